@@ -1,0 +1,6 @@
+"""`python -m raydet`."""
+
+from raydet.cli import main
+
+if __name__ == "__main__":
+    main()

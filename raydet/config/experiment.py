@@ -1,0 +1,34 @@
+"""One run, complete: what is trained, on what, how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from raydet.config.base import Config
+from raydet.config.data import DataConfig
+from raydet.config.model import ModelConfig
+from raydet.config.train import Optimizer, TrainConfig
+
+
+class Experiment(Config):
+    """A run is a function of this value alone; the number of workers is not part of it."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 42
+    data: DataConfig
+    model: ModelConfig
+    optim: Optimizer
+    train: TrainConfig
+
+    @property
+    def num_classes(self) -> int:
+        """Object classes, without background."""
+        return len(self.data.classes)
+
+    @model_validator(mode="after")
+    def _classes_are_named_once(self) -> Self:
+        if not self.data.classes or len(set(self.data.classes)) != len(self.data.classes):
+            raise ValueError(f"data.classes must be one or more different names, got {list(self.data.classes)}")
+        return self

@@ -1,0 +1,109 @@
+"""What the detector is: backbone, fusion per stage, neck, head."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raydet.config.base import Config
+from raydet.config.data import Modality
+
+MiTVariant = Literal["nano", "b0", "b1", "b2", "b3", "b4", "b5"]
+Stage = Annotated[int, Field(ge=1, le=4)]
+Flow = Literal["rectified", "fused"]
+
+
+class MiTConfig(Config):
+    """Mix Transformer encoder (SegFormer, arXiv 2105.15203), two streams without weight sharing."""
+
+    kind: Literal["mit"] = "mit"
+    variant: MiTVariant
+    """b0..b5 as published; nano is our own for demos and tests."""
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Rate of the last block; grows linearly from 0."""
+    init: Literal["segformer", "seed"] = "segformer"
+    """Initial weights: as the SegFormer and CMX papers, or PyTorch's defaults everywhere but in FFM, as the
+    published runs that we compare with."""
+
+
+class CMXFusion(Config):
+    """FRM + FFM of CMX (arXiv 2203.04838): the baseline."""
+
+    kind: Literal["cmx"] = "cmx"
+
+
+class GAFFFusion(Config):
+    """Squeeze-and-excitation per modality, pixelwise cross-modal gates, 1x1 merge (after GAFF, WACV 2021)."""
+
+    kind: Literal["gaff"] = "gaff"
+    se_reduction: Annotated[int, Field(ge=1)] = 4
+    inter_shared: bool = False
+    """One 2C -> 2C gate convolution instead of two 2C -> C: the same function class, so a null factor."""
+    merge_bottleneck: bool = False
+
+
+class IdentityFusion(Config):
+    """No fusion: the RGB map goes to the detector, both streams go on alone."""
+
+    kind: Literal["identity"] = "identity"
+
+
+Fusion = Annotated[CMXFusion | GAFFFusion | IdentityFusion, Field(discriminator="kind")]
+
+
+class FPNConfig(Config):
+    """Feature pyramid network with the extra `pool` level."""
+
+    kind: Literal["fpn"] = "fpn"
+    channels: Annotated[int, Field(ge=1)] = 256
+
+
+class FasterRCNNConfig(Config):
+    """RPN and box head; defaults are torchvision's."""
+
+    kind: Literal["faster_rcnn"] = "faster_rcnn"
+    anchor_sizes: tuple[float, float, float, float, float] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """Anchor side per level, in canvas pixels."""
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width."""
+    rpn_pre_nms_top_n: tuple[int, int] = (2000, 1000)
+    """Proposals per level kept before NMS, in training and at test."""
+    rpn_post_nms_top_n: tuple[int, int] = (2000, 1000)
+    rpn_batch_size_per_image: Annotated[int, Field(ge=2)] = 256
+    box_batch_size_per_image: Annotated[int, Field(ge=4)] = 512
+    box_hidden: Annotated[int, Field(ge=1)] = 1024
+    pool_level_rois: bool = True
+    """RoIs may be pooled from the `pool` level too, as in the published runs (torchvision leaves it out)."""
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
+    nms_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_detections: Annotated[int, Field(ge=1)] = 100
+
+
+class ModelConfig(Config):
+    """The whole detector."""
+
+    backbone: MiTConfig
+    rgb_modalities: tuple[Modality, ...] = ("rgb",)
+    """Modalities stacked into the first stream."""
+    aux_modalities: tuple[Modality, ...] = ("thermal", "event")
+    """Modalities stacked into the second stream."""
+    fusion: Fusion = CMXFusion()
+    """Used at `fusion_stages`."""
+    fusion_stages: tuple[Stage, ...] = (1, 2, 3, 4)
+    elsewhere: CMXFusion | IdentityFusion = Field(default=CMXFusion(), discriminator="kind")
+    """Used at the other stages."""
+    flow: Flow = "rectified"
+    """What enters the next stage of each stream: its own rectified map, or the fused map (both streams)."""
+    neck: FPNConfig = FPNConfig()
+    head: FasterRCNNConfig = FasterRCNNConfig()
+
+    @model_validator(mode="after")
+    def _stages_are_a_set(self) -> Self:
+        if tuple(sorted(set(self.fusion_stages))) != self.fusion_stages:
+            raise ValueError(f"fusion_stages must be ascending without repeats, got {list(self.fusion_stages)}")
+        return self
+
+    def fusion_at(self, stage: int) -> Fusion:
+        """The fusion that stage 1..4 uses."""
+        return self.fusion if stage in self.fusion_stages else self.elsewhere

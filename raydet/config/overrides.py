@@ -1,0 +1,112 @@
+"""`--set path=value`: change single values of an experiment, with a hint where a path is misspelt."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from raydet.config.experiment import Experiment
+from raydet.errors import ConfigError
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `path=value`; the value is JSON where it can be read so, else a string.
+
+    >>> parse_override("optim.lr=0.01")
+    ('optim.lr', 0.01)
+    >>> parse_override("model.backbone.variant=b5")
+    ('model.backbone.variant', 'b5')
+    >>> parse_override("model.fusion_stages=[3,4]")
+    ('model.fusion_stages', [3, 4])
+
+    Raises:
+        ConfigError: there is no `=`.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set wants path=value, for example optim.lr=0.01, got {text!r}")
+    try:
+        return path, json.loads(value)
+    except json.JSONDecodeError:
+        return path, value
+
+
+def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """A new experiment with some values replaced.
+
+    An object replaces a whole section (`model.fusion={"kind": "cmx"}`); `kind` alone (`model.fusion.kind=gaff`)
+    changes the member of a union and keeps the fields that both members have.
+
+    Raises:
+        ConfigError: a path does not exist (the nearest ones are named), or the result is not a valid experiment.
+    """
+    tree = json.loads(experiment.model_dump_json())
+    # `kind` first, so that `optim.kind=adamw optim.betas=[...]` works in any order.
+    for path, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind")):
+        tree = _replaced(tree, path.split("."), value, path)
+        if path.endswith(".kind"):
+            tree = _with_new_member(tree, path)
+    where = "--set " + " ".join(f"{path}={json.dumps(value)}" for path, value in overrides.items())
+    return Experiment.from_json(json.dumps(tree), where=where)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a nested mapping with its dotted path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _replaced(tree: dict[str, Any], keys: Sequence[str], value: Any, path: str) -> dict[str, Any]:
+    head, rest = keys[0], keys[1:]
+    if head not in tree:
+        raise ConfigError(_unknown(path, path.split(".")[: -len(keys)], list(tree)))
+    if not rest:
+        return tree | {head: value}
+    if not isinstance(tree[head], dict):
+        raise ConfigError(f"unknown config key {path!r}: {path[: -len('.'.join(rest)) - 1]!r} has no parts")
+    return tree | {head: _replaced(tree[head], rest, value, path)}
+
+
+def _unknown(path: str, parents: Sequence[str], known: Sequence[str]) -> str:
+    prefix = "".join(f"{parent}." for parent in parents)
+    key = path[len(prefix) :].split(".")[0]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
+    return f"unknown config key {path!r}; {hint}"
+
+
+def _with_new_member(tree: dict[str, Any], path: str) -> dict[str, Any]:
+    """After `kind` has changed: drop the fields that the new member lacks, add its defaults."""
+    parents = path.split(".")[:-1]
+    node = tree
+    for key in parents:
+        node = node[key]
+    defaults = _defaults_of_kind(parents, node["kind"])
+    if defaults is None:
+        return tree  # the validation names the legal kinds
+    kept = {key: value for key, value in node.items() if key in defaults}
+    return _replaced(tree, parents, defaults | kept, path)
+
+
+def _defaults_of_kind(parents: Sequence[str], kind: str) -> dict[str, Any] | None:
+    schema = Experiment.model_json_schema()
+    node = schema
+    for key in parents:
+        node = _resolved(schema, node["properties"][key])
+    reference = node.get("discriminator", {}).get("mapping", {}).get(kind)
+    if reference is None:
+        return None
+    properties = _resolved(schema, {"$ref": reference})["properties"]
+    return {key: value.get("default") for key, value in properties.items()}
+
+
+def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in node:
+        found: dict[str, Any] = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        return found
+    return node

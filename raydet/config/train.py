@@ -1,0 +1,81 @@
+"""How the detector is trained: optimiser, schedule, batch, precision, evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raydet.config.base import Config
+
+
+class ConstantSchedule(Config):
+    """The learning rate stays as it is, after an optional linear warm-up."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class StepSchedule(Config):
+    """Times `gamma` every `step_epochs` epochs."""
+
+    kind: Literal["step"] = "step"
+    step_epochs: Annotated[int, Field(ge=1)] = 15
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class CosineSchedule(Config):
+    """Linear warm-up, then half a cosine down to `final_fraction` of the learning rate."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+Schedule = Annotated[ConstantSchedule | StepSchedule | CosineSchedule, Field(discriminator="kind")]
+
+
+class SGDConfig(Config):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Annotated[float, Field(ge=0)] = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Schedule = ConstantSchedule()
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest L2 norm of the whole gradient; null does not clip."""
+
+
+class AdamWConfig(Config):
+    """Adam with decoupled weight decay (arXiv 1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    schedule: Schedule = CosineSchedule()
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest L2 norm of the whole gradient; null does not clip."""
+
+
+Optimizer = Annotated[SGDConfig | AdamWConfig, Field(discriminator="kind")]
+
+
+class TrainConfig(Config):
+    """The loop."""
+
+    epochs: Annotated[int, Field(ge=1)] = 15
+    global_batch: Annotated[int, Field(ge=1)] = 16
+    """Pictures per optimiser step over all workers: the truth, whatever the number of workers."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Pictures per worker in one forward pass; null: global_batch / workers. The rest is accumulation."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights, norms, losses and box arithmetic stay fp32."""
+    eval_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_batch: Annotated[int, Field(ge=1)] = 4
+    """Pictures per worker in one forward pass of the evaluation."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Best checkpoints kept; the newest is kept always."""

@@ -1,0 +1,57 @@
+"""The exception tree and the exit codes.
+
+    RaydetError
+    |-- ConfigError       what the user asked for is wrong                     exit 2
+    |   |-- StudyError    a study asks for something that cannot be            exit 2
+    |   `-- TrackingError the tracking server cannot be used                   exit 2
+    |-- DataError         what lies on disk is wrong                           exit 3
+    |-- CheckpointError   a checkpoint cannot be written or read               exit 3
+    `-- TrainingError     a run cannot go on                                   exit 1
+
+A message says what was wanted, what came, where (file, row, sample, rank) and what to do. The command line prints
+it on one line and leaves with the exit code; a traceback is for our own mistakes only.
+
+All of them are built from one string, so that they travel between processes unchanged.
+"""
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_DATA = 3
+EXIT_INTERRUPTED = 130
+"""The shell's convention for a program ended by Ctrl-C (128 + SIGINT)."""
+
+
+class RaydetError(Exception):
+    """Base of everything raydet raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(RaydetError, ValueError):
+    """A setting, a flag or a combination of them is wrong."""
+
+    exit_code = EXIT_USAGE
+
+
+class StudyError(ConfigError):
+    """A study cannot be what it is asked to be."""
+
+
+class TrackingError(ConfigError):
+    """The experiment tracker cannot be reached or refuses the request."""
+
+
+class DataError(RaydetError, ValueError):
+    """A file of a data set is missing, unreadable or contradicts itself."""
+
+    exit_code = EXIT_DATA
+
+
+class CheckpointError(RaydetError):
+    """A checkpoint is damaged, incomplete or belongs to another model."""
+
+    exit_code = EXIT_DATA
+
+
+class TrainingError(RaydetError):
+    """A run cannot go on: its loss is not finite, or its workers died."""

@@ -1,0 +1,76 @@
+"""Run a detector over pictures and collect its detections as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raydet.evaluate.coco import ROW_WIDTH, GroundTruth
+from raydet.structures import Batch, Detections
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module, batches: Iterable[tuple[Batch, list[int]]], *, device: torch.device
+) -> NDArray[np.float64]:
+    """Detections of all pictures, in source pixels.
+
+    Args:
+        model: returns one `Detections` per picture in evaluation mode; left in the mode in which it came.
+        batches: batches with the position of each picture in the evaluation set.
+        device: where the model lives.
+
+    Returns:
+        Rows [N, 7] as `evaluate_coco` takes them.
+    """
+    was_training = model.training
+    model.eval()
+    rows = [np.zeros((0, ROW_WIDTH))]
+    for batch, positions in batches:
+        for row, found in enumerate(model(batch.to(device))):
+            rows.append(_rows(found, positions[row], _hw(batch.valid_hw, row), _hw(batch.source_hw, row)))
+    model.train(was_training)
+    return np.concatenate(rows)
+
+
+def ground_truth(targets: Iterable[tuple[Tensor, Tensor]]) -> GroundTruth:
+    """The truth of an evaluation set, from (boxes_xyxy [N, 4] in source pixels, labels [N]) of each picture."""
+    boxes, labels, index = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    position = -1
+    for position, (boxes_xyxy, picture_labels) in enumerate(targets):
+        boxes.append(_xywh(boxes_xyxy))
+        labels.append(picture_labels.numpy())
+        index.append(np.full(len(picture_labels), position))
+    return GroundTruth(
+        num_images=position + 1,
+        image_index=np.concatenate(index),
+        boxes_xywh=np.concatenate(boxes),
+        labels=np.concatenate(labels),
+    )
+
+
+def _xywh(boxes_xyxy: Tensor) -> NDArray[np.float64]:
+    boxes: NDArray[np.float64] = boxes_xyxy.double().cpu().numpy()
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _hw(sizes: Tensor, row: int) -> tuple[int, int]:
+    return int(sizes[row, 0]), int(sizes[row, 1])
+
+
+def _rows(
+    found: Detections, position: int, valid_hw: tuple[int, int], source_hw: tuple[int, int]
+) -> NDArray[np.float64]:
+    found = found.rescaled(valid_hw, source_hw)
+    return np.column_stack(
+        [
+            np.full(len(found.scores), position),
+            _xywh(found.boxes_xyxy),
+            found.scores.double().cpu().numpy(),
+            found.labels.cpu().numpy(),
+        ]
+    )

@@ -1,0 +1,86 @@
+"""Who we are among the workers, and the few things that workers say to one another.
+
+Every function works with one process too, without a process group. Nothing is pickled: only tensors travel.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among the workers of one run."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes the files."""
+        return self.rank == 0
+
+
+def world_from_environment() -> World:
+    """Join the process group that `torchrun` describes, or stand alone where it does not."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = local_device(local_rank)
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=device)
+
+
+def local_device(local_rank: int) -> torch.device:
+    """The GPU of this worker, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def mean_over_ranks(values: Tensor, world: World) -> Tensor:
+    """The mean of each rank's tensor, on every rank."""
+    if world.world_size == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world.world_size
+
+
+def gather_rows(rows: NDArray[np.float64], world: World) -> NDArray[np.float64]:
+    """All ranks' rows [N_rank, D] below one another in rank order, on every rank."""
+    if world.world_size == 1:
+        return rows
+    mine = torch.from_numpy(np.ascontiguousarray(rows)).to(world.device)
+    count = torch.tensor([len(rows)], device=world.device)
+    counts = [torch.zeros_like(count) for _ in range(world.world_size)]
+    dist.all_gather(counts, count)
+    most = max(int(c) for c in counts)
+    padded = torch.zeros(most, rows.shape[1], dtype=torch.float64, device=world.device)
+    padded[: len(rows)] = mine
+    gathered = [torch.zeros_like(padded) for _ in range(world.world_size)]
+    dist.all_gather(gathered, padded)
+    return np.concatenate([part[: int(n)].cpu().numpy() for part, n in zip(gathered, counts, strict=True)])
+
+
+def broadcast_buffers(module: nn.Module, world: World) -> None:
+    """Give every rank rank 0's buffers: BatchNorm statistics drift apart during an epoch."""
+    if world.world_size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks."""
+    if world.world_size > 1:
+        dist.barrier()

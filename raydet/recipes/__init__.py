@@ -1,0 +1,38 @@
+"""Complete runs as functions that return an `Experiment`.
+
+Adding a recipe: write the function, add one line to `RECIPES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+from raydet.config import Experiment
+from raydet.errors import ConfigError
+from raydet.recipes.demo import demo
+from raydet.recipes.rgbte import rgbte
+
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    "demo": demo,
+    "rgbte_mit_b0": partial(rgbte, "b0"),
+    "rgbte_mit_b1": partial(rgbte, "b1"),
+    "rgbte_mit_b2": partial(rgbte, "b2"),
+    "rgbte_mit_b3": partial(rgbte, "b3"),
+    "rgbte_mit_b4": partial(rgbte, "b4"),
+    "rgbte_mit_b5": partial(rgbte, "b5"),
+}
+
+
+def recipe(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        ConfigError: there is no such recipe; the nearest name is given.
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(RECIPES)}"
+        raise ConfigError(f"unknown recipe {name!r}; {hint}")
+    return RECIPES[name]()

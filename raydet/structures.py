@@ -1,0 +1,152 @@
+"""The three types that travel through the whole system: `Sample`, `Batch`, `Detections`.
+
+Boxes are (x1, y1, x2, y2) in pixels, x to the right, y down, the origin at the picture's top left corner, and a box
+covers [x1, x2) x [y1, y2). Labels count from 0; there is no background label outside the detector's head.
+
+Legend: B batch, C channels, H W canvas height and width in pixels, N boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+PADDED_LABEL = -1
+"""Label of the rows that fill up a batch's target tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture in every modality that its source has, with its boxes.
+
+    `modalities` maps a name ("rgb", "thermal", "event") to a tensor [C, H, W], uint8 in 0..255 or float32 in 0..1;
+    all have the same H and W. A modality that the source lacks is absent.
+    """
+
+    image_id: str
+    group_id: str
+    """The sequence the picture comes from: frames of one group never straddle a split."""
+    modalities: dict[str, Tensor]
+    boxes_xyxy: Tensor
+    """float32 [N, 4]."""
+    labels: Tensor
+    """int64 [N], 0..K-1."""
+    source_hw: tuple[int, int]
+    """Height and width of the picture as it lies in the source."""
+    valid_hw: tuple[int, int]
+    """The top left part of the tensors that is picture; the rest is padding."""
+
+    @property
+    def canvas_hw(self) -> tuple[int, int]:
+        """Height and width of the tensors."""
+        tensor = next(iter(self.modalities.values()))
+        return int(tensor.shape[-2]), int(tensor.shape[-1])
+
+    def with_targets(self, boxes_xyxy: Tensor, labels: Tensor) -> Sample:
+        """The same picture with other boxes."""
+        return replace(self, boxes_xyxy=boxes_xyxy, labels=labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples of one canvas size, stacked; targets are padded to the largest count."""
+
+    modalities: dict[str, Tensor]
+    """[B, C, H, W] each, uint8 in 0..255 or float32 in 0..1 (normalised later, on the device)."""
+    valid_hw: Tensor
+    """int64 [B, 2]: the top left part of the canvas that is picture."""
+    source_hw: Tensor
+    """int64 [B, 2]: size of the picture in its source; boxes return there by valid_hw -> source_hw."""
+    boxes_xyxy: Tensor
+    """float32 [B, N, 4] in canvas pixels; rows from `counts[b]` on are zero."""
+    labels: Tensor
+    """int64 [B, N]; rows from `counts[b]` on are PADDED_LABEL."""
+    counts: Tensor
+    """int64 [B]: number of boxes of each sample."""
+    image_ids: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.image_ids)
+
+    @property
+    def canvas_hw(self) -> tuple[int, int]:
+        """Height and width of the stacked tensors."""
+        tensor = next(iter(self.modalities.values()))
+        return int(tensor.shape[-2]), int(tensor.shape[-1])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """The same batch with its tensors on `device`."""
+        move = {"device": device, "non_blocking": non_blocking}
+        return replace(
+            self,
+            modalities={name: x.to(**move) for name, x in self.modalities.items()},
+            valid_hw=self.valid_hw.to(**move),
+            source_hw=self.source_hw.to(**move),
+            boxes_xyxy=self.boxes_xyxy.to(**move),
+            labels=self.labels.to(**move),
+            counts=self.counts.to(**move),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by the DataLoader when it feeds a GPU)."""
+        return replace(
+            self,
+            modalities={name: x.pin_memory() for name, x in self.modalities.items()},
+            valid_hw=self.valid_hw.pin_memory(),
+            source_hw=self.source_hw.pin_memory(),
+            boxes_xyxy=self.boxes_xyxy.pin_memory(),
+            labels=self.labels.pin_memory(),
+            counts=self.counts.pin_memory(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What the detector found in one picture, best first."""
+
+    boxes_xyxy: Tensor
+    """float32 [N, 4]."""
+    scores: Tensor
+    """float32 [N] in 0..1."""
+    labels: Tensor
+    """int64 [N], 0..K-1."""
+
+    def rescaled(self, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Detections:
+        """The same detections in a picture of another size, e.g. canvas pixels -> source pixels."""
+        (from_h, from_w), (to_h, to_w) = from_hw, to_hw
+        factors = self.boxes_xyxy.new_tensor([to_w / from_w, to_h / from_h, to_w / from_w, to_h / from_h])
+        return replace(self, boxes_xyxy=self.boxes_xyxy * factors)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one canvas size into a batch.
+
+    Raises:
+        ValueError: the samples differ in canvas size or in their modalities (our own mistake, not the user's: the
+            letterbox comes first).
+    """
+    names = samples[0].modalities.keys()
+    if any(s.modalities.keys() != names or s.canvas_hw != samples[0].canvas_hw for s in samples):
+        shapes = [{name: tuple(x.shape) for name, x in s.modalities.items()} for s in samples]
+        raise ValueError(f"samples of one batch must have the same modalities and canvas, got {shapes}")
+    counts = torch.tensor([len(s.labels) for s in samples])
+    most = max(1, int(counts.max()))
+    boxes_xyxy = torch.zeros(len(samples), most, 4)
+    labels = torch.full((len(samples), most), PADDED_LABEL)
+    for row, sample in enumerate(samples):
+        boxes_xyxy[row, : len(sample.labels)] = sample.boxes_xyxy
+        labels[row, : len(sample.labels)] = sample.labels
+    return Batch(
+        modalities={name: torch.stack([s.modalities[name] for s in samples]) for name in names},
+        valid_hw=torch.tensor([s.valid_hw for s in samples]),
+        source_hw=torch.tensor([s.source_hw for s in samples]),
+        boxes_xyxy=boxes_xyxy,
+        labels=labels,
+        counts=counts,
+        image_ids=tuple(s.image_id for s in samples),
+    )

@@ -1,0 +1,56 @@
+"""What a tracker can do, and the tracker that does nothing.
+
+One process writes: the driver of a study, or the controller of a single run. The workers never talk to the tracking
+server, so the number of workers cannot change the number of runs, and no worker needs the server's credentials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+RunStatus = Literal["finished", "failed", "killed"]
+
+
+class Tracker(Protocol):
+    """Every call may be repeated: what is noted already is left alone, so a restart continues the same run."""
+
+    def open_run(self, name: str, *, identity: str, parent: str | None = None) -> str:
+        """The id of the run with this `identity`, made if there is none."""
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Note the inputs of a run."""
+
+    def log_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Note numbers of epochs; each row names its `epoch`. What is no finite number is left out."""
+
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        """Store a text as an artifact."""
+
+    def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None:
+        """Store a table as an artifact that the UI can show (`path` ends in .json)."""
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Note where things lie."""
+
+    def close_run(self, run_id: str, status: RunStatus) -> None:
+        """The run has ended."""
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def open_run(self, name: str, *, identity: str, parent: str | None = None) -> str:
+        return ""
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None: ...
+
+    def log_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def log_text(self, run_id: str, text: str, path: str) -> None: ...
+
+    def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None: ...
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None: ...
+
+    def close_run(self, run_id: str, status: RunStatus) -> None: ...

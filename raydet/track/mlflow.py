@@ -1,0 +1,162 @@
+"""The MLflow tracker: the only place that imports mlflow.
+
+Files and numbers are logged, never MLflow model flavours, and nothing is ever loaded back as code.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Read by mlflow at import: no telemetry, and an unreachable server is found in seconds, not minutes.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+import pandas
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from raydet.errors import TrackingError
+from raydet.track.base import RunStatus
+
+IDENTITY_TAG = "raydet.identity"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the UI draws the tree from it
+MAX_PARAMS_PER_CALL = 100
+MAX_METRICS_PER_CALL = 1000
+MAX_PARAM_LENGTH = 6000
+
+_STATUS: dict[RunStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class MLflowTracker:
+    """Runs of one MLflow experiment."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        """Connect, and make the experiment if there is none.
+
+        Args:
+            uri: `sqlite:////absolute/path.db`, `http://host:port`, or whatever else MLflow takes.
+            experiment: its name.
+
+        Raises:
+            TrackingError: the server cannot be reached or refuses.
+        """
+        for name in ("mlflow", "alembic"):  # they announce every database migration
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.uri = uri
+        try:
+            self._client = MlflowClient(uri)
+            self._experiment = _experiment_id(self._client, uri, experiment)
+        except Exception as error:  # MLflow lets SQLAlchemy's, requests' and its own errors through
+            raise TrackingError(
+                f"cannot use the tracking URI {_without_password(uri)}: {_first_line(error)}; start the server, "
+                "or leave --tracking-uri out for a local sqlite file"
+            ) from error
+        self._logged_epochs: dict[str, set[int]] = {}
+
+    def open_run(self, name: str, *, identity: str, parent: str | None = None) -> str:
+        """See `Tracker`."""
+        run = self._find(identity)
+        if run is None:
+            tags = {IDENTITY_TAG: identity} | ({PARENT_TAG: parent} if parent else {})
+            run = self._client.create_run(self._experiment, run_name=name, tags=tags)
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        return str(run.info.run_id)
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """See `Tracker`."""
+        known = self._client.get_run(run_id).data.params
+        new = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in params.items() if key not in known]
+        for chunk in _chunks(new, MAX_PARAMS_PER_CALL):
+            self._client.log_batch(run_id, params=chunk)
+
+    def log_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker`."""
+        logged = self._epochs_of(run_id)
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(_metric_name(key), float(value), now, row["epoch"])
+            for row in rows
+            if row["epoch"] not in logged
+            for key, value in row.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        ]
+        for chunk in _chunks(metrics, MAX_METRICS_PER_CALL):
+            self._client.log_batch(run_id, metrics=chunk)
+        logged.update(row["epoch"] for row in rows)
+
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        """See `Tracker`."""
+        self._client.log_text(run_id, text, path)
+
+    def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None:
+        """See `Tracker`."""
+        # log_table would append to a table that is there already.
+        self._client.log_text(run_id, pandas.DataFrame(rows).to_json(orient="split", index=False), path)
+        tag = f'[{{"path": "{path}", "type": "table"}}]'
+        self._client.set_tag(run_id, "mlflow.loggedArtifacts", tag)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """See `Tracker`."""
+        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def close_run(self, run_id: str, status: RunStatus) -> None:
+        """See `Tracker`."""
+        self._client.set_terminated(run_id, _STATUS[status])
+
+    def _find(self, identity: str) -> Run | None:
+        found = self._client.search_runs(
+            [self._experiment],
+            filter_string=f"tags.`{IDENTITY_TAG}` = '{identity}'",
+            run_view_type=ViewType.ACTIVE_ONLY,
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def _epochs_of(self, run_id: str) -> set[int]:
+        if run_id not in self._logged_epochs:
+            history = self._client.get_metric_history(run_id, "epoch")
+            self._logged_epochs[run_id] = {metric.step for metric in history}
+        return self._logged_epochs[run_id]
+
+
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    existing = client.get_experiment_by_name(name)
+    if existing is not None:
+        return str(existing.experiment_id)
+    location = None
+    if uri.startswith("sqlite:///"):  # else MLflow would use ./mlruns of whoever looks
+        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # another driver was faster
+        existing = client.get_experiment_by_name(name)
+        if existing is None:
+            raise
+        return str(existing.experiment_id)
+
+
+def _metric_name(key: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", key)
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", uri)

@@ -1,0 +1,70 @@
+"""What of a run goes to the tracker: inputs when it begins, metrics while it runs, tables and places at the end."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydet.config import Experiment, flatten
+from raydet.errors import TrackingError
+from raydet.track.base import NullTracker, Tracker
+
+
+def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracker:
+    """The tracker of a command.
+
+    Args:
+        uri: MLflow tracking URI; None is a sqlite file in `directory`; "none" tracks nothing.
+        experiment: name of the MLflow experiment.
+
+    Raises:
+        TrackingError: mlflow is not installed, or the server cannot be used.
+    """
+    if uri == "none":
+        return NullTracker()
+    if importlib.util.find_spec("mlflow") is None:
+        raise TrackingError("mlflow is not installed; install it, or pass --tracking-uri none")
+    from raydet.track.mlflow import MLflowTracker
+
+    return MLflowTracker(uri or f"sqlite:///{directory.absolute() / 'mlflow.db'}", experiment)
+
+
+def begin_run(
+    tracker: Tracker, experiment: Experiment, *, name: str, identity: str, parent: str | None = None
+) -> str:
+    """Open (or continue) a run and note its inputs: every leaf of the config by its path."""
+    run_id = tracker.open_run(name, identity=identity, parent=parent)
+    tracker.log_params(run_id, dict(flatten(experiment.model_dump(mode="json"))))
+    tracker.log_text(run_id, experiment.to_json(), "config.json")
+    return run_id
+
+
+def end_run(tracker: Tracker, run_id: str, *, run_dir: Path, results: Mapping[str, Any]) -> None:
+    """Note everything that a finished run came to."""
+    tracker.log_history(run_id, results["history"])
+    tracker.log_table(run_id, coco_table(results), "coco_table.json")
+    for name in ("model_info.json", "final_results.json", "metrics_per_epoch.csv", "training.log"):
+        if (run_dir / name).exists():
+            tracker.log_text(run_id, (run_dir / name).read_text(), name)
+    tags = {"raydet.run_dir": str(run_dir), "raydet.fingerprint": results["fingerprint"]}
+    checkpoint = last_checkpoint(run_dir)
+    if checkpoint is not None:  # the place and the hashes; the bytes stay where they are
+        tags["raydet.checkpoint"] = str(checkpoint)
+        tracker.log_text(run_id, (checkpoint / "manifest.json").read_text(), "checkpoint_manifest.json")
+    tracker.set_tags(run_id, tags)
+    tracker.close_run(run_id, "finished")
+
+
+def coco_table(results: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    """The 12 metrics and AP per class, last epoch against best epoch."""
+    final, best = results["final"], results["best"]
+    names = [key for key in final if key.startswith(("mAP", "AR_", "AP/"))]
+    return [{"metric": name, "last epoch": final[name], "best epoch": best.get(name)} for name in names]
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    manifests = sorted(run_dir.glob("checkpoints/epoch_*/manifest.json"))
+    return manifests[-1].parent if manifests else None

@@ -1,0 +1,1 @@
+"""Training. `worker` and `launch` know Ray; nothing else here does."""

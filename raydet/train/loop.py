@@ -1,0 +1,175 @@
+"""The training loop, on one page: epochs of steps, an evaluation, a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from raydet.config import Experiment
+from raydet.errors import TrainingError
+from raydet.parallel.collectives import World, mean_over_ranks
+from raydet.structures import Batch
+from raydet.train.optim import learning_rate
+from raydet.train.record import RunRecord
+from raydet.train.state import TrainState
+from raydet.train.step import LOSS_NAMES, train_step
+
+FLUSH_STEPS = 20
+"""Steps between two looks at the losses: each look makes the host wait for the device once."""
+
+logger = logging.getLogger("raydet")
+
+
+class Loader(Protocol):
+    """Micro-batches of this rank."""
+
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """One list of micro-batches per optimiser step."""
+
+
+def fit(
+    state: TrainState,
+    loader: Loader,
+    *,
+    experiment: Experiment,
+    world: World,
+    record: RunRecord,
+    validate: Callable[[], dict[str, Any]],
+    publish: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train from where `state` stands to the last epoch.
+
+    Args:
+        validate: metrics of the model as it is; called on every rank, every `train.eval_every` epochs and at the end.
+        publish: takes the row of a finished epoch and stores a checkpoint; called on every rank.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    config, optim = experiment.train, experiment.optim
+    total_steps = config.epochs * loader.steps_per_epoch
+    log = LossLog(record, world, config.epochs, total_steps, config.global_batch)
+    while state.epoch < config.epochs:
+        log.start_epoch(state.epoch, state.step)
+        state.model.train()
+        for micro_batches in loader.epoch(state.epoch):
+            lr = learning_rate(
+                optim, step=state.step, steps_per_epoch=loader.steps_per_epoch, total_steps=total_steps
+            )
+            losses = train_step(
+                state.model,
+                micro_batches,
+                state.optimizer,
+                lr=lr,
+                clip_norm=optim.clip_norm,
+                seed=experiment.seed,
+                step=state.step,
+                world=world,
+                precision=config.precision,
+            )
+            log.add(state.step, lr, losses, [image for batch in micro_batches for image in batch.image_ids])
+            state.step += 1
+        row = log.end_epoch()
+        state.epoch += 1
+        if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
+            started = time.perf_counter()
+            row |= validate()
+            row["eval_s"] = round(time.perf_counter() - started, 3)
+        state.history.append(row)
+        record.epochs(state.history)
+        if world.is_main:
+            logger.info("epoch %d of %d: %s", state.epoch, config.epochs, row)
+        publish(row)
+
+
+@dataclass(slots=True)
+class LossLog:
+    """Keeps the losses on the device and looks at them now and then."""
+
+    record: RunRecord
+    world: World
+    epochs: int
+    total_steps: int
+    global_batch: int
+    _epoch: int = 0
+    _first_step: int = 0
+    _started: float = 0.0
+    _pending: list[tuple[int, float, Tensor, list[str]]] = field(default_factory=list)
+    _losses: list[float] = field(default_factory=list)
+
+    def start_epoch(self, epoch: int, step: int) -> None:
+        """Begin the epoch with number `epoch`, counted from 0, at optimiser step `step`."""
+        self._epoch, self._first_step, self._started, self._losses = epoch, step, time.perf_counter(), []
+
+    def add(self, step: int, lr: float, losses: Tensor, image_ids: list[str]) -> None:
+        """Note this rank's losses of one step."""
+        self._pending.append((step, lr, losses, image_ids))
+        # On a CPU the losses are there already: look at once, so that the progress bar moves.
+        if losses.device.type == "cpu" or len(self._pending) == FLUSH_STEPS:
+            self._flush()
+
+    def end_epoch(self) -> dict[str, Any]:
+        """The epoch's row: mean loss, time and speed."""
+        self._flush()
+        seconds = time.perf_counter() - self._started
+        return {
+            "epoch": self._epoch + 1,
+            "loss": math.fsum(self._losses) / len(self._losses),
+            "train_s": round(seconds, 3),
+            "images_per_s": round(len(self._losses) * self.global_batch / seconds, 3),
+        }
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        mine = torch.stack([losses for _, _, losses, _ in self._pending])
+        means = mean_over_ranks(mine, self.world)
+        if not torch.isfinite(means).all():
+            raise self._not_finite(mine)
+        rows = []
+        for (step, lr, _, _), values in zip(self._pending, means.tolist(), strict=True):
+            loss = math.fsum(values)
+            self._losses.append(loss)
+            named = dict(zip(LOSS_NAMES, values, strict=True))
+            rows.append({"step": step, "epoch": self._epoch + 1, "lr": lr, "loss": loss} | named)
+        self._pending.clear()
+        self.record.batches(rows)
+        self._progress(rows[-1])
+
+    def _progress(self, row: dict[str, Any]) -> None:
+        done = row["step"] + 1
+        step_s = (time.perf_counter() - self._started) / (done - self._first_step)
+        self.record.progress(
+            {
+                "epoch": row["epoch"],
+                "epochs": self.epochs,
+                "step": done,
+                "total_steps": self.total_steps,
+                "loss": row["loss"],
+                "images_per_s": self.global_batch / step_s,
+                "eta_s": step_s * (self.total_steps - done),
+            },
+            force=done == self.total_steps,
+        )
+
+    def _not_finite(self, mine: Tensor) -> TrainingError:
+        for (step, lr, losses, image_ids), finite in zip(
+            self._pending, torch.isfinite(mine).all(dim=1).tolist(), strict=True
+        ):
+            if not finite:
+                named = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
+                return TrainingError(
+                    f"rank {self.world.rank}: the loss is not finite at step {step} (epoch {self._epoch + 1}): {named}, "
+                    f"pictures {', '.join(image_ids)}; lower optim.lr (now {lr:g}), set optim.clip_norm, "
+                    "or check these pictures' boxes"
+                )
+        return TrainingError(f"rank {self.world.rank}: another rank's loss is not finite; see its message")

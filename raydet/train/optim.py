@@ -1,0 +1,69 @@
+"""Optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import assert_never
+
+import torch
+from torch import nn
+
+
+from raydet.config import (
+    AdamWConfig,
+    ConstantSchedule,
+    CosineSchedule,
+    Optimizer,
+    Schedule,
+    SGDConfig,
+    StepSchedule,
+)
+
+
+def build_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a config.
+
+    SGD decays every parameter, as the published runs do; AdamW spares vectors (norms and biases), as transformers
+    are trained.
+    """
+    parameters = list(parameters)
+    match config:
+        case SGDConfig():
+            return torch.optim.SGD(
+                parameters,
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
+        case AdamWConfig():
+            groups = [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ]
+            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        case _:
+            assert_never(config)
+
+
+def learning_rate(config: Optimizer, *, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """The learning rate of optimiser step 0..total_steps-1: a pure function, so a resume needs no schedule state."""
+    schedule = config.schedule
+    if step < schedule.warmup_steps:
+        return config.lr * (step + 1) / schedule.warmup_steps
+    return config.lr * _factor(schedule, step, steps_per_epoch, total_steps)
+
+
+def _factor(schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    match schedule:
+        case ConstantSchedule():
+            return 1.0
+        case StepSchedule():
+            return float(schedule.gamma ** (step // (steps_per_epoch * schedule.step_epochs)))
+        case CosineSchedule():
+            progress = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)
+            cosine = (1 + math.cos(math.pi * progress)) / 2
+            return schedule.final_fraction + (1 - schedule.final_fraction) * cosine
+        case _:
+            assert_never(schedule)

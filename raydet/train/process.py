@@ -1,0 +1,232 @@
+"""What one process of a run does, from files to results. Knows neither Ray nor MLflow.
+
+Call it under plain `python`, under `torchrun`, or from a Ray Train worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import raydet
+from raydet.config import Experiment
+from raydet.data.build import open_source
+from raydet.data.loader import EvalLoader, TrainLoader
+from raydet.data.sampler import batch_plan
+from raydet.data.sources.base import Source
+from raydet.data.split import split_indices
+from raydet.evaluate.coco import CocoResult, evaluate_coco
+from raydet.evaluate.run import detect, ground_truth
+from raydet.models.build import build_detector, parameter_counts
+from raydet.parallel.checkpoint import MANIFEST, load_checkpoint, save_checkpoint
+from raydet.parallel.collectives import World, broadcast_buffers, gather_rows
+from raydet.parallel.parallelize import parallelize, unwrapped
+from raydet.train.loop import fit
+from raydet.train.optim import build_optimizer
+from raydet.train.record import RunRecord
+from raydet.train.state import TrainState
+from raydet.train.system import system_metrics
+
+Publish = Callable[[dict[str, Any], Path | None], None]
+"""Takes an epoch's row and, on rank 0, the directory of its checkpoint (which the caller may move away)."""
+
+logger = logging.getLogger("raydet")
+
+
+def run_process(
+    experiment: Experiment, *, run_dir: Path, world: World, publish: Publish, resume_from: Path | None = None
+) -> dict[str, Any]:
+    """Train, evaluate and record one run, as rank `world.rank` of its workers.
+
+    Args:
+        run_dir: see `raydet.train.record`; must exist.
+        publish: called on every rank after every epoch.
+        resume_from: a checkpoint directory to continue from.
+
+    Returns:
+        The results (plain JSON), the same on every rank.
+
+    Raises:
+        DataError: the data are bad.
+        ConfigError: the batch does not divide, or the like.
+        CheckpointError: the checkpoint is damaged or belongs to another model.
+        TrainingError: the loss is not finite.
+    """
+    source = open_source(experiment.data)
+    train_indices, val_indices = split_indices(source, experiment.data.split)
+    loader = _train_loader(experiment, source, train_indices, world)
+    torch.manual_seed(experiment.seed)  # the same initial weights on every rank and every world size
+    detector = build_detector(experiment)
+    state = TrainState(
+        model=parallelize(detector, world), optimizer=build_optimizer(experiment.optim, detector.parameters())
+    )
+    if resume_from is not None:
+        state.take(load_checkpoint(resume_from, model=detector, optimizer=state.optimizer))
+    evaluator = Evaluator(experiment, source, val_indices, world)
+    with closing(RunRecord(run_dir, enabled=world.is_main)) as record:
+        info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
+        record.model_info(info)
+        if world.is_main:
+            logger.info("%s: %s", experiment.name, info)
+            if resume_from is not None:
+                logger.info("continuing after epoch %d from %s", state.epoch, resume_from)
+        started = time.perf_counter()
+        fit(
+            state,
+            loader,
+            experiment=experiment,
+            world=world,
+            record=record,
+            validate=lambda: evaluator(state),
+            publish=lambda row: _publish(state, row, world, publish),
+        )
+        results = _results(experiment, state, info, time.perf_counter() - started)
+        record.results(results)
+    return results
+
+
+class Evaluator:
+    """COCO metrics of the model on the validation pictures, shared out over the workers."""
+
+    def __init__(self, experiment: Experiment, source: Source, indices: list[int], world: World) -> None:
+        self.loader = EvalLoader(
+            source,
+            indices,
+            data=experiment.data,
+            batch_size=experiment.train.eval_batch,
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+        self.truth = ground_truth(source.targets(index)[:2] for index in indices)
+        self.classes = experiment.data.classes
+        self.world = world
+
+    def __call__(self, state: TrainState) -> dict[str, Any]:
+        """The 12 metrics, AP per class as `AP/<class>`, and the machine's load."""
+        result = self.evaluate(unwrapped(state.model))
+        per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
+        return {**result.metrics, **per_class, **system_metrics(self.world.device)}
+
+    def evaluate(self, detector: torch.nn.Module) -> CocoResult:
+        """The same on every rank, whatever their number."""
+        broadcast_buffers(detector, self.world)
+        rows = detect(detector, self.loader, device=self.world.device)
+        return evaluate_coco(self.truth, gather_rows(rows, self.world), self.classes)
+
+
+def _train_loader(experiment: Experiment, source: Source, indices: list[int], world: World) -> TrainLoader:
+    train = experiment.train
+    micro_batch, accumulation = batch_plan(train.global_batch, world.world_size, train.micro_batch)
+    return TrainLoader(
+        source,
+        indices,
+        data=experiment.data,
+        seed=experiment.seed,
+        global_batch=train.global_batch,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+
+
+def _publish(state: TrainState, row: dict[str, Any], world: World, publish: Publish) -> None:
+    if not world.is_main:
+        publish(row, None)
+        return
+    directory = Path(tempfile.mkdtemp(prefix="raydet-checkpoint-"))
+    try:
+        save_checkpoint(
+            directory, model=unwrapped(state.model), optimizer=state.optimizer, state=state.as_json()
+        )
+        publish(row, directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _model_info(
+    experiment: Experiment, state: TrainState, loader: TrainLoader, num_train: int, num_val: int, world: World
+) -> dict[str, Any]:
+    return {
+        "parameters": parameter_counts(unwrapped(state.model)),
+        "train_images": num_train,
+        "val_images": num_val,
+        "steps_per_epoch": loader.steps_per_epoch,
+        "global_batch": experiment.train.global_batch,
+        "micro_batch": loader.micro_batch,
+        "accumulation": loader.accumulation,
+        "workers": world.world_size,
+        "device": str(world.device),
+        "threads": torch.get_num_threads(),
+        "raydet": raydet.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _results(
+    experiment: Experiment, state: TrainState, info: dict[str, Any], loop_s: float
+) -> dict[str, Any]:
+    evaluated = [row for row in state.history if "mAP" in row]
+    best = max(evaluated, key=lambda row: row["mAP"] or 0.0)
+    return {
+        "fingerprint": experiment.fingerprint(),
+        "final": evaluated[-1],
+        "best": best,
+        "history": state.history,
+        "parameters": info["parameters"]["total"],
+        "workers": info["workers"],
+        "loop_s": round(loop_s, 3),
+    }
+
+
+class LocalCheckpoints:
+    """Publishes into `<run>/checkpoints/` where no Ray Train does it."""
+
+    def __init__(self, run_dir: Path, *, keep: int) -> None:
+        self.directory = run_dir / "checkpoints"
+        self.keep = keep
+        self._scores: dict[Path, float] = {}
+
+    def __call__(self, row: dict[str, Any], checkpoint: Path | None) -> None:
+        """Move the checkpoint into place and drop the worst beyond `keep`, never the newest."""
+        if checkpoint is None:
+            return
+        self.directory.mkdir(exist_ok=True)
+        target = self.directory / checkpoint_name(row["epoch"])
+        shutil.rmtree(target, ignore_errors=True)
+        draft = target.with_name(f".{target.name}")
+        shutil.copytree(checkpoint, draft)
+        draft.rename(target)
+        self._scores[target] = row.get("mAP") or -1.0
+        for path in checkpoints_to_drop(self._scores, newest=target, keep=self.keep):
+            shutil.rmtree(path)
+            del self._scores[path]
+
+
+def checkpoints_to_drop(scores: dict[Path, float], *, newest: Path, keep: int) -> list[Path]:
+    """Which checkpoints to delete so that the `keep` best and the newest remain."""
+    ranked = sorted(scores, key=lambda path: scores[path], reverse=True)
+    return [path for path in ranked[keep:] if path != newest]
+
+
+def checkpoint_name(epoch: int) -> str:
+    """Directory name of the checkpoint after `epoch` epochs."""
+    return f"epoch_{epoch:04d}"
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The complete checkpoint of the latest epoch in a run's directory."""
+    complete = sorted(path.parent for path in run_dir.glob(f"checkpoints/epoch_*/{MANIFEST}"))
+    return complete[-1] if complete else None

@@ -1,0 +1,59 @@
+"""What runs in every Ray Train worker: `run_process` with Ray's ranks, reports and checkpoints.
+
+Torch is imported inside the function: the process that starts the workers never needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCORE = "checkpoint_score"
+"""Metric by which Ray Train keeps the best checkpoints."""
+
+
+def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one run as one of its workers.
+
+    Args:
+        config: `experiment` (JSON), `run_dir`, `threads`: plain values only, as Ray stores them.
+
+    Returns:
+        The run's results; Ray keeps those of rank 0.
+    """
+    import ray.train
+    import torch
+
+    from raydet.config import Experiment
+    from raydet.parallel.collectives import World, local_device
+    from raydet.train.process import run_process
+
+    torch.set_num_threads(config["threads"])  # Ray sets OMP_NUM_THREADS to 1 per CPU asked for
+    context = ray.train.get_context()
+    world = World(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=local_device(context.get_local_rank()),
+    )
+    checkpoint = ray.train.get_checkpoint()
+    return run_process(
+        Experiment.from_json(config["experiment"], where="the driver's config"),
+        run_dir=Path(config["run_dir"]),
+        world=world,
+        publish=_report,
+        resume_from=Path(checkpoint.path) if checkpoint else None,
+    )
+
+
+def _report(row: dict[str, Any], checkpoint: Path | None) -> None:
+    import ray.train
+
+    from raydet.train.process import checkpoint_name
+
+    metrics = {key: value for key, value in row.items() if value is not None}
+    ray.train.report(
+        metrics | {SCORE: metrics.get("mAP", -1.0)},
+        checkpoint=ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None,
+        checkpoint_dir_name=checkpoint_name(row["epoch"]),
+    )

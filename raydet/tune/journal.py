@@ -1,0 +1,91 @@
+"""The journal of a study: one JSON line per event, fsynced, append-only. It is the truth about what has run.
+
+Events:
+    study      once, first: the study as data, so that a later command can tell whether it means the same one
+    started    a trial begins (again)
+    finished   a trial has ended, with its results
+    failed     a trial has ended without results, with the reason
+    promoted   a phase was decided, with the reasons
+    tracked    a finished trial stands complete in the tracker
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from raydet.errors import StudyError
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """Open for one driver at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the journal of the study in `directory`, or begin one.
+
+        Raises:
+            StudyError: another driver has it open, or the directory cannot be written.
+        """
+        self.path = directory / NAME
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise StudyError(f"another process is running this study ({self.path}); wait for it") from None
+        except OSError as error:
+            raise StudyError(
+                f"cannot write the study directory {directory}: {error.strerror}; choose another with --storage"
+            ) from error
+        try:
+            self._drop_torn_line()
+            self.events = list(self._read())
+        except StudyError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Write one event; when this returns, it survives a power cut."""
+        entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        self._file.write((json.dumps(entry) + "\n").encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.events.append(entry)
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """All events of one kind, oldest first."""
+        return [entry for entry in self.events if entry["event"] == event]
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Results of the finished trials by trial key."""
+        return {entry["key"]: entry["results"] for entry in self.of("finished")}
+
+    def _drop_torn_line(self) -> None:
+        """A driver that was killed while writing leaves a line without an end: it never happened."""
+        self._file.seek(0)
+        content = self._file.read()
+        end = content.rfind(b"\n") + 1
+        if end != len(content):
+            self._file.truncate(end)
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        self._file.seek(0)
+        for number, line in enumerate(self._file, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise StudyError(f"{self.path}:{number}: not a journal line ({error}); the file was edited") from error

@@ -1,0 +1,117 @@
+"""What is known about a study's trials, told as tables and files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from raydet.evaluate.names import METRIC_NAMES
+from raydet.train.record import write_atomically
+from raydet.tune.journal import Journal
+from raydet.tune.study import Study, Trial
+
+Status = Literal["pending", "finished", "failed"]
+
+SUMMARY = "summary_all_experiments.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """A trial and what came of it."""
+
+    trial: Trial
+    status: Status
+    results: dict[str, Any] | None = None
+    reason: str | None = None
+    """Why it failed."""
+
+    def score(self, metric: str) -> float | None:
+        """The last epoch's value of a metric; a detector that finds nothing scores 0."""
+        if self.results is None:
+            return None
+        return float(self.results["final"][metric] or 0.0)
+
+
+def records_of(trials: Sequence[Trial], journal: Journal) -> list[TrialRecord]:
+    """One record per trial, by the journal's word."""
+    results = journal.results()
+    reasons = {entry["key"]: entry["reason"] for entry in journal.of("failed")}
+    records = []
+    for trial in trials:
+        if trial.key in results:
+            records.append(TrialRecord(trial, "finished", results=results[trial.key]))
+        elif trial.key in reasons:
+            records.append(TrialRecord(trial, "failed", reason=reasons[trial.key]))
+        else:
+            records.append(TrialRecord(trial, "pending"))
+    return records
+
+
+def ranked(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """Finished trials, best first."""
+    finished = [record for record in records if record.status == "finished"]
+    return sorted(finished, key=lambda record: -(record.score(metric) or 0.0))
+
+
+def summary_rows(study: Study, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """One row per trial: factors, status, the 12 metrics, cost."""
+    rows = []
+    for record in records:
+        trial, results = record.trial, record.results or {}
+        row: dict[str, Any] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
+        row |= {factor.path.split(".")[-1]: trial.cell.values[factor.path] for factor in study.factors}
+        row |= {"status": record.status}
+        row |= {name: results.get("final", {}).get(name) for name in METRIC_NAMES}
+        row |= {name: results.get(name) for name in ("parameters", "wall_s", "loop_s", "overhead_s")}
+        rows.append(row | {"reason": record.reason})
+    return rows
+
+
+def write_summary(study: Study, records: Sequence[TrialRecord], directory: Path) -> None:
+    """Write summary_all_experiments.csv anew."""
+    rows = summary_rows(study, records)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(directory / SUMMARY, text.getvalue())
+
+
+def ranking_table(study: Study, records: Sequence[TrialRecord]) -> Table:
+    """All finished trials, best first, with what they cost."""
+    order = ranked(records, study.metric)
+    table = Table(title=f"{study.name}: {len(order)} of {len(records)} trials finished, by {study.metric}")
+    for column in ("rank", "trial", "mAP", "mAP50", "mAP75", "parameters", "wall s", "overhead s"):
+        table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
+    for rank, record in enumerate(order, start=1):
+        results: Mapping[str, Any] = record.results or {}
+        final = results["final"]
+        table.add_row(
+            str(rank),
+            record.trial.name,
+            *(number(final[name]) for name in ("mAP", "mAP_50", "mAP_75")),
+            f"{results['parameters']:,}",
+            number(results["wall_s"], 1),
+            number(results["overhead_s"], 1),
+        )
+    return table
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """8 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

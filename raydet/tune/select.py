@@ -1,0 +1,78 @@
+"""Which patterns go on to the next phase, and why: a pure function of the records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from raydet.config import Config
+
+
+class Candidate(Config):
+    """A pattern with the metric of its runs."""
+
+    pattern: tuple[int, ...]
+    scores: tuple[float, ...]
+    """One per seed."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return fmean(self.scores)
+
+
+class Choice(Config):
+    """One promoted pattern and the reason, in words."""
+
+    pattern: tuple[int, ...]
+    mean: float
+    reason: str
+
+
+def candidates_from(scores: Mapping[tuple[int, ...], Sequence[float]]) -> tuple[Candidate, ...]:
+    """Candidates from the metric of each pattern's runs."""
+    return tuple(Candidate(pattern=pattern, scores=tuple(values)) for pattern, values in scores.items())
+
+
+def promote(candidates: Sequence[Candidate], *, top: int, margin: float) -> tuple[Choice, ...]:
+    """Choose `top` patterns by mean metric, with a preference for variety where the difference is small.
+
+    In each round the best candidate left leads. Among those at most `margin` below the leader, the best one with a
+    number of stages that no chosen pattern has goes first; without one, the leader goes. Ties are broken by the
+    pattern itself, so the outcome does not depend on the order of the candidates.
+
+    >>> scores = {(4,): [0.50], (3,): [0.49], (2, 3): [0.47], (1,): [0.30]}
+    >>> [choice.pattern for choice in promote(candidates_from(scores), top=3, margin=0.05)]
+    [(4,), (2, 3), (3,)]
+    """
+    left = sorted(candidates, key=lambda candidate: (-candidate.mean, candidate.pattern))
+    chosen: list[Choice] = []
+    while left and len(chosen) < top:
+        choice = _next(left, {len(c.pattern) for c in chosen}, margin)
+        chosen.append(choice)
+        left = [candidate for candidate in left if candidate.pattern != choice.pattern]
+    return tuple(chosen)
+
+
+def _next(left: Sequence[Candidate], sizes: set[int], margin: float) -> Choice:
+    leader = left[0]
+    close = [candidate for candidate in left if leader.mean - candidate.mean <= margin]
+    fresh = [candidate for candidate in close if len(candidate.pattern) not in sizes]
+    if fresh and fresh[0] is not leader:
+        winner = fresh[0]
+        reason = (
+            f"mean {winner.mean:.4f}, {leader.mean - winner.mean:.4f} below {_label(leader.pattern)} (within the "
+            f"margin {margin:g}), preferred as the first pattern of {_stages(len(winner.pattern))}"
+        )
+    else:
+        winner = leader
+        reason = f"mean {winner.mean:.4f}, the best left"
+    return Choice(pattern=winner.pattern, mean=winner.mean, reason=reason)
+
+
+def _label(pattern: tuple[int, ...]) -> str:
+    return "{" + ",".join(str(stage) for stage in pattern) + "}"
+
+
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"

@@ -1,0 +1,119 @@
+"""The one live view of a study: what runs, how far it is, the best so far, the time left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from raydet.train.record import read_progress
+from raydet.tune.records import TrialRecord, duration, number
+from raydet.tune.study import Trial
+
+
+@dataclass
+class StudyView:
+    """Told of events by the driver; draws itself on a terminal and prints one line per event in a log."""
+
+    console: Console
+    study: str
+    metric: str
+    total: int
+    """Trials of the phases that are known so far."""
+    concurrency: int
+    done: int = 0
+    best: TrialRecord | None = None
+    _running: dict[str, tuple[Path, float]] = field(default_factory=dict)
+    _walls: list[float] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Draw on a terminal until the block ends; in a log there is nothing to redraw."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(self, console=self.console, refresh_per_second=2, transient=True):
+            yield
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def already(self, records: list[TrialRecord]) -> None:
+        """Trials that ended before this command."""
+        for record in records:
+            self.done += 1
+            self._keep_best(record)
+
+    def started(self, trial: Trial, run_dir: Path) -> None:
+        """A trial begins."""
+        with self._lock:
+            self._running[trial.name] = (run_dir, time.monotonic())
+        if not self.console.is_terminal:
+            self.say(f"started {trial.name}")
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial has ended, well or not."""
+        with self._lock:
+            self._running.pop(record.trial.name, None)
+        self.done += 1
+        head = f"[{self.done}/{self.total}] {record.trial.name}"
+        if record.results is None:
+            self.say(f"{head}  FAILED: {record.reason}")
+            return
+        self._walls.append(record.results["wall_s"])
+        self._keep_best(record)
+        final, results = record.results["final"], record.results
+        self.say(
+            f"{head}  mAP {number(final['mAP'])}  mAP50 {number(final['mAP_50'])}  loss {number(final['loss'])}  "
+            f"{duration(results['wall_s'])}, of which overhead {number(results['overhead_s'], 1)} s"
+            + ("" if self.console.is_terminal else f"  |  {self._summary()}")
+        )
+
+    def time_left_s(self) -> float | None:
+        """From the mean of the trials that this command has run; None before the first."""
+        if not self._walls:
+            return None
+        return sum(self._walls) / len(self._walls) * (self.total - self.done) / self.concurrency
+
+    def __rich__(self) -> RenderableType:
+        table = Table.grid(padding=(0, 2))
+        with self._lock:
+            running = list(self._running.items())
+        for name, (run_dir, started) in running:
+            table.add_row(name, *_progress_cells(run_dir, time.monotonic() - started))
+        return Group(Text(f"{self.study}: {self.done}/{self.total} trials  |  {self._summary()}"), table)
+
+    def _summary(self) -> str:
+        left = self.time_left_s()
+        best = "none yet"
+        if self.best is not None:
+            best = f"{self.best.trial.name} {self.metric} {number(self.best.score(self.metric))}"
+        return f"best {best}  |  left {'unknown' if left is None else 'about ' + duration(left)}"
+
+    def _keep_best(self, record: TrialRecord) -> None:
+        score = record.score(self.metric)
+        if score is not None and (self.best is None or score > (self.best.score(self.metric) or 0.0)):
+            self.best = record
+
+
+def _progress_cells(run_dir: Path, elapsed_s: float) -> tuple[RenderableType, ...]:
+    progress = read_progress(run_dir)
+    if progress is None:
+        return ProgressBar(width=20, pulse=True), f"starting, {elapsed_s:.0f} s"
+    bar = ProgressBar(total=progress["total_steps"], completed=progress["step"], width=20)
+    text = (
+        f"epoch {progress['epoch']}/{progress['epochs']}  loss {progress['loss']:.3f}  "
+        f"{progress['images_per_s']:.1f} images/s  left {duration(progress['eta_s'])}"
+    )
+    return bar, text

@@ -1,0 +1,28 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real recordings that may not be published with the project."""
+    path = Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the research data are not beside this clone (their licences forbid to ship them)")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_found() -> object:
+    """No test sees another one's random state."""
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)

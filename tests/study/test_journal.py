@@ -1,0 +1,54 @@
+"""The journal: what is written stays, what is torn never happened, one driver at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raydet.errors import StudyError
+from raydet.tune.journal import Journal
+
+
+def test_events_come_back_in_order(tmp_path: Path) -> None:
+    with Journal(tmp_path / "study") as journal:
+        journal.append("started", key="a")
+        journal.append("finished", key="a", results={"mAP": 0.5})
+    with Journal(tmp_path / "study") as journal:
+        assert [entry["event"] for entry in journal.events] == ["started", "finished"]
+        assert journal.results() == {"a": {"mAP": 0.5}}
+
+
+def test_a_torn_line_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append("started", key="a")
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"event": "finished", "key": "a", "resu')
+    with Journal(tmp_path) as journal:
+        assert [entry["event"] for entry in journal.events] == ["started"]
+        journal.append("started", key="b")
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["a", "b"]
+
+
+def test_a_second_driver_is_refused(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from raydet.tune.journal import Journal; Journal(Path({str(tmp_path)!r}))"
+    with Journal(tmp_path):
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another process is running this study" in second.stderr
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_an_edited_journal_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"event": "study"}\nnot json\n')
+    with pytest.raises(StudyError, match=r"journal\.jsonl:2: not a journal line"):
+        Journal(tmp_path)
+
+
+def test_a_directory_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot write the study directory"):
+        Journal(tmp_path / "file" / "study")

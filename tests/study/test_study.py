@@ -1,0 +1,123 @@
+"""The study as data: cells, names, promotion."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydet.recipes import recipe
+from raydet.tune.select import Candidate, candidates_from, promote
+from raydet.tune.study import grid_cells, promotion_cells, seeds_of, trials_of
+from tune_spaces import gaff_phase1, gaff_phase2
+
+STUDY = gaff_phase2.study(recipe("rgbte_mit_b1"))
+PHASE_1 = grid_cells(STUDY, STUDY.phases[0], first_number=1)
+
+
+def test_phase_1_has_the_eight_cells_of_the_guide() -> None:
+    assert [cell.trial_name(42, 42) for cell in PHASE_1] == [
+        "exp_001_s1_r4_is0_mb0",
+        "exp_002_s2_r4_is0_mb0",
+        "exp_003_s3_r4_is0_mb0",
+        "exp_004_s4_r4_is0_mb0",
+        "exp_005_s23_r4_is0_mb0",
+        "exp_006_s34_r4_is0_mb0",
+        "exp_007_s234_r4_is0_mb0",
+        "exp_008_s1234_r4_is0_mb0",
+    ]
+
+
+def test_phase_2_has_24_cells_of_which_21_are_new() -> None:
+    cells = promotion_cells(STUDY, STUDY.phases[1], [(3,), (2, 3), (3, 4)], known=PHASE_1)
+    assert len(cells) == 24
+    assert len({cell.code for cell in (*PHASE_1, *cells)}) == 29
+    new = [cell for cell in cells if cell not in PHASE_1]
+    assert [cell.number for cell in new] == list(range(9, 30))
+    # the order of the guide's table
+    assert [cell.code for cell in cells[:8]] == [
+        "s3_r4_is0_mb0",
+        "s3_r4_is0_mb1",
+        "s3_r4_is1_mb0",
+        "s3_r4_is1_mb1",
+        "s3_r8_is0_mb0",
+        "s3_r8_is0_mb1",
+        "s3_r8_is1_mb0",
+        "s3_r8_is1_mb1",
+    ]
+
+
+def test_a_trial_is_its_config() -> None:
+    (trial, *_) = trials_of(STUDY, PHASE_1[3:4], seeds_of(STUDY, 1))
+    model = trial.experiment.model
+    assert model.fusion_stages == (4,)
+    assert (model.fusion.kind, model.elsewhere.kind, model.flow) == ("gaff", "cmx", "fused")
+    assert trial.experiment.seed == STUDY.base.seed
+
+
+def test_repeats_differ_in_seed_name_and_key() -> None:
+    trials = trials_of(STUDY, PHASE_1[:1], seeds_of(STUDY, 3))
+    assert [trial.name for trial in trials] == [
+        "exp_001_s1_r4_is0_mb0",
+        "exp_001_s1_r4_is0_mb0_seed43",
+        "exp_001_s1_r4_is0_mb0_seed44",
+    ]
+    assert len({trial.key for trial in trials}) == 3
+
+
+def test_both_spaces_agree_on_phase_1() -> None:
+    alone = gaff_phase1.study(recipe("rgbte_mit_b1"))
+    assert alone.base == STUDY.base
+    assert alone.phases == STUDY.phases[:1]
+
+
+def test_promotion_prefers_a_new_size_within_the_margin() -> None:
+    scores = {(4,): [0.834], (3,): [0.832], (2, 3, 4): [0.829], (1, 2, 3, 4): [0.819]}
+    choices = promote(candidates_from(scores), top=3, margin=0.0066)
+    assert [choice.pattern for choice in choices] == [(4,), (2, 3, 4), (3,)]
+    assert "within the margin 0.0066" in choices[1].reason
+    assert choices[0].reason == "mean 0.8340, the best left"
+
+
+def test_promotion_without_margin_is_the_plain_ranking() -> None:
+    scores = {(4,): [0.834], (3,): [0.832], (2, 3, 4): [0.829]}
+    choices = promote(candidates_from(scores), top=3, margin=0.0)
+    assert [choice.pattern for choice in choices] == [(4,), (3,), (2, 3, 4)]
+
+
+def test_promotion_averages_over_seeds() -> None:
+    scores = {(1,): [0.9, 0.1], (2,): [0.6, 0.6]}
+    assert promote(candidates_from(scores), top=1, margin=0.0)[0].pattern == (2,)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Candidate,
+            pattern=st.sets(st.integers(1, 4), min_size=1).map(lambda s: tuple(sorted(s))),
+            scores=st.tuples(st.floats(0, 1)),
+        ),
+        unique_by=lambda c: c.pattern,
+        min_size=1,
+        max_size=8,
+    ),
+    st.randoms(),
+    st.floats(0, 0.1),
+)
+def test_promotion_does_not_depend_on_the_order_and_stays_near_the_best(
+    candidates: list[Candidate], random: object, margin: float
+) -> None:
+    choices = promote(candidates, top=3, margin=margin)
+    shuffled = list(candidates)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert promote(shuffled, top=3, margin=margin) == choices
+    assert len(choices) == min(3, len(candidates))
+    ordered = sorted((c.mean for c in candidates), reverse=True)
+    for rank, choice in enumerate(choices):
+        assert choice.mean >= ordered[rank] - margin - 1e-12
+
+
+@pytest.mark.parametrize("seed_count", [1, 2])
+def test_cells_survive_json(seed_count: int) -> None:
+    for trial in trials_of(STUDY, PHASE_1, seeds_of(STUDY, seed_count)):
+        assert type(trial).from_json(trial.to_json(), where="test") == trial

@@ -1,0 +1,87 @@
+"""`--set`, and configs as files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from raydet.config import AdamWConfig, Experiment, GAFFFusion, SGDConfig, apply_overrides, parse_override
+from raydet.errors import ConfigError
+from raydet.recipes import RECIPES, recipe
+
+BASE = recipe("rgbte_mit_b0")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_json(name: str) -> None:
+    experiment = recipe(name)
+    assert Experiment.from_json(experiment.to_json(), where="test") == experiment
+
+
+def test_a_value_is_replaced_and_the_rest_stays() -> None:
+    changed = apply_overrides(BASE, {"optim.lr": 0.01, "model.fusion_stages": [3, 4]})
+    assert isinstance(changed.optim, SGDConfig)
+    assert (changed.optim.lr, changed.model.fusion_stages) == (0.01, (3, 4))
+    assert changed.train == BASE.train
+    assert changed.fingerprint() != BASE.fingerprint()
+
+
+def test_zero_is_a_value() -> None:
+    assert apply_overrides(BASE, {"optim.lr": 0.0}).optim.lr == 0.0
+
+
+def test_kind_changes_the_member_and_keeps_what_both_have() -> None:
+    optim = apply_overrides(BASE, {"optim.betas": [0.8, 0.9], "optim.kind": "adamw", "optim.lr": 1e-3}).optim
+    assert isinstance(optim, AdamWConfig)
+    assert (optim.lr, optim.betas, optim.weight_decay) == (1e-3, (0.8, 0.9), 1e-4)
+
+
+def test_an_object_replaces_a_section() -> None:
+    fusion = apply_overrides(BASE, {"model.fusion": {"kind": "gaff", "se_reduction": 8}}).model.fusion
+    assert fusion == GAFFFusion(se_reduction=8)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"optim.lrr": 1}, "unknown config key 'optim.lrr'; did you mean optim.lr?"),
+        ({"optin.lr": 1}, "unknown config key 'optin.lr'; did you mean optim?"),
+        ({"optim.lr.x": 1}, "'optim.lr' has no parts"),
+        ({"optim.lr": "fast"}, "should be a valid number"),
+        ({"optim.lr": -1}, "greater than or equal to 0"),
+        ({"model.fusion.kind": "gaf"}, "'cmx', 'gaff', 'identity'"),
+        ({"model.fusion_stages": [4, 3]}, "ascending without repeats"),
+        ({"model.fusion_stages": [5]}, "less than or equal to 4"),
+        ({"data.canvas_hw": [300, 400]}, "multiple of 32"),
+        ({"data.classes": []}, "one or more different names"),
+        ({"train.epochs": 0}, "greater than or equal to 1"),
+        ({"train.epochs": 2.5}, "valid integer"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(override: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(BASE, override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_without_value_shows_the_form() -> None:
+    with pytest.raises(ConfigError, match=r"--set wants path=value"):
+        parse_override("optim.lr")
+
+
+def test_unknown_keys_in_a_file_name_the_file_and_the_key() -> None:
+    tree = json.loads(BASE.to_json()) | {"epochs": 3}
+    with pytest.raises(ConfigError, match=r"run/config\.json: epochs: Extra inputs"):
+        Experiment.from_json(json.dumps(tree), where="run/config.json")
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        BASE.seed = 1  # type: ignore[misc]
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean rgbte_mit_b5"):
+        recipe("rgbte_mit_b6")

@@ -1,0 +1,216 @@
+"""Mix Transformer (MiT): the hierarchical encoder of SegFormer, one stage at a time.
+
+SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers, arXiv 2105.15203. Written from the
+paper and from measured behaviour; no weights are shipped.
+
+Departures from the paper:
+1. The stages are separate modules and take maps, because a dual-stream encoder fuses between them.
+2. Attention runs through PyTorch's fused kernels; the numbers are those of softmax(q k^T / sqrt(D)) v.
+3. `nano` is our own size, for demos and tests.
+
+Layer norms differ in eps: 1e-6 in the blocks and after a stage, PyTorch's 1e-5 after a patch embedding and after the
+reduction of keys and values. That is how the published weights were trained.
+
+Legend: B batch, C channels, H W map, N = H W tokens, M tokens after the reduction, A attention heads, D = C / A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raydet.models.layout import as_map, as_tokens, hw_of
+
+NORM_EPS = 1e-6
+STRIDES = (4, 8, 16, 32)
+"""Pixels per map cell after each stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class MiTVariant:
+    """The sizes of one family member; one entry per stage."""
+
+    channels: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    num_heads: tuple[int, int, int, int] = (1, 2, 5, 8)
+    sr_ratios: tuple[int, int, int, int] = (8, 4, 2, 1)
+    """Keys and values are taken from a grid that is smaller by this factor per side."""
+    mlp_ratio: int = 4
+
+
+MIT_VARIANTS: dict[str, MiTVariant] = {
+    "nano": MiTVariant(channels=(16, 32, 80, 128), depths=(1, 1, 1, 1)),
+    "b0": MiTVariant(channels=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
+    "b1": MiTVariant(channels=(64, 128, 320, 512), depths=(2, 2, 2, 2)),
+    "b2": MiTVariant(channels=(64, 128, 320, 512), depths=(3, 4, 6, 3)),
+    "b3": MiTVariant(channels=(64, 128, 320, 512), depths=(3, 4, 18, 3)),
+    "b4": MiTVariant(channels=(64, 128, 320, 512), depths=(3, 8, 27, 3)),
+    "b5": MiTVariant(channels=(64, 128, 320, 512), depths=(3, 6, 40, 3)),
+}
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches: a strided convolution, then a layer norm over channels."""
+
+    def __init__(self, *, in_channels: int, channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Returns: the tokens [B, N, C] and the grid they lie on."""
+        x_BCHW = self.proj(x_BCHW)
+        # Under autocast the convolution returns bf16. The residual stream starts here and must add up dozens of
+        # branches: it stays in the precision of the weights.
+        x_BNC = as_tokens(x_BCHW).to(self.norm.weight.dtype)
+        return self.norm(x_BNC), hw_of(x_BCHW)
+
+
+class EfficientAttention(nn.Module):
+    """Multi-head self-attention; keys and values come from a grid reduced by a strided convolution."""
+
+    def __init__(self, *, channels: int, num_heads: int, sr_ratio: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.reduce: nn.Conv2d | None = None
+        if sr_ratio > 1:
+            # No padding: cells beyond the last whole sr x sr patch are not looked at, though they still look.
+            self.reduce = nn.Conv2d(channels, channels, sr_ratio, sr_ratio)
+            self.reduce_norm = nn.LayerNorm(channels)
+
+    def forward(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+        q_BNAD = self.query(x_BNC).unflatten(2, (self.num_heads, -1))
+        k_BMAD, v_BMAD = (
+            self.key_value(self._reduced(x_BNC, hw)).unflatten(2, (2, self.num_heads, -1)).unbind(2)
+        )
+        out_BAND = F.scaled_dot_product_attention(
+            q_BNAD.transpose(1, 2), k_BMAD.transpose(1, 2), v_BMAD.transpose(1, 2)
+        )
+        return self.proj(out_BAND.transpose(1, 2).flatten(2))
+
+    def _reduced(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+        if self.reduce is None:
+            return x_BNC
+        return self.reduce_norm(as_tokens(self.reduce(as_map(x_BNC, hw))))
+
+
+class MixFFN(nn.Module):
+    """Linear, depthwise 3x3 convolution, GELU, linear: the convolution tells the tokens where they are."""
+
+    def __init__(self, *, channels: int, ratio: int) -> None:
+        super().__init__()
+        hidden = channels * ratio
+        self.expand = nn.Linear(channels, hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.contract = nn.Linear(hidden, channels)
+
+    def forward(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+        hidden = as_tokens(self.depthwise(as_map(self.expand(x_BNC), hw)))
+        return self.contract(F.gelu(hidden))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): per sample, a branch counts 0 or 1 / (1 - rate) in training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x_BNC
+        keep_B11 = x_BNC.new_empty(x_BNC.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
+        return x_BNC * (keep_B11 / (1.0 - self.rate))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(
+        self, *, channels: int, num_heads: int, sr_ratio: int, mlp_ratio: int = 4, drop_path_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.attention = EfficientAttention(channels=channels, num_heads=num_heads, sr_ratio=sr_ratio)
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.ffn = MixFFN(channels=channels, ratio=mlp_ratio)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+        x_BNC = x_BNC + self.drop_path(self.attention(self.norm1(x_BNC), hw))
+        return x_BNC + self.drop_path(self.ffn(self.norm2(x_BNC), hw))
+
+
+class MiTStage(nn.Module):
+    """Patch embedding, blocks, layer norm: a map in, a map of half (the first: a quarter) the size out.
+
+    Args:
+        variant: sizes of the family member.
+        stage: 0..3.
+        in_channels: of the picture, or of the previous stage.
+        drop_path_rates: one per block of this stage.
+    """
+
+    def __init__(
+        self, *, variant: MiTVariant, stage: int, in_channels: int, drop_path_rates: Sequence[float]
+    ) -> None:
+        super().__init__()
+        channels = variant.channels[stage]
+        kernel, stride = (7, 4) if stage == 0 else (3, 2)
+        self.patch_embed = PatchEmbed(
+            in_channels=in_channels, channels=channels, kernel=kernel, stride=stride
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                channels=channels,
+                num_heads=variant.num_heads[stage],
+                sr_ratio=variant.sr_ratios[stage],
+                mlp_ratio=variant.mlp_ratio,
+                drop_path_rate=rate,
+            )
+            for rate in drop_path_rates
+        )
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, C, H', W'], channels_last if the input is."""
+        x_BNC, hw = self.patch_embed(x_BCHW)
+        for block in self.blocks:
+            x_BNC = block(x_BNC, hw)
+        return as_map(self.norm(x_BNC), hw)
+
+
+def mit_stages(
+    *, variant: MiTVariant, in_channels: int, drop_path_rate: float, num_stages: int = 4
+) -> nn.ModuleList:
+    """The first `num_stages` stages of one stream; drop-path grows linearly over all blocks of all four stages."""
+    rates = drop_path_rates(variant, drop_path_rate)
+    stages = nn.ModuleList()
+    for stage in range(num_stages):
+        first = sum(variant.depths[:stage])
+        stages.append(
+            MiTStage(
+                variant=variant,
+                stage=stage,
+                in_channels=variant.channels[stage - 1] if stage else in_channels,
+                drop_path_rates=rates[first : first + variant.depths[stage]],
+            )
+        )
+    return stages
+
+
+def drop_path_rates(variant: MiTVariant, last: float) -> list[float]:
+    """One rate per block of the encoder, from 0 to `last` in equal steps.
+
+    >>> drop_path_rates(MIT_VARIANTS["nano"], 0.75)
+    [0.0, 0.25, 0.5, 0.75]
+    """
+    # Plain arithmetic instead of torch.linspace: the model can then be built on the meta device.
+    num_blocks = sum(variant.depths)
+    return [last * block / (num_blocks - 1) for block in range(num_blocks)]

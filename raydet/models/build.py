@@ -1,0 +1,192 @@
+"""From an experiment to its detector: the only place where models and configs meet.
+
+Nothing here seeds: whoever calls `build_detector` seeds torch first, and then gets the same weights everywhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import assert_never
+
+import torch
+from torch import nn
+
+from raydet.config import (
+    MODALITY_CHANNELS,
+    CMXFusion,
+    DataConfig,
+    Experiment,
+    FasterRCNNConfig,
+    FPNConfig,
+    GAFFFusion,
+    IdentityFusion,
+    MiTConfig,
+    Modality,
+    ModelConfig,
+)
+from raydet.errors import ConfigError
+from raydet.models.backbones.dual import DualStreamEncoder
+from raydet.models.backbones.mit import MIT_VARIANTS
+from raydet.models.detector import Detector, InputStream
+from raydet.models.fusion.base import Flow, Fusion
+from raydet.models.fusion.cmx import CMX
+from raydet.models.fusion.gaff import GAFF
+from raydet.models.fusion.identity import Identity
+from raydet.models.heads.faster_rcnn import FasterRCNN, box_heads, proposal_network
+from raydet.models.necks.fpn import FPN
+
+
+def build_detector(experiment: Experiment) -> Detector:
+    """The detector with its initial weights, on the CPU (or under `torch.device("meta")`, without any).
+
+    Raises:
+        ConfigError: the modalities do not fit the fusions or their normalisation.
+    """
+    model = experiment.model
+    encoder = _build_encoder(model)
+    neck = _build_neck(model.neck, encoder)
+    head = _build_head(model.head, neck, experiment.num_classes)
+    return Detector(
+        rgb_input=_build_input(experiment.data, model.rgb_modalities),
+        aux_input=_build_input(experiment.data, _aux_modalities(model)),
+        encoder=encoder,
+        neck=neck,
+        head=head,
+    )
+
+
+def describe_parameters(experiment: Experiment) -> dict[str, int]:
+    """`parameter_counts` of an experiment's detector, without allocating its weights."""
+    with torch.device("meta"):
+        return parameter_counts(build_detector(experiment))
+
+
+def parameter_counts(detector: nn.Module) -> dict[str, int]:
+    """Number of parameters: `total`, then each part; the parts sum to the total."""
+    counts: Counter[str] = Counter()
+    for name, parameter in detector.named_parameters():
+        counts[_part_of(name)] += parameter.numel()
+    return {"total": counts.total(), **counts}
+
+
+def _part_of(parameter_name: str) -> str:
+    match parameter_name.split("."):
+        case ["encoder", "rgb_stages" | "aux_stages" as stages, _, "patch_embed", *_]:
+            return f"patch_embeds_{stages[:3]}"
+        case ["encoder", "rgb_stages" | "aux_stages" as stages, _, "blocks", *_]:
+            return f"blocks_{stages[:3]}"
+        case ["encoder", "rgb_stages" | "aux_stages" as stages, _, "norm", *_]:
+            return f"norms_{stages[:3]}"
+        case ["encoder", "fusions", *_]:
+            return "fusion"
+        case ["neck", *_]:
+            return "fpn"
+        case ["head", part, *_]:
+            return part
+        case _:
+            raise AssertionError(f"parameter {parameter_name} belongs to no part")
+
+
+def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
+    if not model.rgb_modalities:
+        raise ConfigError("model.rgb_modalities wants at least one modality, got none")
+    match model.backbone:
+        case MiTConfig(variant=name, drop_path_rate=drop_path_rate, init=init):
+            variant = MIT_VARIANTS[name]
+            return DualStreamEncoder(
+                variant=variant,
+                rgb_channels=sum(MODALITY_CHANNELS[name] for name in model.rgb_modalities),
+                aux_channels=sum(MODALITY_CHANNELS[name] for name in _aux_modalities(model)),
+                fusions=[
+                    _build_fusion(
+                        model.fusion_at(stage), channels=channels, num_heads=num_heads, flow=model.flow
+                    )
+                    for stage, channels, num_heads in zip(
+                        (1, 2, 3, 4), variant.channels, variant.num_heads, strict=True
+                    )
+                ],
+                drop_path_rate=drop_path_rate,
+                init=init,
+            )
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _build_fusion(
+    config: CMXFusion | GAFFFusion | IdentityFusion, *, channels: int, num_heads: int, flow: Flow
+) -> Fusion:
+    match config:
+        case CMXFusion():
+            return CMX(channels=channels, num_heads=num_heads, flow=flow)
+        case GAFFFusion():
+            return GAFF(
+                channels=channels,
+                se_reduction=config.se_reduction,
+                inter_shared=config.inter_shared,
+                merge_bottleneck=config.merge_bottleneck,
+                flow=flow,
+            )
+        case IdentityFusion():
+            return Identity()
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _aux_modalities(model: ModelConfig) -> tuple[Modality, ...]:
+    """What the second stream reads: nothing, where no stage fuses."""
+    if all(isinstance(model.fusion_at(stage), IdentityFusion) for stage in (1, 2, 3, 4)):
+        return ()
+    if not model.aux_modalities:
+        raise ConfigError(
+            "model.aux_modalities is empty, but a stage fuses two streams; name a modality, or use "
+            'model.fusion={"kind": "identity"} and model.elsewhere={"kind": "identity"}'
+        )
+    return model.aux_modalities
+
+
+def _build_neck(config: FPNConfig, encoder: DualStreamEncoder) -> FPN:
+    match config:
+        case FPNConfig(channels=channels):
+            return FPN(in_channels=encoder.channels, channels=channels)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _build_head(config: FasterRCNNConfig, neck: FPN, num_classes: int) -> FasterRCNN:
+    match config:
+        case FasterRCNNConfig():
+            rpn = proposal_network(
+                channels=neck.channels,
+                anchor_sizes=config.anchor_sizes,
+                aspect_ratios=config.aspect_ratios,
+                pre_nms_top_n=config.rpn_pre_nms_top_n,
+                post_nms_top_n=config.rpn_post_nms_top_n,
+                batch_size_per_image=config.rpn_batch_size_per_image,
+            )
+            roi_heads = box_heads(
+                channels=neck.channels,
+                num_classes=num_classes,
+                hidden=config.box_hidden,
+                batch_size_per_image=config.box_batch_size_per_image,
+                pool_level_rois=config.pool_level_rois,
+                score_threshold=config.score_threshold,
+                nms_threshold=config.nms_threshold,
+                max_detections=config.max_detections,
+            )
+            return FasterRCNN(rpn=rpn, roi_heads=roi_heads)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _build_input(data: DataConfig, modalities: Sequence[Modality]) -> InputStream:
+    configs = {"rgb": data.rgb, "thermal": data.thermal, "event": data.event}
+    for name in modalities:
+        wanted, num_means, num_stds = MODALITY_CHANNELS[name], len(configs[name].mean), len(configs[name].std)
+        if num_means != wanted or num_stds != wanted:
+            raise ConfigError(
+                f"data.{name} wants {wanted} mean(s) and std(s), one per channel, got {num_means} and {num_stds}"
+            )
+    return InputStream(
+        {name: (configs[name].mean, configs[name].std) for name in modalities}, missing=data.missing
+    )

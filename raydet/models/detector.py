@@ -1,0 +1,125 @@
+"""The whole detector: from a batch of pictures as they lie on disk to losses or boxes.
+
+Pictures travel to the device as uint8 and become floats only here: a quarter of the bytes on the way.
+
+Legend: B batch, C channels, H W canvas in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from raydet.errors import ConfigError
+from raydet.models.backbones.dual import DualStreamEncoder
+from raydet.models.heads.faster_rcnn import FasterRCNN
+from raydet.models.necks.fpn import FPN
+from raydet.structures import Batch, Detections
+
+
+class InputStream(nn.Module):
+    """Stacks the modalities of one stream and normalises them, (x - mean) / std on a 0..1 scale.
+
+    Padding and missing modalities are exactly 0 afterwards.
+
+    Args:
+        normalization: means and deviations per channel, by modality, in stacking order; none for a stream that
+            nothing reads.
+        missing: modalities that the source does not have.
+    """
+
+    mean: Tensor
+    std: Tensor
+    is_present: Tensor
+
+    def __init__(
+        self,
+        normalization: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+        *,
+        missing: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.num_channels = {name: len(mean) for name, (mean, _) in normalization.items()}
+        self.missing = frozenset(missing)
+        means = [value for mean, _ in normalization.values() for value in mean]
+        stds = [value for _, std in normalization.values() for value in std]
+        present = [
+            name not in self.missing for name, count in self.num_channels.items() for _ in range(count)
+        ]
+        # [C, 1, 1] each. Not persistent: they belong to the config, not to the weights.
+        self.register_buffer("mean", torch.tensor(means)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(stds)[:, None, None], persistent=False)
+        self.register_buffer(
+            "is_present", torch.tensor(present, dtype=torch.bool)[:, None, None], persistent=False
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """float32 [B, C, H, W]."""
+        empty = self.mean.new_empty(batch.size, 0, *batch.canvas_hw)
+        x_BCHW = torch.cat([empty, *(self._on_unit_scale(batch, name) for name in self.num_channels)], dim=1)
+        is_shown_BCHW = valid_mask(batch.valid_hw, batch.canvas_hw) & self.is_present
+        return torch.where(is_shown_BCHW, (x_BCHW - self.mean) / self.std, 0.0)
+
+    def _on_unit_scale(self, batch: Batch, name: str) -> Tensor:
+        if name in self.missing:
+            return self.mean.new_zeros(batch.size, self.num_channels[name], *batch.canvas_hw)
+        if name not in batch.modalities:
+            raise ConfigError(
+                f"the model reads modality {name!r}, the pictures have {', '.join(batch.modalities)}; "
+                f"add {name!r} to data.missing to feed zeros, or take it out of the model's modalities"
+            )
+        x_BCHW = batch.modalities[name]
+        return x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
+
+
+class Detector(nn.Module):
+    """Streams, encoder with fusions, pyramid, head.
+
+    Args:
+        rgb_input: pictures of the first stream.
+        aux_input: pictures of the second stream.
+        encoder: two streams -> four maps.
+        neck: four maps -> pyramid.
+        head: pyramid -> losses or detections.
+    """
+
+    def __init__(
+        self,
+        *,
+        rgb_input: InputStream,
+        aux_input: InputStream,
+        encoder: DualStreamEncoder,
+        neck: FPN,
+        head: FasterRCNN,
+    ) -> None:
+        super().__init__()
+        self.rgb_input = rgb_input
+        self.aux_input = aux_input
+        self.encoder = encoder
+        self.neck = neck
+        self.head = head
+
+    def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
+        """Four losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.
+
+        Raises:
+            ConfigError: the model reads a modality that the batch does not have.
+        """
+        maps = self.encoder(self.rgb_input(batch), self.aux_input(batch))
+        result: dict[str, Tensor] | list[Detections] = self.head(self.neck(maps), batch)
+        return result
+
+
+def valid_mask(valid_hw: Tensor, canvas_hw: tuple[int, int]) -> Tensor:
+    """True where the canvas holds picture: bool [B, 1, H, W] from sizes [B, 2].
+
+    >>> valid_mask(torch.tensor([[1, 2]]), (2, 3)).int().tolist()
+    [[[[1, 1, 0], [0, 0, 0]]]]
+    """
+    height, width = canvas_hw
+    rows_H1 = torch.arange(height, device=valid_hw.device)[:, None]
+    columns_W = torch.arange(width, device=valid_hw.device)
+    valid_B211 = valid_hw[:, :, None, None]
+    return ((rows_H1 < valid_B211[:, 0]) & (columns_W < valid_B211[:, 1]))[:, None]

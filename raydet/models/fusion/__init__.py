@@ -1,0 +1,1 @@
+"""Two streams' maps of one stage become one."""

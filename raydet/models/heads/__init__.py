@@ -1,0 +1,1 @@
+"""From the pyramid to losses or boxes."""

@@ -1,0 +1,28 @@
+"""Initial weights of the encoder as in SegFormer (arXiv 2105.15203) and CMX (arXiv 2203.04838)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+
+def init_segformer(module: nn.Module) -> None:
+    """Set the weights of one layer; for `nn.Module.apply`. Layers that are not named here keep PyTorch's defaults.
+
+    Linear: normal of deviation 0.02, truncated; convolution: normal of deviation sqrt(2 / fan_out); biases 0;
+    LayerNorm 1 and 0.
+    """
+    match module:
+        case nn.Linear():
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        case nn.Conv2d():
+            kernel_h, kernel_w = module.kernel_size
+            fan_out = kernel_h * kernel_w * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        case nn.LayerNorm():
+            nn.init.ones_(module.weight)
+        case _:
+            return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

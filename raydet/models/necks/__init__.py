@@ -1,0 +1,1 @@
+"""From the backbone's maps to a pyramid of equal width."""

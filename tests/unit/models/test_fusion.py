@@ -1,0 +1,191 @@
+"""The fusions: golden numbers, closed forms, parameter counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden import sin_filled, sin_input, summary
+from torch import Tensor, nn
+
+from raydet.models.fusion.cmx import CMX, FFM, FRM, CrossAttention
+from raydet.models.fusion.gaff import GAFF, InterModalityGates
+from raydet.models.fusion.identity import Identity
+
+
+def two_maps(channels: int) -> tuple[Tensor, Tensor]:
+    return sin_input(2, channels, 4, 5), sin_input(2, channels, 4, 5, phase=1)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def zero_weights(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+
+
+# --- FRM and FFM
+
+
+def test_frm() -> None:
+    out1, out2 = sin_filled(FRM(8))(*two_maps(8))
+    assert summary(out1) == pytest.approx([1.217980553, 0.855005763, 0.421063683, -1.147462544], abs=1e-8)
+    assert summary(out2) == pytest.approx([-0.001230902, 0.856644198, 0.841470985, -0.832706669], abs=1e-8)
+
+
+def test_frm_without_weights_adds_half_of_the_other_stream() -> None:
+    frm = FRM(8).double()
+    zero_weights(frm)
+    x1, x2 = two_maps(8)
+    out1, out2 = frm(x1, x2)
+    assert torch.equal(out1, x1 + 0.5 * x2)
+    assert torch.equal(out2, x2 + 0.5 * x1)
+
+
+@pytest.mark.parametrize("channels", [8, 64])
+def test_frm_and_ffm_parameters(channels: int) -> None:
+    assert count(FRM(channels)) == 26 * channels**2 + 9 * channels + 2
+    assert count(FFM(channels=channels, num_heads=2)) == 17 * channels**2 + 26 * channels
+
+
+CROSS_ATTENTION = ([4.178471599, 0.418180785], [0.751801736, 0.449312967])
+
+
+def cross_attended(attention: CrossAttention) -> list[list[float]]:
+    outputs = attention(sin_input(2, 20, 16), sin_input(2, 20, 16, phase=1))
+    return [summary(v)[:2] for v in outputs]
+
+
+def test_cross_attention() -> None:
+    v1, v2 = cross_attended(sin_filled(CrossAttention(channels=16, num_heads=2)))
+    assert v1 == pytest.approx(CROSS_ATTENTION[0], abs=1e-8)
+    assert v2 == pytest.approx(CROSS_ATTENTION[1], abs=1e-8)
+
+
+def test_the_context_is_a_softmax_over_the_keys_channels() -> None:
+    attention = sin_filled(CrossAttention(channels=16, num_heads=2))
+    context = attention.context(attention.key_value1(sin_input(2, 20, 16)))
+    assert context.shape == (2, 2, 8, 8)
+    torch.testing.assert_close(context.sum(dim=-2), torch.ones(2, 2, 8, dtype=torch.float64))
+
+
+def test_a_softmax_over_the_other_axis_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = sin_filled(CrossAttention(channels=16, num_heads=2))
+    softmax = Tensor.softmax
+    monkeypatch.setattr(Tensor, "softmax", lambda self, dim: softmax(self, dim=-1))
+    v1, _ = cross_attended(attention)
+    assert v1 != pytest.approx(CROSS_ATTENTION[0], abs=1e-4)
+
+
+def test_ffm() -> None:
+    fused = sin_filled(FFM(channels=16, num_heads=2))(*two_maps(16))
+    assert summary(fused) == pytest.approx([0.848734339, 0.057586706, 0.009489314, 0.024472678], abs=1e-8)
+
+
+def test_cmx_sends_on_what_the_flow_says() -> None:
+    rgb, aux = two_maps(16)
+    rectified = sin_filled(CMX(channels=16, num_heads=2, flow="rectified"))
+    fused = sin_filled(CMX(channels=16, num_heads=2, flow="fused"))
+    rgb_rectified, aux_rectified = rectified.frm(rgb, aux)
+    out = rectified(rgb, aux)
+    assert torch.equal(out.rgb_next, rgb_rectified)
+    assert torch.equal(out.aux_next, aux_rectified)
+    assert torch.equal(out.fused, rectified.ffm(rgb_rectified, aux_rectified))
+    for x in fused(rgb, aux):
+        assert torch.equal(x, out.fused)
+
+
+# --- GAFF
+
+GAFF_GOLDEN = {
+    (False, False): [0.787961580, 0.131225604, -0.115610154, -0.168404482],
+    (False, True): [0.633637874, 0.006692901],
+    (True, False): [0.603565873, 0.131152026],
+    (True, True): [0.635434927, 0.006686865],
+}
+
+
+@pytest.mark.parametrize(("inter_shared", "merge_bottleneck"), GAFF_GOLDEN)
+def test_gaff(inter_shared: bool, merge_bottleneck: bool) -> None:
+    gaff = sin_filled(GAFF(channels=8, inter_shared=inter_shared, merge_bottleneck=merge_bottleneck))
+    golden = GAFF_GOLDEN[inter_shared, merge_bottleneck]
+    assert summary(gaff(*two_maps(8)).fused)[: len(golden)] == pytest.approx(golden, abs=1e-8)
+
+
+@pytest.mark.parametrize("inter_shared", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "se_reduction", "merge_bottleneck", "golden"),
+    [
+        (8, 4, False, 464),
+        (8, 4, True, 544),
+        (64, 4, False, 28_800),
+        (128, 4, False, 114_944),
+        (320, 4, False, 717_440),
+        (512, 4, False, 1_836_032),
+        (320, 8, True, 769_280),
+    ],
+)
+def test_gaff_parameters(
+    channels: int, se_reduction: int, merge_bottleneck: bool, inter_shared: bool, golden: int
+) -> None:
+    gaff = GAFF(
+        channels=channels,
+        se_reduction=se_reduction,
+        inter_shared=inter_shared,
+        merge_bottleneck=merge_bottleneck,
+    )
+    assert count(gaff) == golden
+
+
+@pytest.mark.parametrize(
+    ("se_reduction", "merge_bottleneck", "detector_total"),
+    [(4, False, 62_712_161), (8, False, 62_519_649), (4, True, 63_099_233), (8, True, 62_906_721)],
+)
+def test_gaff_totals_of_the_published_runs(
+    se_reduction: int, merge_bottleneck: bool, detector_total: int
+) -> None:
+    # Those runs built both fusions at every stage, whichever was used.
+    cmx_detector = 60_014_945
+    blocks = [
+        GAFF(channels=channels, se_reduction=se_reduction, merge_bottleneck=merge_bottleneck)
+        for channels in (64, 128, 320, 512)
+    ]
+    assert cmx_detector + sum(map(count, blocks)) == detector_total
+
+
+def test_shared_gates_are_two_separate_convolutions_stacked() -> None:
+    separate = sin_filled(GAFF(channels=8, inter_shared=False))
+    shared = sin_filled(GAFF(channels=8, inter_shared=True))
+    with torch.no_grad():
+        shared.inter.convs[0].weight.copy_(torch.cat([conv.weight for conv in separate.inter.convs]))
+    for x, y in zip(separate(*two_maps(8)), shared(*two_maps(8)), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
+
+
+def test_gates_without_weights_are_one_half() -> None:
+    gates = InterModalityGates(channels=8, shared=False).double()
+    zero_weights(gates)
+    for gate in gates(*two_maps(8)):
+        assert torch.equal(gate, torch.full_like(gate, 0.5))
+
+
+def test_gaff_sends_on_the_guided_maps() -> None:
+    gaff = sin_filled(GAFF(channels=8, flow="rectified"))
+    zero_weights(gaff.inter)
+    rgb, aux = two_maps(8)
+    out = gaff(rgb, aux)
+    torch.testing.assert_close(out.rgb_next, gaff.se_rgb(rgb) + 0.5 * aux)
+    torch.testing.assert_close(out.aux_next, gaff.se_aux(aux) + 0.5 * rgb)
+
+
+# --- identity
+
+
+def test_identity_passes_both_streams_on() -> None:
+    rgb, aux = two_maps(8)
+    out = Identity()(rgb, aux)
+    assert out.fused is rgb
+    assert out.rgb_next is rgb
+    assert out.aux_next is aux

@@ -28,8 +28,12 @@ app = typer.Typer(
     help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
 )
 
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A complete run to start from; `raydet recipes`.")]
-BackboneOption = Annotated[str | None, typer.Option(help="mit_b0 ... mit_b5: replaces the recipe's backbone.")]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", help="A complete run to start from; `raydet recipes`.")
+]
+BackboneOption = Annotated[
+    str | None, typer.Option(help="mit_b0 ... mit_b5: replaces the recipe's backbone.")
+]
 DataOption = Annotated[
     str | None,
     typer.Option(help="coco:PATH, npy_yolo:PATH, a path, or synthetic: replaces the recipe's data."),
@@ -153,9 +157,9 @@ def tune(
     ] = None,
     workers: WorkersOption = 1,
     cpus_per_worker: CpusOption = None,
-    storage: Annotated[
-        Path, typer.Option(help="Directory of all studies, readable from every node.")
-    ] = Path("runs"),
+    storage: Annotated[Path, typer.Option(help="Directory of all studies, readable from every node.")] = Path(
+        "runs"
+    ),
     tracking_uri: TrackingOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -165,7 +169,7 @@ def tune(
     from raydet.tune.spaces import load_space
 
     options = StudyOptions(
-        storage=str(storage.absolute()),
+        storage=storage.absolute(),
         seeds=seeds,
         max_trials=max_trials,
         concurrency=concurrency,

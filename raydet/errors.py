@@ -15,6 +15,7 @@ All of them are built from one string, so that they travel between processes unc
 """
 
 EXIT_OK = 0
+EXIT_TRIALS_FAILED = 1
 EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_INTERRUPTED = 130

@@ -8,7 +8,7 @@ Legend: B batch, C channels, H W canvas height and width in pixels, N boxes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,27 +81,21 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch with its tensors on `device`."""
-        move = {"device": device, "non_blocking": non_blocking}
-        return replace(
-            self,
-            modalities={name: x.to(**move) for name, x in self.modalities.items()},
-            valid_hw=self.valid_hw.to(**move),
-            source_hw=self.source_hw.to(**move),
-            boxes_xyxy=self.boxes_xyxy.to(**move),
-            labels=self.labels.to(**move),
-            counts=self.counts.to(**move),
-        )
+        return self._with_tensors(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by the DataLoader when it feeds a GPU)."""
+        return self._with_tensors(lambda x: x.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            modalities={name: x.pin_memory() for name, x in self.modalities.items()},
-            valid_hw=self.valid_hw.pin_memory(),
-            source_hw=self.source_hw.pin_memory(),
-            boxes_xyxy=self.boxes_xyxy.pin_memory(),
-            labels=self.labels.pin_memory(),
-            counts=self.counts.pin_memory(),
+            modalities={name: change(x) for name, x in self.modalities.items()},
+            valid_hw=change(self.valid_hw),
+            source_hw=change(self.source_hw),
+            boxes_xyxy=change(self.boxes_xyxy),
+            labels=change(self.labels),
+            counts=change(self.counts),
         )
 
 

@@ -66,7 +66,8 @@ def imports_of(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}: relative import"
             # `from raydet.tune import study` imports a module, not a name.
             yield from (
-                f"{node.module}.{alias.name}" if (ROOT / node.module.replace(".", "/") / f"{alias.name}.py").exists()
+                f"{node.module}.{alias.name}"
+                if (ROOT / node.module.replace(".", "/") / f"{alias.name}.py").exists()
                 else node.module
                 for alias in node.names
             )
@@ -138,7 +139,9 @@ def test_nothing_unpickles() -> None:
         assert "allow_pickle=True" not in path.read_text(), path
 
 
-@pytest.mark.parametrize("code", ["import raydet", "import raydet.cli", "import raydet.config, raydet.recipes"])
+@pytest.mark.parametrize(
+    "code", ["import raydet", "import raydet.cli", "import raydet.config, raydet.recipes"]
+)
 def test_light_imports_stay_light(code: str) -> None:
     check = f"{code}; import sys; print(sorted({{'torch', 'ray', 'mlflow', 'numpy'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

@@ -110,7 +110,9 @@ class DataConfig(Config):
     """Class names in label order."""
     missing: tuple[Modality, ...] = ()
     """Modalities that the model reads and the source does not have: fed as zeros after normalisation."""
-    canvas_hw: tuple[Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]]
+    canvas_hw: tuple[
+        Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]
+    ]
     """Height and width that every picture is letterboxed to (top left), in pixels; multiples of 32, the largest
     stride."""
     split: Split = GroupSplit()

@@ -30,5 +30,7 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _classes_are_named_once(self) -> Self:
         if not self.data.classes or len(set(self.data.classes)) != len(self.data.classes):
-            raise ValueError(f"data.classes must be one or more different names, got {list(self.data.classes)}")
+            raise ValueError(
+                f"data.classes must be one or more different names, got {list(self.data.classes)}"
+            )
         return self

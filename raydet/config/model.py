@@ -101,7 +101,9 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _stages_are_a_set(self) -> Self:
         if tuple(sorted(set(self.fusion_stages))) != self.fusion_stages:
-            raise ValueError(f"fusion_stages must be ascending without repeats, got {list(self.fusion_stages)}")
+            raise ValueError(
+                f"fusion_stages must be ascending without repeats, got {list(self.fusion_stages)}"
+            )
         return self
 
     def fusion_at(self, stage: int) -> Fusion:

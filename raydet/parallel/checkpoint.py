@@ -1,9 +1,9 @@
 """A checkpoint is a directory of tensors and JSON; nothing in it can run code.
 
-    model.safetensors       parameters and buffers
-    optimizer.safetensors   momenta, named "<parameter index>.<state name>"
-    state.json              everything that is not a tensor
-    manifest.json           sha256 of every other file; written last, so a directory without it is not a checkpoint
+model.safetensors       parameters and buffers
+optimizer.safetensors   momenta, named "<parameter index>.<state name>"
+state.json              everything that is not a tensor
+manifest.json           sha256 of every other file; written last, so a directory without it is not a checkpoint
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def save_checkpoint(
         digests = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
         (directory / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=2) + "\n")
     except OSError as error:
-        raise CheckpointError(f"cannot write the checkpoint {directory}: {error}; free some disk space") from error
+        raise CheckpointError(
+            f"cannot write the checkpoint {directory}: {error}; free some disk space"
+        ) from error
 
 
 def load_checkpoint(
@@ -79,7 +81,9 @@ def verify_checkpoint(directory: Path) -> None:
         raise CheckpointError(f"{directory} is not a complete checkpoint: {error}") from error
     for name, digest in digests.items():
         if found[name] != digest:
-            raise CheckpointError(f"{directory / name}: wanted sha256 {digest}, got {found[name]}: file damaged")
+            raise CheckpointError(
+                f"{directory / name}: wanted sha256 {digest}, got {found[name]}: file damaged"
+            )
 
 
 def _load_model(directory: Path, model: nn.Module) -> None:

@@ -20,5 +20,7 @@ def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> Abstra
         return nullcontext()
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
-        raise ConfigError(f"train.precision=bf16 wants a GPU with bf16 (Ampere or newer), got {name}; use fp32")
+        raise ConfigError(
+            f"train.precision=bf16 wants a GPU with bf16 (Ampere or newer), got {name}; use fp32"
+        )
     return torch.autocast(device.type, dtype=torch.bfloat16)

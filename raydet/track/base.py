@@ -24,6 +24,9 @@ class Tracker(Protocol):
     def log_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Note numbers of epochs; each row names its `epoch`. What is no finite number is left out."""
 
+    def log_summary(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Note numbers of the whole run."""
+
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Store a text as an artifact."""
 
@@ -46,6 +49,8 @@ class NullTracker:
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None: ...
 
     def log_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def log_summary(self, run_id: str, metrics: Mapping[str, float]) -> None: ...
 
     def log_text(self, run_id: str, text: str, path: str) -> None: ...
 

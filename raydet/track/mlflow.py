@@ -49,16 +49,17 @@ class MLflowTracker:
         Raises:
             TrackingError: the server cannot be reached or refuses.
         """
-        for name in ("mlflow", "alembic"):  # they announce every database migration
-            logging.getLogger(name).setLevel(logging.WARNING)
+        # They announce every database migration and every retry.
+        for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("urllib3", "ERROR")):
+            logging.getLogger(name).setLevel(level)
         self.uri = uri
         try:
             self._client = MlflowClient(uri)
             self._experiment = _experiment_id(self._client, uri, experiment)
         except Exception as error:  # MLflow lets SQLAlchemy's, requests' and its own errors through
             raise TrackingError(
-                f"cannot use the tracking URI {_without_password(uri)}: {_first_line(error)}; start the server, "
-                "or leave --tracking-uri out for a local sqlite file"
+                f"cannot use the tracking URI {_without_password(f'{uri}: {_first_line(error)}')}; "
+                "start the server, or leave --tracking-uri out for a local sqlite file"
             ) from error
         self._logged_epochs: dict[str, set[int]] = {}
 
@@ -93,6 +94,13 @@ class MLflowTracker:
         for chunk in _chunks(metrics, MAX_METRICS_PER_CALL):
             self._client.log_batch(run_id, metrics=chunk)
         logged.update(row["epoch"] for row in rows)
+
+    def log_summary(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        now = int(time.time() * 1000)
+        self._client.log_batch(
+            run_id, metrics=[Metric(_metric_name(key), value, now, 0) for key, value in metrics.items()]
+        )
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """See `Tracker`."""
@@ -158,5 +166,5 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)

@@ -44,6 +44,7 @@ def begin_run(
 def end_run(tracker: Tracker, run_id: str, *, run_dir: Path, results: Mapping[str, Any]) -> None:
     """Note everything that a finished run came to."""
     tracker.log_history(run_id, results["history"])
+    tracker.log_summary(run_id, {key: results[key] for key in ("wall_s", "loop_s") if key in results})
     tracker.log_table(run_id, coco_table(results), "coco_table.json")
     for name in ("model_info.json", "final_results.json", "metrics_per_epoch.csv", "training.log"):
         if (run_dir / name).exists():

@@ -168,8 +168,8 @@ class LossLog:
             if not finite:
                 named = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
                 return TrainingError(
-                    f"rank {self.world.rank}: the loss is not finite at step {step} (epoch {self._epoch + 1}): {named}, "
-                    f"pictures {', '.join(image_ids)}; lower optim.lr (now {lr:g}), set optim.clip_norm, "
-                    "or check these pictures' boxes"
+                    f"rank {self.world.rank}: the loss is not finite at step {step} (epoch {self._epoch + 1}): "
+                    f"{named}, pictures {', '.join(image_ids)}; lower optim.lr (now {lr:g}), set "
+                    "optim.clip_norm, or check these pictures' boxes"
                 )
         return TrainingError(f"rank {self.world.rank}: another rank's loss is not finite; see its message")

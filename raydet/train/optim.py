@@ -9,7 +9,6 @@ from typing import assert_never
 import torch
 from torch import nn
 
-
 from raydet.config import (
     AdamWConfig,
     ConstantSchedule,

@@ -1,13 +1,13 @@
 """The files of a run: what went in, how it went, what came out.
 
-    config.json            the resolved experiment; starts the same run again
-    model_info.json        parameters, data, batch, versions
-    training.log           what the main worker logged
-    progress.json          the newest state of the loop, for a progress bar in another process
-    metrics_per_batch.csv  losses of every optimiser step
-    metrics_per_epoch.csv  losses, metrics and times of every epoch
-    final_results.json     metrics of the last epoch, the best epoch, AP per class
-    checkpoints/           see `raydet.parallel.checkpoint`
+config.json            the resolved experiment; starts the same run again
+model_info.json        parameters, data, batch, versions
+training.log           what the main worker logged
+progress.json          the newest state of the loop, for a progress bar in another process
+metrics_per_batch.csv  losses of every optimiser step
+metrics_per_epoch.csv  losses, metrics and times of every epoch
+final_results.json     metrics of the last epoch, the best epoch, AP per class
+checkpoints/           see `raydet.parallel.checkpoint`
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def claim_run_directory(run_dir: Path, experiment: Experiment) -> None:
             write_atomically(path, experiment.to_json())
         existing = path.read_text()
     except OSError as error:
-        raise ConfigError(f"cannot write the run directory {run_dir}: {error.strerror}; choose another") from error
+        raise ConfigError(
+            f"cannot write the run directory {run_dir}: {error.strerror}; choose another"
+        ) from error
     if Experiment.from_json(existing, where=str(path)) != experiment:
         raise ConfigError(f"{run_dir} holds a run with another config ({path}); choose another directory")
 

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 POLL_INTERVAL_S = 1.0
 
@@ -26,11 +26,12 @@ class EpochWatcher:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="raydet-epochs", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begin to follow."""
         self._thread.start()
-        return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def stop(self) -> None:
+        """Follow no longer; no call is under way when this returns."""
         self._stop.set()
         self._thread.join()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -24,8 +24,32 @@ from raydet.errors import StudyError
 NAME = "journal.jsonl"
 
 
-class Journal:
-    """Open for one driver at a time."""
+class Events:
+    """What a journal says."""
+
+    def __init__(self, entries: Iterable[dict[str, Any]]) -> None:
+        self.events = list(entries)
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """All events of one kind, oldest first."""
+        return [entry for entry in self.events if entry["event"] == event]
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Results of the finished trials by trial key."""
+        return {entry["key"]: entry["results"] for entry in self.of("finished")}
+
+
+def read_journal(directory: Path) -> Events:
+    """The events so far, without a lock and without a trace; none where there is no journal."""
+    path = directory / NAME
+    if not path.exists():
+        return Events([])
+    content = path.read_bytes()
+    return Events(_entries(path, content[: content.rfind(b"\n") + 1]))
+
+
+class Journal(Events):
+    """Open for writing, by one driver at a time."""
 
     def __init__(self, directory: Path) -> None:
         """Open the journal of the study in `directory`, or begin one.
@@ -46,8 +70,7 @@ class Journal:
                 f"cannot write the study directory {directory}: {error.strerror}; choose another with --storage"
             ) from error
         try:
-            self._drop_torn_line()
-            self.events = list(self._read())
+            super().__init__(_entries(self.path, self._whole_lines()))
         except StudyError:
             self._file.close()
             raise
@@ -66,26 +89,19 @@ class Journal:
         os.fsync(self._file.fileno())
         self.events.append(entry)
 
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """All events of one kind, oldest first."""
-        return [entry for entry in self.events if entry["event"] == event]
-
-    def results(self) -> dict[str, dict[str, Any]]:
-        """Results of the finished trials by trial key."""
-        return {entry["key"]: entry["results"] for entry in self.of("finished")}
-
-    def _drop_torn_line(self) -> None:
+    def _whole_lines(self) -> bytes:
         """A driver that was killed while writing leaves a line without an end: it never happened."""
         self._file.seek(0)
         content = self._file.read()
         end = content.rfind(b"\n") + 1
         if end != len(content):
             self._file.truncate(end)
+        return content[:end]
 
-    def _read(self) -> Iterator[dict[str, Any]]:
-        self._file.seek(0)
-        for number, line in enumerate(self._file, start=1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise StudyError(f"{self.path}:{number}: not a journal line ({error}); the file was edited") from error
+
+def _entries(path: Path, lines: bytes) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines.splitlines(), start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise StudyError(f"{path}:{number}: not a journal line ({error}); the file was edited") from error

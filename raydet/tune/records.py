@@ -13,7 +13,7 @@ from rich.table import Table
 
 from raydet.evaluate.names import METRIC_NAMES
 from raydet.train.record import write_atomically
-from raydet.tune.journal import Journal
+from raydet.tune.journal import Events
 from raydet.tune.study import Study, Trial
 
 Status = Literal["pending", "finished", "failed"]
@@ -38,7 +38,7 @@ class TrialRecord:
         return float(self.results["final"][metric] or 0.0)
 
 
-def records_of(trials: Sequence[Trial], journal: Journal) -> list[TrialRecord]:
+def records_of(trials: Sequence[Trial], journal: Events) -> list[TrialRecord]:
     """One record per trial, by the journal's word."""
     results = journal.results()
     reasons = {entry["key"]: entry["reason"] for entry in journal.of("failed")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +27,13 @@ class StudyView:
     console: Console
     study: str
     metric: str
-    total: int
-    """Trials of the phases that are known so far."""
-    concurrency: int
+    total: int = 0
+    """Trials of the phases that are decided so far."""
     done: int = 0
     best: TrialRecord | None = None
     _running: dict[str, tuple[Path, float]] = field(default_factory=dict)
-    _walls: list[float] = field(default_factory=list)
+    _since: float = field(default_factory=time.monotonic)
+    _num_ended: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -49,11 +49,17 @@ class StudyView:
         """A line that stays."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def already(self, records: list[TrialRecord]) -> None:
-        """Trials that ended before this command."""
-        for record in records:
-            self.done += 1
+    def begin_phase(self, phase: str, records: Sequence[TrialRecord], known: Sequence[TrialRecord]) -> None:
+        """A phase with these trials begins; `known` are all trials that are decided by now."""
+        finished = [record for record in records if record.status == "finished"]
+        self.total = len(known)
+        self.done = sum(record.status == "finished" for record in known)
+        for record in known:
             self._keep_best(record)
+        self.say(
+            f"{phase}: {len(records)} trials, {len(finished)} finished already, "
+            f"{len(records) - len(finished)} to run"
+        )
 
     def started(self, trial: Trial, run_dir: Path) -> None:
         """A trial begins."""
@@ -71,7 +77,7 @@ class StudyView:
         if record.results is None:
             self.say(f"{head}  FAILED: {record.reason}")
             return
-        self._walls.append(record.results["wall_s"])
+        self._num_ended += 1
         self._keep_best(record)
         final, results = record.results["final"], record.results
         self.say(
@@ -81,10 +87,10 @@ class StudyView:
         )
 
     def time_left_s(self) -> float | None:
-        """From the mean of the trials that this command has run; None before the first."""
-        if not self._walls:
+        """At the pace of this command so far; None before its first trial has ended."""
+        if not self._num_ended:
             return None
-        return sum(self._walls) / len(self._walls) * (self.total - self.done) / self.concurrency
+        return (time.monotonic() - self._since) / self._num_ended * (self.total - self.done)
 
     def __rich__(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))

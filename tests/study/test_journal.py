@@ -35,7 +35,9 @@ def test_a_torn_line_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> Non
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from raydet.tune.journal import Journal; Journal(Path({str(tmp_path)!r}))"
+    code = (
+        f"from pathlib import Path; from raydet.tune.journal import Journal; Journal(Path({str(tmp_path)!r}))"
+    )
     with Journal(tmp_path):
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "another process is running this study" in second.stderr

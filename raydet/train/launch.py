@@ -1,0 +1,142 @@
+"""Put a run into Ray Train: a cluster to talk to, workers, the results or one clear error."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Read by Ray at import. What the user has set stays.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+if "RAY_ADDRESS" not in os.environ:  # a local Ray listens on the loopback only
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# A worker's report waits for the controller's next poll: 2 s by default, which a short epoch feels.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from raydet.config import Experiment
+from raydet.errors import ConfigError, RaydetError, TrainingError
+from raydet.train.worker import SCORE, train_worker
+
+OBJECT_STORE_BYTES = 200_000_000
+"""Enough for a local Ray: pictures never travel through the object store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The part of the cluster that one run takes."""
+
+    count: int
+    cpus: int
+    """CPU threads per worker."""
+    use_gpu: bool
+    """One GPU per worker."""
+
+
+def connect() -> None:
+    """Join the Ray cluster that RAY_ADDRESS names, or start one on this machine.
+
+    Raises:
+        ConfigError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(**quiet)
+        else:
+            ray.init(**quiet, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(
+            f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS')}: {error}; check RAY_ADDRESS and the token"
+        ) from error
+
+
+def workers_for(count: int, *, cpus: int | None, concurrency: int = 1) -> Workers:
+    """Workers of one run among `concurrency` runs at a time, on the connected cluster.
+
+    Raises:
+        ConfigError: the cluster has fewer CPUs or GPUs than that takes.
+    """
+    resources = ray.cluster_resources()
+    num_cpus, num_gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    wanted = count * concurrency
+    if num_gpus and wanted > num_gpus:
+        raise ConfigError(f"{concurrency} x {count} workers want {wanted} GPUs, the cluster has {num_gpus}; ask for less")
+    if wanted * (cpus or 1) > num_cpus:
+        raise ConfigError(
+            f"{concurrency} x {count} workers x {cpus or 1} CPUs want {wanted * (cpus or 1)}, the cluster has "
+            f"{num_cpus}; lower --workers, --concurrency or --cpus-per-worker"
+        )
+    return Workers(count=count, cpus=cpus or num_cpus // wanted, use_gpu=num_gpus > 0)
+
+
+def launch(experiment: Experiment, *, run_dir: Path, workers: Workers, max_failures: int = 1) -> dict[str, Any]:
+    """Train one run as a Ray Train job; an interrupted one continues from its newest checkpoint.
+
+    Args:
+        run_dir: readable and writable from every node.
+        max_failures: restarts of the worker group after the loss of a worker.
+
+    Returns:
+        The run's results, see `raydet.train.process.run_process`.
+
+    Raises:
+        RaydetError: what a worker raised, as it raised it.
+        TrainingError: a worker died.
+    """
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "experiment": experiment.to_json(),
+            "run_dir": str(run_dir),
+            "threads": workers.cpus,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(workers)
+        ),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",  # Ray Train continues where name and path are the same
+            storage_path=str(run_dir),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures, controller_failure_limit=1),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=experiment.train.keep_checkpoints,
+                checkpoint_score_attribute=SCORE,
+                checkpoint_score_order="max",
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        results: dict[str, Any] = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error, run_dir) from error
+    return results
+
+
+def _resources(workers: Workers) -> dict[str, float]:
+    return {"CPU": workers.cpus, "GPU": 1} if workers.use_gpu else {"CPU": workers.cpus}
+
+
+def _cause(error: Exception, run_dir: Path) -> RaydetError:
+    """The first worker's own error where there is one."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        found: BaseException | None = failure
+        while found is not None:
+            if isinstance(found, RaydetError):
+                return found
+            found = getattr(found, "cause", None) or found.__cause__
+    ranks = ", ".join(f"rank {rank}: {_last_line(failure)}" for rank, failure in failures.items())
+    return TrainingError(f"training failed ({ranks or _last_line(error)}); see {run_dir / 'training.log'}")
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

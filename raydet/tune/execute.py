@@ -1,0 +1,143 @@
+"""Trials on Ray Tune: each one a Ray Train job, its fate told to a listener in this process."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from raydet.train.launch import Workers, connect, launch, workers_for  # first: it sets what Ray reads at import
+
+import ray.tune  # isort: skip
+
+from raydet.config import Experiment
+from raydet.errors import RaydetError
+from raydet.train.record import claim_run_directory
+from raydet.tune.study import Trial
+
+HEAD_NODE = {"node:__internal_head__": 0.001}
+"""A trial itself only waits for its workers: it takes no CPU, and stands on the node that is not pre-empted."""
+
+logger = logging.getLogger("raydet")
+
+
+class Listener(Protocol):
+    """Hears of every trial, in the process that runs the study."""
+
+    def started(self, trial: Trial) -> None:
+        """The trial's process is up."""
+
+    def finished(self, trial: Trial, results: dict[str, Any], wall_s: float) -> None:
+        """The trial has ended well, after `wall_s` in which its share of the cluster was taken."""
+
+    def failed(self, trial: Trial, reason: str) -> None:
+        """The trial has ended without results."""
+
+
+def execute_trials(
+    trials: Sequence[Trial],
+    *,
+    root: Path,
+    concurrency: int | None,
+    workers: int,
+    cpus_per_worker: int | None,
+    listener: Listener,
+) -> None:
+    """Run trials, each once; those that were interrupted continue from their newest checkpoint.
+
+    Args:
+        root: the study's directory.
+        concurrency: trials at a time; None: one per `workers` GPUs, or one on a cluster without GPUs.
+        workers: Ray Train workers per trial.
+        cpus_per_worker: None: an even share of the cluster.
+
+    Raises:
+        ConfigError: the cluster cannot be joined, or has too little for one trial.
+        KeyboardInterrupt: Ctrl-C; what runs is ended, what has ended is kept.
+    """
+    connect()
+    at_a_time = concurrency or max(1, int(ray.cluster_resources().get("GPU", 0)) // workers)
+    share = workers_for(workers, cpus=cpus_per_worker, concurrency=at_a_time)
+    by_name = {trial.name: trial for trial in trials}
+    for trial in trials:
+        claim_run_directory(root / trial.phase / trial.name, trial.experiment)
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([HEAD_NODE])),
+        param_space={
+            "trial": ray.tune.grid_search([_spec(trial, root) for trial in trials]),
+            "workers": (share.count, share.cpus, share.use_gpu),
+        },
+        tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_a_time, reuse_actors=True),
+        run_config=ray.tune.RunConfig(
+            name="ray_tune",
+            storage_path=str(root),
+            verbose=0,
+            callbacks=[_Relay(by_name, listener, at_a_time)],
+        ),
+    )
+    tuner.fit()
+
+
+def run_trial(config: Mapping[str, Any]) -> None:
+    """The body of a Tune trial: one Ray Train job. Runs in a process of its own on the head node."""
+    spec, (count, cpus, use_gpu) = config["trial"], config["workers"]
+    try:
+        results = launch(
+            Experiment.from_json(spec["experiment"], where="the driver's config"),
+            run_dir=Path(spec["run_dir"]),
+            workers=Workers(count=count, cpus=cpus, use_gpu=use_gpu),
+        )
+    except RaydetError as error:
+        # A report, not an exception: Tune would wrap it into a traceback.
+        ray.tune.report({"outcome": json.dumps({"reason": str(error)})})
+    else:
+        ray.tune.report({"outcome": json.dumps({"results": results})})
+
+
+def _spec(trial: Trial, root: Path) -> dict[str, str]:
+    return {
+        "name": trial.name,
+        "experiment": trial.experiment.to_json(),
+        "run_dir": str(root / trial.phase / trial.name),
+    }
+
+
+class _Relay(ray.tune.Callback):
+    """Tells the listener what Tune tells us."""
+
+    def __init__(self, trials: Mapping[str, Trial], listener: Listener, at_a_time: int) -> None:
+        self._trials = trials
+        self._listener = listener
+        # When each place for a trial became free: the time until a process is up counts as the trial's.
+        self._free_since = [time.monotonic()] * at_a_time
+        self._started: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["trial"]["name"]
+        if name not in self._started:  # Tune may start a trial again
+            self._started[name] = heapq.heappop(self._free_since)
+            self._listener.started(self._trials[name])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        outcome = json.loads(trial.last_result["outcome"])
+        ours, wall_s = self._ended(trial)
+        if "results" in outcome:
+            self._listener.finished(ours, outcome["results"], wall_s)
+        else:
+            self._listener.failed(ours, outcome["reason"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        ours, _ = self._ended(trial)
+        error = trial.get_error()
+        last_line = str(error).strip().splitlines()[-1] if error else "no reason given"
+        self._listener.failed(ours, f"its process died: {last_line}")
+
+    def _ended(self, trial: Any) -> tuple[Trial, float]:
+        name = trial.config["trial"]["name"]
+        now = time.monotonic()
+        heapq.heappush(self._free_since, now)
+        return self._trials[name], now - self._started[name]

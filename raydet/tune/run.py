@@ -1,0 +1,287 @@
+"""Run a study: phase after phase, only what the journal does not have.
+
+The journal is the truth, Ray Tune runs the trials, and this process alone writes the journal, the summary and the
+tracker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raydet.data.build import open_source
+from raydet.data.split import split_indices
+from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
+from raydet.track.base import Tracker
+from raydet.track.runs import begin_run, end_run, open_tracker
+from raydet.train.watch import EpochWatcher
+from raydet.tune.journal import Journal, read_journal
+from raydet.tune.phases import all_cells, cells_by_phase, promoted_values, remember_study
+from raydet.tune.records import TrialRecord, ranking_table, records_of, write_summary
+from raydet.tune.select import candidates_from, promote
+from raydet.tune.study import PromotionPhase, Study, Trial, seeds_of, trials_of
+from raydet.tune.view import StudyView
+
+logger = logging.getLogger("raydet")
+
+
+@dataclass(frozen=True, slots=True)
+class StudyOptions:
+    """How a study is run; nothing here changes the result of a trial."""
+
+    storage: Path
+    """Directory of all studies, readable from every node."""
+    seeds: int = 1
+    max_trials: int | None = None
+    concurrency: int | None = None
+    workers: int = 1
+    cpus_per_worker: int | None = None
+    tracking_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        for flag in ("seeds", "max_trials", "concurrency", "workers", "cpus_per_worker"):
+            value = getattr(self, flag)
+            if value is not None and value < 1:
+                raise StudyError(f"--{flag.replace('_', '-')} wants at least 1, got {value}")
+
+
+def plan_study(study: Study, options: StudyOptions) -> list[dict[str, Any]]:
+    """Every trial that is decided so far, with its status and config; nothing is written."""
+    journal = read_journal(options.storage / study.name)
+    trials = trials_of(study, all_cells(study, journal), seeds_of(study, options.seeds))
+    return [
+        {
+            "name": record.trial.name,
+            "status": record.status,
+            "config": record.trial.experiment.model_dump(mode="json"),
+        }
+        for record in records_of(trials, journal)
+    ]
+
+
+def run_study(study: Study, options: StudyOptions) -> int:
+    """Run what is missing of a study and print its ranking.
+
+    Returns:
+        Exit code: 0, or 1 if trials failed.
+
+    Raises:
+        DataError: the data are bad; nothing has started.
+        StudyError: the directory belongs to a study with other settings, or another process runs it.
+        TrackingError: the tracking server cannot be used.
+    """
+    split_indices(open_source(study.base.data), study.base.data.split)  # bad data are found before Ray starts
+    root = options.storage / study.name
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(root))
+        stack.enter_context(_log_file(root / "master_log.txt"))
+        remember_study(study, journal)
+        tracker = open_tracker(options.tracking_uri, directory=options.storage, experiment=study.name)
+        view = StudyView(console=Console(), study=study.name, metric=study.metric)
+        run = StudyRun(study=study, options=options, root=root, journal=journal, tracker=tracker, view=view)
+        with view.live():
+            code = run.all_phases()
+        view.console.print(ranking_table(study, run.records()))
+        view.say(f"journal, summary and runs: {root}")
+    return code
+
+
+@dataclass(slots=True)
+class StudyRun:
+    """One command's work on a study."""
+
+    study: Study
+    options: StudyOptions
+    root: Path
+    journal: Journal
+    tracker: Tracker
+    view: StudyView
+    num_run: int = 0
+    """Trials that this command has run."""
+
+    def all_phases(self) -> int:
+        """Phase after phase; stops early where trials failed or `--max-trials` is reached."""
+        for phase in self.study.phases:
+            if isinstance(phase, PromotionPhase) and promoted_values(self.journal, phase) is None:
+                self._decide(phase)
+            records = self._records_of_phase(phase.name)
+            self.view.begin_phase(phase.name, records, self.records())
+            self._track_what_is_not([record for record in records if record.status == "finished"])
+            self._run([record.trial for record in records if record.status != "finished"])
+            code = self._stop_after(phase.name)
+            if code is not None:
+                return code
+        if self.num_run == 0:
+            self.view.say(f"{self.study.name}: everything has run already, nothing to do")
+        return EXIT_OK
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial that is decided so far."""
+        return self._records_of_cells(all_cells(self.study, self.journal))
+
+    def _records_of_phase(self, phase: str) -> list[TrialRecord]:
+        return self._records_of_cells(cells_by_phase(self.study, self.journal)[phase])
+
+    def _records_of_cells(self, cells: Sequence[Any]) -> list[TrialRecord]:
+        return records_of(
+            trials_of(self.study, cells, seeds_of(self.study, self.options.seeds)), self.journal
+        )
+
+    def _decide(self, phase: PromotionPhase) -> None:
+        scores: dict[tuple[int, ...], list[float]] = {}
+        for record in self._records_of_phase(phase.source):
+            pattern = record.trial.cell.values[phase.promote]
+            assert isinstance(pattern, tuple)
+            scores.setdefault(pattern, []).append(record.score(self.study.metric) or 0.0)
+        choices = promote(candidates_from(scores), top=phase.top, margin=phase.margin)
+        self.journal.append(
+            "promoted",
+            phase=phase.name,
+            metric=self.study.metric,
+            margin=phase.margin,
+            seeds=self.options.seeds,
+            choices=[choice.model_dump(mode="json") for choice in choices],
+        )
+        for choice in choices:
+            self.view.say(f"{phase.name}: stages {list(choice.pattern)} go on: {choice.reason}")
+
+    def _run(self, missing: Sequence[Trial]) -> None:
+        budget = self.options.max_trials
+        trials = missing if budget is None else missing[: max(0, budget - self.num_run)]
+        if not trials:
+            return
+        from raydet.tune.execute import execute_trials
+
+        with PhaseExecution(
+            self, self.tracker.open_run(trials[0].phase, identity=trials[0].phase)
+        ) as listener:
+            execute_trials(
+                trials,
+                root=self.root,
+                concurrency=self.options.concurrency,
+                workers=self.options.workers,
+                cpus_per_worker=self.options.cpus_per_worker,
+                listener=listener,
+            )
+        self.num_run += len(trials)
+
+    def _stop_after(self, phase: str) -> int | None:
+        left = [record for record in self._records_of_phase(phase) if record.status != "finished"]
+        failed = [record for record in left if record.status == "failed"]
+        if failed:
+            self.view.say(
+                f"{phase}: {len(failed)} trials failed, first {failed[0].trial.name}: {failed[0].reason}; "
+                "the same command runs them again"
+            )
+            return EXIT_TRIALS_FAILED
+        if left:
+            self.view.say(
+                f"{phase}: {len(left)} trials left after --max-trials {self.options.max_trials}; "
+                "the same command goes on"
+            )
+            return EXIT_OK
+        return None
+
+    def _track_what_is_not(self, finished: Sequence[TrialRecord]) -> None:
+        """A driver that was killed between journal and tracker left a finished trial untracked."""
+        tracked = {entry["key"] for entry in self.journal.of("tracked")}
+        for record in finished:
+            if record.trial.key not in tracked:
+                with PhaseExecution(
+                    self, self.tracker.open_run(record.trial.phase, identity=record.trial.phase)
+                ) as execution:
+                    execution.track(record)
+
+
+@dataclass(slots=True)
+class PhaseExecution:
+    """Hears how the trials of a phase go, and writes it down."""
+
+    run: StudyRun
+    parent: str
+    """Tracker id of the phase."""
+    _watchers: dict[str, EpochWatcher] = field(default_factory=dict)
+
+    def __enter__(self) -> PhaseExecution:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for watcher in self._watchers.values():
+            watcher.stop()
+        self.run.tracker.close_run(self.parent, "finished" if kind is None else "killed")
+
+    def started(self, trial: Trial) -> None:
+        """A trial's process is up."""
+        run_dir = trial_directory(self.run.root, trial)
+        self.run.journal.append("started", key=trial.key, name=trial.name)
+        self.run.view.started(trial, run_dir)
+        tracker, run_id = self.run.tracker, self._open(trial)
+        watcher = EpochWatcher(run_dir, lambda rows: tracker.log_history(run_id, rows))
+        self._watchers[trial.key] = watcher
+        watcher.start()
+
+    def finished(self, trial: Trial, results: dict[str, Any], wall_s: float) -> None:
+        """A trial has ended well, after `wall_s` in which its share of the cluster was taken."""
+        costs = {"wall_s": round(wall_s, 3), "overhead_s": round(wall_s - results["loop_s"], 3)}
+        self.run.journal.append("finished", key=trial.key, name=trial.name, results=results | costs)
+        record = TrialRecord(trial, "finished", results=results | costs)
+        self._ended(record)
+        self.track(record)
+
+    def failed(self, trial: Trial, reason: str) -> None:
+        """A trial has ended without a result."""
+        self.run.journal.append("failed", key=trial.key, name=trial.name, reason=reason)
+        self._ended(TrialRecord(trial, "failed", reason=reason))
+        self.run.tracker.close_run(self._open(trial), "failed")
+
+    def track(self, record: TrialRecord) -> None:
+        """Put a finished trial into the tracker; a tracker that is down costs a warning, never a result."""
+        assert record.results is not None
+        trial = record.trial
+        run_dir = trial_directory(self.run.root, trial)
+        try:
+            end_run(self.run.tracker, self._open(trial), run_dir=run_dir, results=record.results)
+        except Exception as error:
+            logger.warning("%s is not tracked", trial.name, exc_info=True)
+            self.run.view.say(f"{trial.name} is not tracked ({error}); the same command tries again")
+            return
+        self.run.journal.append("tracked", key=trial.key, name=trial.name)
+
+    def _open(self, trial: Trial) -> str:
+        return begin_run(
+            self.run.tracker, trial.experiment, name=trial.name, identity=trial.key, parent=self.parent
+        )
+
+    def _ended(self, record: TrialRecord) -> None:
+        watcher = self._watchers.pop(record.trial.key, None)
+        if watcher is not None:
+            watcher.stop()
+        logger.info("%s: %s %s", record.trial.name, record.status, record.reason or "")
+        write_summary(self.run.study, self.run.records(), self.run.root)
+        self.run.view.ended(record)
+
+
+def trial_directory(root: Path, trial: Trial) -> Path:
+    """Where a trial's files lie: `<study>/<phase>/<trial>`."""
+    return root / trial.phase / trial.name
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """What this process logs goes to the study's master log, not to the terminal."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

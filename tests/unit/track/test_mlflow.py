@@ -1,0 +1,88 @@
+"""The MLflow tracker on a real sqlite store: one run per identity, whatever is repeated."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from raydet.errors import TrackingError
+from raydet.recipes import recipe
+from raydet.track.base import NullTracker
+from raydet.track.mlflow import MLflowTracker
+from raydet.track.runs import begin_run, end_run, open_tracker
+
+RESULTS = {
+    "fingerprint": "abc",
+    "history": [
+        {"epoch": 1, "loss": 2.0, "mAP": None},
+        {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AP/a class, odd": 0.5},
+    ],
+    "final": {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5},
+    "best": {"epoch": 2, "mAP": 0.5},
+    "wall_s": 9.0,
+    "loop_s": 6.0,
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+def runs_of(store: str, experiment: str) -> list[Run]:
+    client = MlflowClient(store)
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -> None:
+    experiment = recipe("demo")
+    for _ in range(2):
+        tracker = MLflowTracker(store, "study")
+        parent = tracker.open_run("phase1", identity="phase1")
+        run_id = begin_run(tracker, experiment, name="exp_001", identity="key", parent=parent)
+        tracker.log_history(run_id, RESULTS["history"][:1])  # type: ignore[index]
+        end_run(tracker, run_id, run_dir=tmp_path, results=RESULTS)
+    runs = runs_of(store, "study")
+    assert sorted(run.info.run_name for run in runs) == ["exp_001", "phase1"]
+    (child,) = (run for run in runs if run.info.run_name == "exp_001")
+    assert child.data.tags["mlflow.parentRunId"] == parent
+    assert child.info.status == "FINISHED"
+    assert child.data.params["optim.lr"] == str(experiment.optim.lr)
+    assert child.data.params["model.backbone.variant"] == "nano"
+    history = MlflowClient(store).get_metric_history(child.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
+    assert child.data.metrics["AP/a class_ odd"] == 0.5
+    assert child.data.metrics["wall_s"] == 9.0
+    artifacts = {file.path for file in MlflowClient(store).list_artifacts(child.info.run_id)}
+    assert artifacts == {"config.json", "coco_table.json"}
+
+
+def test_artifacts_lie_beside_the_database_whoever_looks(store: str) -> None:
+    MLflowTracker(store, "places")
+    location = MlflowClient(store).get_experiment_by_name("places").artifact_location
+    assert location == (Path(store.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+
+
+def test_an_unreachable_server_is_one_clear_line_within_seconds() -> None:
+    with socket.socket() as listener:  # bound, never answering: a port that nobody else takes meanwhile
+        listener.bind(("127.0.0.1", 0))
+        uri = f"http://user:secret@127.0.0.1:{listener.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(TrackingError) as caught:
+            open_tracker(uri, directory=Path(), experiment="study")
+    assert time.monotonic() - started < 30
+    assert "cannot use the tracking URI http://***@127.0.0.1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_none_tracks_nothing() -> None:
+    tracker = open_tracker("none", directory=Path(), experiment="study")
+    assert isinstance(tracker, NullTracker)
+    assert tracker.open_run("a", identity="a") == ""

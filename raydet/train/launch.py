@@ -69,7 +69,9 @@ def workers_for(count: int, *, cpus: int | None, concurrency: int = 1) -> Worker
     num_cpus, num_gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     wanted = count * concurrency
     if num_gpus and wanted > num_gpus:
-        raise ConfigError(f"{concurrency} x {count} workers want {wanted} GPUs, the cluster has {num_gpus}; ask for less")
+        raise ConfigError(
+            f"{concurrency} x {count} workers want {wanted} GPUs, the cluster has {num_gpus}; ask for less"
+        )
     if wanted * (cpus or 1) > num_cpus:
         raise ConfigError(
             f"{concurrency} x {count} workers x {cpus or 1} CPUs want {wanted * (cpus or 1)}, the cluster has "
@@ -78,7 +80,9 @@ def workers_for(count: int, *, cpus: int | None, concurrency: int = 1) -> Worker
     return Workers(count=count, cpus=cpus or num_cpus // wanted, use_gpu=num_gpus > 0)
 
 
-def launch(experiment: Experiment, *, run_dir: Path, workers: Workers, max_failures: int = 1) -> dict[str, Any]:
+def launch(
+    experiment: Experiment, *, run_dir: Path, workers: Workers, max_failures: int = 1
+) -> dict[str, Any]:
     """Train one run as a Ray Train job; an interrupted one continues from its newest checkpoint.
 
     Args:

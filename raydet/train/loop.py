@@ -30,7 +30,9 @@ logger = logging.getLogger("raydet")
 class Loader(Protocol):
     """Micro-batches of this rank."""
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """One list of micro-batches per optimiser step."""

@@ -10,7 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from raydet.train.launch import Workers, connect, launch, workers_for  # first: it sets what Ray reads at import
+from raydet.train.launch import (
+    Workers,
+    connect,
+    launch,
+    workers_for,
+)  # first: it sets what Ray reads at import
 
 import ray.tune  # isort: skip
 
@@ -115,6 +120,10 @@ class _Relay(ray.tune.Callback):
         # When each place for a trial became free: the time until a process is up counts as the trial's.
         self._free_since = [time.monotonic()] * at_a_time
         self._started: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune stores its callbacks for a restore; the journal is our restore."""
+        return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]["name"]

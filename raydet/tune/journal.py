@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,6 +59,7 @@ class Journal(Events):
             StudyError: another driver has it open, or the directory cannot be written.
         """
         self.path = directory / NAME
+        self._lock = threading.Lock()
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
@@ -84,10 +86,11 @@ class Journal(Events):
     def append(self, event: str, **fields: Any) -> None:
         """Write one event; when this returns, it survives a power cut."""
         entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        self._file.write((json.dumps(entry) + "\n").encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.events.append(entry)
+        with self._lock:  # the tracking thread writes too
+            self._file.write((json.dumps(entry) + "\n").encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.events.append(entry)
 
     def _whole_lines(self) -> bytes:
         """A driver that was killed while writing leaves a line without an end: it never happened."""

@@ -7,18 +7,17 @@ tracker.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from raydet.data.build import open_source
 from raydet.data.split import split_indices
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
-from raydet.track.base import Tracker
+from raydet.track.base import RunStatus, Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
 from raydet.train.watch import EpochWatcher
 from raydet.tune.journal import Journal, read_journal
@@ -26,7 +25,7 @@ from raydet.tune.phases import all_cells, cells_by_phase, promoted_values, remem
 from raydet.tune.records import TrialRecord, ranking_table, records_of, write_summary
 from raydet.tune.select import candidates_from, promote
 from raydet.tune.study import PromotionPhase, Study, Trial, seeds_of, trials_of
-from raydet.tune.view import StudyView
+from raydet.tune.view import StudyView, study_console
 
 logger = logging.getLogger("raydet")
 
@@ -83,7 +82,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
         stack.enter_context(_log_file(root / "master_log.txt"))
         remember_study(study, journal)
         tracker = open_tracker(options.tracking_uri, directory=options.storage, experiment=study.name)
-        view = StudyView(console=Console(), study=study.name, metric=study.metric)
+        view = StudyView(console=study_console(), study=study.name, metric=study.metric)
         run = StudyRun(study=study, options=options, root=root, journal=journal, tracker=tracker, view=view)
         with view.live():
             code = run.all_phases()
@@ -191,80 +190,120 @@ class StudyRun:
     def _track_what_is_not(self, finished: Sequence[TrialRecord]) -> None:
         """A driver that was killed between journal and tracker left a finished trial untracked."""
         tracked = {entry["key"] for entry in self.journal.of("tracked")}
-        for record in finished:
-            if record.trial.key not in tracked:
-                with PhaseExecution(
-                    self, self.tracker.open_run(record.trial.phase, identity=record.trial.phase)
-                ) as execution:
+        missing = [record for record in finished if record.trial.key not in tracked]
+        if missing:
+            with PhaseExecution(self, missing[0].trial.phase) as execution:
+                for record in missing:
                     execution.track(record)
 
 
-@dataclass(slots=True)
 class PhaseExecution:
-    """Hears how the trials of a phase go, and writes it down."""
+    """Hears how the trials of a phase go, and writes it down.
 
-    run: StudyRun
-    parent: str
-    """Tracker id of the phase."""
-    _watchers: dict[str, EpochWatcher] = field(default_factory=dict)
+    The journal is written at once, the tracker by a thread: a slow server must not hold up the next trial, and one
+    that is down costs a warning, never a result.
+    """
+
+    def __init__(self, run: StudyRun, phase: str) -> None:
+        self._run = run
+        self._phase = phase
+        self._watchers: dict[str, EpochWatcher] = {}
+        self._run_ids: dict[str, str] = {}
+        self._tracking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raydet-tracking")
 
     def __enter__(self) -> PhaseExecution:
+        self._in_background(self._phase_id)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for watcher in self._watchers.values():
             watcher.stop()
-        self.run.tracker.close_run(self.parent, "finished" if kind is None else "killed")
+        status: RunStatus = "finished" if kind is None else "killed"
+        self._in_background(lambda: self._run.tracker.close_run(self._phase_id(), status))
+        self._tracking.shutdown(wait=True)
 
     def started(self, trial: Trial) -> None:
         """A trial's process is up."""
-        run_dir = trial_directory(self.run.root, trial)
-        self.run.journal.append("started", key=trial.key, name=trial.name)
-        self.run.view.started(trial, run_dir)
-        tracker, run_id = self.run.tracker, self._open(trial)
-        watcher = EpochWatcher(run_dir, lambda rows: tracker.log_history(run_id, rows))
+        run_dir = trial_directory(self._run.root, trial)
+        self._run.journal.append("started", key=trial.key, name=trial.name)
+        self._run.view.started(trial, run_dir)
+        self._in_background(lambda: self._trial_id(trial))
+        watcher = EpochWatcher(
+            run_dir,
+            lambda rows: self._in_background(
+                lambda: self._run.tracker.log_history(self._trial_id(trial), rows)
+            ),
+        )
         self._watchers[trial.key] = watcher
         watcher.start()
 
     def finished(self, trial: Trial, results: dict[str, Any], wall_s: float) -> None:
         """A trial has ended well, after `wall_s` in which its share of the cluster was taken."""
         costs = {"wall_s": round(wall_s, 3), "overhead_s": round(wall_s - results["loop_s"], 3)}
-        self.run.journal.append("finished", key=trial.key, name=trial.name, results=results | costs)
+        self._run.journal.append("finished", key=trial.key, name=trial.name, results=results | costs)
         record = TrialRecord(trial, "finished", results=results | costs)
         self._ended(record)
         self.track(record)
 
     def failed(self, trial: Trial, reason: str) -> None:
         """A trial has ended without a result."""
-        self.run.journal.append("failed", key=trial.key, name=trial.name, reason=reason)
+        self._run.journal.append("failed", key=trial.key, name=trial.name, reason=reason)
         self._ended(TrialRecord(trial, "failed", reason=reason))
-        self.run.tracker.close_run(self._open(trial), "failed")
+        self._in_background(lambda: self._run.tracker.close_run(self._trial_id(trial), "failed"))
 
     def track(self, record: TrialRecord) -> None:
-        """Put a finished trial into the tracker; a tracker that is down costs a warning, never a result."""
-        assert record.results is not None
-        trial = record.trial
-        run_dir = trial_directory(self.run.root, trial)
-        try:
-            end_run(self.run.tracker, self._open(trial), run_dir=run_dir, results=record.results)
-        except Exception as error:
-            logger.warning("%s is not tracked", trial.name, exc_info=True)
-            self.run.view.say(f"{trial.name} is not tracked ({error}); the same command tries again")
-            return
-        self.run.journal.append("tracked", key=trial.key, name=trial.name)
+        """Put a finished trial into the tracker, then say so in the journal."""
 
-    def _open(self, trial: Trial) -> str:
-        return begin_run(
-            self.run.tracker, trial.experiment, name=trial.name, identity=trial.key, parent=self.parent
+        def log() -> None:
+            assert record.results is not None
+            run_dir = trial_directory(self._run.root, record.trial)
+            end_run(self._run.tracker, self._trial_id(record.trial), run_dir=run_dir, results=record.results)
+            self._run.journal.append("tracked", key=record.trial.key, name=record.trial.name)
+
+        self._in_background(log)
+
+    def _in_background(self, task: Callable[[], object]) -> None:
+        self._tracking.submit(self._guarded, task)
+
+    def _guarded(self, task: Callable[[], object]) -> None:
+        try:
+            task()
+        except Exception as error:
+            logger.warning("the tracker failed", exc_info=True)
+            self._run.view.say(
+                f"tracking failed ({error}); the same command tries again when the study is done"
+            )
+
+    def _phase_id(self) -> str:
+        """Tracker id of the phase; runs in the tracking thread, as `_trial_id` does."""
+        return self._known_id(
+            self._phase, lambda: self._run.tracker.open_run(self._phase, identity=self._phase)
         )
+
+    def _trial_id(self, trial: Trial) -> str:
+        return self._known_id(
+            trial.key,
+            lambda: begin_run(
+                self._run.tracker,
+                trial.experiment,
+                name=trial.name,
+                identity=trial.key,
+                parent=self._phase_id(),
+            ),
+        )
+
+    def _known_id(self, identity: str, open_run: Callable[[], str]) -> str:
+        if identity not in self._run_ids:
+            self._run_ids[identity] = open_run()
+        return self._run_ids[identity]
 
     def _ended(self, record: TrialRecord) -> None:
         watcher = self._watchers.pop(record.trial.key, None)
         if watcher is not None:
             watcher.stop()
         logger.info("%s: %s %s", record.trial.name, record.status, record.reason or "")
-        write_summary(self.run.study, self.run.records(), self.run.root)
-        self.run.view.ended(record)
+        write_summary(self._run.study, self._run.records(), self._run.root)
+        self._run.view.ended(record)
 
 
 def trial_directory(root: Path, trial: Trial) -> Path:

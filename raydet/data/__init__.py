@@ -1,0 +1,1 @@
+"""From files to batches: sources, split, order, transforms, loaders."""

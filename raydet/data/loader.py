@@ -1,0 +1,191 @@
+"""Batches for training and for evaluation, read in this process or in loader processes.
+
+Loader processes come from a fork server: a plain fork copies the locks of the threads that torch and Ray run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from raydet.config import DataConfig
+from raydet.data.sampler import GlobalBatches
+from raydet.data.sources.base import Source
+from raydet.data.transforms import eval_transform, train_transform
+from raydet.errors import DataError
+from raydet.structures import Batch, Sample, collate
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a loader process is asked for: the pictures of one batch."""
+
+    indices: tuple[int, ...]
+    epoch: int | None
+    """The epoch to augment for; None does not augment."""
+
+
+class TrainLoader:
+    """The micro-batches of one worker.
+
+    Args:
+        source: all pictures.
+        indices: those that train.
+        data: canvas, augmentation and number of loader processes.
+        micro_batch, accumulation: see `batch_plan`.
+        rank, world_size: of this worker.
+
+    Raises:
+        ConfigError: there are fewer pictures than a global batch wants.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: Sequence[int],
+        *,
+        data: DataConfig,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        assert world_size * accumulation * micro_batch == global_batch, "see batch_plan"
+        self.micro_batch, self.accumulation = micro_batch, accumulation
+        self._rank = rank
+        self._indices = list(indices)
+        self._batches = GlobalBatches(num_samples=len(self._indices), global_batch=global_batch, seed=seed)
+        self._stream = _BatchStream(source, data, seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch, the same on every worker."""
+        return self._batches.steps_per_epoch
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """One list of micro-batches per optimiser step.
+
+        Args:
+            first_step: where to begin, to resume within an epoch.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        steps = self._batches.of_rank(
+            epoch,
+            rank=self._rank,
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            first_step=first_step,
+        )
+        orders = [
+            _Order(tuple(self._indices[position] for position in positions), epoch)
+            for micro_batches in steps
+            for positions in micro_batches
+        ]
+        batches = self._stream.read(orders)
+        for _ in range(first_step, self.steps_per_epoch):
+            yield [next(batches) for _ in range(self.accumulation)]
+
+
+class EvalLoader:
+    """One worker's share of the evaluation pictures, each exactly once; shares may differ by one picture.
+
+    Iterating yields batches with the position of each picture in `indices`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: Sequence[int],
+        *,
+        data: DataConfig,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        mine = range(len(indices))[rank::world_size]
+        self._positions = [
+            list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)
+        ]
+        self._orders = [
+            _Order(tuple(indices[position] for position in positions), None) for positions in self._positions
+        ]
+        self._stream = _BatchStream(source, data, seed=0)
+
+    def __len__(self) -> int:
+        return len(self._orders)
+
+    def __iter__(self) -> Iterator[tuple[Batch, list[int]]]:
+        return zip(self._stream.read(self._orders), self._positions, strict=True)
+
+
+class _BatchStream:
+    """Batches in the order in which they are asked for."""
+
+    def __init__(self, source: Source, data: DataConfig, seed: int) -> None:
+        self._orders: list[_Order] = []
+        threads = data.loader_threads
+        self._loader: DataLoader[Batch | DataError] = DataLoader(
+            _Batches(source, data, seed),
+            batch_size=None,  # an order is a batch already
+            sampler=_Mailbox(self._orders),
+            num_workers=threads,
+            multiprocessing_context="forkserver" if threads else None,
+            persistent_workers=threads > 0,  # starting them takes seconds
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else every epoch draws from the global one
+        )
+
+    def read(self, orders: Sequence[_Order]) -> Iterator[Batch]:
+        self._orders[:] = orders
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class _Mailbox:
+    """The orders that `_BatchStream.read` has put down; the DataLoader looks here at the start of a pass."""
+
+    def __init__(self, orders: list[_Order]) -> None:
+        self._orders = orders
+
+    def __iter__(self) -> Iterator[_Order]:
+        return iter(list(self._orders))
+
+    def __len__(self) -> int:
+        return len(self._orders)
+
+
+class _Batches(Dataset[Batch | DataError]):
+    """Reads, transforms and stacks; lives in the loader processes."""
+
+    def __init__(self, source: Source, data: DataConfig, seed: int) -> None:
+        self.source = source
+        self.data = data
+        self.seed = seed
+
+    def __getitem__(self, order: _Order) -> Batch | DataError:
+        # Returned, not raised: the DataLoader would wrap the message in a traceback.
+        try:
+            return collate([self._sample(index, order.epoch) for index in order.indices])
+        except DataError as error:
+            return error
+
+    def _sample(self, index: int, epoch: int | None) -> Sample:
+        sample = self.source.read(index)
+        if epoch is None:
+            return eval_transform(sample, canvas_hw=self.data.canvas_hw)
+        return train_transform(
+            sample,
+            augmentation=self.data.augmentation,
+            canvas_hw=self.data.canvas_hw,
+            seed=self.seed,
+            epoch=epoch,
+        )

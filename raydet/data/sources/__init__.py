@@ -1,0 +1,1 @@
+"""One reader per format; all of them are a `Source`."""

@@ -1,0 +1,50 @@
+"""What every source offers, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from raydet.structures import Sample
+
+Targets = tuple[Tensor, Tensor, tuple[int, int]]
+"""boxes_xyxy float32 [N, 4] in source pixels, labels int64 [N], (height, width) of the picture."""
+
+
+class Source(Protocol):
+    """An ordered set of annotated pictures.
+
+    Opening one checks everything that can be checked without decoding pixels, so that bad data are found before
+    anything expensive starts. A source is picklable: loader processes get a copy.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What every picture has, in the order rgb, thermal, event."""
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """One per picture, all different."""
+
+    @property
+    def group_ids(self) -> Sequence[str]:
+        """The sequence of each picture; all the same where the source cannot tell."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    def read(self, index: int) -> Sample:
+        """One picture with its boxes, in source pixels and without padding.
+
+        Raises:
+            DataError: the picture cannot be read.
+        """
+
+    def targets(self, index: int) -> Targets:
+        """The boxes alone; no pixel is read."""

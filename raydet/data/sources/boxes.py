@@ -1,0 +1,58 @@
+"""The rule for boxes, the same in every format: finite, not empty, inside the picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raydet.errors import DataError
+
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels."""
+
+
+def checked_box(xyxy: Box, *, picture_hw: tuple[int, int], slack_hw: tuple[float, float], where: str) -> Box:
+    """The box, clipped to the picture.
+
+    Args:
+        slack_hw: how far, in pixels, rounding in the annotation may have pushed an edge out of the picture.
+        where: names file and row in the error.
+
+    >>> checked_box((-0.25, 1, 4, 5), picture_hw=(10, 10), slack_hw=(0.5, 0.5), where="row 1")
+    (0.0, 1.0, 4.0, 5.0)
+
+    Raises:
+        DataError: the box is not finite, is empty, or leaves the picture.
+    """
+    x1, y1, x2, y2 = xyxy
+    if not all(map(math.isfinite, xyxy)):
+        raise DataError(
+            f"{where}: a box wants four finite numbers, got {_shown(xyxy)}; correct or delete the box"
+        )
+    if x2 <= x1 or y2 <= y1:
+        raise DataError(
+            f"{where}: a box wants a width and a height above 0, got {x2 - x1:g} x {y2 - y1:g}; "
+            "correct or delete the box"
+        )
+    (height, width), (slack_h, slack_w) = picture_hw, slack_hw
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    is_inside = x1 >= -slack_w and y1 >= -slack_h and x2 <= width + slack_w and y2 <= height + slack_h
+    if not is_inside or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        raise DataError(
+            f"{where}: the box leaves the picture: wanted x in 0..{width} and y in 0..{height} (pixels), "
+            f"got {_shown(xyxy)}; clip the box, or check that it belongs to this picture"
+        )
+    x1, y1, x2, y2 = map(float, clipped)
+    return x1, y1, x2, y2
+
+
+def target_tensors(boxes: Sequence[Box], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """float32 [N, 4] and int64 [N], of the right shape also for no box."""
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64)
+
+
+def _shown(xyxy: Box) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in xyxy) + ")"

@@ -1,0 +1,78 @@
+"""Which pictures train and which validate: a pure function of the source's names and the config."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import assert_never
+
+import numpy as np
+
+from raydet.config import FirstSplit, FrameSplit, GroupSplit
+from raydet.data.sources.base import Source
+from raydet.errors import DataError
+
+logger = logging.getLogger("raydet")
+
+
+def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> tuple[list[int], list[int]]:
+    """Indices of the training and of the validation pictures.
+
+    Raises:
+        DataError: one side would be empty.
+    """
+    match split:
+        case GroupSplit():
+            train, val = _by_group(source.group_ids, split)
+        case FrameSplit():
+            train, val = _by_frame(len(source), split)
+        case FirstSplit():
+            train, val = _first(len(source), split)
+        case unreachable:
+            assert_never(unreachable)
+    if not train or not val:
+        raise DataError(
+            f"data.split ({split.kind}) wants pictures on both sides, got {len(train)} for training and {len(val)} "
+            f"for validation of {len(source)} pictures; change data.split or add pictures"
+        )
+    return train, val
+
+
+def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], list[int]]:
+    """Whole groups, in shuffled order, validate until the fraction is reached; both sides stay in source order."""
+    num_groups = len(set(group_ids))
+    groups: Sequence[object] = group_ids
+    if num_groups < split.num_blocks:
+        logger.info(
+            "Using %d blocks of consecutive pictures as groups, because the source names only %d groups",
+            split.num_blocks,
+            num_groups,
+        )
+        groups = [i * split.num_blocks // len(group_ids) for i in range(len(group_ids))]
+    members: dict[object, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    names = list(members)
+    val: set[int] = set()
+    for position in np.random.RandomState(split.seed).permutation(len(names)):
+        if len(val) >= split.val_fraction * len(groups):
+            break
+        val.update(members[names[position]])
+    return [i for i in range(len(groups)) if i not in val], sorted(val)
+
+
+def _by_frame(num_pictures: int, split: FrameSplit) -> tuple[list[int], list[int]]:
+    """As scikit-learn's `train_test_split`, order included: the published lists are made with it."""
+    num_val = math.ceil(split.val_fraction * num_pictures)
+    order: list[int] = np.random.RandomState(split.seed).permutation(num_pictures).tolist()
+    return order[num_val:], order[:num_val]
+
+
+def _first(num_pictures: int, split: FirstSplit) -> tuple[list[int], list[int]]:
+    if split.num_train > num_pictures:
+        raise DataError(
+            f"data.split.num_train wants {split.num_train} pictures, the source has {num_pictures}; lower it"
+        )
+    train = list(range(split.num_train))
+    return train, list(train) if split.overfit else list(range(split.num_train, num_pictures))

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydet.data.sources.coco import CocoSet
+from raydet.errors import DataError
+
+Tree = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """Two pictures, 20 x 10 pixels; the categories' ids have a gap."""
+    rng = np.random.RandomState(0)
+    for number in (1, 2):
+        Image.fromarray(rng.randint(0, 256, (10, 20, 3)).astype(np.uint8)).save(tmp_path / f"v{number}.jpg")
+        Image.fromarray(rng.randint(0, 256, (10, 20)).astype(np.uint8)).save(tmp_path / f"t{number}.png")
+    return {
+        "categories": [{"id": 7, "name": "car"}, {"id": 2, "name": "person"}],
+        "images": [{"id": n, "visible": f"v{n}.jpg", "thermal": f"t{n}.png"} for n in (1, 2)],
+        "annotations": [{"id": 5, "image_id": 2, "category_id": 7, "bbox": [1, 2, 3, 4]}],
+    }
+
+
+def write(tree: Any, root: Path) -> Path:
+    path = root / "set.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def test_labels_follow_the_ids(tree: Tree, tmp_path: Path) -> None:
+    source = CocoSet(write(tree, tmp_path))
+    assert source.classes == ("person", "car")
+    assert source.modalities == ("rgb", "thermal")
+    assert source.image_ids == ["1", "2"]
+    assert source.targets(0)[0].shape == (0, 4)
+    boxes, labels, size_hw = source.targets(1)
+    assert (boxes.tolist(), labels.tolist(), size_hw) == ([[1, 2, 4, 6]], [1], (10, 20))
+    assert {name: tuple(x.shape) for name, x in source.read(1).modalities.items()} == {
+        "rgb": (3, 10, 20),
+        "thermal": (1, 10, 20),
+    }
+
+
+def test_crowds_are_left_out(tree: Tree, tmp_path: Path) -> None:
+    tree["annotations"][0]["iscrowd"] = 1
+    assert len(CocoSet(write(tree, tmp_path)).targets(1)[1]) == 0
+
+
+@pytest.mark.parametrize("key", ["group_id", "video_id", "sequence"])
+def test_groups_come_from_the_images(tree: Tree, tmp_path: Path, key: str) -> None:
+    tree["images"][1][key] = 0
+    assert CocoSet(write(tree, tmp_path)).group_ids == ["", "0"]
+
+
+def test_pictures_may_lie_elsewhere(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "jsons").mkdir()
+    path = write(tree, tmp_path / "jsons")
+    assert CocoSet(path, root=tmp_path).read(0).source_hw == (10, 20)
+    with pytest.raises(DataError, match=r"image 1: wanted .*v1\.jpg, the file is not there"):
+        CocoSet(path)
+
+
+def test_grey_stored_as_colour_is_one_channel(tree: Tree, tmp_path: Path) -> None:
+    grey = np.array(Image.open(tmp_path / "t1.png"))
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / "t1.png")
+    sample = CocoSet(write(tree, tmp_path)).read(0)
+    assert np.array_equal(sample.modalities["thermal"][0].numpy(), grey)
+
+
+def test_false_colours_are_refused(tree: Tree, tmp_path: Path) -> None:
+    tree["images"][0]["thermal"] = "v1.jpg"
+    with pytest.raises(DataError, match="got colours"):
+        CocoSet(write(tree, tmp_path)).read(0)
+
+
+def test_16_bits_are_refused(tree: Tree, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((10, 20), np.uint16)).save(tmp_path / "t1.png")
+    with pytest.raises(DataError, match=r"t1\.png: wanted 8 bits"):
+        CocoSet(write(tree, tmp_path)).read(0)
+
+
+@pytest.mark.parametrize("name", ["v1.jpg", "t1.png"])
+def test_a_truncated_picture_is_found_on_reading(tree: Tree, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-40])
+    source = CocoSet(write(tree, tmp_path))
+    with pytest.raises(DataError, match=rf"{name}: the picture is truncated or damaged"):
+        source.read(0)
+
+
+def test_the_modalities_of_a_picture_have_one_size(tree: Tree, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((5, 20), np.uint8)).save(tmp_path / "t2.png")
+    with pytest.raises(DataError, match="image 2: wanted one size .* rgb 20 x 10, thermal 20 x 5"):
+        CocoSet(write(tree, tmp_path))
+
+
+BAD: dict[str, tuple[Callable[[Tree], Any], str]] = {
+    "size in the json": (lambda t: t["images"][0].update(width=10, height=10), "the json 10 x 10"),
+    "no modality key": (
+        lambda t: t.update(images=[{"id": 1, "file_name": "v1.jpg"}]),
+        "image 1: wanted a file under .* keys id, file_name",
+    ),
+    "one modality less": (lambda t: t["images"][1].pop("thermal"), "image 2: wanted a thermal file"),
+    "a path upwards": (lambda t: t["images"][0].update(visible="x/../../v1.jpg"), "wanted a path below"),
+    "an absolute path": (lambda t: t["images"][0].update(visible="/etc/passwd"), "wanted a path below"),
+    "not a picture": (lambda t: t["images"][0].update(visible="set.json"), "it is no picture"),
+    "no id": (lambda t: t["images"][0].pop("id"), "an id for every image"),
+    "an image twice": (lambda t: t["images"][1].update(id=1), "different image ids, got 1 twice"),
+    "an annotation twice": (lambda t: t["annotations"].append(t["annotations"][0]), "annotation 5: .* twice"),
+    "a category twice": (lambda t: t["categories"][0].update(id=2), "categories with different ids"),
+    "a name twice": (lambda t: t["categories"][0].update(name="person"), "different names"),
+    "no categories": (lambda t: t.update(categories=[]), "wanted categories"),
+    "no images": (lambda t: t.update(images=[]), "wanted images, found none"),
+    "no list": (lambda t: t.pop("annotations"), "list of objects under 'annotations'"),
+    "unknown image": (lambda t: t["annotations"][0].update(image_id=9), "annotation 5: .*image_id .*got 9"),
+    "unknown category": (
+        lambda t: t["annotations"][0].update(category_id=1),
+        r"annotation 5: .*category_id .*\(2, 7\), got 1",
+    ),
+    "half a box": (
+        lambda t: t["annotations"][0].update(bbox=[1, 2]),
+        r"annotation 5: wanted bbox .*got \[1, 2\]",
+    ),
+    "an empty box": (lambda t: t["annotations"][0].update(bbox=[1, 2, 0, 4]), "annotation 5: .*above 0"),
+    "outside": (lambda t: t["annotations"][0].update(bbox=[1, 2, 30, 4]), "annotation 5: the box leaves"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_found_at_opening(tree: Tree, tmp_path: Path, case: str) -> None:
+    spoil, message = BAD[case]
+    spoil(tree)
+    with pytest.raises(DataError, match=message) as caught:
+        CocoSet(write(tree, tmp_path))
+    assert "set.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1, 2]", "null"])
+def test_a_broken_json_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "set.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"set\.json"):
+        CocoSet(path)
+
+
+def test_an_absent_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        CocoSet(tmp_path / "set.json")

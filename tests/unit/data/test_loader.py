@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raydet.config import DataConfig, NpyYoloSource, SyntheticSource
+from raydet.data.build import open_source
+from raydet.data.loader import EvalLoader, TrainLoader
+from raydet.data.sampler import batch_plan
+from raydet.errors import ConfigError, DataError
+from raydet.structures import Batch
+
+DATA = DataConfig(
+    source=SyntheticSource(num_sequences=3, frames_per_sequence=5, size_hw=(48, 64)), canvas_hw=(32, 64)
+)
+
+
+def train_loader(
+    data: DataConfig = DATA, *, rank: int = 0, world_size: int = 1, micro_batch: int | None = None
+) -> TrainLoader:
+    micro_batch, accumulation = batch_plan(4, world_size, micro_batch)
+    source = open_source(data)
+    return TrainLoader(
+        source,
+        list(range(1, len(source))),
+        data=data,
+        seed=0,
+        global_batch=4,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
+    assert [batch.image_ids for batch in a] == [batch.image_ids for batch in b]
+    for left, right in zip(a, b, strict=True):
+        for name in left.modalities:
+            assert torch.equal(left.modalities[name], right.modalities[name])
+        assert torch.equal(left.boxes_xyxy, right.boxes_xyxy)
+        assert torch.equal(left.labels, right.labels)
+        assert torch.equal(left.valid_hw, right.valid_hw)
+
+
+def test_steps_of_micro_batches() -> None:
+    loader = train_loader(micro_batch=2)
+    steps = list(loader.epoch(0))
+    assert len(steps) == loader.steps_per_epoch == 3
+    assert [[batch.size for batch in step] for step in steps] == [[2, 2]] * 3
+    assert steps[0][0].canvas_hw == (32, 64)
+    seen = [image_id for step in steps for batch in step for image_id in batch.image_ids]
+    assert len(set(seen)) == 12
+    assert "sequence_0000_0000" not in seen  # index 0 is not among the indices
+
+
+def test_two_workers_read_what_one_accumulates() -> None:
+    one = list(train_loader(micro_batch=2).epoch(1))
+    two = [list(train_loader(rank=rank, world_size=2).epoch(1)) for rank in (0, 1)]
+    for step, a, b in zip(one, *two, strict=True):
+        assert_same(step, [*a, *b])
+
+
+def test_an_epoch_continues_in_the_middle() -> None:
+    loader = train_loader()
+    for a, b in zip(list(loader.epoch(0))[1:], loader.epoch(0, first_step=1), strict=True):
+        assert_same(a, b)
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    list(train_loader().epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_evaluation_picture_comes_once(world_size: int) -> None:
+    source, indices = open_source(DATA), [9, 3, 5, 1, 7]
+    seen: list[int] = []
+    for rank in range(world_size):
+        loader = EvalLoader(source, indices, data=DATA, batch_size=2, rank=rank, world_size=world_size)
+        pairs = list(loader)
+        assert len(pairs) == len(loader)
+        for batch, positions in pairs:
+            assert batch.image_ids == tuple(source.image_ids[indices[p]] for p in positions)
+            seen += positions
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+
+
+def test_a_rank_may_have_nothing_to_evaluate() -> None:
+    assert list(EvalLoader(open_source(DATA), [0], data=DATA, batch_size=2, rank=1, world_size=2)) == []
+
+
+def test_evaluation_does_not_augment() -> None:
+    source = open_source(DATA)
+    ((batch, _),) = EvalLoader(source, [4], data=DATA, batch_size=2)
+    scale = 32 / 48
+    torch.testing.assert_close(
+        batch.boxes_xyxy[0], source.targets(4)[0] * torch.tensor([43 / 64, scale, 43 / 64, scale])
+    )
+
+
+def test_too_few_pictures_are_refused() -> None:
+    source = open_source(DATA)
+    with pytest.raises(ConfigError, match="global_batch"):
+        TrainLoader(
+            source,
+            [0, 1],
+            data=DATA,
+            seed=0,
+            global_batch=4,
+            micro_batch=4,
+            accumulation=1,
+            rank=0,
+            world_size=1,
+        )
+
+
+def bad_set(root: Path) -> DataConfig:
+    """Five pictures, the third with a NaN."""
+    (root / "images").mkdir()
+    (root / "labels").mkdir()
+    for number in range(5):
+        array = np.full((32, 32, 5), np.nan if number == 2 else 1.0, np.float32)
+        np.save(root / "images" / f"{number}.npy", array)
+        (root / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    return DataConfig(source=NpyYoloSource(root=str(root)), canvas_hw=(32, 32))
+
+
+@pytest.mark.parametrize("loader_threads", [0, 1])
+def test_a_bad_picture_is_a_data_error_with_its_message_only(tmp_path: Path, loader_threads: int) -> None:
+    data = bad_set(tmp_path).model_copy(update={"loader_threads": loader_threads})
+    loader = EvalLoader(open_source(data), list(range(5)), data=data, batch_size=1)
+    for _ in range(2):  # the loader stays usable
+        seen = 0
+        with pytest.raises(
+            DataError, match=r"^\S+2\.npy: wanted values in 0\.\.255, got nan\.\.nan in [^\n]*$"
+        ):
+            for _batch in loader:
+                seen += 1
+        assert seen == 2
+
+
+def test_loader_processes_read_the_same() -> None:
+    here = train_loader(micro_batch=2)
+    elsewhere = train_loader(DATA.model_copy(update={"loader_threads": 2}), micro_batch=2)
+    next(elsewhere.epoch(7))  # a pass that is given up
+    for epoch in (0, 1):
+        for a, b in zip(here.epoch(epoch), elsewhere.epoch(epoch), strict=True):
+            assert_same(a, b)

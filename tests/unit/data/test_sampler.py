@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydet.data.sampler import GlobalBatches, batch_plan, epoch_order
+from raydet.errors import ConfigError
+
+
+def test_an_order_is_a_permutation_of_its_own() -> None:
+    order = epoch_order(50, seed=1, epoch=2)
+    assert sorted(order) == list(range(50))
+    assert order == epoch_order(50, seed=1, epoch=2)
+    assert order != epoch_order(50, seed=2, epoch=2)
+    assert order != epoch_order(50, seed=1, epoch=3)
+
+
+def test_the_order_is_frozen() -> None:
+    assert epoch_order(8, seed=42, epoch=0) == [7, 1, 4, 5, 6, 0, 3, 2]
+
+
+@given(data=st.data(), global_batch=st.integers(1, 24), spare=st.integers(0, 60), seed=st.integers(0, 9))
+def test_every_world_sees_the_same_epoch(
+    data: st.DataObject, global_batch: int, spare: int, seed: int
+) -> None:
+    divisors = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
+    world_size = data.draw(st.sampled_from(divisors))
+    share = global_batch // world_size
+    micro_batch = data.draw(st.sampled_from([size for size in divisors if share % size == 0]))
+    micro_batch, accumulation = batch_plan(global_batch, world_size, micro_batch)
+    batches = GlobalBatches(num_samples=global_batch + spare, global_batch=global_batch, seed=seed)
+    first_step = data.draw(st.integers(0, batches.steps_per_epoch))
+    ranks = [
+        list(
+            batches.of_rank(
+                3, rank=rank, micro_batch=micro_batch, accumulation=accumulation, first_step=first_step
+            )
+        )
+        for rank in range(world_size)
+    ]
+    seen = [index for step in zip(*ranks, strict=True) for slots in step for slot in slots for index in slot]
+    order = epoch_order(global_batch + spare, seed=seed, epoch=3)
+    assert seen == order[first_step * global_batch : batches.steps_per_epoch * global_batch]
+    assert all(len(slot) == micro_batch for rank in ranks for slots in rank for slot in slots)
+
+
+def test_accumulation_and_workers_fill_the_same_slots() -> None:
+    batches = GlobalBatches(num_samples=12, global_batch=4, seed=0)
+    one = list(batches.of_rank(0, rank=0, micro_batch=2, accumulation=2))
+    two = [list(batches.of_rank(0, rank=rank, micro_batch=2, accumulation=1)) for rank in (0, 1)]
+    assert one == [[*a, *b] for a, b in zip(*two, strict=True)]
+
+
+def test_a_set_smaller_than_a_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"16 pictures per step.* 10; set train\.global_batch to 10"):
+        GlobalBatches(num_samples=10, global_batch=16, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "result"), [((16, 1, None), (16, 1)), ((16, 4, None), (4, 1)), ((16, 4, 2), (2, 2))]
+)
+def test_plans(plan: tuple[int, int, int | None], result: tuple[int, int]) -> None:
+    assert batch_plan(*plan) == result
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ((16, 3, None), "global_batch 16 .* 3 workers; .* 15 and 18"),
+        ((3, 4, None), "global_batch 3 .* 4 workers; .* 4 and 8"),
+        ((24, 2, 5), "micro_batch 5 .* 12 pictures .* 4 and 6"),
+        ((8, 2, 16), "micro_batch 16 .* 4 pictures .* 2 and 4"),
+    ],
+)
+def test_an_impossible_plan_names_the_nearest(plan: tuple[int, int, int | None], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        batch_plan(*plan)

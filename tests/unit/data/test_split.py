@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from sklearn.model_selection import train_test_split
+
+from raydet.config import FirstSplit, FrameSplit, GroupSplit
+from raydet.data.sources.base import Targets
+from raydet.data.split import split_indices
+from raydet.errors import DataError
+from raydet.structures import Sample
+
+
+@dataclass
+class Names:
+    """A source of names alone: a split looks at nothing else."""
+
+    group_ids: Sequence[str]
+    classes: tuple[str, ...] = ("object",)
+    modalities: tuple[str, ...] = ("rgb",)
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        return [str(index) for index in range(len(self.group_ids))]
+
+    def __len__(self) -> int:
+        return len(self.group_ids)
+
+    def read(self, index: int) -> Sample:
+        raise AssertionError("a split reads no picture")
+
+    def targets(self, index: int) -> Targets:
+        raise AssertionError("a split reads no boxes")
+
+
+def ungrouped(count: int) -> Names:
+    return Names([""] * count)
+
+
+@pytest.mark.parametrize("count", [2, 7, 100, 9750])
+@pytest.mark.parametrize("seed", [0, 42])
+def test_the_frame_split_is_the_published_one(count: int, seed: int) -> None:
+    train, val = train_test_split(list(range(count)), test_size=0.2, random_state=seed)
+    assert split_indices(ungrouped(count), FrameSplit(seed=seed)) == (train, val)
+
+
+def test_the_published_counts() -> None:
+    train, val = split_indices(ungrouped(9750), FrameSplit())
+    assert (len(train), len(val)) == (7800, 1950)
+
+
+def test_groups_stay_together() -> None:
+    source = Names([f"g{index // 7}" for index in range(140)])
+    train, val = split_indices(source, GroupSplit())
+    assert sorted(train + val) == list(range(140))
+    assert not {source.group_ids[i] for i in train} & {source.group_ids[i] for i in val}
+    assert len(val) == 28
+    assert (train, val) == split_indices(source, GroupSplit())
+    assert val != split_indices(source, GroupSplit(seed=1))[1]
+
+
+def test_without_groups_consecutive_pictures_stay_together(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="raydet"):
+        train, val = split_indices(ungrouped(100), GroupSplit(num_blocks=10))
+    assert "Using 10 blocks" in caplog.text
+    assert (len(train), len(val)) == (80, 20)
+    assert {index // 10 for index in train}.isdisjoint({index // 10 for index in val})
+
+
+def test_the_first_pictures() -> None:
+    assert split_indices(ungrouped(5), FirstSplit(num_train=3)) == ([0, 1, 2], [3, 4])
+    assert split_indices(ungrouped(5), FirstSplit(num_train=2, overfit=True)) == ([0, 1], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("count", "split"),
+    [
+        (1, FrameSplit()),
+        (1, GroupSplit()),
+        (10, GroupSplit(val_fraction=0.99)),
+        (5, FirstSplit(num_train=5)),
+        (5, FirstSplit(num_train=6, overfit=True)),
+    ],
+)
+def test_an_empty_side_is_refused(count: int, split: GroupSplit | FrameSplit | FirstSplit) -> None:
+    with pytest.raises(DataError, match=r"data\.split"):
+        split_indices(ungrouped(count), split)

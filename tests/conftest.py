@@ -10,7 +10,9 @@ import torch
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
-torch.set_num_threads(1)  # several threads on busy cores wait for one another, many times as long as they work
+torch.set_num_threads(
+    1
+)  # several threads on busy cores wait for one another, many times as long as they work
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Random numbers that depend on what they are for, and on nothing else.
 
 A key such as (seed, epoch, image id) names its own stream, so neither the number of workers nor the order of calls
-changes a draw. `RandomState` is used on purpose: numpy has frozen its streams for good, while those of the newer
-`Generator` may change between releases.
+changes a draw. Only what numpy has frozen for good is used: `RandomState` and the raw bits of PCG64. The streams of
+the newer `Generator` may change between releases.
 """
 
 from __future__ import annotations
@@ -10,13 +10,25 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
+
+Key = int | str
 
 
-def random_stream(*key: int | str) -> np.random.RandomState:
-    """The stream of a key.
+def random_stream(*key: Key) -> np.random.RandomState:
+    """Draws from common distributions.
 
     >>> random_stream(0, "a").randint(100) == random_stream(0, "a").randint(100)
     True
     """
+    return np.random.RandomState(_words(key))
+
+
+def random_bits(*key: Key) -> np.random.PCG64:
+    """64-bit words (`random_raw`): several times faster, for whole pictures."""
+    return np.random.PCG64(np.random.SeedSequence(_words(key).tolist()))
+
+
+def _words(key: tuple[Key, ...]) -> NDArray[np.uint32]:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-    return np.random.RandomState(np.frombuffer(digest, dtype="<u4").astype(np.uint32))
+    return np.frombuffer(digest, dtype="<u4").astype(np.uint32)

@@ -8,7 +8,7 @@ event camera collects the few milliseconds before the picture.
 - By day an object may have the ground's colour (camouflage), the ground's temperature (cold), or both.
 - Events come from objects that move at that moment; those that nothing else shows always move.
 
-On the demo's set each modality is the only one to show more than a tenth of the objects (see the tests).
+By default each modality alone shows more than a tenth of the objects (see the tests).
 
 The same bytes on every machine: all arithmetic is on integers, and the draws are PCG64's raw stream, which numpy has
 frozen (the distributions on top of it may change).
@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydet.data.randomness import random_bits
 from raydet.data.sources.base import Targets
 from raydet.data.sources.boxes import target_tensors
 from raydet.structures import Sample
@@ -145,7 +146,7 @@ class SyntheticSet:
 
     def _placed(self, index: int) -> list[_Placed]:
         sequence, frame = divmod(index, self.frames_per_sequence)
-        draws = _Draws(self.seed, sequence, frame, 0)
+        draws = _Draws(self.seed, sequence, frame, "motion")
         gap = GAP * min(self.size_hw) // UNIT_PX
         placed: list[_Placed] = []
         for candidate in self._objects(sequence):
@@ -155,7 +156,7 @@ class SyntheticSet:
         return placed
 
     def _objects(self, sequence: int) -> list[_Object]:
-        draws = _Draws(self.seed, sequence)
+        draws = _Draws(self.seed, sequence, "objects")
         is_night = sequence % NIGHT_EVERY == 1
         return [
             _draw_object(draws, (sequence + i) % len(self.classes), self.size_hw, is_night=is_night)
@@ -164,14 +165,14 @@ class SyntheticSet:
 
     def _render(self, index: int) -> dict[str, Tensor]:
         sequence, frame = divmod(index, self.frames_per_sequence)
-        rgb_3HW, thermal_HW = _ground(_Draws(self.seed, sequence, 1), self.size_hw)
+        rgb_3HW, thermal_HW = _ground(_Draws(self.seed, sequence, "ground"), self.size_hw)
         event_HW = np.zeros(self.size_hw, np.int32)
         for number, placed in enumerate(self._placed(index)):
             _paint(placed, rgb_3HW, thermal_HW)
-            _fire(placed, event_HW, _Draws(self.seed, sequence, frame, 1, number))
+            _fire(placed, event_HW, _Draws(self.seed, sequence, frame, "events", number))
         if self.is_night(index):
             rgb_3HW //= 24
-        draws = _Draws(self.seed, sequence, frame, 2)
+        draws = _Draws(self.seed, sequence, frame, "noise")
         event_HW += np.where(draws.bytes(self.size_hw) < 3, 70, 0)  # one pixel in a hundred fires by itself
         return {
             "rgb": _as_picture(rgb_3HW + _noise(draws, rgb_3HW.shape)),
@@ -183,8 +184,8 @@ class SyntheticSet:
 class _Draws:
     """Uniform integers from the stream of a key."""
 
-    def __init__(self, *key: int) -> None:
-        self._bits = np.random.PCG64(np.random.SeedSequence(key))
+    def __init__(self, *key: int | str) -> None:
+        self._bits = random_bits(*key)
 
     def integer(self, low: int, high: int) -> int:
         """One of low, ..., high."""
@@ -217,8 +218,8 @@ def _draw_object(draws: _Draws, label: int, size_hw: tuple[int, int], *, is_nigh
             draws.sign() * draws.integer(4 * unit // UNIT_PX, 15 * unit // UNIT_PX),
         ),
         shift_yx=(
-            draws.integer(2 * unit // UNIT_PX, 3 * unit // UNIT_PX),
-            draws.integer(2 * unit // UNIT_PX, 3 * unit // UNIT_PX),
+            max(1, draws.integer(2 * unit // UNIT_PX, 3 * unit // UNIT_PX)),
+            max(1, draws.integer(2 * unit // UNIT_PX, 3 * unit // UNIT_PX)),
         ),
         colour=(sign * draws.integer(55, 105), sign * draws.integer(55, 105), sign * draws.integer(55, 105)),
         heat=draws.integer(75, 125),
@@ -228,12 +229,12 @@ def _draw_object(draws: _Draws, label: int, size_hw: tuple[int, int], *, is_nigh
 
 def _draw_appearance(percentile: int, *, is_night: bool) -> frozenset[str]:
     if is_night:
-        return frozenset({"thermal"} if percentile < 80 else ())
-    if percentile < 50:
+        return frozenset({"thermal"} if percentile < 70 else ())
+    if percentile < 45:
         return frozenset({"rgb"})
-    if percentile < 65:
+    if percentile < 60:
         return frozenset({"thermal"})
-    return frozenset({"rgb", "thermal"} if percentile < 85 else ())
+    return frozenset({"rgb", "thermal"} if percentile < 80 else ())
 
 
 def _place(candidate: _Object, frame: int, size_hw: tuple[int, int], *, stands: bool) -> _Placed:

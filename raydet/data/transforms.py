@@ -50,7 +50,8 @@ def resize(sample: Sample, size_hw: tuple[int, int]) -> Sample:
         sample,
         lambda x_CHW: functional.interpolate(x_CHW[None], size=size_hw, mode="bilinear", antialias=True)[0],
     )
-    return replace(resized, boxes_xyxy=sample.boxes_xyxy * factors, valid_hw=size_hw)
+    # Clipped, because rounding may push an edge out by a millionth.
+    return replace(resized, boxes_xyxy=_clipped(sample.boxes_xyxy * factors, size_hw), valid_hw=size_hw)
 
 
 def flip_horizontally(sample: Sample) -> Sample:
@@ -86,12 +87,14 @@ def _crop(sample: Sample, canvas_hw: tuple[int, int], *, down: float, right: flo
         return sample
     top, left = int(down * (height - kept_h + 1)), int(right * (width - kept_w + 1))
     boxes_xyxy = sample.boxes_xyxy - torch.tensor([left, top, left, top])
-    limits = torch.tensor([kept_w, kept_h, kept_w, kept_h])
     cropped = _on_pixels(sample, lambda x_CHW: x_CHW[:, top : top + kept_h, left : left + kept_w])
-    return replace(
-        cropped,
-        boxes_xyxy=boxes_xyxy.clamp(min=torch.zeros(4), max=limits.float()),
-        valid_hw=(kept_h, kept_w),
+    return replace(cropped, boxes_xyxy=_clipped(boxes_xyxy, (kept_h, kept_w)), valid_hw=(kept_h, kept_w))
+
+
+def _clipped(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    height, width = size_hw
+    return boxes_xyxy.clamp(
+        min=boxes_xyxy.new_zeros(4), max=boxes_xyxy.new_tensor([width, height, width, height])
     )
 
 

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Read by Ray at import. What the user has set stays.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-if "RAY_ADDRESS" not in os.environ:  # a local Ray listens on the loopback only
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-# A worker's report waits for the controller's next poll: 2 s by default, which a short epoch feels.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+from raydet.train.ray_settings import IS_LOCAL  # isort: skip  -- before ray, which reads the environment at import
 
 import ray
 import ray.train
@@ -39,8 +33,11 @@ class Workers:
     """One GPU per worker."""
 
 
-def connect() -> None:
+def connect(py_executable: str | None = None) -> None:
     """Join the Ray cluster that RAY_ADDRESS names, or start one on this machine.
+
+    Args:
+        py_executable: what starts the workers of a local Ray, instead of a plain Python.
 
     Raises:
         ConfigError: the cluster cannot be reached.
@@ -49,14 +46,24 @@ def connect() -> None:
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**quiet)
+        if IS_LOCAL:
+            environment = {"py_executable": py_executable} if py_executable else None
+            ray.init(
+                **quiet,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                runtime_env=environment,
+            )
         else:
-            ray.init(**quiet, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+            ray.init(**quiet)
     except (ConnectionError, ValueError) as error:
         raise ConfigError(
-            f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS')}: {error}; check RAY_ADDRESS and the token"
+            f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS')}: {_last_line(error)}; "
+            "check RAY_ADDRESS and the token"
         ) from error
+    for name in ("ray", "ray.tune", "ray.train"):  # to our log file, not to the terminal
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
 
 
 def workers_for(count: int, *, cpus: int | None, concurrency: int = 1) -> Workers:

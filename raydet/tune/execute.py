@@ -6,23 +6,21 @@ import heapq
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from raydet.train.launch import (
-    Workers,
-    connect,
-    launch,
-    workers_for,
-)  # first: it sets what Ray reads at import
+from raydet.train.ray_settings import IS_LOCAL  # isort: skip  -- before ray
 
-import ray.tune  # isort: skip
+import ray.tune
 
 from raydet.config import Experiment
 from raydet.errors import RaydetError
+from raydet.train.launch import Workers, connect, launch, workers_for
 from raydet.train.record import claim_run_directory
 from raydet.tune.study import Trial
+from raydet.tune.warm import warm_workers
 
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """A trial itself only waits for its workers: it takes no CPU, and stands on the node that is not pre-empted."""
@@ -43,6 +41,27 @@ class Listener(Protocol):
         """The trial has ended without results."""
 
 
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A cluster while the block runs: the one that RAY_ADDRESS names, or a local one with warm workers.
+
+    Raises:
+        ConfigError: the cluster cannot be joined.
+    """
+    if ray.is_initialized():
+        yield
+    elif not IS_LOCAL:
+        connect()
+        yield
+    else:
+        with ExitStack() as stack:
+            # A process that has touched CUDA must not be forked.
+            has_gpu = Path("/dev/nvidiactl").exists()
+            stack.callback(ray.shutdown)
+            connect(None if has_gpu else stack.enter_context(warm_workers()))
+            yield
+
+
 def execute_trials(
     trials: Sequence[Trial],
     *,
@@ -61,10 +80,9 @@ def execute_trials(
         cpus_per_worker: None: an even share of the cluster.
 
     Raises:
-        ConfigError: the cluster cannot be joined, or has too little for one trial.
+        ConfigError: the cluster has too little for that.
         KeyboardInterrupt: Ctrl-C; what runs is ended, what has ended is kept.
     """
-    connect()
     at_a_time = concurrency or max(1, int(ray.cluster_resources().get("GPU", 0)) // workers)
     share = workers_for(workers, cpus=cpus_per_worker, concurrency=at_a_time)
     by_name = {trial.name: trial for trial in trials}

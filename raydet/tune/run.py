@@ -25,7 +25,8 @@ from raydet.tune.phases import all_cells, cells_by_phase, promoted_values, remem
 from raydet.tune.records import TrialRecord, ranking_table, records_of, write_summary
 from raydet.tune.select import candidates_from, promote
 from raydet.tune.study import PromotionPhase, Study, Trial, seeds_of, trials_of
-from raydet.tune.view import StudyView, study_console
+from raydet.tune.terminal import own_terminal
+from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")
 
@@ -79,14 +80,23 @@ def run_study(study: Study, options: StudyOptions) -> int:
     root = options.storage / study.name
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(root))
-        stack.enter_context(_log_file(root / "master_log.txt"))
         remember_study(study, journal)
         tracker = open_tracker(options.tracking_uri, directory=options.storage, experiment=study.name)
-        view = StudyView(console=study_console(), study=study.name, metric=study.metric)
-        run = StudyRun(study=study, options=options, root=root, journal=journal, tracker=tracker, view=view)
+        console = stack.enter_context(own_terminal(root / "noise.log"))
+        stack.enter_context(_log_file(root / "master_log.txt"))
+        view = StudyView(console=console, study=study.name, metric=study.metric)
+        run = StudyRun(
+            study=study,
+            options=options,
+            root=root,
+            journal=journal,
+            tracker=tracker,
+            view=view,
+            stack=stack,
+        )
         with view.live():
             code = run.all_phases()
-        view.console.print(ranking_table(study, run.records()))
+        console.print(ranking_table(study, run.records()))
         view.say(f"journal, summary and runs: {root}")
     return code
 
@@ -101,6 +111,8 @@ class StudyRun:
     journal: Journal
     tracker: Tracker
     view: StudyView
+    stack: ExitStack
+    """What is to be ended with the command."""
     num_run: int = 0
     """Trials that this command has run."""
 
@@ -155,8 +167,9 @@ class StudyRun:
         trials = missing if budget is None else missing[: max(0, budget - self.num_run)]
         if not trials:
             return
-        from raydet.tune.execute import execute_trials
+        from raydet.tune.execute import cluster, execute_trials
 
+        self.stack.enter_context(cluster())
         with PhaseExecution(
             self, self.tracker.open_run(trials[0].phase, identity=trials[0].phase)
         ) as listener:

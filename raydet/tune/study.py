@@ -175,6 +175,4 @@ def _combinations(
 ) -> Iterable[dict[str, Value]]:
     choices = [factor.values if factor.path in vary else (factor.default,) for factor in study.factors]
     for values in itertools.product(*choices):
-        yield {factor.path: value for factor, value in zip(study.factors, values, strict=True)} | (
-            fixed or {}
-        )
+        yield dict(zip((factor.path for factor in study.factors), values, strict=True)) | dict(fixed or {})

@@ -19,15 +19,6 @@ from raydet.train.record import read_progress
 from raydet.tune.records import TrialRecord, duration, number
 from raydet.tune.study import Trial
 
-LOG_WIDTH = 140
-"""Columns where the output is a file or a job log, which have none of their own."""
-
-
-def study_console() -> Console:
-    """The terminal, or a log of fixed width."""
-    console = Console()
-    return console if console.is_terminal else Console(width=LOG_WIDTH)
-
 
 @dataclass
 class StudyView:

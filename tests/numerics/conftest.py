@@ -32,13 +32,28 @@ def train(tmp_path: Path) -> Launch:
         config = tmp_path / f"{name}.json"
         config.write_text(experiment.to_json())
         run_dir = tmp_path / name
-        command = [sys.executable, "-m", "raydet", "train", "--config", str(config), "--run-dir", str(run_dir)]
+        command = [
+            sys.executable,
+            "-m",
+            "raydet",
+            "train",
+            "--config",
+            str(config),
+            "--run-dir",
+            str(run_dir),
+        ]
         command += ["--workers", "0", "--tracking-uri", "none"]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers)}
         processes = [
             subprocess.Popen(
                 command,
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    **shared,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "OMP_NUM_THREADS": "1",
+                },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -47,7 +47,9 @@ def test_accumulation_equals_two_workers(train: Launch, tmp_path: Path) -> None:
 
 
 def test_the_initial_evaluation_is_exact_at_any_worker_count(train: Launch) -> None:
-    still = experiment(**{"optim.lr": 0.0, "optim.weight_decay": 0.0, "train.epochs": 1, "train.eval_every": 1})
+    still = experiment(
+        **{"optim.lr": 0.0, "optim.weight_decay": 0.0, "train.epochs": 1, "train.eval_every": 1}
+    )
     results = [
         train(apply_overrides(still, {"train.micro_batch": 1}), workers=workers, name=f"w{workers}")["final"]
         for workers in (1, 2, 4)

@@ -11,7 +11,7 @@ from raydet.data.synthetic import MODALITIES, SyntheticSet
 
 CLASSES = ("circle", "square", "triangle")
 CLEARLY = 25.0
-BARELY = 12.0
+BARELY = 15.0  # as much as the ground differs from itself
 
 
 def demo_set(seed: int = 0, classes: tuple[str, ...] = CLASSES) -> SyntheticSet:
@@ -20,9 +20,16 @@ def demo_set(seed: int = 0, classes: tuple[str, ...] = CLASSES) -> SyntheticSet:
     )
 
 
+@pytest.mark.parametrize("frames_per_sequence", [6, 10])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_each_modality_sees_what_the_others_miss(seed: int) -> None:
-    source = demo_set(seed)
+def test_each_modality_sees_what_the_others_miss(seed: int, frames_per_sequence: int) -> None:
+    source = SyntheticSet(
+        num_sequences=20,
+        frames_per_sequence=frames_per_sequence,
+        size_hw=(96, 128),
+        classes=CLASSES,
+        seed=seed,
+    )
     shown = Counter(views for index in range(len(source)) for views in source.shown_by(index))
     total = shown.total()
     for modality in MODALITIES:
@@ -81,7 +88,7 @@ def test_boxes_are_tight() -> None:
             sample.boxes_xyxy.int().tolist(), source.shown_by(index), strict=True
         ):
             if "thermal" in views:
-                warm = sample.modalities["thermal"][0] > 140
+                warm = sample.modalities["thermal"][0] > sample.modalities["thermal"].median() + 38
                 for edge in (warm[y1, x1:x2], warm[y2 - 1, x1:x2], warm[y1:y2, x1], warm[y1:y2, x2 - 1]):
                     assert edge.any()
                 around = warm[max(0, y1 - 2) : y2 + 2, max(0, x1 - 2) : x2 + 2]
@@ -96,7 +103,7 @@ def test_the_bytes_are_the_same_everywhere() -> None:
         for modality in MODALITIES:
             digest.update(sample.modalities[modality].numpy().tobytes())
         digest.update(sample.boxes_xyxy.numpy().astype("<f4").tobytes())
-    assert digest.hexdigest()[:16] == "ed07c8f57e74f389"
+    assert digest.hexdigest()[:16] == "a194cde46553684a"
 
 
 def test_seeds_differ_and_repeat() -> None:
@@ -131,3 +138,4 @@ def test_the_smallest_picture_works() -> None:
     source = SyntheticSet(num_sequences=2, frames_per_sequence=3, size_hw=(32, 32), classes=CLASSES, seed=0)
     for index in range(len(source)):
         assert source.read(index).modalities["event"].shape == (1, 32, 32)
+        assert all(source.shown_by(index))

@@ -98,7 +98,7 @@ def test_a_truncated_picture_is_found_on_reading(tree: Tree, tmp_path: Path, nam
 
 def test_the_modalities_of_a_picture_have_one_size(tree: Tree, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((5, 20), np.uint8)).save(tmp_path / "t2.png")
-    with pytest.raises(DataError, match="image 2: wanted one size .* rgb 20 x 10, thermal 20 x 5"):
+    with pytest.raises(DataError, match=r"image 2: wanted one size .* rgb 20 x 10, thermal 20 x 5"):
         CocoSet(write(tree, tmp_path))
 
 

@@ -1,0 +1,176 @@
+"""Bad input: one clear line, the right exit code, nothing started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raydet.cli import main
+from raydet.errors import EXIT_DATA, EXIT_USAGE
+
+Spoil = Callable[[Path], object]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Ten pictures of 64 x 96 with one box each, as npy_yolo with one class."""
+    root = tmp_path / "set"
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    (root / "classes.txt").write_text("person\n")
+    for number in range(10):
+        np.save(root / "images" / f"{number:03d}.npy", np.full((64, 96, 5), number, dtype=np.uint8))
+        (root / "labels" / f"{number:03d}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    return root
+
+
+def outcome(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """Exit code and the error line."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code, capsys.readouterr().err.strip()
+
+
+def label(text: str) -> Spoil:
+    return lambda root: (root / "labels" / "003.txt").write_text(text)
+
+
+def cut_picture(root: Path) -> None:
+    path = root / "images" / "003.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "labels"), "labels"),
+        (cut_picture, "003.npy"),
+        (label("0 0.5 0.5 0.25\n"), "003.txt"),
+        (label("7 0.5 0.5 0.25 0.25\n"), "003.txt"),
+        (label("-1 0.5 0.5 0.25 0.25\n"), "003.txt"),
+        (label("0 0.95 0.5 0.25 0.25\n"), "003.txt"),
+        (label("0 0.5 0.5 0.0 0.25\n"), "003.txt"),
+        (label("0 0.5 nan 0.25 0.25\n"), "003.txt"),
+        (label("zero 0.5 0.5 0.25 0.25\n"), "003.txt"),
+        (lambda root: (root / "labels" / "003.txt").unlink(), "003"),
+        (lambda root: (root / "images" / "003.npy").unlink(), "003"),
+        (lambda root: np.save(root / "images" / "003.npy", np.zeros((4, 4), np.uint8)), "003.npy"),
+    ],
+    ids=[
+        "no-labels",
+        "truncated-npy",
+        "four-numbers",
+        "class-too-large",
+        "class-negative",
+        "box-outside",
+        "box-without-width",
+        "box-not-a-number",
+        "class-not-a-number",
+        "label-missing",
+        "image-missing",
+        "wrong-shape",
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_bad_data(
+    command: str,
+    spoil: Spoil,
+    message: str,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spoil(pictures)
+    arguments = [command, "--recipe", "demo", "--data", str(pictures)]
+    code, error = outcome(arguments + (["--space", "gaff_phase1"] if command == "tune" else []), capsys)
+    assert code == EXIT_DATA, error
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "runs").exists(), "something was started"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tune", "--space", "gaf_phase1"], "unknown space 'gaf_phase1'; did you mean gaff_phase1"),
+        (["tune", "--space", "gaff_phase1", "--seeds", "0"], "--seeds wants at least 1, got 0"),
+        (["tune", "--space", "gaff_phase1", "--max-trials", "0"], "--max-trials wants at least 1"),
+        (["tune", "--space", "gaff_phase1", "--set", "optim.lrr=1"], "did you mean optim.lr?"),
+        (["tune", "--space", "gaff_phase1", "--set", "model.fusion_stages=[1]"], "varies it"),
+        (["tune", "--space", "gaff_phase1", "--backbone", "mit_b9"], "model.backbone.variant"),
+        (["train", "--recipe", "demos"], "unknown recipe 'demos'; did you mean demo?"),
+        (["train", "--set", "optim.lr"], "--set wants path=value"),
+        (
+            ["train", "--recipe", "demo", "--workers", "3", "--tracking-uri", "none"],
+            "does not divide among 3 workers",
+        ),
+        (["train", "--recipe", "demo", "--workers", "-1"], "--workers wants 0 or more"),
+        (["train", "--config", "nowhere.json"], "it wants a run's config.json"),
+        (["train", "--data", "coco:"], "--data wants"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, error = outcome(arguments, capsys)
+    assert code == EXIT_USAGE, error
+    assert message in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize("flag", ["--storage", "--run-dir"])
+def test_a_place_that_cannot_be_written(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    command = ["tune", "--space", "gaff_phase1"] if flag == "--storage" else ["train"]
+    code, error = outcome([*command, "--recipe", "demo", flag, str(tmp_path / "file" / "x")], capsys)
+    assert code == EXIT_USAGE, error
+    assert "cannot write" in error
+    assert "choose another" in error
+
+
+@pytest.mark.parametrize("command", [["train", "--run-dir", "run"], ["tune", "--space", "gaff_phase1"]])
+def test_a_tracking_server_that_is_not_there(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, error = outcome([*command, "--recipe", "demo", "--tracking-uri", "http://127.0.0.1:9"], capsys)
+    assert code == EXIT_USAGE, error
+    assert error.startswith("error: cannot use the tracking URI http://127.0.0.1:9")
+    assert "\n" not in error
+
+
+def test_a_run_directory_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run" / "config.json"
+    main_dry = ["train", "--recipe", "demo", "--dry-run", "--json"]
+    main_code = None
+    try:
+        main(main_dry)
+    except SystemExit as exit_:
+        main_code = exit_.code
+    assert not main_code
+    plan = json.loads(capsys.readouterr().out)
+    assert set(plan) == {"config", "parameters"}
+    assert plan["parameters"]["total"] == sum(n for part, n in plan["parameters"].items() if part != "total")
+    config.parent.mkdir()
+    config.write_text(json.dumps(plan["config"]))
+    code, error = outcome(
+        ["train", "--recipe", "demo", "--epochs", "9", "--run-dir", str(config.parent)], capsys
+    )
+    assert code == EXIT_USAGE
+    assert "holds a run with another config" in error

@@ -170,9 +170,7 @@ class StudyRun:
         from raydet.tune.execute import cluster, execute_trials
 
         self.stack.enter_context(cluster())
-        with PhaseExecution(
-            self, self.tracker.open_run(trials[0].phase, identity=trials[0].phase)
-        ) as listener:
+        with PhaseExecution(self, trials[0].phase) as listener:
             execute_trials(
                 trials,
                 root=self.root,

@@ -1,0 +1,56 @@
+"""Studies for real: the command line in a process of its own, a local Ray, sqlite MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+TINY = {
+    "data.source.num_sequences": 4,
+    "data.source.frames_per_sequence": 2,
+    "data.split.num_blocks": 2,
+    "train.epochs": 2,
+    "train.global_batch": 2,
+    "train.eval_every": 1,
+}
+"""A run of a few seconds, as overrides of the recipe `demo`."""
+
+
+def tune_command(storage: Path, *arguments: str, space: str = "gaff_phase2") -> list[str]:
+    """`python -m raydet.tune` on the tiny run."""
+    sets = [part for path, value in TINY.items() for part in ("--set", f"{path}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "raydet.tune", "--space", space, "--recipe", "demo"]
+    return [*command, "--storage", str(storage), *sets, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Without what this test process may have set for itself."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+
+def tune(storage: Path, *arguments: str, space: str = "gaff_phase2") -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        tune_command(storage, *arguments, space=space),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=environment(),
+    )
+
+
+def events(storage: Path) -> list[dict[str, Any]]:
+    """The journal of the GAFF study, whole lines only."""
+    path = storage / "gaff" / "journal.jsonl"
+    content = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in content[: content.rfind("\n") + 1].splitlines()]
+
+
+def names(storage: Path, event: str) -> Counter[str]:
+    """How often each trial has an event."""
+    return Counter(entry["name"] for entry in events(storage) if entry["event"] == event)

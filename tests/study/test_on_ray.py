@@ -1,0 +1,129 @@
+"""Studies end to end: trials on Ray, once each, whatever happens to the driver."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from raydet.config import Experiment
+from tests.study.conftest import environment, events, names, tune, tune_command
+
+pytestmark = pytest.mark.ray
+
+
+def mlflow_runs(storage: Path) -> dict[str, tuple[str, str | None]]:
+    """Status and parent's name by run name; a name twice fails."""
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("gaff").experiment_id], max_results=1000)
+    by_id = {run.info.run_id: run for run in runs}
+    found: dict[str, tuple[str, str | None]] = {}
+    for run in runs:
+        assert run.info.run_name not in found, f"{run.info.run_name} stands in MLflow twice"
+        parent = by_id.get(run.data.tags.get("mlflow.parentRunId"))
+        found[run.info.run_name] = (run.info.status, parent.info.run_name if parent else None)
+    return found
+
+
+def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
+    first = tune(tmp_path, "--max-trials", "2", "--workers", "2")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stderr == ""
+    assert "[1/8] exp_001_s1_r4_is0_mb0  mAP " in first.stdout
+    assert "6 trials left after --max-trials 2; the same command goes on" in first.stdout
+
+    run_dir = tmp_path / "gaff" / "phase1_stage_selection" / "exp_001_s1_r4_is0_mb0"
+    files = {path.name for path in run_dir.iterdir()}
+    assert files >= {
+        "config.json",
+        "model_info.json",
+        "training.log",
+        "metrics_per_epoch.csv",
+        "metrics_per_batch.csv",
+        "final_results.json",
+        "checkpoints",
+    }
+    assert json.loads((run_dir / "model_info.json").read_text())["workers"] == 2
+    experiment = Experiment.from_json((run_dir / "config.json").read_text(), where="test")
+    assert experiment.model.fusion_stages == (1,)
+    with (tmp_path / "gaff" / "summary_all_experiments.csv").open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["finished"] * 2 + ["pending"] * 6
+
+    second = tune(tmp_path, "--max-trials", "1", "--workers", "2")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "8 trials, 2 finished already, 6 to run" in second.stdout
+    started = ["exp_001_s1_r4_is0_mb0", "exp_002_s2_r4_is0_mb0", "exp_003_s3_r4_is0_mb0"]
+    assert names(tmp_path, "started") == dict.fromkeys(started, 1)
+    assert names(tmp_path, "tracked") == dict.fromkeys(started, 1)
+    assert mlflow_runs(tmp_path) == {
+        "phase1_stage_selection": ("FINISHED", None),
+        **dict.fromkeys(started, ("FINISHED", "phase1_stage_selection")),
+    }
+
+    changed = tune(tmp_path, "--epochs", "3", "--set", "train.epochs=3")
+    assert changed.returncode == 2
+    assert "base.train.epochs was 2, is 3" in changed.stderr
+
+
+def wait_for(condition: object, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_driver_repeats_nothing(how: signal.Signals, tmp_path: Path) -> None:
+    driver = subprocess.Popen(
+        tune_command(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    wait_for(lambda: len(names(tmp_path, "started")) == 2 and names(tmp_path, "finished"), 180)
+    driver.send_signal(how)
+    output, error = driver.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert driver.returncode == 130, output + error
+        assert error.strip() == "interrupted; the same command continues"
+    finished = names(tmp_path, "finished")
+    again = tune(tmp_path, "--max-trials", "1")
+    assert again.returncode == 0, again.stdout + again.stderr
+    for name in finished:
+        assert names(tmp_path, "started")[name] == 1
+    assert set(names(tmp_path, "finished").values()) == {1}
+    assert set(names(tmp_path, "tracked")) == set(names(tmp_path, "finished"))
+    tracked = {name for name, (status, _) in mlflow_runs(tmp_path).items() if status == "FINISHED"}
+    assert set(names(tmp_path, "finished")) <= tracked
+
+
+def test_a_failing_trial_is_named_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    failed = tune(tmp_path, "--max-trials", "1", "--set", "optim.lr=1e30", "--set", "optim.clip_norm=null")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "FAILED: " in failed.stdout
+    assert "the loss is not finite at step" in failed.stdout
+    assert [entry["event"] for entry in events(tmp_path)][-1] == "failed"
+
+
+@pytest.mark.slow
+def test_the_whole_two_phase_study(tmp_path: Path) -> None:
+    whole = tune(tmp_path, "--concurrency", "2", "--set", "train.epochs=1")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "phase2_hyperparameter_tuning: 24 trials, 3 finished already, 21 to run" in whole.stdout
+    assert len(names(tmp_path, "finished")) == 29
+    assert set(names(tmp_path, "started").values()) == {1}
+    runs = mlflow_runs(tmp_path)
+    assert len(runs) == 31
+    again = tune(tmp_path, "--concurrency", "2", "--set", "train.epochs=1")
+    assert again.returncode == 0
+    assert "everything has run already, nothing to do" in again.stdout
+    assert len(names(tmp_path, "started")) == 29
+    assert mlflow_runs(tmp_path) == runs

@@ -94,9 +94,10 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """One worker's share of the evaluation pictures, each exactly once; shares may differ by one picture.
+    """One worker's share of the evaluation pictures, each exactly once; shares may differ by one batch.
 
-    Iterating yields batches with the position of each picture in `indices`.
+    Whole batches are dealt out: a picture has the same neighbours at any number of workers, and so the same detections
+    to the last bit. Iterating yields batches with the position of each picture in `indices`.
     """
 
     def __init__(
@@ -109,10 +110,8 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        mine = range(len(indices))[rank::world_size]
-        self._positions = [
-            list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)
-        ]
+        starts = range(0, len(indices), batch_size)[rank::world_size]
+        self._positions = [list(range(len(indices))[start : start + batch_size]) for start in starts]
         self._orders = [
             _Order(tuple(indices[position] for position in positions), None) for positions in self._positions
         ]

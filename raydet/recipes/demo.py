@@ -22,7 +22,7 @@ def demo() -> Experiment:
     return Experiment(
         name="demo",
         data=DataConfig(
-            source=SyntheticSource(num_sequences=20, frames_per_sequence=6, size_hw=(96, 128)),
+            source=SyntheticSource(num_sequences=40, frames_per_sequence=3, size_hw=(96, 128)),
             classes=("circle", "square", "triangle"),
             canvas_hw=(96, 128),
             augmentation=Augmentation(flip_probability=0.5, scale_jitter=(1.0, 1.0)),
@@ -41,6 +41,6 @@ def demo() -> Experiment:
                 max_detections=20,
             ),
         ),
-        optim=AdamWConfig(lr=2e-3, weight_decay=0.01, schedule=CosineSchedule(warmup_steps=10)),
-        train=TrainConfig(epochs=4, global_batch=8, eval_every=4, eval_batch=8),
+        optim=AdamWConfig(lr=4e-3, weight_decay=0.01, schedule=CosineSchedule(warmup_steps=10)),
+        train=TrainConfig(epochs=5, global_batch=8, eval_batch=8),
     )

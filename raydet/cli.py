@@ -47,6 +47,10 @@ WorkersOption = Annotated[
     int, typer.Option(help="Training workers per run; they share the global batch and one result.")
 ]
 CpusOption = Annotated[int | None, typer.Option(help="CPU threads per worker; default: an even share.")]
+GpuOption = Annotated[
+    bool | None,
+    typer.Option("--gpu/--cpu", help="One GPU per worker, or none; default: if the cluster has GPUs now."),
+]
 TrackingOption = Annotated[
     str | None,
     typer.Option(help="MLflow tracking URI, or `none`; default: sqlite in the storage directory."),
@@ -123,6 +127,7 @@ def train(
         int, typer.Option(help="Ray Train workers; 0 runs in this process, or under torchrun, without Ray.")
     ] = 1,
     cpus_per_worker: CpusOption = None,
+    use_gpu: GpuOption = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Where the run lives; default: runs/<name>-<fingerprint>.")
     ] = None,
@@ -145,6 +150,7 @@ def train(
             run_dir=directory.absolute(),
             workers=workers,
             cpus_per_worker=cpus_per_worker,
+            use_gpu=use_gpu,
             tracking_uri=tracking_uri,
         )
 
@@ -166,6 +172,7 @@ def tune(
     ] = None,
     workers: WorkersOption = 1,
     cpus_per_worker: CpusOption = None,
+    use_gpu: GpuOption = None,
     storage: Annotated[Path, typer.Option(help="Directory of all studies, readable from every node.")] = Path(
         "runs"
     ),
@@ -184,6 +191,7 @@ def tune(
         concurrency=concurrency,
         workers=workers,
         cpus_per_worker=cpus_per_worker,
+        use_gpu=use_gpu,
         tracking_uri=tracking_uri,
     )
     base = _adjusted(_start(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.structures", "raydet.ops", "raydet.track.base"),
     ("raydet.models", "raydet.data", "raydet.parallel", "raydet.evaluate", "raydet.track"),
     (
+        "raydet.train.checkpoints",
         "raydet.train.system",
         "raydet.train.optim",
         "raydet.train.record",

@@ -31,6 +31,8 @@ class Workers:
     """CPU threads per worker."""
     use_gpu: bool
     """One GPU per worker."""
+    may_wait: bool
+    """Nodes may still join the cluster: wait for them instead of giving up."""
 
 
 def connect(py_executable: str | None = None) -> None:
@@ -66,25 +68,32 @@ def connect(py_executable: str | None = None) -> None:
         logging.getLogger(name).propagate = True
 
 
-def workers_for(count: int, *, cpus: int | None, concurrency: int = 1) -> Workers:
+def workers_for(
+    count: int, *, cpus: int | None = None, use_gpu: bool | None = None, concurrency: int = 1
+) -> Workers:
     """Workers of one run among `concurrency` runs at a time, on the connected cluster.
 
+    Args:
+        count: workers.
+        cpus: threads per worker; None: an even share of the CPUs that are there.
+        use_gpu: None: yes, if the cluster has GPUs now.
+
     Raises:
-        ConfigError: the cluster has fewer CPUs or GPUs than that takes.
+        ConfigError: this machine has fewer CPUs or GPUs than that takes. Another cluster may grow.
     """
     resources = ray.cluster_resources()
-    num_cpus, num_gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    wanted = count * concurrency
-    if num_gpus and wanted > num_gpus:
-        raise ConfigError(
-            f"{concurrency} x {count} workers want {wanted} GPUs, the cluster has {num_gpus}; ask for less"
-        )
-    if wanted * (cpus or 1) > num_cpus:
-        raise ConfigError(
-            f"{concurrency} x {count} workers x {cpus or 1} CPUs want {wanted * (cpus or 1)}, the cluster has "
-            f"{num_cpus}; lower --workers, --concurrency or --cpus-per-worker"
-        )
-    return Workers(count=count, cpus=cpus or num_cpus // wanted, use_gpu=num_gpus > 0)
+    have = {name: int(resources.get(name, 0)) for name in ("CPU", "GPU")}
+    num_workers = count * concurrency
+    use_gpu = have["GPU"] > 0 if use_gpu is None else use_gpu
+    want = {"CPU": num_workers * (cpus or 1), "GPU": num_workers if use_gpu else 0}
+    for name, number in want.items():
+        if IS_LOCAL and number > have[name]:
+            raise ConfigError(
+                f"{concurrency} trials x {count} workers want {number} {name}s, this machine has {have[name]}; "
+                "lower --workers, --concurrency or --cpus-per-worker"
+            )
+    share = cpus or max(1, have["CPU"] // num_workers)
+    return Workers(count=count, cpus=share, use_gpu=use_gpu, may_wait=not IS_LOCAL)
 
 
 def launch(
@@ -116,7 +125,9 @@ def launch(
         run_config=ray.train.RunConfig(
             name="checkpoints",  # Ray Train continues where name and path are the same
             storage_path=str(run_dir),
-            failure_config=ray.train.FailureConfig(max_failures=max_failures, controller_failure_limit=1),
+            failure_config=ray.train.FailureConfig(
+                max_failures=max_failures, controller_failure_limit=-1 if workers.may_wait else 1
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.train.keep_checkpoints,
                 checkpoint_score_attribute=SCORE,

@@ -28,7 +28,7 @@ from raydet.data.split import split_indices
 from raydet.evaluate.coco import CocoResult, evaluate_coco
 from raydet.evaluate.run import detect, ground_truth
 from raydet.models.build import build_detector, parameter_counts
-from raydet.parallel.checkpoint import MANIFEST, load_checkpoint, save_checkpoint
+from raydet.parallel.checkpoint import load_checkpoint, save_checkpoint
 from raydet.parallel.collectives import World, broadcast_buffers, gather_rows
 from raydet.parallel.parallelize import parallelize, unwrapped
 from raydet.train.loop import fit
@@ -189,44 +189,3 @@ def _results(
         "workers": info["workers"],
         "loop_s": round(loop_s, 3),
     }
-
-
-class LocalCheckpoints:
-    """Publishes into `<run>/checkpoints/` where no Ray Train does it."""
-
-    def __init__(self, run_dir: Path, *, keep: int) -> None:
-        self.directory = run_dir / "checkpoints"
-        self.keep = keep
-        self._scores: dict[Path, float] = {}
-
-    def __call__(self, row: dict[str, Any], checkpoint: Path | None) -> None:
-        """Move the checkpoint into place and drop the worst beyond `keep`, never the newest."""
-        if checkpoint is None:
-            return
-        self.directory.mkdir(exist_ok=True)
-        target = self.directory / checkpoint_name(row["epoch"])
-        shutil.rmtree(target, ignore_errors=True)
-        draft = target.with_name(f".{target.name}")
-        shutil.copytree(checkpoint, draft)
-        draft.rename(target)
-        self._scores[target] = row.get("mAP") or -1.0
-        for path in checkpoints_to_drop(self._scores, newest=target, keep=self.keep):
-            shutil.rmtree(path)
-            del self._scores[path]
-
-
-def checkpoints_to_drop(scores: dict[Path, float], *, newest: Path, keep: int) -> list[Path]:
-    """Which checkpoints to delete so that the `keep` best and the newest remain."""
-    ranked = sorted(scores, key=lambda path: scores[path], reverse=True)
-    return [path for path in ranked[keep:] if path != newest]
-
-
-def checkpoint_name(epoch: int) -> str:
-    """Directory name of the checkpoint after `epoch` epochs."""
-    return f"epoch_{epoch:04d}"
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The complete checkpoint of the latest epoch in a run's directory."""
-    complete = sorted(path.parent for path in run_dir.glob(f"checkpoints/epoch_*/{MANIFEST}"))
-    return complete[-1] if complete else None

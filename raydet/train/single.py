@@ -20,7 +20,8 @@ from raydet.errors import ConfigError
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
-from raydet.train.process import LocalCheckpoints, newest_checkpoint, run_process
+from raydet.train.checkpoints import LocalCheckpoints, newest_checkpoint
+from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory, finished_results, read_progress
 from raydet.train.watch import EpochWatcher
 
@@ -33,6 +34,7 @@ def train_single(
     run_dir: Path,
     workers: int,
     cpus_per_worker: int | None,
+    use_gpu: bool | None,
     tracking_uri: str | None,
 ) -> None:
     """Train one run, or continue it, or say that it has ended.
@@ -68,7 +70,7 @@ def train_single(
             from raydet.train.launch import connect, launch, workers_for
 
             connect()
-            share = workers_for(workers, cpus=cpus_per_worker)
+            share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu)
             results = launch(experiment, run_dir=run_dir, workers=share)
         results = results | {"wall_s": round(time.perf_counter() - started, 3)}
     end_run(tracker, run_id, run_dir=run_dir, results=results)

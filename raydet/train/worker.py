@@ -49,7 +49,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
 def _report(row: dict[str, Any], checkpoint: Path | None) -> None:
     import ray.train
 
-    from raydet.train.process import checkpoint_name
+    from raydet.train.checkpoints import checkpoint_name
 
     metrics = {key: value for key, value in row.items() if value is not None}
     ray.train.report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import json
 import logging
@@ -19,7 +20,7 @@ from raydet.config import Experiment
 from raydet.errors import RaydetError
 from raydet.train.launch import Workers, connect, launch, workers_for
 from raydet.train.record import claim_run_directory
-from raydet.tune.study import Trial
+from raydet.tune.study import Trial, trial_directory
 from raydet.tune.warm import warm_workers
 
 HEAD_NODE = {"node:__internal_head__": 0.001}
@@ -69,6 +70,7 @@ def execute_trials(
     concurrency: int | None,
     workers: int,
     cpus_per_worker: int | None,
+    use_gpu: bool | None,
     listener: Listener,
 ) -> None:
     """Run trials, each once; those that were interrupted continue from their newest checkpoint.
@@ -78,21 +80,22 @@ def execute_trials(
         concurrency: trials at a time; None: one per `workers` GPUs, or one on a cluster without GPUs.
         workers: Ray Train workers per trial.
         cpus_per_worker: None: an even share of the cluster.
+        use_gpu: one GPU per worker; None: if the cluster has GPUs now.
 
     Raises:
         ConfigError: the cluster has too little for that.
         KeyboardInterrupt: Ctrl-C; what runs is ended, what has ended is kept.
     """
     at_a_time = concurrency or max(1, int(ray.cluster_resources().get("GPU", 0)) // workers)
-    share = workers_for(workers, cpus=cpus_per_worker, concurrency=at_a_time)
+    share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu, concurrency=at_a_time)
     by_name = {trial.name: trial for trial in trials}
     for trial in trials:
-        claim_run_directory(root / trial.phase / trial.name, trial.experiment)
+        claim_run_directory(trial_directory(root, trial), trial.experiment)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([HEAD_NODE])),
         param_space={
             "trial": ray.tune.grid_search([_spec(trial, root) for trial in trials]),
-            "workers": (share.count, share.cpus, share.use_gpu),
+            "workers": dataclasses.asdict(share),
         },
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_a_time, reuse_actors=True),
         run_config=ray.tune.RunConfig(
@@ -107,12 +110,12 @@ def execute_trials(
 
 def run_trial(config: Mapping[str, Any]) -> None:
     """The body of a Tune trial: one Ray Train job. Runs in a process of its own on the head node."""
-    spec, (count, cpus, use_gpu) = config["trial"], config["workers"]
+    spec = config["trial"]
     try:
         results = launch(
             Experiment.from_json(spec["experiment"], where="the driver's config"),
             run_dir=Path(spec["run_dir"]),
-            workers=Workers(count=count, cpus=cpus, use_gpu=use_gpu),
+            workers=Workers(**config["workers"]),
         )
     except RaydetError as error:
         # A report, not an exception: Tune would wrap it into a traceback.
@@ -125,7 +128,7 @@ def _spec(trial: Trial, root: Path) -> dict[str, str]:
     return {
         "name": trial.name,
         "experiment": trial.experiment.to_json(),
-        "run_dir": str(root / trial.phase / trial.name),
+        "run_dir": str(trial_directory(root, trial)),
     }
 
 

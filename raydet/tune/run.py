@@ -7,8 +7,7 @@ tracker.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any
 from raydet.data.build import open_source
 from raydet.data.split import split_indices
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
-from raydet.track.base import RunStatus, Tracker
-from raydet.track.runs import begin_run, end_run, open_tracker
-from raydet.train.watch import EpochWatcher
+from raydet.track.base import Tracker
+from raydet.track.runs import open_tracker
+from raydet.tune.bookkeeping import PhaseBook
 from raydet.tune.journal import Journal, read_journal
 from raydet.tune.phases import all_cells, cells_by_phase, promoted_values, remember_study
 from raydet.tune.records import TrialRecord, ranking_table, records_of, write_summary
@@ -42,6 +41,7 @@ class StudyOptions:
     concurrency: int | None = None
     workers: int = 1
     cpus_per_worker: int | None = None
+    use_gpu: bool | None = None
     tracking_uri: str | None = None
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class StudyRun:
     def all_phases(self) -> int:
         """Phase after phase; stops early where trials failed or `--max-trials` is reached."""
         for phase in self.study.phases:
-            if isinstance(phase, PromotionPhase) and promoted_values(self.journal, phase) is None:
+            if isinstance(phase, PromotionPhase):
                 self._decide(phase)
             records = self._records_of_phase(phase.name)
             self.view.begin_phase(phase.name, records, self.records())
@@ -145,6 +145,9 @@ class StudyRun:
         )
 
     def _decide(self, phase: PromotionPhase) -> None:
+        """Promote, once: a decision stands, whatever is run later."""
+        if promoted_values(self.journal, phase) is not None:
+            return
         scores: dict[tuple[int, ...], list[float]] = {}
         for record in self._records_of_phase(phase.source):
             pattern = record.trial.cell.values[phase.promote]
@@ -170,16 +173,27 @@ class StudyRun:
         from raydet.tune.execute import cluster, execute_trials
 
         self.stack.enter_context(cluster())
-        with PhaseExecution(self, trials[0].phase) as listener:
+        with self._book(trials[0].phase) as listener:
             execute_trials(
                 trials,
                 root=self.root,
                 concurrency=self.options.concurrency,
                 workers=self.options.workers,
                 cpus_per_worker=self.options.cpus_per_worker,
+                use_gpu=self.options.use_gpu,
                 listener=listener,
             )
         self.num_run += len(trials)
+
+    def _book(self, phase: str) -> PhaseBook:
+        return PhaseBook(
+            phase,
+            root=self.root,
+            journal=self.journal,
+            tracker=self.tracker,
+            view=self.view,
+            on_ended=lambda: write_summary(self.study, self.records(), self.root),
+        )
 
     def _stop_after(self, phase: str) -> int | None:
         left = [record for record in self._records_of_phase(phase) if record.status != "finished"]
@@ -203,123 +217,9 @@ class StudyRun:
         tracked = {entry["key"] for entry in self.journal.of("tracked")}
         missing = [record for record in finished if record.trial.key not in tracked]
         if missing:
-            with PhaseExecution(self, missing[0].trial.phase) as execution:
+            with self._book(missing[0].trial.phase) as book:
                 for record in missing:
-                    execution.track(record)
-
-
-class PhaseExecution:
-    """Hears how the trials of a phase go, and writes it down.
-
-    The journal is written at once, the tracker by a thread: a slow server must not hold up the next trial, and one
-    that is down costs a warning, never a result.
-    """
-
-    def __init__(self, run: StudyRun, phase: str) -> None:
-        self._run = run
-        self._phase = phase
-        self._watchers: dict[str, EpochWatcher] = {}
-        self._run_ids: dict[str, str] = {}
-        self._tracking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raydet-tracking")
-
-    def __enter__(self) -> PhaseExecution:
-        self._in_background(self._phase_id)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for watcher in self._watchers.values():
-            watcher.stop()
-        status: RunStatus = "finished" if kind is None else "killed"
-        self._in_background(lambda: self._run.tracker.close_run(self._phase_id(), status))
-        self._tracking.shutdown(wait=True)
-
-    def started(self, trial: Trial) -> None:
-        """A trial's process is up."""
-        run_dir = trial_directory(self._run.root, trial)
-        self._run.journal.append("started", key=trial.key, name=trial.name)
-        self._run.view.started(trial, run_dir)
-        self._in_background(lambda: self._trial_id(trial))
-        watcher = EpochWatcher(
-            run_dir,
-            lambda rows: self._in_background(
-                lambda: self._run.tracker.log_history(self._trial_id(trial), rows)
-            ),
-        )
-        self._watchers[trial.key] = watcher
-        watcher.start()
-
-    def finished(self, trial: Trial, results: dict[str, Any], wall_s: float) -> None:
-        """A trial has ended well, after `wall_s` in which its share of the cluster was taken."""
-        costs = {"wall_s": round(wall_s, 3), "overhead_s": round(wall_s - results["loop_s"], 3)}
-        self._run.journal.append("finished", key=trial.key, name=trial.name, results=results | costs)
-        record = TrialRecord(trial, "finished", results=results | costs)
-        self._ended(record)
-        self.track(record)
-
-    def failed(self, trial: Trial, reason: str) -> None:
-        """A trial has ended without a result."""
-        self._run.journal.append("failed", key=trial.key, name=trial.name, reason=reason)
-        self._ended(TrialRecord(trial, "failed", reason=reason))
-        self._in_background(lambda: self._run.tracker.close_run(self._trial_id(trial), "failed"))
-
-    def track(self, record: TrialRecord) -> None:
-        """Put a finished trial into the tracker, then say so in the journal."""
-
-        def log() -> None:
-            assert record.results is not None
-            run_dir = trial_directory(self._run.root, record.trial)
-            end_run(self._run.tracker, self._trial_id(record.trial), run_dir=run_dir, results=record.results)
-            self._run.journal.append("tracked", key=record.trial.key, name=record.trial.name)
-
-        self._in_background(log)
-
-    def _in_background(self, task: Callable[[], object]) -> None:
-        self._tracking.submit(self._guarded, task)
-
-    def _guarded(self, task: Callable[[], object]) -> None:
-        try:
-            task()
-        except Exception as error:
-            logger.warning("the tracker failed", exc_info=True)
-            self._run.view.say(
-                f"tracking failed ({error}); the same command tries again when the study is done"
-            )
-
-    def _phase_id(self) -> str:
-        """Tracker id of the phase; runs in the tracking thread, as `_trial_id` does."""
-        return self._known_id(
-            self._phase, lambda: self._run.tracker.open_run(self._phase, identity=self._phase)
-        )
-
-    def _trial_id(self, trial: Trial) -> str:
-        return self._known_id(
-            trial.key,
-            lambda: begin_run(
-                self._run.tracker,
-                trial.experiment,
-                name=trial.name,
-                identity=trial.key,
-                parent=self._phase_id(),
-            ),
-        )
-
-    def _known_id(self, identity: str, open_run: Callable[[], str]) -> str:
-        if identity not in self._run_ids:
-            self._run_ids[identity] = open_run()
-        return self._run_ids[identity]
-
-    def _ended(self, record: TrialRecord) -> None:
-        watcher = self._watchers.pop(record.trial.key, None)
-        if watcher is not None:
-            watcher.stop()
-        logger.info("%s: %s %s", record.trial.name, record.status, record.reason or "")
-        write_summary(self._run.study, self._run.records(), self._run.root)
-        self._run.view.ended(record)
-
-
-def trial_directory(root: Path, trial: Trial) -> Path:
-    """Where a trial's files lie: `<study>/<phase>/<trial>`."""
-    return root / trial.phase / trial.name
+                    book.track(record)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -116,6 +117,11 @@ class Trial(Config):
     def key(self) -> str:
         """Names the run by what it computes: equal keys, equal results."""
         return self.experiment.fingerprint()
+
+
+def trial_directory(root: Path, trial: Trial) -> Path:
+    """Where a trial's files lie: `<study>/<phase>/<trial>`."""
+    return root / trial.phase / trial.name
 
 
 def grid_cells(study: Study, phase: GridPhase, *, first_number: int) -> tuple[Cell, ...]:

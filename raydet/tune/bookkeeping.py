@@ -1,0 +1,140 @@
+"""What is written down while the trials of a phase run: journal, tracker, view, summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raydet.track.base import RunStatus, Tracker
+from raydet.track.runs import begin_run, end_run
+from raydet.train.watch import EpochWatcher
+from raydet.tune.journal import Journal
+from raydet.tune.records import TrialRecord
+from raydet.tune.study import Trial, trial_directory
+from raydet.tune.view import StudyView
+
+logger = logging.getLogger("raydet")
+
+
+class PhaseBook:
+    """Hears how the trials of a phase go, and writes it down.
+
+    The journal is written at once, the tracker by a thread: a slow server must not hold up the next trial, and one
+    that is down costs a warning, never a result.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        *,
+        root: Path,
+        journal: Journal,
+        tracker: Tracker,
+        view: StudyView,
+        on_ended: Callable[[], None],
+    ) -> None:
+        self._phase = phase
+        self._root = root
+        self._journal = journal
+        self._tracker = tracker
+        self._view = view
+        self._on_ended = on_ended
+        self._watchers: dict[str, EpochWatcher] = {}
+        self._run_ids: dict[str, str] = {}
+        self._tracking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raydet-tracking")
+
+    def __enter__(self) -> PhaseBook:
+        self._in_background(self._phase_id)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        status: RunStatus = "finished" if kind is None else "killed"
+        for watcher in self._watchers.values():
+            watcher.stop()
+        for identity in [*self._watchers, self._phase]:  # what still runs, and the phase
+            self._in_background(partial(self._close, identity, status))
+        self._tracking.shutdown(wait=True)
+
+    def started(self, trial: Trial) -> None:
+        """A trial's process is up."""
+        run_dir = trial_directory(self._root, trial)
+        self._journal.append("started", key=trial.key, name=trial.name)
+        self._view.started(trial, run_dir)
+        self._in_background(lambda: self._trial_id(trial))
+        watcher = EpochWatcher(
+            run_dir,
+            lambda rows: self._in_background(lambda: self._tracker.log_history(self._trial_id(trial), rows)),
+        )
+        self._watchers[trial.key] = watcher
+        watcher.start()
+
+    def finished(self, trial: Trial, results: dict[str, Any], wall_s: float) -> None:
+        """A trial has ended well, after `wall_s` in which its share of the cluster was taken."""
+        costs = {"wall_s": round(wall_s, 3), "overhead_s": round(wall_s - results["loop_s"], 3)}
+        self._journal.append("finished", key=trial.key, name=trial.name, results=results | costs)
+        record = TrialRecord(trial, "finished", results=results | costs)
+        self._ended(record)
+        self.track(record)
+
+    def failed(self, trial: Trial, reason: str) -> None:
+        """A trial has ended without a result."""
+        self._journal.append("failed", key=trial.key, name=trial.name, reason=reason)
+        self._ended(TrialRecord(trial, "failed", reason=reason))
+        self._in_background(lambda: self._tracker.close_run(self._trial_id(trial), "failed"))
+
+    def track(self, record: TrialRecord) -> None:
+        """Put a finished trial into the tracker, then say so in the journal."""
+
+        def log() -> None:
+            assert record.results is not None
+            run_dir = trial_directory(self._root, record.trial)
+            end_run(self._tracker, self._trial_id(record.trial), run_dir=run_dir, results=record.results)
+            self._journal.append("tracked", key=record.trial.key, name=record.trial.name)
+
+        self._in_background(log)
+
+    def _close(self, identity: str, status: RunStatus) -> None:
+        self._tracker.close_run(self._run_ids[identity], status)
+
+    def _in_background(self, task: Callable[[], object]) -> None:
+        self._tracking.submit(self._guarded, task)
+
+    def _guarded(self, task: Callable[[], object]) -> None:
+        try:
+            task()
+        except Exception as error:
+            logger.warning("the tracker failed", exc_info=True)
+            self._view.say(f"tracking failed ({error}); the same command tries again")
+
+    def _phase_id(self) -> str:
+        """Tracker id of the phase; runs in the tracking thread, as `_trial_id` does."""
+        return self._known_id(self._phase, lambda: self._tracker.open_run(self._phase, identity=self._phase))
+
+    def _trial_id(self, trial: Trial) -> str:
+        return self._known_id(
+            trial.key,
+            lambda: begin_run(
+                self._tracker,
+                trial.experiment,
+                name=trial.name,
+                identity=trial.key,
+                parent=self._phase_id(),
+            ),
+        )
+
+    def _known_id(self, identity: str, open_run: Callable[[], str]) -> str:
+        if identity not in self._run_ids:
+            self._run_ids[identity] = open_run()
+        return self._run_ids[identity]
+
+    def _ended(self, record: TrialRecord) -> None:
+        watcher = self._watchers.pop(record.trial.key, None)
+        if watcher is not None:
+            watcher.stop()
+        logger.info("%s: %s %s", record.trial.name, record.status, record.reason or "")
+        self._on_ended()
+        self._view.ended(record)

@@ -1,0 +1,104 @@
+"""A run that was cut off after an epoch goes on as if nothing had happened, to the last bit."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydet.config import Experiment, apply_overrides
+from raydet.errors import CheckpointError, ConfigError
+from raydet.parallel.collectives import World
+from raydet.recipes import recipe
+from raydet.train.checkpoints import LocalCheckpoints, checkpoints_to_drop, newest_checkpoint
+from raydet.train.process import run_process
+from raydet.train.record import claim_run_directory
+
+EXPERIMENT = apply_overrides(
+    recipe("demo"),
+    {
+        "data.source.num_sequences": 6,
+        "data.source.frames_per_sequence": 2,
+        "data.split.num_blocks": 3,
+        "model.backbone.drop_path_rate": 0.1,
+        "train.global_batch": 4,
+        "train.epochs": 4,
+        "train.keep_checkpoints": 1,
+    },
+)
+
+
+class PowerCutError(Exception):
+    """The power fails."""
+
+
+def run(
+    run_dir: Path, *, cut_after: int | None = None, experiment: Experiment = EXPERIMENT
+) -> dict[str, Any]:
+    claim_run_directory(run_dir, experiment)
+    keep = LocalCheckpoints(run_dir, keep=experiment.train.keep_checkpoints)
+
+    def publish(row: dict[str, Any], checkpoint: Path | None) -> None:
+        keep(row, checkpoint)
+        if row["epoch"] == cut_after:
+            raise PowerCutError
+
+    return run_process(
+        experiment, run_dir=run_dir, world=World(), publish=publish, resume_from=newest_checkpoint(run_dir)
+    )
+
+
+def rows(run_dir: Path, name: str) -> list[dict[str, str]]:
+    with (run_dir / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_rest_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    expected = run(straight)
+    with pytest.raises(PowerCutError):
+        run(cut, cut_after=2)
+    # what an interrupted epoch left behind is replaced
+    with (cut / "metrics_per_batch.csv").open("a") as file:
+        file.write("4,3,0.1,9,9,9,9,9\n")
+    results = run(cut)
+    assert rows(cut, "metrics_per_batch.csv") == rows(straight, "metrics_per_batch.csv")
+    assert results["final"]["mAP"] == expected["final"]["mAP"]
+    assert [row["loss"] for row in results["history"]] == [row["loss"] for row in expected["history"]]
+    assert len(rows(cut, "metrics_per_epoch.csv")) == 4
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        run(tmp_path / "run", cut_after=1)
+    path = tmp_path / "run" / "checkpoints" / "epoch_0001" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"epoch_0001/model\.safetensors"):
+        run(tmp_path / "run")
+
+
+def test_a_directory_belongs_to_one_config(tmp_path: Path) -> None:
+    claim_run_directory(tmp_path / "run", EXPERIMENT)
+    claim_run_directory(tmp_path / "run", EXPERIMENT)
+    with pytest.raises(ConfigError, match="holds a run with another config"):
+        claim_run_directory(tmp_path / "run", apply_overrides(EXPERIMENT, {"train.epochs": 9}))
+
+
+def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
+    paths = [tmp_path / f"epoch_{epoch:04d}" for epoch in range(4)]
+    scores = dict(zip(paths, (0.1, 0.5, 0.3, 0.2), strict=True))
+    assert checkpoints_to_drop(scores, newest=paths[3], keep=2) == [paths[0]]
+    assert checkpoints_to_drop(scores, newest=paths[0], keep=1) == [paths[2], paths[3]]
+
+
+def test_an_incomplete_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        run(tmp_path / "run", cut_after=1)
+    complete = tmp_path / "run" / "checkpoints" / "epoch_0001"
+    torn = complete.with_name("epoch_0002")
+    shutil.copytree(complete, torn)
+    (torn / "manifest.json").unlink()
+    assert newest_checkpoint(tmp_path / "run") == complete

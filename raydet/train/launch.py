@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,26 +38,35 @@ class Workers:
     """Nodes may still join the cluster: wait for them instead of giving up."""
 
 
-def connect(py_executable: str | None = None) -> None:
-    """Join the Ray cluster that RAY_ADDRESS names, or start one on this machine.
+@contextmanager
+def cluster(py_executable: str | None = None) -> Iterator[None]:
+    """A Ray cluster while the block runs: the one that RAY_ADDRESS names, or one on this machine.
 
     Args:
         py_executable: what starts the workers of a local Ray, instead of a plain Python.
 
     Raises:
-        ConfigError: the cluster cannot be reached.
+        ConfigError: the cluster cannot be joined.
     """
-    if ray.is_initialized():
-        return
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            if IS_LOCAL:
+                stack.enter_context(_own_temporary_directory())
+            stack.callback(ray.shutdown)
+            _connect(py_executable)
+        yield
+
+
+def _connect(py_executable: str | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if IS_LOCAL:
-            environment = {"py_executable": py_executable} if py_executable else None
             ray.init(
+                "local",  # else Ray would join whatever cluster it finds on this machine
                 **quiet,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                runtime_env=environment,
+                runtime_env={"py_executable": py_executable} if py_executable else None,
             )
         else:
             ray.init(**quiet)
@@ -66,6 +78,25 @@ def connect(py_executable: str | None = None) -> None:
     for name in ("ray", "ray.tune", "ray.train"):  # to our log file, not to the terminal
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+
+
+@contextmanager
+def _own_temporary_directory() -> Iterator[None]:
+    """Where Ray puts sockets and logs, unless the user has said where.
+
+    In the common /tmp/ray, Ray Train's helpers look up "the" cluster of the machine, and where a cluster was killed
+    there earlier each trial waits 12 s for it.
+    """
+    if "RAY_TMPDIR" in os.environ:
+        yield
+        return
+    # Short, because the names of Unix sockets are; processes that still write there must not spoil the end.
+    with tempfile.TemporaryDirectory(prefix="raydet-", ignore_cleanup_errors=True) as directory:
+        os.environ["RAY_TMPDIR"] = directory
+        try:
+            yield
+        finally:
+            del os.environ["RAY_TMPDIR"]
 
 
 def workers_for(

@@ -67,9 +67,9 @@ def train_single(
         if workers == 0:
             results = _run_here(experiment, run_dir, world)
         else:
-            from raydet.train.launch import connect, launch, workers_for
+            from raydet.train.launch import cluster, launch, workers_for
 
-            connect()
+            stack.enter_context(cluster())
             share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu)
             results = launch(experiment, run_dir=run_dir, workers=share)
         results = results | {"wall_s": round(time.perf_counter() - started, 3)}

@@ -18,7 +18,7 @@ import ray.tune
 
 from raydet.config import Experiment
 from raydet.errors import RaydetError
-from raydet.train.launch import Workers, connect, launch, workers_for
+from raydet.train.launch import Workers, cluster, launch, workers_for
 from raydet.train.record import claim_run_directory
 from raydet.tune.study import Trial, trial_directory
 from raydet.tune.warm import warm_workers
@@ -43,24 +43,17 @@ class Listener(Protocol):
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
-    """A cluster while the block runs: the one that RAY_ADDRESS names, or a local one with warm workers.
+def warm_cluster() -> Iterator[None]:
+    """A cluster while the block runs; where it is a local one without GPUs, its workers start warm.
 
     Raises:
         ConfigError: the cluster cannot be joined.
     """
-    if ray.is_initialized():
+    with ExitStack() as stack:
+        # A process that has touched CUDA must not be forked.
+        is_warm = IS_LOCAL and not ray.is_initialized() and not Path("/dev/nvidiactl").exists()
+        stack.enter_context(cluster(stack.enter_context(warm_workers()) if is_warm else None))
         yield
-    elif not IS_LOCAL:
-        connect()
-        yield
-    else:
-        with ExitStack() as stack:
-            # A process that has touched CUDA must not be forked.
-            has_gpu = Path("/dev/nvidiactl").exists()
-            stack.callback(ray.shutdown)
-            connect(None if has_gpu else stack.enter_context(warm_workers()))
-            yield
 
 
 def execute_trials(

@@ -170,9 +170,9 @@ class StudyRun:
         trials = missing if budget is None else missing[: max(0, budget - self.num_run)]
         if not trials:
             return
-        from raydet.tune.execute import cluster, execute_trials
+        from raydet.tune.execute import execute_trials, warm_cluster
 
-        self.stack.enter_context(cluster())
+        self.stack.enter_context(warm_cluster())
         with self._book(trials[0].phase) as listener:
             execute_trials(
                 trials,

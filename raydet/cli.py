@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -252,9 +252,11 @@ def _print_train_plan(experiment: Experiment, as_json: bool) -> None:
         typer.echo(f"{part:20} {count:>13,}")
 
 
-def _print_study_plan(trials: Sequence[dict[str, Any]], as_json: bool) -> None:
+def _print_study_plan(plan: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"trials": list(trials)}))
+        typer.echo(json.dumps(plan))
         return
-    for trial in trials:
+    for trial in plan["trials"]:
         typer.echo(f"{trial['status']:9} {trial['name']}")
+    for phase in plan["undecided"]:
+        typer.echo(f"undecided {phase}: follows from the results of the phase before")

@@ -21,7 +21,7 @@ class SyntheticSource(Config):
     frames_per_sequence: Annotated[int, Field(ge=1)] = 10
     size_hw: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = (120, 160)
     """Picture height and width in pixels."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class NpyYoloSource(Config):
@@ -57,7 +57,7 @@ class GroupSplit(Config):
 
     kind: Literal["group"] = "group"
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     num_blocks: Annotated[int, Field(ge=2)] = 10
 
 
@@ -69,7 +69,7 @@ class FrameSplit(Config):
 
     kind: Literal["frame"] = "frame"
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
 
 class FirstSplit(Config):

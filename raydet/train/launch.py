@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from ray.train.torch import TorchTrainer
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError, RaydetError, TrainingError
+from raydet.train.warm import warm_workers
 from raydet.train.worker import SCORE, train_worker
 
 OBJECT_STORE_BYTES = 200_000_000
@@ -39,19 +42,19 @@ class Workers:
 
 
 @contextmanager
-def cluster(py_executable: str | None = None) -> Iterator[None]:
+def cluster() -> Iterator[None]:
     """A Ray cluster while the block runs: the one that RAY_ADDRESS names, or one on this machine.
-
-    Args:
-        py_executable: what starts the workers of a local Ray, instead of a plain Python.
 
     Raises:
         ConfigError: the cluster cannot be joined.
     """
     with ExitStack() as stack:
         if not ray.is_initialized():
+            py_executable = None
             if IS_LOCAL:
                 stack.enter_context(_own_temporary_directory())
+                if not Path("/dev/nvidiactl").exists():  # a process that has touched CUDA must not be forked
+                    py_executable = stack.enter_context(warm_workers())
             stack.callback(ray.shutdown)
             _connect(py_executable)
         yield
@@ -168,10 +171,24 @@ def launch(
         ),
     )
     try:
-        results: dict[str, Any] = trainer.fit().return_value
+        results: dict[str, Any] = _in_a_thread(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
         raise _cause(error, run_dir) from error
     return results
+
+
+def _in_a_thread(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
+    """In the main thread Ray Train takes Ctrl-C for itself and leaves without a word."""
+    future: Future[ray.train.Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(fit())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="raydet-fit", daemon=True).start()
+    return future.result()
 
 
 def _resources(workers: Workers) -> dict[str, float]:

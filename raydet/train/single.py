@@ -23,6 +23,7 @@ from raydet.track.runs import begin_run, end_run, open_tracker
 from raydet.train.checkpoints import LocalCheckpoints, newest_checkpoint
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory, finished_results, read_progress
+from raydet.train.terminal import own_terminal
 from raydet.train.watch import EpochWatcher
 
 TRACKING_EXPERIMENT = "raydet"
@@ -51,31 +52,32 @@ def train_single(
         return
     if workers < 0:
         raise ConfigError(f"--workers wants 0 or more, got {workers}")
-    console = Console()
     _check(experiment, workers or world.world_size)
     claim_run_directory(run_dir, experiment)
     results = finished_results(run_dir)
     if results is not None:
+        console = Console()
         console.print(f"{run_dir} has ended already, nothing to do", highlight=False, soft_wrap=True)
         _print_results(console, results)
         return
     with ExitStack() as stack:
         tracker = open_tracker(tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT)
         run_id = stack.enter_context(_tracked(tracker, experiment, run_dir))
-        stack.enter_context(_progress_bar(console, run_dir))
+        console = stack.enter_context(own_terminal(run_dir / "noise.log"))
         started = time.perf_counter()
-        if workers == 0:
-            results = _run_here(experiment, run_dir, world)
-        else:
-            from raydet.train.launch import cluster, launch, workers_for
+        with _progress_bar(console, run_dir):
+            if workers == 0:
+                results = _run_here(experiment, run_dir, world)
+            else:
+                from raydet.train.launch import cluster, launch, workers_for
 
-            stack.enter_context(cluster())
-            share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu)
-            results = launch(experiment, run_dir=run_dir, workers=share)
-        results = results | {"wall_s": round(time.perf_counter() - started, 3)}
-    end_run(tracker, run_id, run_dir=run_dir, results=results)
-    _print_results(console, results)
-    console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
+                stack.enter_context(cluster())
+                share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu)
+                results = launch(experiment, run_dir=run_dir, workers=share)
+        wall_s = time.perf_counter() - started
+        end_run(tracker, run_id, run_dir=run_dir, results=results | {"wall_s": round(wall_s, 3)})
+        _print_results(console, results)
+        console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
 
 
 def _check(experiment: Experiment, workers: int) -> None:

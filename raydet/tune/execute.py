@@ -7,21 +7,19 @@ import heapq
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from raydet.train.ray_settings import IS_LOCAL  # isort: skip  -- before ray
+import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
 import ray.tune
 
 from raydet.config import Experiment
 from raydet.errors import RaydetError
-from raydet.train.launch import Workers, cluster, launch, workers_for
+from raydet.train.launch import Workers, launch, workers_for
 from raydet.train.record import claim_run_directory
 from raydet.tune.study import Trial, trial_directory
-from raydet.tune.warm import warm_workers
 
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """A trial itself only waits for its workers: it takes no CPU, and stands on the node that is not pre-empted."""
@@ -40,20 +38,6 @@ class Listener(Protocol):
 
     def failed(self, trial: Trial, reason: str) -> None:
         """The trial has ended without results."""
-
-
-@contextmanager
-def warm_cluster() -> Iterator[None]:
-    """A cluster while the block runs; where it is a local one without GPUs, its workers start warm.
-
-    Raises:
-        ConfigError: the cluster cannot be joined.
-    """
-    with ExitStack() as stack:
-        # A process that has touched CUDA must not be forked.
-        is_warm = IS_LOCAL and not ray.is_initialized() and not Path("/dev/nvidiactl").exists()
-        stack.enter_context(cluster(stack.enter_context(warm_workers()) if is_warm else None))
-        yield
 
 
 def execute_trials(

@@ -18,13 +18,13 @@ from raydet.data.split import split_indices
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
 from raydet.track.base import Tracker
 from raydet.track.runs import open_tracker
+from raydet.train.terminal import own_terminal
 from raydet.tune.bookkeeping import PhaseBook
 from raydet.tune.journal import Journal, read_journal
 from raydet.tune.phases import all_cells, cells_by_phase, promoted_values, remember_study
 from raydet.tune.records import TrialRecord, ranking_table, records_of, write_summary
 from raydet.tune.select import candidates_from, promote
 from raydet.tune.study import PromotionPhase, Study, Trial, seeds_of, trials_of
-from raydet.tune.terminal import own_terminal
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")
@@ -51,18 +51,28 @@ class StudyOptions:
                 raise StudyError(f"--{flag.replace('_', '-')} wants at least 1, got {value}")
 
 
-def plan_study(study: Study, options: StudyOptions) -> list[dict[str, Any]]:
-    """Every trial that is decided so far, with its status and config; nothing is written."""
+def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
+    """What `run_study` would run; nothing is written.
+
+    Returns:
+        `trials`: `name`, `status` and `config` of every trial that is decided so far; `undecided`: the phases whose
+        trials depend on results that are not there yet.
+    """
     journal = read_journal(options.storage / study.name)
     trials = trials_of(study, all_cells(study, journal), seeds_of(study, options.seeds))
-    return [
-        {
-            "name": record.trial.name,
-            "status": record.status,
-            "config": record.trial.experiment.model_dump(mode="json"),
-        }
-        for record in records_of(trials, journal)
-    ]
+    return {
+        "trials": [
+            {
+                "name": record.trial.name,
+                "status": record.status,
+                "config": record.trial.experiment.model_dump(mode="json"),
+            }
+            for record in records_of(trials, journal)
+        ],
+        "undecided": [
+            phase.name for phase in study.phases if phase.name not in cells_by_phase(study, journal)
+        ],
+    }
 
 
 def run_study(study: Study, options: StudyOptions) -> int:
@@ -170,9 +180,10 @@ class StudyRun:
         trials = missing if budget is None else missing[: max(0, budget - self.num_run)]
         if not trials:
             return
-        from raydet.tune.execute import execute_trials, warm_cluster
+        from raydet.train.launch import cluster
+        from raydet.tune.execute import execute_trials
 
-        self.stack.enter_context(warm_cluster())
+        self.stack.enter_context(cluster())
         with self._book(trials[0].phase) as listener:
             execute_trials(
                 trials,

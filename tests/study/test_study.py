@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raydet.recipes import recipe
+from raydet.tune.run import StudyOptions, plan_study
 from raydet.tune.select import Candidate, candidates_from, promote
 from raydet.tune.study import grid_cells, promotion_cells, seeds_of, trials_of
 from tune_spaces import gaff_phase1, gaff_phase2
@@ -115,6 +118,14 @@ def test_promotion_does_not_depend_on_the_order_and_stays_near_the_best(
     ordered = sorted((c.mean for c in candidates), reverse=True)
     for rank, choice in enumerate(choices):
         assert choice.mean >= ordered[rank] - margin - 1e-12
+
+
+def test_a_plan_says_what_is_decided_and_writes_nothing(tmp_path: Path) -> None:
+    plan = plan_study(STUDY, StudyOptions(storage=tmp_path))
+    assert [trial["name"] for trial in plan["trials"]] == [cell.trial_name(42, 42) for cell in PHASE_1]
+    assert {trial["status"] for trial in plan["trials"]} == {"pending"}
+    assert plan["undecided"] == ["phase2_hyperparameter_tuning"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("seed_count", [1, 2])

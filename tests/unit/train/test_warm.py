@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from raydet.tune.warm import CLIENT, warm_workers
+from raydet.train.warm import CLIENT, warm_workers
 
 REPORT = """
 import json, os, random, sys

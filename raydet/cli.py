@@ -30,7 +30,8 @@ app = typer.Typer(
 )
 
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", help="A complete run to start from; `raydet recipes`.")
+    str | None,
+    typer.Option("--recipe", help=f"A run to start from, see `raydet recipes`; default: {DEFAULT_RECIPE}."),
 ]
 BackboneOption = Annotated[
     str | None, typer.Option(help="mit_b0 ... mit_b5: replaces the recipe's backbone.")
@@ -117,7 +118,7 @@ def spaces() -> None:
 
 @app.command()
 def train(
-    recipe: RecipeOption = DEFAULT_RECIPE,
+    recipe: RecipeOption = None,
     config: Annotated[Path | None, typer.Option(help="A run's config.json, instead of a recipe.")] = None,
     backbone: BackboneOption = None,
     data: DataOption = None,
@@ -136,6 +137,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train one detector. The same command again continues an interrupted run."""
+    _check_json(as_json, dry_run)
     experiment = _start(recipe, config)
     experiment = _adjusted(experiment, backbone=backbone, data=data, epochs=epochs, sets=sets)
     if dry_run:
@@ -158,7 +160,7 @@ def train(
 @app.command()
 def tune(
     space: Annotated[str, typer.Option(help="The study; `raydet spaces`.")],
-    recipe: RecipeOption = DEFAULT_RECIPE,
+    recipe: RecipeOption = None,
     backbone: BackboneOption = None,
     data: DataOption = None,
     epochs: EpochsOption = None,
@@ -168,7 +170,7 @@ def tune(
         int | None, typer.Option(help="Stop after this many new runs; the same command goes on.")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Trials at a time; default: as many as the cluster has room for.")
+        int | None, typer.Option(help="Trials at a time; default: as many as the cluster has GPUs for, or 1.")
     ] = None,
     workers: WorkersOption = 1,
     cpus_per_worker: CpusOption = None,
@@ -184,6 +186,7 @@ def tune(
     from raydet.tune.run import StudyOptions, plan_study, run_study
     from raydet.tune.spaces import load_space
 
+    _check_json(as_json, dry_run)
     options = StudyOptions(
         storage=storage.absolute(),
         seeds=seeds,
@@ -203,16 +206,23 @@ def tune(
         raise typer.Exit(run_study(study, options))
 
 
-def _start(recipe_name: str, config: Path | None) -> Experiment:
+def _start(recipe_name: str | None, config: Path | None) -> Experiment:
     from raydet.recipes import recipe
 
     if config is None:
-        return recipe(recipe_name)
+        return recipe(recipe_name or DEFAULT_RECIPE)
+    if recipe_name is not None:
+        raise ConfigError("--recipe and --config exclude one another; leave one out")
     try:
         text = config.read_text()
     except OSError as error:
         raise ConfigError(f"--config {config}: {error.strerror}; it wants a run's config.json") from error
     return Experiment.from_json(text, where=str(config))
+
+
+def _check_json(as_json: bool, dry_run: bool) -> None:
+    if as_json and not dry_run:
+        raise ConfigError("--json goes with --dry-run")
 
 
 def _adjusted(
@@ -231,6 +241,8 @@ def _adjusted(
     flags: dict[str, Any] = {}
     if backbone is not None:
         flags["model.backbone.variant"] = backbone.removeprefix("mit_")
+        old = f"mit_{experiment.model.backbone.variant}"
+        flags["name"] = experiment.name.replace(old, f"mit_{backbone.removeprefix('mit_')}")
     if epochs is not None:
         flags["train.epochs"] = epochs
     return apply_overrides(apply_overrides(experiment, flags), _parsed(sets))

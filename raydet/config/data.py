@@ -51,8 +51,7 @@ Source = Annotated[SyntheticSource | NpyYoloSource | CocoSource, Field(discrimin
 class GroupSplit(Config):
     """Whole sequences go to one side, so that near-duplicate frames never straddle.
 
-    Groups come from the source. A source that cannot tell (fewer than `num_blocks` groups) is cut into `num_blocks`
-    runs of consecutive pictures instead.
+    Groups come from the source. A source that cannot tell is cut into `num_blocks` runs of consecutive pictures.
     """
 
     kind: Literal["group"] = "group"

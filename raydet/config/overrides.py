@@ -43,8 +43,8 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
         ConfigError: a path does not exist (the nearest ones are named), or the result is not a valid experiment.
     """
     tree = json.loads(experiment.model_dump_json())
-    # `kind` first, so that `optim.kind=adamw optim.betas=[...]` works in any order.
-    for path, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind")):
+    # `kind` first, outer before inner, so that `optim.kind=adamw optim.betas=[...]` works in any order.
+    for path, value in sorted(overrides.items(), key=lambda i: (not i[0].endswith(".kind"), i[0].count("."))):
         tree = _replaced(tree, path.split("."), value, path)
         if path.endswith(".kind"):
             tree = _with_new_member(tree, path)
@@ -86,23 +86,29 @@ def _with_new_member(tree: dict[str, Any], path: str) -> dict[str, Any]:
     node = tree
     for key in parents:
         node = node[key]
-    defaults = _defaults_of_kind(parents, node["kind"])
+    defaults = _defaults_of_kind(tree, parents, node["kind"])
     if defaults is None:
         return tree  # the validation names the legal kinds
     kept = {key: value for key, value in node.items() if key in defaults}
     return _replaced(tree, parents, defaults | kept, path)
 
 
-def _defaults_of_kind(parents: Sequence[str], kind: str) -> dict[str, Any] | None:
+def _defaults_of_kind(tree: dict[str, Any], parents: Sequence[str], kind: Any) -> dict[str, Any] | None:
     schema = Experiment.model_json_schema()
-    node = schema
+    node, value = schema, tree
     for key in parents:
-        node = _resolved(schema, node["properties"][key])
-    reference = node.get("discriminator", {}).get("mapping", {}).get(kind)
-    if reference is None:
+        node = _resolved(schema, _member(schema, node, value.get("kind"))["properties"][key])
+        value = value[key]
+    member = _member(schema, node, kind)
+    if "properties" not in member:
         return None
-    properties = _resolved(schema, {"$ref": reference})["properties"]
-    return {key: value.get("default") for key, value in properties.items()}
+    return {key: field.get("default") for key, field in member["properties"].items()}
+
+
+def _member(schema: dict[str, Any], node: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The member of a union that `kind` names; the node itself where it is no union or has no such member."""
+    mapping = node.get("discriminator", {}).get("mapping", {})
+    return _resolved(schema, {"$ref": mapping[kind]}) if isinstance(kind, str) and kind in mapping else node
 
 
 def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -43,11 +43,10 @@ def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], l
     """Whole groups, in shuffled order, validate until the fraction is reached; both sides stay in source order."""
     num_groups = len(set(group_ids))
     groups: Sequence[object] = group_ids
-    if num_groups < split.num_blocks:
+    if num_groups < 2:
         logger.info(
-            "Using %d blocks of consecutive pictures as groups, because the source names only %d groups",
+            "Using %d blocks of consecutive pictures as groups, because the source names no sequences",
             split.num_blocks,
-            num_groups,
         )
         groups = [i * split.num_blocks // len(group_ids) for i in range(len(group_ids))]
     members: dict[object, list[int]] = {}

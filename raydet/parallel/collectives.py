@@ -29,19 +29,19 @@ class World:
         return self.rank == 0
 
 
-def world_from_environment() -> World:
+def world_from_environment(*, use_gpu: bool | None = None) -> World:
     """Join the process group that `torchrun` describes, or stand alone where it does not."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = local_device(local_rank)
+    device = local_device(local_rank, use_gpu=use_gpu is not False)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return World(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=device)
 
 
-def local_device(local_rank: int) -> torch.device:
-    """The GPU of this worker, or the CPU where there is none."""
-    if not torch.cuda.is_available():
+def local_device(local_rank: int, *, use_gpu: bool = True) -> torch.device:
+    """The GPU of this worker, or the CPU where there is none or none is wanted."""
+    if not use_gpu or not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -73,14 +73,23 @@ def gather_rows(rows: NDArray[np.float64], world: World) -> NDArray[np.float64]:
     return np.concatenate([part[: int(n)].cpu().numpy() for part, n in zip(gathered, counts, strict=True)])
 
 
-def broadcast_buffers(module: nn.Module, world: World) -> None:
-    """Give every rank rank 0's buffers: BatchNorm statistics drift apart during an epoch."""
+def average_buffers(module: nn.Module, world: World) -> None:
+    """Give every rank the mean of all ranks' BatchNorm statistics: they drift apart during an epoch."""
     if world.world_size > 1:
         for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= world.world_size
 
 
-def barrier(world: World) -> None:
-    """Wait for all ranks."""
-    if world.world_size > 1:
-        dist.barrier()
+def broadcast_text(text: str, world: World, *, source: int) -> str:
+    """One rank's text, on every rank."""
+    if world.world_size == 1:
+        return text
+    content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=world.device)
+    length = torch.tensor([len(content)], device=world.device)
+    dist.broadcast(length, src=source)
+    if world.rank != source:
+        content = torch.zeros(int(length), dtype=torch.uint8, device=world.device)
+    dist.broadcast(content, src=source)
+    return bytes(content.tolist()).decode()

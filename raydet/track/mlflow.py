@@ -5,6 +5,7 @@ Files and numbers are logged, never MLflow model flavours, and nothing is ever l
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -19,7 +20,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-import pandas
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
@@ -65,6 +65,7 @@ class MLflowTracker:
 
     def open_run(self, name: str, *, identity: str, parent: str | None = None) -> str:
         """See `Tracker`."""
+        identity = identity.replace("'", "_")  # it stands between quotes in a search
         run = self._find(identity)
         if run is None:
             tags = {IDENTITY_TAG: identity} | ({PARENT_TAG: parent} if parent else {})
@@ -109,7 +110,8 @@ class MLflowTracker:
     def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None:
         """See `Tracker`."""
         # log_table would append to a table that is there already.
-        self._client.log_text(run_id, pandas.DataFrame(rows).to_json(orient="split", index=False), path)
+        table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+        self._client.log_text(run_id, json.dumps(table), path)
         tag = f'[{{"path": "{path}", "type": "table"}}]'
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", tag)
 

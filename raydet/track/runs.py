@@ -41,16 +41,17 @@ def begin_run(
     return run_id
 
 
-def end_run(tracker: Tracker, run_id: str, *, run_dir: Path, results: Mapping[str, Any]) -> None:
+def end_run(
+    tracker: Tracker, run_id: str, *, run_dir: Path, checkpoint: Path | None, results: Mapping[str, Any]
+) -> None:
     """Note everything that a finished run came to."""
     tracker.log_history(run_id, results["history"])
-    tracker.log_summary(run_id, {key: results[key] for key in ("wall_s", "loop_s") if key in results})
+    tracker.log_summary(run_id, {key: results[key] for key in ("wall_s", "loop_s") if results.get(key)})
     tracker.log_table(run_id, coco_table(results), "coco_table.json")
     for name in ("model_info.json", "final_results.json", "metrics_per_epoch.csv", "training.log"):
         if (run_dir / name).exists():
             tracker.log_text(run_id, (run_dir / name).read_text(), name)
     tags = {"raydet.run_dir": str(run_dir), "raydet.fingerprint": results["fingerprint"]}
-    checkpoint = last_checkpoint(run_dir)
     if checkpoint is not None:  # the place and the hashes; the bytes stay where they are
         tags["raydet.checkpoint"] = str(checkpoint)
         tracker.log_text(run_id, (checkpoint / "manifest.json").read_text(), "checkpoint_manifest.json")
@@ -63,9 +64,3 @@ def coco_table(results: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     final, best = results["final"], results["best"]
     names = [key for key in final if key.startswith(("mAP", "AR_", "AP/"))]
     return [{"metric": name, "last epoch": final[name], "best epoch": best.get(name)} for name in names]
-
-
-def last_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run."""
-    manifests = sorted(run_dir.glob("checkpoints/epoch_*/manifest.json"))
-    return manifests[-1].parent if manifests else None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
-from raydet.parallel.checkpoint import MANIFEST
+from raydet.errors import CheckpointError
+from raydet.parallel.checkpoint import MANIFEST, verify_checkpoint
+
+logger = logging.getLogger("raydet")
 
 
 class LocalCheckpoints:
@@ -15,7 +20,9 @@ class LocalCheckpoints:
     def __init__(self, run_dir: Path, *, keep: int) -> None:
         self.directory = run_dir / "checkpoints"
         self.keep = keep
-        self._scores: dict[Path, float] = {}
+        self._scores = {
+            path: _score(path) for path in self.directory.glob("epoch_*") if (path / MANIFEST).exists()
+        }
 
     def __call__(self, row: dict[str, Any], checkpoint: Path | None) -> None:
         """Move the checkpoint into place and drop the worst beyond `keep`, never the newest."""
@@ -23,8 +30,9 @@ class LocalCheckpoints:
             return
         self.directory.mkdir(exist_ok=True)
         target = self.directory / checkpoint_name(row["epoch"])
-        shutil.rmtree(target, ignore_errors=True)
         draft = target.with_name(f".{target.name}")
+        for leftover in (target, draft):  # of an attempt that was killed here
+            shutil.rmtree(leftover, ignore_errors=True)
         shutil.copytree(checkpoint, draft)
         draft.rename(target)
         self._scores[target] = row.get("mAP") or -1.0
@@ -45,6 +53,17 @@ def checkpoint_name(epoch: int) -> str:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The complete checkpoint of the latest epoch in a run's directory."""
-    complete = sorted(path.parent for path in run_dir.glob(f"checkpoints/epoch_*/{MANIFEST}"))
-    return complete[-1] if complete else None
+    """The checkpoint of the latest epoch whose files are all as they were written; damaged ones are passed over."""
+    for path in sorted(run_dir.glob("checkpoints/epoch_*"), reverse=True):
+        try:
+            verify_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("passing over a checkpoint: %s", error)
+        else:
+            return path
+    return None
+
+
+def _score(checkpoint: Path) -> float:
+    history = json.loads((checkpoint / "state.json").read_text())["history"]
+    return history[-1].get("mAP") or -1.0

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from raydet.config import Experiment
 from raydet.errors import ConfigError, RaydetError, TrainingError
 from raydet.train.warm import warm_workers
 from raydet.train.worker import SCORE, train_worker
+
+logger = logging.getLogger("raydet")
 
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""
@@ -115,8 +117,8 @@ def workers_for(
     Raises:
         ConfigError: this machine has fewer CPUs or GPUs than that takes. Another cluster may grow.
     """
-    resources = ray.cluster_resources()
-    have = {name: int(resources.get(name, 0)) for name in ("CPU", "GPU")}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have = {name: int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU")}
     num_workers = count * concurrency
     use_gpu = have["GPU"] > 0 if use_gpu is None else use_gpu
     want = {"CPU": num_workers * (cpus or 1), "GPU": num_workers if use_gpu else 0}
@@ -126,8 +128,20 @@ def workers_for(
                 f"{concurrency} trials x {count} workers want {number} {name}s, this machine has {have[name]}; "
                 "lower --workers, --concurrency or --cpus-per-worker"
             )
-    share = cpus or max(1, have["CPU"] // num_workers)
+    share = cpus or cpu_share([int(node.get("CPU", 0)) for node in nodes], num_workers)
     return Workers(count=count, cpus=share, use_gpu=use_gpu, may_wait=not IS_LOCAL)
+
+
+def cpu_share(cpus_of_nodes: Sequence[int], num_workers: int) -> int:
+    """The most CPUs per worker with which all workers find a place, each on one node; 1 where there is no such number.
+
+    >>> cpu_share([8, 8, 8, 8], 1), cpu_share([8, 8, 8, 8], 6), cpu_share([2], 4)
+    (8, 4, 1)
+    """
+    for share in range(max(cpus_of_nodes, default=1), 1, -1):
+        if sum(cpus // share for cpus in cpus_of_nodes) >= num_workers:
+            return share
+    return 1
 
 
 def launch(
@@ -146,12 +160,31 @@ def launch(
         RaydetError: what a worker raised, as it raised it.
         TrainingError: a worker died.
     """
-    trainer = TorchTrainer(
+    for attempt in range(max_failures + 1):
+        try:
+            results: dict[str, Any] = _in_a_thread(_trainer(experiment, run_dir, workers).fit).return_value
+        except ray.train.TrainingFailedError as error:
+            cause = _workers_own_error(error)
+            if cause is not None:  # it would come again
+                raise cause from error
+            if attempt == max_failures:
+                raise TrainingError(
+                    f"a worker died: {_ranks(error)}; see {run_dir / 'training.log'}"
+                ) from error
+            logger.warning("%s: a worker died (%s); starting again", experiment.name, _ranks(error))
+        else:
+            return results
+    raise AssertionError("unreachable")
+
+
+def _trainer(experiment: Experiment, run_dir: Path, workers: Workers) -> TorchTrainer:
+    return TorchTrainer(
         train_worker,
         train_loop_config={
             "experiment": experiment.to_json(),
             "run_dir": str(run_dir),
             "threads": workers.cpus,
+            "use_gpu": workers.use_gpu,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(workers)
@@ -160,7 +193,8 @@ def launch(
             name="checkpoints",  # Ray Train continues where name and path are the same
             storage_path=str(run_dir),
             failure_config=ray.train.FailureConfig(
-                max_failures=max_failures, controller_failure_limit=-1 if workers.may_wait else 1
+                max_failures=0,  # `launch` tells a death from an error
+                controller_failure_limit=-1 if workers.may_wait else 1,
             ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.train.keep_checkpoints,
@@ -170,11 +204,6 @@ def launch(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    try:
-        results: dict[str, Any] = _in_a_thread(trainer.fit).return_value
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error, run_dir) from error
-    return results
 
 
 def _in_a_thread(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
@@ -195,17 +224,25 @@ def _resources(workers: Workers) -> dict[str, float]:
     return {"CPU": workers.cpus, "GPU": 1} if workers.use_gpu else {"CPU": workers.cpus}
 
 
-def _cause(error: Exception, run_dir: Path) -> RaydetError:
-    """The first worker's own error where there is one."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
+def _workers_own_error(error: Exception) -> RaydetError | None:
+    """What a worker raised on purpose, as it raised it; None where a worker died."""
+    for failure in _failures(error).values():
         found: BaseException | None = failure
         while found is not None:
             if isinstance(found, RaydetError):
                 return found
             found = getattr(found, "cause", None) or found.__cause__
-    ranks = ", ".join(f"rank {rank}: {_last_line(failure)}" for rank, failure in failures.items())
-    return TrainingError(f"training failed ({ranks or _last_line(error)}); see {run_dir / 'training.log'}")
+    return None
+
+
+def _failures(error: Exception) -> dict[int, BaseException]:
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    return failures
+
+
+def _ranks(error: Exception) -> str:
+    ranks = [f"rank {rank}: {_last_line(failure)}" for rank, failure in _failures(error).items()]
+    return ", ".join(ranks) or _last_line(error)
 
 
 def _last_line(error: BaseException) -> str:

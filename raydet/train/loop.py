@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raydet.config import Experiment
 from raydet.errors import TrainingError
-from raydet.parallel.collectives import World, mean_over_ranks
+from raydet.parallel.collectives import World, broadcast_text, gather_rows, mean_over_ranks
 from raydet.structures import Batch
 from raydet.train.optim import learning_rate
 from raydet.train.record import RunRecord
@@ -61,6 +62,7 @@ def fit(
     total_steps = config.epochs * loader.steps_per_epoch
     log = LossLog(record, world, config.epochs, total_steps, config.global_batch)
     while state.epoch < config.epochs:
+        epoch_started = time.perf_counter()
         log.start_epoch(state.epoch, state.step)
         state.model.train()
         for micro_batches in loader.epoch(state.epoch):
@@ -87,6 +89,7 @@ def fit(
             row |= validate()
             row["eval_s"] = round(time.perf_counter() - started, 3)
         state.history.append(row)
+        state.loop_s += time.perf_counter() - epoch_started
         record.epochs(state.history)
         if world.is_main:
             logger.info("epoch %d of %d: %s", state.epoch, config.epochs, row)
@@ -164,14 +167,17 @@ class LossLog:
         )
 
     def _not_finite(self, mine: Tensor) -> TrainingError:
-        for (step, lr, losses, image_ids), finite in zip(
-            self._pending, torch.isfinite(mine).all(dim=1).tolist(), strict=True
-        ):
-            if not finite:
-                named = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
-                return TrainingError(
-                    f"rank {self.world.rank}: the loss is not finite at step {step} (epoch {self._epoch + 1}): "
-                    f"{named}, pictures {', '.join(image_ids)}; lower optim.lr (now {lr:g}), set "
-                    "optim.clip_norm, or check these pictures' boxes"
-                )
-        return TrainingError(f"rank {self.world.rank}: another rank's loss is not finite; see its message")
+        """The error that every rank raises: the first culprit's, who alone knows the pictures."""
+        is_finite = torch.isfinite(mine).all(dim=1)
+        ranks = gather_rows(np.array([[float(is_finite.all())]]), self.world)[:, 0]
+        text = "" if is_finite.all() else self._describe(int(is_finite.logical_not().nonzero()[0]))
+        return TrainingError(broadcast_text(text, self.world, source=int(ranks.argmin())))
+
+    def _describe(self, position: int) -> str:
+        step, lr, losses, image_ids = self._pending[position]
+        named = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
+        return (
+            f"rank {self.world.rank}: the loss is not finite at step {step} (epoch {self._epoch + 1}): {named}, "
+            f"pictures {', '.join(image_ids)}; lower optim.lr (now {lr:g}), set optim.clip_norm, or check these "
+            "pictures' boxes"
+        )

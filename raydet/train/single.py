@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,24 +11,25 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raydet.config import Experiment
-from raydet.data.build import open_source
-from raydet.data.sampler import batch_plan
-from raydet.data.split import split_indices
 from raydet.errors import ConfigError
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
 from raydet.train.checkpoints import LocalCheckpoints, newest_checkpoint
+from raydet.train.preflight import check
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory, finished_results, read_progress
 from raydet.train.terminal import own_terminal
 from raydet.train.watch import EpochWatcher
 
 TRACKING_EXPERIMENT = "raydet"
+
+logger = logging.getLogger("raydet")
 
 
 def train_single(
@@ -46,44 +49,49 @@ def train_single(
     Raises:
         RaydetError: see `raydet.train.process.run_process`.
     """
-    world = world_from_environment() if workers == 0 else World()
+    if workers < 0:
+        raise ConfigError(f"--workers wants 0 or more, got {workers}")
+    # On every rank, so that all of them stop where one would.
+    check(experiment, workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
+    results = finished_results(run_dir)
+    world = World() if workers or results else world_from_environment(use_gpu=use_gpu)
     if not world.is_main:
         _run_here(experiment, run_dir, world)
         return
-    if workers < 0:
-        raise ConfigError(f"--workers wants 0 or more, got {workers}")
-    _check(experiment, workers or world.world_size)
     claim_run_directory(run_dir, experiment)
-    results = finished_results(run_dir)
-    if results is not None:
-        console = Console()
-        console.print(f"{run_dir} has ended already, nothing to do", highlight=False, soft_wrap=True)
-        _print_results(console, results)
-        return
+    tracker = open_tracker(tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT)
     with ExitStack() as stack:
-        tracker = open_tracker(tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT)
-        run_id = stack.enter_context(_tracked(tracker, experiment, run_dir))
         console = stack.enter_context(own_terminal(run_dir / "noise.log"))
-        started = time.perf_counter()
-        with _progress_bar(console, run_dir):
-            if workers == 0:
-                results = _run_here(experiment, run_dir, world)
-            else:
-                from raydet.train.launch import cluster, launch, workers_for
+        if results is not None:
+            console.print(f"{run_dir} has ended already, nothing to do", highlight=False, soft_wrap=True)
+        else:
+            started = time.perf_counter()
+            with _tracked(tracker, experiment, run_dir), _progress_bar(console, run_dir):
+                if workers == 0:
+                    torch.set_num_threads(cpus_per_worker or torch.get_num_threads())
+                    results = _run_here(experiment, run_dir, world)
+                else:
+                    from raydet.train.launch import cluster, launch, workers_for
 
-                stack.enter_context(cluster())
-                share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu)
-                results = launch(experiment, run_dir=run_dir, workers=share)
-        wall_s = time.perf_counter() - started
-        end_run(tracker, run_id, run_dir=run_dir, results=results | {"wall_s": round(wall_s, 3)})
+                    stack.enter_context(cluster())
+                    share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu)
+                    results = launch(experiment, run_dir=run_dir, workers=share)
+            results = results | {"wall_s": round(time.perf_counter() - started, 3)}
+        _track_end(tracker, experiment, run_dir, results, console)
         _print_results(console, results)
         console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
 
 
-def _check(experiment: Experiment, workers: int) -> None:
-    """Find bad data and an impossible batch before anything expensive starts."""
-    split_indices(open_source(experiment.data), experiment.data.split)
-    batch_plan(experiment.train.global_batch, workers, experiment.train.micro_batch)
+def _track_end(
+    tracker: Tracker, experiment: Experiment, run_dir: Path, results: dict[str, Any], console: Console
+) -> None:
+    """What is tracked already stays; a tracker that is down costs a warning, not the run."""
+    try:
+        run_id = begin_run(tracker, experiment, name=experiment.name, identity=str(run_dir))
+        end_run(tracker, run_id, run_dir=run_dir, checkpoint=newest_checkpoint(run_dir), results=results)
+    except Exception as error:
+        logger.warning("the tracker failed", exc_info=True)
+        console.print(f"tracking failed ({error}); the same command tries again", highlight=False)
 
 
 def _run_here(experiment: Experiment, run_dir: Path, world: World) -> dict[str, Any]:
@@ -97,13 +105,13 @@ def _run_here(experiment: Experiment, run_dir: Path, world: World) -> dict[str, 
 
 
 @contextmanager
-def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterator[str]:
+def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterator[None]:
     """Log epochs while the block runs; close the run where it fails."""
     run_id = begin_run(tracker, experiment, name=experiment.name, identity=str(run_dir))
     watcher = EpochWatcher(run_dir, lambda rows: tracker.log_history(run_id, rows))
     watcher.start()
     try:
-        yield run_id
+        yield
     except BaseException as error:
         watcher.stop()
         tracker.close_run(run_id, "killed" if isinstance(error, KeyboardInterrupt) else "failed")

@@ -22,11 +22,14 @@ class TrainState:
     """Optimiser steps completed."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row of metrics per completed epoch."""
+    loop_s: float = 0.0
+    """Seconds in completed epochs, interrupted attempts included."""
 
     def as_json(self) -> dict[str, Any]:
         """The part that is not a tensor."""
-        return {"epoch": self.epoch, "step": self.step, "history": self.history}
+        return {"epoch": self.epoch, "step": self.step, "history": self.history, "loop_s": self.loop_s}
 
     def take(self, saved: dict[str, Any]) -> None:
         """Continue from what `as_json` gave."""
-        self.epoch, self.step, self.history = saved["epoch"], saved["step"], saved["history"]
+        self.epoch, self.step = saved["epoch"], saved["step"]
+        self.history, self.loop_s = saved["history"], saved["loop_s"]

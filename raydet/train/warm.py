@@ -32,6 +32,7 @@ from typing import Any
 
 PRELOADED = ("raydet.train.process", "torch.distributed", "torch._dynamo", "pandas", "pycocotools.cocoeval")
 CLIENT = Path(__file__).with_name("warm_client.py")
+CLIENT_TIMEOUT_S = 5
 PR_SET_PDEATHSIG = 1
 
 
@@ -73,7 +74,13 @@ def serve(path: Path) -> None:
     draft.rename(path)
     while True:
         client, _ = listener.accept()
-        request, descriptors = _receive(client)
+        client.settimeout(CLIENT_TIMEOUT_S)
+        try:
+            request, descriptors = _receive(client)
+        except (OSError, ValueError):  # killed, or not ours
+            client.close()
+            continue
+        client.settimeout(None)
         if os.fork() == 0:
             listener.close()
             _become(request, descriptors, client)
@@ -89,7 +96,10 @@ def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
     for _, _, content in ancillary:
         descriptors.frombytes(content)
     while not data.endswith(b"\n"):
-        data += client.recv(1 << 20)
+        more = client.recv(1 << 20)
+        if not more:
+            raise ConnectionError("the client has gone")
+        data += more
     request: dict[str, Any] = json.loads(data)
     return request, list(descriptors)
 

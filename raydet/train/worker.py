@@ -17,7 +17,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train one run as one of its workers.
 
     Args:
-        config: `experiment` (JSON), `run_dir`, `threads`: plain values only, as Ray stores them.
+        config: `experiment` (JSON), `run_dir`, `threads`, `use_gpu`: plain values only, as Ray stores them.
 
     Returns:
         The run's results; Ray keeps those of rank 0.
@@ -27,6 +27,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
 
     from raydet.config import Experiment
     from raydet.parallel.collectives import World, local_device
+    from raydet.train.checkpoints import newest_checkpoint
     from raydet.train.process import run_process
 
     torch.set_num_threads(config["threads"])  # Ray sets OMP_NUM_THREADS to 1 per CPU asked for
@@ -34,15 +35,15 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     world = World(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        device=local_device(context.get_local_rank()),
+        device=local_device(context.get_local_rank(), use_gpu=config["use_gpu"]),
     )
-    checkpoint = ray.train.get_checkpoint()
+    run_dir = Path(config["run_dir"])
     return run_process(
         Experiment.from_json(config["experiment"], where="the driver's config"),
-        run_dir=Path(config["run_dir"]),
+        run_dir=run_dir,
         world=world,
         publish=_report,
-        resume_from=Path(checkpoint.path) if checkpoint else None,
+        resume_from=newest_checkpoint(run_dir),  # verified, which Ray Train's own bookkeeping is not
     )
 
 

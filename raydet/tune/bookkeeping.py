@@ -11,6 +11,7 @@ from typing import Any
 
 from raydet.track.base import RunStatus, Tracker
 from raydet.track.runs import begin_run, end_run
+from raydet.train.checkpoints import newest_checkpoint
 from raydet.train.watch import EpochWatcher
 from raydet.tune.journal import Journal
 from raydet.tune.records import TrialRecord
@@ -45,6 +46,7 @@ class PhaseBook:
         self._on_ended = on_ended
         self._watchers: dict[str, EpochWatcher] = {}
         self._run_ids: dict[str, str] = {}
+        self._is_down = False
         self._tracking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raydet-tracking")
 
     def __enter__(self) -> PhaseBook:
@@ -72,9 +74,10 @@ class PhaseBook:
         self._watchers[trial.key] = watcher
         watcher.start()
 
-    def finished(self, trial: Trial, results: dict[str, Any], wall_s: float) -> None:
-        """A trial has ended well, after `wall_s` in which its share of the cluster was taken."""
-        costs = {"wall_s": round(wall_s, 3), "overhead_s": round(wall_s - results["loop_s"], 3)}
+    def finished(self, trial: Trial, results: dict[str, Any], wall_s: float | None) -> None:
+        """A trial has ended well, after `wall_s` in which its share of the cluster was taken; None: unknown."""
+        overhead_s = None if wall_s is None else round(wall_s - results["loop_s"], 3)
+        costs = {"wall_s": wall_s and round(wall_s, 3), "overhead_s": overhead_s}
         self._journal.append("finished", key=trial.key, name=trial.name, results=results | costs)
         record = TrialRecord(trial, "finished", results=results | costs)
         self._ended(record)
@@ -92,23 +95,33 @@ class PhaseBook:
         def log() -> None:
             assert record.results is not None
             run_dir = trial_directory(self._root, record.trial)
-            end_run(self._tracker, self._trial_id(record.trial), run_dir=run_dir, results=record.results)
+            end_run(
+                self._tracker,
+                self._trial_id(record.trial),
+                run_dir=run_dir,
+                checkpoint=newest_checkpoint(run_dir),
+                results=record.results,
+            )
             self._journal.append("tracked", key=record.trial.key, name=record.trial.name)
 
         self._in_background(log)
 
     def _close(self, identity: str, status: RunStatus) -> None:
-        self._tracker.close_run(self._run_ids[identity], status)
+        if identity in self._run_ids:
+            self._tracker.close_run(self._run_ids[identity], status)
 
     def _in_background(self, task: Callable[[], object]) -> None:
         self._tracking.submit(self._guarded, task)
 
     def _guarded(self, task: Callable[[], object]) -> None:
+        if self._is_down:  # each further task would wait for its own time-out
+            return
         try:
             task()
         except Exception as error:
+            self._is_down = True
             logger.warning("the tracker failed", exc_info=True)
-            self._view.say(f"tracking failed ({error}); the same command tries again")
+            self._view.say(f"tracking failed ({error}); nothing is lost, the same command tries again")
 
     def _phase_id(self) -> str:
         """Tracker id of the phase; runs in the tracking thread, as `_trial_id` does."""

@@ -63,7 +63,8 @@ def execute_trials(
         ConfigError: the cluster has too little for that.
         KeyboardInterrupt: Ctrl-C; what runs is ended, what has ended is kept.
     """
-    at_a_time = concurrency or max(1, int(ray.cluster_resources().get("GPU", 0)) // workers)
+    num_gpus = 0 if use_gpu is False else int(ray.cluster_resources().get("GPU", 0))
+    at_a_time = concurrency or max(1, num_gpus // workers)
     share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu, concurrency=at_a_time)
     by_name = {trial.name: trial for trial in trials}
     for trial in trials:
@@ -146,5 +147,8 @@ class _Relay(ray.tune.Callback):
     def _ended(self, trial: Any) -> tuple[Trial, float]:
         name = trial.config["trial"]["name"]
         now = time.monotonic()
+        since = self._started.pop(name, None)
+        if since is None:  # it has died before it was up
+            return self._trials[name], 0.0
         heapq.heappush(self._free_since, now)
-        return self._trials[name], now - self._started[name]
+        return self._trials[name], now - since

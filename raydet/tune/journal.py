@@ -73,6 +73,7 @@ class Journal(Events):
             ) from error
         try:
             super().__init__(_entries(self.path, self._whole_lines()))
+            self._num_read = len(self.events)
         except StudyError:
             self._file.close()
             raise
@@ -82,6 +83,11 @@ class Journal(Events):
 
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
+
+    @property
+    def new_events(self) -> list[dict[str, Any]]:
+        """What this process has written."""
+        return self.events[self._num_read :]
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event; when this returns, it survives a power cut."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, assert_never
 
 from raydet.errors import StudyError
@@ -32,6 +33,17 @@ def all_cells(study: Study, journal: Events) -> tuple[Cell, ...]:
     """Every decided cell once, by number."""
     cells = {cell.code: cell for cells in cells_by_phase(study, journal).values() for cell in cells}
     return tuple(sorted(cells.values(), key=lambda cell: cell.number))
+
+
+def num_undecided_cells(study: Study, journal: Events) -> int:
+    """How many new cells the phases that are still open will have."""
+    decided = cells_by_phase(study, journal)
+    total = 0
+    for phase in study.phases:
+        if isinstance(phase, PromotionPhase) and phase.name not in decided:
+            # In each grid, the cell of all defaults has run in the source phase.
+            total += phase.top * (math.prod(len(study.factor(path).values) for path in phase.vary) - 1)
+    return total
 
 
 def promoted_values(journal: Events, phase: PromotionPhase) -> list[Value] | None:

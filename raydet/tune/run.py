@@ -13,18 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydet.data.build import open_source
-from raydet.data.split import split_indices
+from raydet.config import apply_overrides
+from raydet.data.sampler import batch_plan
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
 from raydet.track.base import Tracker
 from raydet.track.runs import open_tracker
+from raydet.train.preflight import check
+from raydet.train.record import finished_results
 from raydet.train.terminal import own_terminal
 from raydet.tune.bookkeeping import PhaseBook
 from raydet.tune.journal import Journal, read_journal
-from raydet.tune.phases import all_cells, cells_by_phase, promoted_values, remember_study
+from raydet.tune.phases import (
+    all_cells,
+    cells_by_phase,
+    num_undecided_cells,
+    promoted_values,
+    remember_study,
+)
 from raydet.tune.records import TrialRecord, ranking_table, records_of, write_summary
 from raydet.tune.select import candidates_from, promote
-from raydet.tune.study import PromotionPhase, Study, Trial, seeds_of, trials_of
+from raydet.tune.study import PromotionPhase, Study, Trial, seeds_of, trial_directory, trials_of
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")
@@ -58,6 +66,7 @@ def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
         `trials`: `name`, `status` and `config` of every trial that is decided so far; `undecided`: the phases whose
         trials depend on results that are not there yet.
     """
+    study = _with_micro_batch(study, options.workers)
     journal = read_journal(options.storage / study.name)
     trials = trials_of(study, all_cells(study, journal), seeds_of(study, options.seeds))
     return {
@@ -86,7 +95,8 @@ def run_study(study: Study, options: StudyOptions) -> int:
         StudyError: the directory belongs to a study with other settings, or another process runs it.
         TrackingError: the tracking server cannot be used.
     """
-    split_indices(open_source(study.base.data), study.base.data.split)  # bad data are found before Ray starts
+    study = _with_micro_batch(study, options.workers)
+    check(study.base, workers=options.workers)  # before Ray starts
     root = options.storage / study.name
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(root))
@@ -111,6 +121,14 @@ def run_study(study: Study, options: StudyOptions) -> int:
     return code
 
 
+def _with_micro_batch(study: Study, workers: int) -> Study:
+    """The fusions' BatchNorm looks at one micro-batch: its size belongs to a study's settings, the workers do not."""
+    train = study.base.train
+    micro_batch, _ = batch_plan(train.global_batch, workers, train.micro_batch)
+    base = apply_overrides(study.base, {"train.micro_batch": micro_batch})
+    return study.model_copy(update={"base": base})
+
+
 @dataclass(slots=True)
 class StudyRun:
     """One command's work on a study."""
@@ -132,9 +150,10 @@ class StudyRun:
             if isinstance(phase, PromotionPhase):
                 self._decide(phase)
             records = self._records_of_phase(phase.name)
-            self.view.begin_phase(phase.name, records, self.records())
-            self._track_what_is_not([record for record in records if record.status == "finished"])
-            self._run([record.trial for record in records if record.status != "finished"])
+            num_undecided = num_undecided_cells(self.study, self.journal) * self.options.seeds
+            self.view.begin_phase(phase.name, records, self.records(), num_undecided)
+            self._catch_up(records)
+            self._run(self._missing(phase.name))
             code = self._stop_after(phase.name)
             if code is not None:
                 return code
@@ -208,7 +227,8 @@ class StudyRun:
 
     def _stop_after(self, phase: str) -> int | None:
         left = [record for record in self._records_of_phase(phase) if record.status != "finished"]
-        failed = [record for record in left if record.status == "failed"]
+        now_failed = {entry["key"] for entry in self.journal.of("failed") if entry in self.journal.new_events}
+        failed = [record for record in left if record.trial.key in now_failed]
         if failed:
             self.view.say(
                 f"{phase}: {len(failed)} trials failed, first {failed[0].trial.name}: {failed[0].reason}; "
@@ -223,14 +243,25 @@ class StudyRun:
             return EXIT_OK
         return None
 
-    def _track_what_is_not(self, finished: Sequence[TrialRecord]) -> None:
-        """A driver that was killed between journal and tracker left a finished trial untracked."""
+    def _catch_up(self, records: Sequence[TrialRecord]) -> None:
+        """Write down what a driver that was killed could not: trials that had ended, and what was not tracked."""
         tracked = {entry["key"] for entry in self.journal.of("tracked")}
-        missing = [record for record in finished if record.trial.key not in tracked]
-        if missing:
-            with self._book(missing[0].trial.phase) as book:
-                for record in missing:
+        for record in records:
+            if record.trial.key in tracked:
+                continue
+            if record.status == "finished":
+                with self._book(record.trial.phase) as book:
                     book.track(record)
+                continue
+            results = finished_results(trial_directory(self.root, record.trial))
+            if results is not None and results["fingerprint"] == record.trial.key:
+                with self._book(record.trial.phase) as book:
+                    book.finished(record.trial, results, wall_s=None)
+
+    def _missing(self, phase: str) -> list[Trial]:
+        """What is to be run; trials that failed before come last, so that they cannot hold up the others."""
+        records = [record for record in self._records_of_phase(phase) if record.status != "finished"]
+        return [record.trial for record in sorted(records, key=lambda record: record.status == "failed")]
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def load_space(name: str, base: Experiment, overrides: Mapping[str, Any]) -> Stu
         raise StudyError(f"unknown space {name!r}; {hint}")
     study: Study = importlib.import_module(f"tune_spaces.{name}").study(base)
     for factor in study.factors:
-        if factor.path in overrides:
-            raise StudyError(f"--set {factor.path}: the space {name} varies it; leave it out")
+        for path in overrides:
+            if f"{factor.path}.".startswith(f"{path}."):
+                raise StudyError(f"--set {path}: the space {name} varies {factor.path}; leave it out")
     return study.model_copy(update={"base": apply_overrides(study.base, overrides)})

@@ -82,10 +82,6 @@ class Study(Config):
         """The factor at a config path."""
         return next(factor for factor in self.factors if factor.path == path)
 
-    def phase(self, name: str) -> GridPhase | PromotionPhase:
-        """The phase of that name."""
-        return next(phase for phase in self.phases if phase.name == name)
-
 
 class Cell(Config):
     """One row of a phase's table: a value for every factor, run once per seed."""

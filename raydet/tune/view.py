@@ -28,7 +28,7 @@ class StudyView:
     study: str
     metric: str
     total: int = 0
-    """Trials of the phases that are decided so far."""
+    """Trials of the study, those included that are not decided yet."""
     done: int = 0
     best: TrialRecord | None = None
     _running: dict[str, tuple[Path, float]] = field(default_factory=dict)
@@ -49,10 +49,17 @@ class StudyView:
         """A line that stays."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def begin_phase(self, phase: str, records: Sequence[TrialRecord], known: Sequence[TrialRecord]) -> None:
-        """A phase with these trials begins; `known` are all trials that are decided by now."""
+    def begin_phase(
+        self, phase: str, records: Sequence[TrialRecord], known: Sequence[TrialRecord], num_undecided: int
+    ) -> None:
+        """A phase with these trials begins.
+
+        Args:
+            known: all trials that are decided by now.
+            num_undecided: trials of later phases.
+        """
         finished = [record for record in records if record.status == "finished"]
-        self.total = len(known)
+        self.total = len(known) + num_undecided
         self.done = sum(record.status == "finished" for record in known)
         for record in known:
             self._keep_best(record)
@@ -82,7 +89,7 @@ class StudyView:
         final, results = record.results["final"], record.results
         self.say(
             f"{head}  mAP {number(final['mAP'])}  mAP50 {number(final['mAP_50'])}  loss {number(final['loss'])}  "
-            f"{duration(results['wall_s'])}, of which overhead {number(results['overhead_s'], 1)} s"
+            f"{_seconds(results['wall_s'])}, of which overhead {_seconds(results['overhead_s'])}"
             + ("" if self.console.is_terminal else f"  |  {self._summary()}")
         )
 
@@ -111,6 +118,10 @@ class StudyView:
         score = record.score(self.metric)
         if score is not None and (self.best is None or score > (self.best.score(self.metric) or 0.0)):
             self.best = record
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f} s"
 
 
 def _progress_cells(run_dir: Path, elapsed_s: float) -> tuple[RenderableType, ...]:

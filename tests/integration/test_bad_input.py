@@ -104,8 +104,25 @@ def test_bad_data(
         (["tune", "--space", "gaff_phase1", "--seeds", "0"], "--seeds wants at least 1, got 0"),
         (["tune", "--space", "gaff_phase1", "--max-trials", "0"], "--max-trials wants at least 1"),
         (["tune", "--space", "gaff_phase1", "--set", "optim.lrr=1"], "did you mean optim.lr?"),
-        (["tune", "--space", "gaff_phase1", "--set", "model.fusion_stages=[1]"], "varies it"),
+        (
+            ["tune", "--space", "gaff_phase1", "--set", "model.fusion_stages=[1]"],
+            "varies model.fusion_stages",
+        ),
+        (
+            ["tune", "--space", "gaff_phase1", "--set", 'model.fusion={"kind": "gaff"}'],
+            "varies model.fusion.se_red",
+        ),
+        (
+            ["tune", "--space", "gaff_phase1", "--recipe", "demo", "--workers", "3"],
+            "does not divide among 3 workers",
+        ),
         (["tune", "--space", "gaff_phase1", "--backbone", "mit_b9"], "model.backbone.variant"),
+        (["tune", "--space", "gaff_phase1", "--json"], "--json goes with --dry-run"),
+        (
+            ["train", "--recipe", "demo", "--set", "train.global_batch=500"],
+            "train.global_batch wants 500 pictures",
+        ),
+        (["train", "--recipe", "demo", "--config", "c.json"], "exclude one another"),
         (["train", "--recipe", "demos"], "unknown recipe 'demos'; did you mean demo?"),
         (["train", "--set", "optim.lr"], "--set wants path=value"),
         (

@@ -16,6 +16,7 @@ import pytest
 from raydet.config import Experiment
 
 Launch = Callable[..., dict[str, Any]]
+Start = Callable[..., list[str]]
 
 
 def free_port() -> int:
@@ -25,8 +26,31 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Launch:
-    """Train an experiment as `workers` processes, as `torchrun` would; returns final_results.json."""
+def start() -> Start:
+    """Run a command as `workers` processes, as `torchrun` would; returns each one's output."""
+
+    def launch(command: list[str], *, workers: int, code: int = 0) -> list[str]:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers)}
+        processes = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(workers)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [code] * workers, "\n".join(outputs)
+        return outputs
+
+    return launch
+
+
+@pytest.fixture
+def train(start: Start, tmp_path: Path) -> Launch:
+    """Train an experiment without Ray; returns final_results.json."""
 
     def launch(experiment: Experiment, *, workers: int, name: str = "run") -> dict[str, Any]:
         config = tmp_path / f"{name}.json"
@@ -42,27 +66,7 @@ def train(tmp_path: Path) -> Launch:
             "--run-dir",
             str(run_dir),
         ]
-        command += ["--workers", "0", "--tracking-uri", "none"]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers)}
-        processes = [
-            subprocess.Popen(
-                command,
-                env={
-                    **os.environ,
-                    **shared,
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "OMP_NUM_THREADS": "1",
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(workers)
-        ]
-        for process in processes:
-            output, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, output
+        start([*command, "--workers", "0", "--tracking-uri", "none"], workers=workers)
         results: dict[str, Any] = json.loads((run_dir / "final_results.json").read_text())
         return results
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raydet.config import Experiment, apply_overrides
-from raydet.errors import CheckpointError, ConfigError
+from raydet.errors import ConfigError
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
 from raydet.train.checkpoints import LocalCheckpoints, checkpoints_to_drop, newest_checkpoint
@@ -71,13 +71,17 @@ def test_the_rest_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
     assert len(rows(cut, "metrics_per_epoch.csv")) == 4
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    experiment = apply_overrides(EXPERIMENT, {"train.keep_checkpoints": 4})
     with pytest.raises(PowerCutError):
-        run(tmp_path / "run", cut_after=1)
-    path = tmp_path / "run" / "checkpoints" / "epoch_0001" / "model.safetensors"
+        run(tmp_path / "run", cut_after=2, experiment=experiment)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    path = checkpoints / "epoch_0002" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckpointError, match=r"epoch_0001/model\.safetensors"):
-        run(tmp_path / "run")
+    assert newest_checkpoint(tmp_path / "run") == checkpoints / "epoch_0001"
+    (checkpoints / ".epoch_0002").mkdir()  # a copy that was cut off
+    results = run(tmp_path / "run", experiment=experiment)
+    assert [row["epoch"] for row in results["history"]] == [1, 2, 3, 4]
 
 
 def test_a_directory_belongs_to_one_config(tmp_path: Path) -> None:

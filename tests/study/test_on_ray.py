@@ -35,7 +35,7 @@ def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
     first = tune(tmp_path, "--max-trials", "2", "--workers", "2")
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stderr == ""
-    assert "[1/8] exp_001_s1_r4_is0_mb0  mAP " in first.stdout
+    assert "[1/29] exp_001_s1_r4_is0_mb0  mAP " in first.stdout
     assert "6 trials left after --max-trials 2; the same command goes on" in first.stdout
 
     run_dir = tmp_path / "gaff" / "phase1_stage_selection" / "exp_001_s1_r4_is0_mb0"
@@ -66,7 +66,20 @@ def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
         **dict.fromkeys(started, ("FINISHED", "phase1_stage_selection")),
     }
 
-    changed = tune(tmp_path, "--epochs", "3", "--set", "train.epochs=3")
+    # A driver that was killed right after a trial's end: its files are there, the journal does not know.
+    journal = tmp_path / "gaff" / "journal.jsonl"
+    lost = [
+        entry for entry in events(tmp_path) if entry.get("name") != started[2] or entry["event"] == "started"
+    ]
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in lost))
+    third = tune(tmp_path, "--max-trials", "1", "--workers", "2")
+    assert third.returncode == 0, third.stdout + third.stderr
+    four = [*started, "exp_004_s4_r4_is0_mb0"]
+    assert names(tmp_path, "started") == dict.fromkeys(four, 1)
+    assert names(tmp_path, "finished") == dict.fromkeys(four, 1)
+    assert names(tmp_path, "tracked") == dict.fromkeys(four, 1)
+
+    changed = tune(tmp_path, "--epochs", "3", "--workers", "2", "--set", "train.epochs=3")
     assert changed.returncode == 2
     assert "base.train.epochs was 2, is 3" in changed.stderr
 

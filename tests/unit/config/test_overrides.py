@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from raydet.config import AdamWConfig, Experiment, GAFFFusion, SGDConfig, apply_overrides, parse_override
+from raydet.config import (
+    AdamWConfig,
+    Experiment,
+    GAFFFusion,
+    SGDConfig,
+    StepSchedule,
+    apply_overrides,
+    parse_override,
+)
 from raydet.errors import ConfigError
 from raydet.recipes import RECIPES, recipe
 
@@ -37,6 +45,14 @@ def test_kind_changes_the_member_and_keeps_what_both_have() -> None:
     assert (optim.lr, optim.betas, optim.weight_decay) == (1e-3, (0.8, 0.9), 1e-4)
 
 
+def test_kinds_within_kinds_change_together() -> None:
+    optim = apply_overrides(
+        BASE, {"optim.schedule.gamma": 0.5, "optim.schedule.kind": "step", "optim.kind": "adamw"}
+    ).optim
+    assert isinstance(optim, AdamWConfig)
+    assert optim.schedule == StepSchedule(gamma=0.5)
+
+
 def test_an_object_replaces_a_section() -> None:
     fusion = apply_overrides(BASE, {"model.fusion": {"kind": "gaff", "se_reduction": 8}}).model.fusion
     assert fusion == GAFFFusion(se_reduction=8)
@@ -51,6 +67,8 @@ def test_an_object_replaces_a_section() -> None:
         ({"optim.lr": "fast"}, "should be a valid number"),
         ({"optim.lr": -1}, "greater than or equal to 0"),
         ({"model.fusion.kind": "gaf"}, "'cmx', 'gaff', 'identity'"),
+        ({"optim.kind": ["sgd"]}, "'sgd', 'adamw'"),
+        ({"optim.schedule.kind": "linear"}, "'constant', 'step', 'cosine'"),
         ({"model.fusion_stages": [4, 3]}, "ascending without repeats"),
         ({"model.fusion_stages": [5]}, "less than or equal to 4"),
         ({"data.canvas_hw": [300, 400]}, "multiple of 32"),

@@ -62,6 +62,14 @@ def test_groups_stay_together() -> None:
     assert val != split_indices(source, GroupSplit(seed=1))[1]
 
 
+def test_few_long_sequences_are_not_cut() -> None:
+    source = Names([f"sequence_{i // 30}" for i in range(210)])
+    train, val = split_indices(source, GroupSplit())
+    assert train
+    assert val
+    assert not {source.group_ids[i] for i in train} & {source.group_ids[i] for i in val}
+
+
 def test_without_groups_consecutive_pictures_stay_together(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="raydet"):
         train, val = split_indices(ungrouped(100), GroupSplit(num_blocks=10))

@@ -46,7 +46,7 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
         parent = tracker.open_run("phase1", identity="phase1")
         run_id = begin_run(tracker, experiment, name="exp_001", identity="key", parent=parent)
         tracker.log_history(run_id, RESULTS["history"][:1])  # type: ignore[index]
-        end_run(tracker, run_id, run_dir=tmp_path, results=RESULTS)
+        end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=RESULTS)
     runs = runs_of(store, "study")
     assert sorted(run.info.run_name for run in runs) == ["exp_001", "phase1"]
     (child,) = (run for run in runs if run.info.run_name == "exp_001")

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,15 @@ def test_a_worker_is_the_program_it_was_asked_to_be(command: list[str], tmp_path
     assert first["argv"] == ["one", "two words"]
     assert (first["cwd"], first["env"]) == (str(tmp_path), "yes")
     assert not set(first["draws"]) & set(second["draws"])  # type: ignore[call-overload]
+
+
+def test_a_client_that_dies_early_harms_nobody(command: list[str], tmp_path: Path) -> None:
+    for message in (b"", b"not json\n", b'{"env": '):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(command[-1])
+            client.sendall(message)
+    _, found = report(command, tmp_path)
+    assert found["is_warm"]
 
 
 def test_without_a_server_the_worker_starts_plainly(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""What would go wrong after the cluster is up, found before: data, split, batch, model."""
+
+from __future__ import annotations
+
+from raydet.config import Experiment
+from raydet.data.build import open_source
+from raydet.data.sampler import GlobalBatches, batch_plan
+from raydet.data.split import split_indices
+from raydet.models.build import describe_parameters
+
+
+def check(experiment: Experiment, *, workers: int) -> None:
+    """Go through everything that a run needs and that takes no training.
+
+    Raises:
+        DataError: the data are bad.
+        ConfigError: the batch does not divide, or is larger than the set; the model cannot be built.
+    """
+    train, _ = split_indices(open_source(experiment.data), experiment.data.split)
+    batch_plan(experiment.train.global_batch, workers, experiment.train.micro_batch)
+    GlobalBatches(num_samples=len(train), global_batch=experiment.train.global_batch, seed=experiment.seed)
+    describe_parameters(experiment)

@@ -130,7 +130,7 @@ def train(
     cpus_per_worker: CpusOption = None,
     use_gpu: GpuOption = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where the run lives; default: runs/<name>-<fingerprint>.")
+        str | None, typer.Option(help="Where the run lives; default: runs/<name>-<fingerprint>.")
     ] = None,
     tracking_uri: TrackingOption = None,
     dry_run: DryRunOption = False,
@@ -145,11 +145,12 @@ def train(
         return
     from raydet.train.single import train_single
 
-    directory = run_dir or Path("runs") / f"{experiment.name}-{experiment.fingerprint()}"
+    default = f"runs/{experiment.name}-{experiment.fingerprint()}"
+    directory = _directory(run_dir or default, "--run-dir")
     with _interruptible():
         train_single(
             experiment,
-            run_dir=directory.absolute(),
+            run_dir=directory,
             workers=workers,
             cpus_per_worker=cpus_per_worker,
             use_gpu=use_gpu,
@@ -175,9 +176,9 @@ def tune(
     workers: WorkersOption = 1,
     cpus_per_worker: CpusOption = None,
     use_gpu: GpuOption = None,
-    storage: Annotated[Path, typer.Option(help="Directory of all studies, readable from every node.")] = Path(
-        "runs"
-    ),
+    storage: Annotated[
+        str, typer.Option(help="Directory of all studies, readable from every node.")
+    ] = "runs",
     tracking_uri: TrackingOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -188,7 +189,7 @@ def tune(
 
     _check_json(as_json, dry_run)
     options = StudyOptions(
-        storage=storage.absolute(),
+        storage=_directory(storage, "--storage"),
         seeds=seeds,
         max_trials=max_trials,
         concurrency=concurrency,
@@ -218,6 +219,12 @@ def _start(recipe_name: str | None, config: Path | None) -> Experiment:
     except OSError as error:
         raise ConfigError(f"--config {config}: {error.strerror}; it wants a run's config.json") from error
     return Experiment.from_json(text, where=str(config))
+
+
+def _directory(text: str, flag: str) -> Path:
+    if "://" in text:
+        raise ConfigError(f"{flag} wants a directory, got {text}; object storage is not supported yet")
+    return Path(text).absolute()
 
 
 def _check_json(as_json: bool, dry_run: bool) -> None:

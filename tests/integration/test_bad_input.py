@@ -124,6 +124,7 @@ def test_bad_data(
         ),
         (["train", "--recipe", "demo", "--config", "c.json"], "exclude one another"),
         (["train", "--recipe", "demos"], "unknown recipe 'demos'; did you mean demo?"),
+        (["tune", "--space", "gaff_phase1", "--storage", "s3://bucket/runs"], "--storage wants a directory"),
         (["train", "--set", "optim.lr"], "--set wants path=value"),
         (
             ["train", "--recipe", "demo", "--workers", "3", "--tracking-uri", "none"],

@@ -1,0 +1,46 @@
+"""A worker of a single run is killed: the run goes on from its newest checkpoint, no step missing, none twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.study.conftest import TINY, environment
+
+pytestmark = pytest.mark.ray
+
+EPOCHS = 60
+
+
+def test_a_killed_worker_costs_an_epoch_at_most(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    overrides = TINY | {"train.epochs": EPOCHS, "train.eval_every": EPOCHS}
+    sets = [part for path, value in overrides.items() for part in ("--set", f"{path}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "raydet", "train", "--recipe", "demo", "--workers", "2", *sets]
+    command += ["--cpus-per-worker", "1", "--run-dir", str(run_dir), "--tracking-uri", "none"]
+    driver = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+    deadline = time.monotonic() + 120
+    while not (run_dir / "checkpoints" / "epoch_0003" / "manifest.json").exists():
+        assert driver.poll() is None, driver.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    descendants = psutil.Process(driver.pid).children(recursive=True)
+    workers = [process for process in descendants if "RayTrainWorker" in " ".join(process.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    output, _ = driver.communicate(timeout=180)
+    assert driver.returncode == 0, output
+    assert "continuing after epoch" in (run_dir / "training.log").read_text()
+    with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) == EPOCHS * json.loads((run_dir / "model_info.json").read_text())["steps_per_epoch"]

@@ -6,6 +6,7 @@
     |   `-- TrackingError the tracking server cannot be used                   exit 2
     |-- DataError         what lies on disk is wrong                           exit 3
     |-- CheckpointError   a checkpoint cannot be written or read               exit 3
+    |-- OutOfMemoryError  a worker has no memory left                          exit 4
     `-- TrainingError     a run cannot go on                                   exit 1
 
 A message says what was wanted, what came, where (file, row, sample, rank) and what to do. The command line prints
@@ -18,6 +19,7 @@ EXIT_OK = 0
 EXIT_TRIALS_FAILED = 1
 EXIT_USAGE = 2
 EXIT_DATA = 3
+EXIT_OUT_OF_MEMORY = 4
 EXIT_INTERRUPTED = 130
 """The shell's convention for a program ended by Ctrl-C (128 + SIGINT)."""
 
@@ -52,6 +54,12 @@ class CheckpointError(RaydetError):
     """A checkpoint is damaged, incomplete or belongs to another model."""
 
     exit_code = EXIT_DATA
+
+
+class OutOfMemoryError(RaydetError):
+    """A worker's device, or its host, has no memory left."""
+
+    exit_code = EXIT_OUT_OF_MEMORY
 
 
 class TrainingError(RaydetError):

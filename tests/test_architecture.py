@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.recipes",),
     ("raydet.structures", "raydet.ops", "raydet.track.base"),
     ("raydet.models", "raydet.data", "raydet.parallel", "raydet.evaluate", "raydet.track"),
+    ("raydet.plan",),
     (
         "raydet.train.checkpoints",
         "raydet.train.system",
@@ -33,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "raydet.train.loop",
         "raydet.train.process",
     ),
+    ("raydet.bench",),
     ("raydet.train",),
     ("raydet.tune",),
     ("tune_spaces",),

@@ -31,18 +31,22 @@ from raydet.config.model import (
 )
 from raydet.config.overrides import apply_overrides, flatten, parse_override
 from raydet.config.train import (
+    ActivationCheckpointing,
     AdamWConfig,
     ConstantSchedule,
     CosineSchedule,
     Optimizer,
+    Precision,
     Schedule,
     SGDConfig,
     StepSchedule,
+    Strategy,
     TrainConfig,
 )
 
 __all__ = [
     "MODALITY_CHANNELS",
+    "ActivationCheckpointing",
     "AdamWConfig",
     "Augmentation",
     "CMXFusion",
@@ -68,11 +72,13 @@ __all__ = [
     "Normalization",
     "NpyYoloSource",
     "Optimizer",
+    "Precision",
     "SGDConfig",
     "Schedule",
     "Source",
     "Split",
     "StepSchedule",
+    "Strategy",
     "SyntheticSource",
     "TrainConfig",
     "apply_overrides",

@@ -63,16 +63,34 @@ class AdamWConfig(Config):
 Optimizer = Annotated[SGDConfig | AdamWConfig, Field(discriminator="kind")]
 
 
+Precision = Literal["fp32", "bf16"]
+Strategy = Literal["auto", "single", "ddp", "fsdp", "hsdp"]
+ActivationCheckpointing = Literal["none", "block", "selective"]
+
+
 class TrainConfig(Config):
     """The loop."""
 
     epochs: Annotated[int, Field(ge=1)] = 15
     global_batch: Annotated[int, Field(ge=1)] = 16
     """Pictures per optimiser step over all workers: the truth, whatever the number of workers."""
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
-    """Pictures per worker in one forward pass; null: global_batch / workers. The rest is accumulation."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Pictures per worker in one forward pass; the rest is accumulation. null: global_batch / workers; auto: the most
+    that fit into the memory of the smallest worker, as `raydet plan` counts it."""
+    precision: Precision = "fp32"
     """bf16: autocast; weights, norms, losses and box arithmetic stay fp32."""
+    strategy: Strategy = "auto"
+    """How several workers share the model: each holds a copy (ddp), each holds a shard (fsdp), or each group of
+    workers holds a sharded copy (hsdp). auto: single for one worker, ddp for several."""
+    shard_ranks: Annotated[int, Field(ge=1)] | None = None
+    """hsdp: workers that share one copy; null: those of one node."""
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """What the forward pass forgets and the backward pass computes again: nothing, everything inside encoder blocks
+    and fusions, or all of it but matrix products (selective)."""
+    compile: bool = False
+    """Compile the encoder blocks with torch.compile; needs a C++ compiler on CPU, costs minutes at the start."""
+    sync_batch_norm: bool = False
+    """The fusions' batch norms see the pictures of all workers instead of their own: for small micro-batches."""
     eval_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     eval_batch: Annotated[int, Field(ge=1)] = 4

@@ -17,6 +17,7 @@ def check(experiment: Experiment, *, workers: int) -> None:
         ConfigError: the batch does not divide, or is larger than the set; the model cannot be built.
     """
     train, _ = split_indices(open_source(experiment.data), experiment.data.split)
-    batch_plan(experiment.train.global_batch, workers, experiment.train.micro_batch)
+    micro_batch = experiment.train.micro_batch
+    batch_plan(experiment.train.global_batch, workers, None if micro_batch == "auto" else micro_batch)
     GlobalBatches(num_samples=len(train), global_batch=experiment.train.global_batch, seed=experiment.seed)
     describe_parameters(experiment)

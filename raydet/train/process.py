@@ -24,6 +24,7 @@ from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
+from raydet.errors import ConfigError
 from raydet.evaluate.coco import CocoResult, evaluate_coco
 from raydet.evaluate.run import detect, ground_truth
 from raydet.models.build import build_detector, parameter_counts
@@ -124,6 +125,8 @@ class Evaluator:
 
 def _train_loader(experiment: Experiment, source: Source, indices: list[int], world: World) -> TrainLoader:
     train = experiment.train
+    if train.micro_batch == "auto":
+        raise ConfigError("train.micro_batch=auto is not there yet; set a number")
     micro_batch, accumulation = batch_plan(train.global_batch, world.world_size, train.micro_batch)
     return TrainLoader(
         source,

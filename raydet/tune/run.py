@@ -124,6 +124,11 @@ def run_study(study: Study, options: StudyOptions) -> int:
 def _with_micro_batch(study: Study, workers: int) -> Study:
     """The fusions' BatchNorm looks at one micro-batch: its size belongs to a study's settings, the workers do not."""
     train = study.base.train
+    if train.micro_batch == "auto":
+        raise StudyError(
+            "train.micro_batch=auto may differ from trial to trial, and with it what batch norms see; set a number "
+            "that fits the largest model, see `raydet plan`"
+        )
     micro_batch, _ = batch_plan(train.global_batch, workers, train.micro_batch)
     base = apply_overrides(study.base, {"train.micro_batch": micro_batch})
     return study.model_copy(update={"base": base})

@@ -1,0 +1,54 @@
+"""The command line. Imports torch and ray only inside the commands that need them.
+
+Exit codes: 0 done, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from raydet import __version__
+from raydet.cli.listing import recipes, spaces
+from raydet.cli.train import train
+from raydet.cli.tune import tune
+from raydet.errors import EXIT_OK, RaydetError
+
+app = typer.Typer(
+    name="raydet",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
+)
+
+for command in (recipes, spaces, train, tune):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and leave with its exit code."""
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=True)
+    except RaydetError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raydet {__version__}")
+        raise typer.Exit(EXIT_OK)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

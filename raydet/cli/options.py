@@ -1,0 +1,112 @@
+"""Options that several commands share, and what they make of them: an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raydet.config import Experiment, apply_overrides, parse_override
+from raydet.errors import EXIT_INTERRUPTED, ConfigError
+
+DEFAULT_RECIPE = "rgbte_mit_b1"
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", help=f"A run to start from, see `raydet recipes`; default: {DEFAULT_RECIPE}."),
+]
+BackboneOption = Annotated[
+    str | None, typer.Option(help="mit_b0 ... mit_b5: replaces the recipe's backbone.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(help="coco:PATH, npy_yolo:PATH, a path, or synthetic: replaces the recipe's data."),
+]
+EpochsOption = Annotated[int | None, typer.Option(help="Replaces the recipe's number of epochs.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value; may be repeated.")
+]
+WorkersOption = Annotated[
+    int, typer.Option(help="Training workers per run; they share the global batch and one result.")
+]
+CpusOption = Annotated[int | None, typer.Option(help="CPU threads per worker; default: an even share.")]
+GpuOption = Annotated[
+    bool | None,
+    typer.Option("--gpu/--cpu", help="One GPU per worker, or none; default: if the cluster has GPUs now."),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(help="MLflow tracking URI, or `none`; default: sqlite in the storage directory."),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would run, run nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object.")]
+ConfigOption = Annotated[Path | None, typer.Option(help="A run's config.json, instead of a recipe.")]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the block with a hint. Typer would leave without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def starting_experiment(recipe_name: str | None, config: Path | None) -> Experiment:
+    """What `--recipe` or `--config` names."""
+    from raydet.recipes import recipe
+
+    if config is None:
+        return recipe(recipe_name or DEFAULT_RECIPE)
+    if recipe_name is not None:
+        raise ConfigError("--recipe and --config exclude one another; leave one out")
+    try:
+        text = config.read_text()
+    except OSError as error:
+        raise ConfigError(f"--config {config}: {error.strerror}; it wants a run's config.json") from error
+    return Experiment.from_json(text, where=str(config))
+
+
+def local_directory(text: str, flag: str) -> Path:
+    """A path on this machine's file system, absolute."""
+    if "://" in text:
+        raise ConfigError(f"{flag} wants a directory, got {text}; object storage is not supported yet")
+    return Path(text).absolute()
+
+
+def check_json(as_json: bool, dry_run: bool) -> None:
+    """`--json` speaks of a plan only."""
+    if as_json and not dry_run:
+        raise ConfigError("--json goes with --dry-run")
+
+
+def adjusted(
+    experiment: Experiment,
+    *,
+    backbone: str | None,
+    data: str | None,
+    epochs: int | None,
+    sets: Sequence[str] | None,
+) -> Experiment:
+    """The experiment with the command line's changes, `--set` last."""
+    if data is not None:
+        from raydet.data.build import adopt_source, detect_source
+
+        experiment = adopt_source(experiment, detect_source(data))
+    flags: dict[str, Any] = {}
+    if backbone is not None:
+        flags["model.backbone.variant"] = backbone.removeprefix("mit_")
+        old = f"mit_{experiment.model.backbone.variant}"
+        flags["name"] = experiment.name.replace(old, f"mit_{backbone.removeprefix('mit_')}")
+    if epochs is not None:
+        flags["train.epochs"] = epochs
+    return apply_overrides(apply_overrides(experiment, flags), parsed(sets))
+
+
+def parsed(sets: Sequence[str] | None) -> dict[str, Any]:
+    """`--set` options as overrides."""
+    return dict(parse_override(text) for text in sets or ())

@@ -1,0 +1,81 @@
+"""`raydet train`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from raydet.cli.options import (
+    BackboneOption,
+    ConfigOption,
+    CpusOption,
+    DataOption,
+    DryRunOption,
+    EpochsOption,
+    GpuOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    TrackingOption,
+    adjusted,
+    check_json,
+    interruptible,
+    local_directory,
+    starting_experiment,
+)
+from raydet.config import Experiment
+
+
+def train(
+    recipe: RecipeOption = None,
+    config: ConfigOption = None,
+    backbone: BackboneOption = None,
+    data: DataOption = None,
+    epochs: EpochsOption = None,
+    sets: SetOption = None,
+    workers: Annotated[
+        int, typer.Option(help="Ray Train workers; 0 runs in this process, or under torchrun, without Ray.")
+    ] = 1,
+    cpus_per_worker: CpusOption = None,
+    use_gpu: GpuOption = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help="Where the run lives; default: runs/<name>-<fingerprint>.")
+    ] = None,
+    tracking_uri: TrackingOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one detector. The same command again continues an interrupted run."""
+    check_json(as_json, dry_run)
+    experiment = starting_experiment(recipe, config)
+    experiment = adjusted(experiment, backbone=backbone, data=data, epochs=epochs, sets=sets)
+    if dry_run:
+        _print_train_plan(experiment, as_json)
+        return
+    from raydet.train.single import train_single
+
+    default = f"runs/{experiment.name}-{experiment.fingerprint()}"
+    directory = local_directory(run_dir or default, "--run-dir")
+    with interruptible():
+        train_single(
+            experiment,
+            run_dir=directory,
+            workers=workers,
+            cpus_per_worker=cpus_per_worker,
+            use_gpu=use_gpu,
+            tracking_uri=tracking_uri,
+        )
+
+
+def _print_train_plan(experiment: Experiment, as_json: bool) -> None:
+    from raydet.models.build import describe_parameters
+
+    parameters = describe_parameters(experiment)
+    if as_json:
+        typer.echo(json.dumps({"config": experiment.model_dump(mode="json"), "parameters": parameters}))
+        return
+    typer.echo(experiment.to_json(), nl=False)
+    for part, count in parameters.items():
+        typer.echo(f"{part:20} {count:>13,}")

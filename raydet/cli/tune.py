@@ -1,0 +1,87 @@
+"""`raydet tune`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from raydet.cli.options import (
+    BackboneOption,
+    CpusOption,
+    DataOption,
+    DryRunOption,
+    EpochsOption,
+    GpuOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    TrackingOption,
+    WorkersOption,
+    adjusted,
+    check_json,
+    interruptible,
+    local_directory,
+    parsed,
+    starting_experiment,
+)
+
+
+def tune(
+    space: Annotated[str, typer.Option(help="The study; `raydet spaces`.")],
+    recipe: RecipeOption = None,
+    backbone: BackboneOption = None,
+    data: DataOption = None,
+    epochs: EpochsOption = None,
+    sets: SetOption = None,
+    seeds: Annotated[int, typer.Option(help="Runs per cell, with different seeds.")] = 1,
+    max_trials: Annotated[
+        int | None, typer.Option(help="Stop after this many new runs; the same command goes on.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Trials at a time; default: as many as the cluster has GPUs for, or 1.")
+    ] = None,
+    workers: WorkersOption = 1,
+    cpus_per_worker: CpusOption = None,
+    use_gpu: GpuOption = None,
+    storage: Annotated[
+        str, typer.Option(help="Directory of all studies, readable from every node.")
+    ] = "runs",
+    tracking_uri: TrackingOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a study. The same command again runs what is missing, and nothing twice."""
+    from raydet.tune.run import StudyOptions, plan_study, run_study
+    from raydet.tune.spaces import load_space
+
+    check_json(as_json, dry_run)
+    options = StudyOptions(
+        storage=local_directory(storage, "--storage"),
+        seeds=seeds,
+        max_trials=max_trials,
+        concurrency=concurrency,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        use_gpu=use_gpu,
+        tracking_uri=tracking_uri,
+    )
+    base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
+    study = load_space(space, base, parsed(sets))
+    if dry_run:
+        _print_study_plan(plan_study(study, options), as_json)
+        return
+    with interruptible():
+        raise typer.Exit(run_study(study, options))
+
+
+def _print_study_plan(plan: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(plan))
+        return
+    for trial in plan["trials"]:
+        typer.echo(f"{trial['status']:9} {trial['name']}")
+    for phase in plan["undecided"]:
+        typer.echo(f"undecided {phase}: follows from the results of the phase before")

@@ -96,6 +96,9 @@ class TrainLoader:
 class EvalLoader:
     """One worker's share of the evaluation pictures, each exactly once; shares may differ by one batch.
 
+    With `in_step` every worker gets equally many batches, as a sharded model wants: a worker that has run out is given
+    the first batch again, with no positions.
+
     Whole batches are dealt out: a picture has the same neighbours at any number of workers, and so the same detections
     to the last bit. Iterating yields batches with the position of each picture in `indices`.
     """
@@ -109,12 +112,17 @@ class EvalLoader:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        in_step: bool = False,
     ) -> None:
-        starts = range(0, len(indices), batch_size)[rank::world_size]
-        self._positions = [list(range(len(indices))[start : start + batch_size]) for start in starts]
-        self._orders = [
-            _Order(tuple(indices[position] for position in positions), None) for positions in self._positions
+        batches = [
+            list(range(len(indices))[start : start + batch_size])
+            for start in range(0, len(indices), batch_size)
         ]
+        orders = [_Order(tuple(indices[position] for position in positions), None) for positions in batches]
+        self._positions, self._orders = batches[rank::world_size], orders[rank::world_size]
+        if in_step and len(self._orders) < len(orders[::world_size]):
+            self._positions.append([])
+            self._orders.append(orders[0])
         self._stream = _BatchStream(source, data, seed=0)
 
     def __len__(self) -> int:

@@ -31,8 +31,10 @@ def detect(
     model.eval()
     rows = [np.zeros((0, ROW_WIDTH))]
     for batch, positions in batches:
-        for row, found in enumerate(model(batch.to(device))):
-            rows.append(_rows(found, positions[row], _hw(batch.valid_hw, row), _hw(batch.source_hw, row)))
+        detections = model(batch.to(device))  # by all workers together where the model is sharded
+        for row, position in enumerate(positions):
+            valid_hw, source_hw = _hw(batch.valid_hw, row), _hw(batch.source_hw, row)
+            rows.append(_rows(detections[row], position, valid_hw, source_hw))
     model.train(was_training)
     return np.concatenate(rows)
 

@@ -48,12 +48,12 @@ class InputStream(nn.Module):
         present = [
             name not in self.missing for name, count in self.num_channels.items() for _ in range(count)
         ]
-        # [C, 1, 1] each. Not persistent: they belong to the config, not to the weights.
-        self.register_buffer("mean", torch.tensor(means)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(stds)[:, None, None], persistent=False)
-        self.register_buffer(
-            "is_present", torch.tensor(present, dtype=torch.bool)[:, None, None], persistent=False
-        )
+        # [C, 1, 1] each. Not persistent: they belong to the config, not to the weights, and so they are real even
+        # where the weights are built on the meta device.
+        for name, values in (("mean", means), ("std", stds), ("is_present", present)):
+            dtype = torch.bool if name == "is_present" else torch.float32
+            buffer = torch.tensor(values, dtype=dtype, device="cpu")[:, None, None]
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         """float32 [B, C, H, W]."""

@@ -22,6 +22,8 @@ class World:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    ranks_per_node: int | None = None
+    """Workers on each node; None: not known."""
 
     @property
     def is_main(self) -> bool:
@@ -36,7 +38,13 @@ def world_from_environment(*, use_gpu: bool | None = None) -> World:
     device = local_device(local_rank, use_gpu=use_gpu is not False)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return World(rank=int(os.environ.get("RANK", "0")), world_size=world_size, device=device)
+    ranks_per_node = os.environ.get("LOCAL_WORLD_SIZE")
+    return World(
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=world_size,
+        device=device,
+        ranks_per_node=int(ranks_per_node) if ranks_per_node else None,
+    )
 
 
 def local_device(local_rank: int, *, use_gpu: bool = True) -> torch.device:
@@ -55,6 +63,15 @@ def mean_over_ranks(values: Tensor, world: World) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / world.world_size
+
+
+def smallest_over_ranks(value: int, world: World) -> int:
+    """The smallest of all ranks' numbers, on every rank."""
+    if world.world_size == 1:
+        return value
+    numbers = torch.tensor([value], dtype=torch.int64, device=world.device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MIN)
+    return int(numbers)
 
 
 def gather_rows(rows: NDArray[np.float64], world: World) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from typing import assert_never
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from raydet.config import (
     AdamWConfig,
@@ -29,12 +30,14 @@ def build_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> to
     parameters = list(parameters)
     match config:
         case SGDConfig():
+            is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
             return torch.optim.SGD(
                 parameters,
                 lr=config.lr,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
-                fused=True,
+                fused=not is_sharded,  # the fastest, but not written for pieces
+                foreach=is_sharded,
             )
         case AdamWConfig():
             groups = [

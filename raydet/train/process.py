@@ -10,7 +10,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from raydet.errors import ConfigError
 from raydet.evaluate.coco import CocoResult, evaluate_coco
 from raydet.evaluate.run import detect, ground_truth
 from raydet.models.build import build_detector, parameter_counts
+from raydet.models.detector import Detector
+from raydet.models.units import units_of
 from raydet.parallel.checkpoint import load_checkpoint, save_checkpoint
 from raydet.parallel.collectives import World, average_buffers, gather_rows
-from raydet.parallel.parallelize import parallelize, unwrapped
+from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.train.loop import fit
 from raydet.train.optim import build_optimizer
 from raydet.train.record import RunRecord
@@ -65,11 +67,9 @@ def run_process(
     source = open_source(experiment.data)
     train_indices, val_indices = split_indices(source, experiment.data.split)
     loader = _train_loader(experiment, source, train_indices, world)
-    torch.manual_seed(experiment.seed)  # the same initial weights on every rank and every world size
-    detector = build_detector(experiment)
-    state = TrainState(
-        model=parallelize(detector, world), optimizer=build_optimizer(experiment.optim, detector.parameters())
-    )
+    detector = _initial_detector(experiment, world)
+    model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
+    state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
     if resume_from is not None:
         state.take(load_checkpoint(resume_from, model=detector, optimizer=state.optimizer))
     evaluator = Evaluator(experiment, source, val_indices, world)
@@ -105,6 +105,7 @@ class Evaluator:
             batch_size=experiment.train.eval_batch,
             rank=world.rank,
             world_size=world.world_size,
+            in_step=layout_of_run(experiment.train, world).is_sharded,
         )
         self.truth = ground_truth(source.targets(index)[:2] for index in indices)
         self.classes = experiment.data.classes
@@ -139,6 +140,13 @@ def _train_loader(experiment: Experiment, source: Source, indices: list[int], wo
         rank=world.rank,
         world_size=world.world_size,
     )
+
+
+def _initial_detector(experiment: Experiment, world: World) -> Detector:
+    """With weights on rank 0 only, the same at every number of workers: the others receive theirs."""
+    torch.manual_seed(experiment.seed)
+    with nullcontext() if world.is_main else torch.device("meta"):
+        return build_detector(experiment)
 
 
 def _publish(state: TrainState, row: dict[str, Any], world: World, publish: Publish) -> None:

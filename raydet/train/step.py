@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from raydet.config import Precision
 from raydet.parallel.collectives import World
 from raydet.parallel.parallelize import gradient_sync
 from raydet.parallel.precision import autocast
 from raydet.structures import Batch
+from raydet.train.memory import during
 
 LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 
@@ -26,12 +27,9 @@ def train_step(
     seed: int,
     step: int,
     world: World,
-    precision: Literal["fp32", "bf16"],
+    precision: Precision,
 ) -> Tensor:
     """Forward and backward over this rank's micro-batches, then one update.
-
-    Random choices (drop-path, anchor sampling) depend on (seed, step, slot) alone, where a slot is one micro-batch
-    of the global batch: one worker with accumulation 2 and two workers without see the same ones.
 
     Args:
         lr: learning rate of this step.
@@ -40,23 +38,54 @@ def train_step(
     Returns:
         float32 [4] on the model's device: this rank's mean of each loss in `LOSS_NAMES`. Nothing is copied to the
         host, so a GPU is not waited for.
+
+    Raises:
+        OutOfMemoryError: in which phase, with which pictures.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
+    losses = accumulate_gradients(
+        model, micro_batches, seed=seed, step=step, world=world, precision=precision
+    )
+    with during("update after the pass", _image_ids(micro_batches), world.device):
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    micro_batches: Sequence[Batch],
+    *,
+    seed: int,
+    step: int,
+    world: World,
+    precision: Precision,
+) -> Tensor:
+    """The gradients of the mean loss, over all micro-batches of all workers.
+
+    Random choices (drop-path, anchor sampling) depend on (seed, step, slot) alone, where a slot is one micro-batch
+    of the global batch: one worker with accumulation 2 and two workers without see the same ones.
+
+    Returns:
+        float32 [4]: see `train_step`.
+    """
     total = torch.zeros(len(LOSS_NAMES), device=world.device)
     for micro, batch in enumerate(micro_batches):
         seed_slot(seed, step, slot=world.rank * len(micro_batches) + micro)
         is_last = micro == len(micro_batches) - 1
         with gradient_sync(model, enabled=is_last):
-            with autocast(precision, world.device):
+            with (
+                during("forward pass", batch.image_ids, world.device),
+                autocast(precision, world.device),
+            ):
                 losses = model(batch.to(world.device))
             values = torch.stack([losses[name].float() for name in LOSS_NAMES])
-            (values.sum() / len(micro_batches)).backward()
+            with during("backward pass", batch.image_ids, world.device):
+                (values.sum() / len(micro_batches)).backward()
         total += values.detach() / len(micro_batches)
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return total
 
 
@@ -64,3 +93,7 @@ def seed_slot(seed: int, step: int, *, slot: int) -> None:
     """Seed torch for one micro-batch; a resume at any step needs no stored generator state."""
     # Odd multipliers keep neighbouring (seed, step, slot) apart within 63 bits.
     torch.manual_seed((seed * 0x9E3779B1 + step * 0x85EBCA77 + slot * 0xC2B2AE3D) % 2**63)
+
+
+def _image_ids(micro_batches: Sequence[Batch]) -> list[str]:
+    return [image_id for batch in micro_batches for image_id in batch.image_ids]

@@ -25,49 +25,51 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def start_processes(command: list[str], *, workers: int, code: int = 0) -> list[str]:
+    """Run a command as `workers` processes, as `torchrun` would; returns each one's output."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(workers),
+        "LOCAL_WORLD_SIZE": str(workers),
+    }
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(workers)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [code] * workers, "\n".join(outputs)
+    return outputs
+
+
+def launch_training(experiment: Experiment, *, workers: int, directory: Path, name: str) -> dict[str, Any]:
+    """Train an experiment without Ray in `directory / name`; returns final_results.json."""
+    config = directory / f"{name}.json"
+    config.write_text(experiment.to_json())
+    run_dir = directory / name
+    command = [sys.executable, "-m", "raydet", "train", "--config", str(config), "--run-dir", str(run_dir)]
+    start_processes([*command, "--workers", "0", "--tracking-uri", "none"], workers=workers)
+    results: dict[str, Any] = json.loads((run_dir / "final_results.json").read_text())
+    return results
+
+
 @pytest.fixture
 def start() -> Start:
-    """Run a command as `workers` processes, as `torchrun` would; returns each one's output."""
-
-    def launch(command: list[str], *, workers: int, code: int = 0) -> list[str]:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers)}
-        processes = [
-            subprocess.Popen(
-                command,
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(workers)
-        ]
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-        assert [process.returncode for process in processes] == [code] * workers, "\n".join(outputs)
-        return outputs
-
-    return launch
+    """`start_processes`."""
+    return start_processes
 
 
 @pytest.fixture
-def train(start: Start, tmp_path: Path) -> Launch:
-    """Train an experiment without Ray; returns final_results.json."""
+def train(tmp_path: Path) -> Launch:
+    """`launch_training` in the test's directory."""
 
     def launch(experiment: Experiment, *, workers: int, name: str = "run") -> dict[str, Any]:
-        config = tmp_path / f"{name}.json"
-        config.write_text(experiment.to_json())
-        run_dir = tmp_path / name
-        command = [
-            sys.executable,
-            "-m",
-            "raydet",
-            "train",
-            "--config",
-            str(config),
-            "--run-dir",
-            str(run_dir),
-        ]
-        start([*command, "--workers", "0", "--tracking-uri", "none"], workers=workers)
-        results: dict[str, Any] = json.loads((run_dir / "final_results.json").read_text())
-        return results
+        return launch_training(experiment, workers=workers, directory=tmp_path, name=name)
 
     return launch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from raydet.config import Experiment, apply_overrides
 from raydet.evaluate.names import METRIC_NAMES
 from raydet.recipes import recipe
-from tests.numerics.conftest import Launch, Start
+from tests.numerics.conftest import Launch, Start, launch_training
 
 STEPS = 20
+MICRO: dict[str, object] = {"train.micro_batch": 2}
+SGD: dict[str, object] = {"optim": {"kind": "sgd", "lr": 1e-3, "clip_norm": 1.0}}
 
 
 def experiment(**overrides: object) -> Experiment:
@@ -39,11 +42,74 @@ def losses(run_dir: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def test_accumulation_equals_two_workers(train: Launch, tmp_path: Path) -> None:
-    train(experiment(**{"train.micro_batch": 2}), workers=1, name="alone")
-    train(experiment(**{"train.micro_batch": 2}), workers=2, name="pair")
-    assert len(losses(tmp_path / "alone")) == STEPS
+LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
+    "block": (1, {"train.activation_checkpointing": "block"}),
+    "selective": (1, {"train.activation_checkpointing": "selective"}),
+    "ddp": (2, {}),
+    "ddp-block": (2, {"train.activation_checkpointing": "block"}),
+    "fsdp": (2, {"train.strategy": "fsdp"}),
+    "fsdp-block": (2, {"train.strategy": "fsdp", "train.activation_checkpointing": "block"}),
+    "hsdp-2x1": (2, {"train.strategy": "hsdp", "train.shard_ranks": 1}),
+    "hsdp-1x2-selective": (
+        2,
+        {
+            "train.strategy": "hsdp",
+            "train.shard_ranks": 2,
+            "train.activation_checkpointing": "selective",
+        },
+    ),
+}
+"""Workers and settings that must not change the losses of one worker that accumulates."""
+
+COMPILED_LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
+    "single": (1, {}),
+    "fsdp-block": (2, {"train.strategy": "fsdp", "train.activation_checkpointing": "block"}),
+    "ddp-selective": (2, {"train.activation_checkpointing": "selective"}),
+}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """Losses of a single worker, by name of the optimiser."""
+    found = {}
+    for name, change in (("adamw", {}), ("sgd", SGD)):
+        directory = tmp_path_factory.mktemp(name)
+        launch_training(experiment(**MICRO, **change), workers=1, directory=directory, name="alone")
+        found[name] = losses(directory / "alone")
+        assert len(found[name]) == STEPS
+    return found
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_do_not_change_the_losses(
+    name: str, train: Launch, tmp_path: Path, expected: dict[str, list[float]]
+) -> None:
+    workers, settings = LAYOUTS[name]
+    train(experiment(**MICRO, **settings), workers=workers)
+    assert losses(tmp_path / "run") == pytest.approx(expected["adamw"], rel=1e-5)
+
+
+def test_sharded_sgd_accumulates(train: Launch, tmp_path: Path, expected: dict[str, list[float]]) -> None:
+    """Two micro-batches per worker and step: gradients stay whole until the last one."""
+    settings = {"train.strategy": "fsdp", "train.global_batch": 8, "train.epochs": 10, **MICRO, **SGD}
+    train(experiment(**settings, **{"data.source.frames_per_sequence": 4}), workers=2, name="pair")
+    train(
+        experiment(**{**settings, "train.strategy": "auto"}, **{"data.source.frames_per_sequence": 4}),
+        workers=1,
+        name="alone",
+    )
     assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+@pytest.mark.slow  # compiles for a minute where nothing is cached
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU wants a C++ compiler")
+@pytest.mark.parametrize("name", COMPILED_LAYOUTS)
+def test_compiled_layouts_do_not_change_the_losses(
+    name: str, train: Launch, tmp_path: Path, expected: dict[str, list[float]]
+) -> None:
+    workers, settings = COMPILED_LAYOUTS[name]
+    train(experiment(**MICRO, **settings, **{"train.compile": True}), workers=workers)
+    assert losses(tmp_path / "run") == pytest.approx(expected["adamw"], rel=1e-5)
 
 
 EVALUATE = """

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -115,22 +116,26 @@ class MixFFN(nn.Module):
         return self.contract(F.gelu(hidden))
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): per sample, a branch counts 0 or 1 / (1 - rate) in training."""
+def draw_keep(rate: float, x_BNC: Tensor) -> Tensor | None:
+    """Stochastic depth (arXiv 1603.09382): what the two branches of a block count, 0 or 1 / (1 - rate) per sample.
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x_BNC: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x_BNC
-        keep_B11 = x_BNC.new_empty(x_BNC.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
-        return x_BNC * (keep_B11 / (1.0 - self.rate))
+    Returns:
+        [2, B, 1, 1], attention first, or None where nothing is ever dropped.
+    """
+    if rate == 0.0:
+        return None
+    # Two draws, not one of twice the size: generators do not promise the same numbers for both.
+    keep_2B11 = torch.stack(
+        [x_BNC.new_empty(len(x_BNC), 1, 1).bernoulli_(1.0 - rate) for _ in ("attention", "ffn")]
+    )
+    return keep_2B11 / (1.0 - rate)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    Its random choices come from outside (`draw_keep`), so that it can be recomputed or compiled as it is.
+    """
 
     def __init__(
         self, *, channels: int, num_heads: int, sr_ratio: int, mlp_ratio: int = 4, drop_path_rate: float = 0.0
@@ -140,11 +145,18 @@ class Block(nn.Module):
         self.attention = EfficientAttention(channels=channels, num_heads=num_heads, sr_ratio=sr_ratio)
         self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
         self.ffn = MixFFN(channels=channels, ratio=mlp_ratio)
-        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path_rate = drop_path_rate
 
-    def forward(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
-        x_BNC = x_BNC + self.drop_path(self.attention(self.norm1(x_BNC), hw))
-        return x_BNC + self.drop_path(self.ffn(self.norm2(x_BNC), hw))
+    def forward(self, x_BNC: Tensor, hw: tuple[int, int], keep_2B11: Tensor | None = None) -> Tensor:
+        """[B, N, C] -> [B, N, C]; `keep_2B11` weighs the two branches of every sample, None leaves them whole."""
+        x_BNC = _added(x_BNC, self.attention(self.norm1(x_BNC), hw), keep_2B11, branch=0)
+        return _added(x_BNC, self.ffn(self.norm2(x_BNC), hw), keep_2B11, branch=1)
+
+
+def _added(x_BNC: Tensor, branch_BNC: Tensor, keep_2B11: Tensor | None, *, branch: int) -> Tensor:
+    if keep_2B11 is None:
+        return x_BNC + branch_BNC
+    return torch.addcmul(x_BNC, branch_BNC, keep_2B11[branch])
 
 
 class MiTStage(nn.Module):
@@ -181,8 +193,10 @@ class MiTStage(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, C, H', W'], channels_last if the input is."""
         x_BNC, hw = self.patch_embed(x_BCHW)
-        for block in self.blocks:
-            x_BNC = block(x_BNC, hw)
+        # All before the first block, in the order of the branches: no block touches the random generator.
+        keeps = [draw_keep(block.drop_path_rate, x_BNC) if self.training else None for block in self.blocks]
+        for block, keep_2B11 in zip(self.blocks, keeps, strict=True):
+            x_BNC = block(x_BNC, hw, keep_2B11)
         return as_map(self.norm(x_BNC), hw)
 
 

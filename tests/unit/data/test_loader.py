@@ -95,6 +95,16 @@ def test_a_rank_may_have_nothing_to_evaluate() -> None:
     assert list(EvalLoader(open_source(DATA), [0], data=DATA, batch_size=2, rank=1, world_size=2)) == []
 
 
+def test_workers_in_step_get_equally_many_batches() -> None:
+    source = open_source(DATA)
+    loaders = [
+        EvalLoader(source, [0, 1, 2], data=DATA, batch_size=2, rank=rank, world_size=4, in_step=True)
+        for rank in range(4)
+    ]
+    assert [[positions for _, positions in loader] for loader in loaders] == [[[0, 1]], [[2]], [[]], [[]]]
+    assert [[batch.size for batch, _ in loader] for loader in loaders] == [[2], [1], [2], [2]]
+
+
 def test_evaluation_does_not_augment() -> None:
     source = open_source(DATA)
     ((batch, _),) = EvalLoader(source, [4], data=DATA, batch_size=2)

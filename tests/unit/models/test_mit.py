@@ -13,9 +13,9 @@ from raydet.models.backbones.dual import DualStreamEncoder
 from raydet.models.backbones.mit import (
     MIT_VARIANTS,
     Block,
-    DropPath,
     MiTStage,
     PatchEmbed,
+    draw_keep,
     drop_path_rates,
     mit_stages,
 )
@@ -93,20 +93,48 @@ def test_drop_path_rates_grow_linearly_over_the_whole_encoder() -> None:
     assert rates == pytest.approx(torch.linspace(0, 0.1, 16, dtype=torch.float64).tolist(), abs=1e-15)
     assert rates[1] == pytest.approx(0.00667, abs=1e-5)
     built = [
-        module.rate
+        module.drop_path_rate
         for module in mit_stages(variant=MIT_VARIANTS["b2"], in_channels=3, drop_path_rate=0.1).modules()
-        if isinstance(module, DropPath)
+        if isinstance(module, Block)
     ]
     assert built == rates
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
-    out = DropPath(0.25)(torch.ones(4000, 2, 3))
-    per_sample = out.flatten(1)
-    assert all(value in (0.0, pytest.approx(4 / 3)) for value in per_sample.unique().tolist())
-    assert bool((per_sample == per_sample[:, :1]).all())
-    assert out.mean().item() == pytest.approx(1.0, abs=0.05)
-    assert bool((DropPath(0.25).eval()(torch.ones(9, 2, 3)) == 1).all())
+    tokens = torch.ones(4000, 2, 3)
+    keep = draw_keep(0.25, tokens)
+    assert keep is not None
+    assert keep.shape == (2, 4000, 1, 1)
+    assert keep.dtype == tokens.dtype
+    assert all(value in (0.0, pytest.approx(4 / 3)) for value in keep.unique().tolist())
+    assert keep.mean(dim=(1, 2, 3)).tolist() == pytest.approx([1.0, 1.0], abs=0.05)
+    assert not torch.equal(keep[0], keep[1])
+    assert draw_keep(0.0, tokens) is None
+
+
+def test_a_dropped_branch_leaves_the_sample_as_it_is() -> None:
+    block, x = Block(channels=16, num_heads=2, sr_ratio=1), torch.randn(2, 24, 16)
+    keep = torch.tensor([[0.0, 2.0], [0.0, 2.0]])[..., None, None]
+    out = block(x, (4, 6), keep)
+    assert torch.equal(out[0], x[0])
+    after = x + 2 * block.attention(block.norm1(x), (4, 6))
+    torch.testing.assert_close(out[1], (after + 2 * block.ffn(block.norm2(after), (4, 6)))[1])
+
+
+def test_masks_are_drawn_branch_by_branch_before_the_first_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = MiTStage(variant=MIT_VARIANTS["b0"], stage=0, in_channels=3, drop_path_rates=[0.0, 0.5])
+    seen: list[Tensor | None] = []
+    for block in stage.blocks:
+        monkeypatch.setattr(block, "forward", lambda x, hw, keep: seen.append(keep) or x)
+    pictures = torch.rand(5, 3, 32, 32)
+    torch.manual_seed(3)
+    stage(pictures)
+    torch.manual_seed(3)
+    expected = [torch.empty(5, 1, 1).bernoulli_(0.5) / 0.5 for _ in range(2)]
+    assert seen[0] is None
+    assert torch.equal(seen[1], torch.stack(expected))
+    stage.eval()(pictures)
+    assert seen[2:] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Activation checkpointing: forget what a unit's forward pass kept, compute it again in the backward pass.
+
+Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174. The forward method of each unit is replaced, and no
+wrapper is put around it: the names of parameters, and so checkpoints, stay what they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+ContextPair = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+"""Entered around the forward pass, and around its repetition."""
+
+KEPT_BY_SELECTIVE = frozenset(
+    {
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten.bmm.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+)
+"""Operations that cost more time than their results cost memory."""
+
+_HOOKS_SEE_ALL = (
+    {"respect_saved_tensors_hooks": True}  # those who count saved bytes shall see the selective mode's too
+    if "respect_saved_tensors_hooks" in inspect.signature(checkpoint).parameters  # torch 2.15
+    else {}
+)
+
+
+def recompute_activations(units: Iterable[nn.Module], mode: Literal["none", "block", "selective"]) -> None:
+    """Make each unit keep its inputs only (`block`), or those and the results of matrix products (`selective`).
+
+    Units must draw no random numbers: these are not replayed. Running statistics of batch norms are updated once.
+    """
+    if mode == "none":
+        return
+    for unit in units:
+        # Set on the instance, where nn.Module's call finds it before the class's own.
+        unit.forward = _recomputed(unit, mode)
+
+
+def _recomputed(unit: nn.Module, mode: Literal["block", "selective"]) -> Callable[..., Any]:
+    norms = [module for module in unit.modules() if isinstance(module, _BatchNorm)]
+    context = partial(_contexts, norms, mode == "selective") if norms or mode == "selective" else None
+    return partial(
+        checkpoint,
+        unit.forward,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        **({"context_fn": context} if context else {}),
+        **_HOOKS_SEE_ALL,
+    )
+
+
+def _contexts(norms: Sequence[_BatchNorm], is_selective: bool) -> ContextPair:
+    forward, again = (
+        create_selective_checkpoint_contexts(_policy) if is_selective else (nullcontext(), nullcontext())
+    )
+    return forward, _entered_together(_statistics_kept(norms), again)
+
+
+def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT_BY_SELECTIVE else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextmanager
+def _entered_together(*contexts: AbstractContextManager[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+@contextmanager
+def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Batch norms normalise by their batch as before, but add nothing more to their running statistics."""
+    before: list[Any] = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -1,0 +1,133 @@
+"""Out of memory, in plain words: who, in which phase, with which pictures, how full, and what helps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from raydet.config import Experiment
+from raydet.errors import OutOfMemoryError
+from raydet.parallel.collectives import World, smallest_over_ranks
+from raydet.parallel.parallelize import layout_of_run
+from raydet.plan.sizes import in_words
+
+NUM_NAMED_PICTURES = 8
+
+logger = logging.getLogger("raydet")
+
+
+@contextmanager
+def during(phase: str, image_ids: Sequence[str], device: torch.device) -> Iterator[None]:
+    """Say in which phase of the work on which pictures the memory ended.
+
+    Raises:
+        OutOfMemoryError: the block has run out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory in the {phase} of {_pictures(image_ids)}: {_fullness(device)}"
+        ) from error
+
+
+@contextmanager
+def naming_remedies(experiment: Experiment, world: World, *, micro_batch: int) -> Iterator[None]:
+    """Add the rank and what would help, with what it would save.
+
+    Raises:
+        OutOfMemoryError: the block has raised one.
+    """
+    try:
+        yield
+    except OutOfMemoryError as error:
+        from raydet.plan.remedies import remedies
+
+        helpful = remedies(
+            experiment,
+            world_size=world.world_size,
+            strategy=layout_of_run(experiment.train, world).kind,
+            micro_batch=micro_batch,
+        )
+        texts = [f"{remedy.text} (saves about {in_words(remedy.saving_bytes)})" for remedy in helpful]
+        advice = "; what helps: " + ", or ".join(texts) if texts else ""
+        raise OutOfMemoryError(f"rank {world.rank}: {error}{advice}") from error
+
+
+def agreed_micro_batch(experiment: Experiment, world: World, *, num_objects: int) -> int | None:
+    """`train.micro_batch`, where `auto` is what the planner says of the worker with the least memory.
+
+    Args:
+        num_objects: the most boxes in one training picture.
+
+    Raises:
+        OutOfMemoryError: not even one picture at a time would fit.
+    """
+    if experiment.train.micro_batch != "auto":
+        return experiment.train.micro_batch
+    from raydet.plan.fit import largest_micro_batch
+
+    share = world.ranks_per_node or world.world_size
+    limit_bytes = smallest_over_ranks(memory_bytes(world.device, ranks_per_node=share), world)
+    strategy = layout_of_run(experiment.train, world).kind
+    planned = experiment.train.global_batch
+    if world.is_main:
+        planned = (
+            largest_micro_batch(
+                experiment,
+                world_size=world.world_size,
+                strategy=strategy,
+                memory_bytes=limit_bytes,
+                num_objects=num_objects,
+            )
+            or 0
+        )
+    planned = smallest_over_ranks(planned, world)
+    if planned == 0:
+        raise OutOfMemoryError(
+            f"train.micro_batch=auto: one picture at a time does not fit into {in_words(limit_bytes)} per worker; "
+            "see `raydet plan` for strategies that do"
+        )
+    if world.is_main:
+        logger.info("using micro-batches of %d: the most that fit into %s", planned, in_words(limit_bytes))
+    return planned
+
+
+def memory_bytes(device: torch.device, *, ranks_per_node: int) -> int:
+    """What this worker may fill: its GPU, or its share of what the host has free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    available: int = psutil.virtual_memory().available
+    return available // ranks_per_node
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On the CPU there is no type of its own for it.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _pictures(image_ids: Sequence[str]) -> str:
+    named = ", ".join(image_ids[:NUM_NAMED_PICTURES])
+    more = len(image_ids) - NUM_NAMED_PICTURES
+    return f"{len(image_ids)} pictures ({named}{f' and {more} more' if more > 0 else ''})"
+
+
+def _fullness(device: torch.device) -> str:
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        return (
+            f"{in_words(torch.cuda.memory_allocated(device))} live and "
+            f"{in_words(torch.cuda.memory_reserved(device))} reserved of {in_words(total_bytes)} "
+            f"on {torch.cuda.get_device_name(device)}, {in_words(free_bytes)} free"
+        )
+    host = psutil.virtual_memory()
+    return (
+        f"this process holds {in_words(psutil.Process().memory_info().rss)}, the host has "
+        f"{in_words(host.available)} of {in_words(host.total)} left"
+    )

@@ -1,0 +1,72 @@
+"""The worst batch first: what would end in out of memory after hours ends before step 1."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from raydet.config import DataConfig, Precision
+from raydet.data.sources.base import Source
+from raydet.data.transforms import eval_transform
+from raydet.parallel.collectives import World
+from raydet.plan.sizes import in_words
+from raydet.structures import Batch, collate
+from raydet.train.step import accumulate_gradients
+
+LONG_RUN_STEPS = 200
+"""Runs of at least this many steps rehearse: there it costs less than a hundredth."""
+
+logger = logging.getLogger("raydet")
+
+
+def worst_batch(source: Source, indices: Sequence[int], data: DataConfig, *, size: int) -> Batch:
+    """The training pictures with the most boxes, all of them kept, on the canvas."""
+    num_boxes = {index: len(source.targets(index)[1]) for index in indices}
+    worst = sorted(indices, key=lambda index: (-num_boxes[index], index))[:size]
+    worst = (worst * size)[:size]  # a set smaller than a batch
+    return collate([eval_transform(source.read(index), canvas_hw=data.canvas_hw) for index in worst])
+
+
+def rehearse(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    accumulation: int,
+    world: World,
+    precision: Precision,
+) -> None:
+    """Forward and backward over the worst batch, as in a step, with nothing learnt and nothing remembered.
+
+    Args:
+        model, optimizer: as they will train; the optimizer's state must exist, because it takes its share.
+        batch: the same on every rank.
+        accumulation: micro-batches per step; two are enough to see the gradients wait.
+
+    Raises:
+        OutOfMemoryError: it does not fit.
+    """
+    is_cuda = world.device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(world.device)
+    statistics = [buffer.clone() for buffer in model.buffers()]
+    model.train()
+    accumulate_gradients(
+        model, [batch] * min(accumulation, 2), seed=0, step=0, world=world, precision=precision
+    )
+    optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(model.buffers(), statistics, strict=True):
+        buffer.copy_(before)
+    if world.is_main:
+        peak = (
+            f", at most {in_words(torch.cuda.max_memory_allocated(world.device))} live" if is_cuda else ""
+        )
+        logger.info(
+            "rehearsed the worst batch: up to %d boxes per picture (%s ...)%s",
+            int(batch.counts.max()),
+            batch.image_ids[0],
+            peak,
+        )

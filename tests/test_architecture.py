@@ -26,6 +26,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.plan",),
     (
         "raydet.train.checkpoints",
+        "raydet.train.memory",
+        "raydet.train.rehearsal",
         "raydet.train.system",
         "raydet.train.optim",
         "raydet.train.record",

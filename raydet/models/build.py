@@ -33,8 +33,10 @@ from raydet.models.fusion.base import Flow, Fusion
 from raydet.models.fusion.cmx import CMX
 from raydet.models.fusion.gaff import GAFF
 from raydet.models.fusion.identity import Identity
-from raydet.models.heads.faster_rcnn import FasterRCNN, box_heads, proposal_network
-from raydet.models.necks.fpn import FPN
+from raydet.models.heads.box import BoxHeads
+from raydet.models.heads.faster_rcnn import FasterRCNN
+from raydet.models.heads.rpn import RegionProposals
+from raydet.models.necks.fpn import FPN, LEVELS
 
 
 def build_detector(experiment: Experiment) -> Detector:
@@ -156,7 +158,7 @@ def _build_neck(config: FPNConfig, encoder: DualStreamEncoder) -> FPN:
 def _build_head(config: FasterRCNNConfig, neck: FPN, num_classes: int) -> FasterRCNN:
     match config:
         case FasterRCNNConfig():
-            rpn = proposal_network(
+            rpn = RegionProposals(
                 channels=neck.channels,
                 anchor_sizes=config.anchor_sizes,
                 aspect_ratios=config.aspect_ratios,
@@ -164,12 +166,12 @@ def _build_head(config: FasterRCNNConfig, neck: FPN, num_classes: int) -> Faster
                 post_nms_top_n=config.rpn_post_nms_top_n,
                 batch_size_per_image=config.rpn_batch_size_per_image,
             )
-            roi_heads = box_heads(
+            roi_heads = BoxHeads(
                 channels=neck.channels,
                 num_classes=num_classes,
                 hidden=config.box_hidden,
                 batch_size_per_image=config.box_batch_size_per_image,
-                pool_level_rois=config.pool_level_rois,
+                num_levels=len(LEVELS) if config.pool_level_rois else len(LEVELS) - 1,
                 score_threshold=config.score_threshold,
                 nms_threshold=config.nms_threshold,
                 max_detections=config.max_detections,

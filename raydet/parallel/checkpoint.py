@@ -1,71 +1,188 @@
 """A checkpoint is a directory of tensors and JSON; nothing in it can run code.
 
-model.safetensors       parameters and buffers
-optimizer.safetensors   momenta, named "<parameter index>.<state name>"
-state.json              everything that is not a tensor
-manifest.json           sha256 of every other file; written last, so a directory without it is not a checkpoint
+shard-00001-of-00002.safetensors   what rank 0 of 2 held of `model.<name>` and `optimizer.<parameter>.<state>`
+state.json                         everything that is not a tensor
+manifest.json                      size and sha256 of every other file, and of itself; written last, so a directory
+                                   without it is not a checkpoint
+
+It is read by any number of ranks, sharded or not, whatever number wrote it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raydet.errors import CheckpointError
+from raydet.parallel.checkpoint_shards import (
+    SUFFIX,
+    HostCopy,
+    ShardReader,
+    StoredTensor,
+    blocks_to_write,
+    describe,
+    read_index,
+)
+from raydet.parallel.collectives import World, broadcast_text, gather_rows
+from raydet.parallel.parallelize import unwrapped
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT = 2
+"""Rises when an older raydet could not read what this one writes, or the other way round."""
+MODEL, OPTIMIZER = "model.", "optimizer."
+HASH_THREADS = 4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint consists of."""
+
+    world_size: int
+    """Ranks that wrote it."""
+    optimizer: str
+    """Class whose state is in the shards."""
+    score: float | None
+    """The higher the better; None where the model was not evaluated."""
+    files: Mapping[str, Mapping[str, Any]]
+    """`sha256` and `bytes` of every file but the manifest."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files but the manifest."""
+        return sum(file["bytes"] for file in self.files.values())
+
+    def as_text(self) -> str:
+        """JSON that carries its own sha256."""
+        body = {
+            "format": FORMAT,
+            "world_size": self.world_size,
+            "optimizer": self.optimizer,
+            "score": self.score,
+            "files": self.files,
+        }
+        digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+        return json.dumps({**body, "sha256": digest}, indent=2) + "\n"
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a checkpoint holds, by its names there: what the ranks hold alike or in pieces, and their buffers."""
+    parameters = dict(model.named_parameters())
+    weights = model.state_dict()
+    tensors = {f"{MODEL}{name}": weights[name] for name in weights if name in parameters}
+    buffers = {f"{MODEL}{name}": weights[name] for name in weights if name not in parameters}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:  # SGD without momentum
+                tensors[f"{OPTIMIZER}{name}.{key}"] = value
+    return tensors, buffers
+
+
+def shard_name(rank: int, world_size: int) -> str:
+    """File with the tensors that a rank wrote."""
+    return f"shard-{rank + 1:05d}-of-{world_size:05d}{SUFFIX}"
+
+
+def write_durably(path: Path, text: str) -> dict[str, Any]:
+    """Write a new file through to the disk; its `sha256` and `bytes`."""
+    content = text.encode()
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_checkpoint(
     directory: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write a checkpoint into an existing, empty directory.
-
-    Args:
-        directory: where to write.
-        model: bare, not wrapped for several workers.
-        optimizer: its hyper-parameters are not stored: they follow from the config and the step.
-        state: plain JSON.
+    """Write a checkpoint of one rank into an existing, empty directory, and wait for it.
 
     Raises:
         CheckpointError: the disk is full or not writable.
     """
-    tensors = {name: _on_host(x) for name, x in model.state_dict().items()}
+    copy = HostCopy(pinned=False)
+    copy.take(blocks_to_write(*checkpoint_tensors(unwrapped(model), optimizer), World()))
     try:
-        save_file(tensors, directory / "model.safetensors")
-        save_file(_optimizer_tensors(optimizer), directory / "optimizer.safetensors")
-        (directory / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        digests = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
-        (directory / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=2) + "\n")
+        files = {"model.safetensors": copy.write(directory / "model.safetensors")}
+        files[STATE] = write_durably(directory / STATE, json.dumps(state, indent=2) + "\n")
+        manifest = Manifest(world_size=1, optimizer=type(optimizer).__name__, score=None, files=files)
+        write_durably(directory / MANIFEST, manifest.as_text())
     except OSError as error:
         raise CheckpointError(
             f"cannot write the checkpoint {directory}: {error}; free some disk space"
         ) from error
 
 
-def load_checkpoint(
-    directory: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, Any]:
-    """Put a verified checkpoint into the model and, if given, the optimizer.
+# --- verifying --------------------------------------------------------------------------------------------------------
 
-    Returns:
-        The `state` that was saved.
+
+def read_manifest(directory: Path) -> Manifest:
+    """What the checkpoint should consist of.
 
     Raises:
-        CheckpointError: a file is missing or differs from the manifest, or the model is another one.
+        CheckpointError: the manifest is missing, damaged or of another version.
     """
-    verify_checkpoint(directory)
-    _load_model(directory, model)
-    if optimizer is not None:
-        _load_optimizer(directory, optimizer)
-    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
-    return state
+    path = directory / MANIFEST
+    try:
+        text = path.read_text()
+        content = json.loads(text)
+        if content.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: wanted format {FORMAT}, got {content.get('format')}: written by another version of raydet"
+            )
+        manifest = Manifest(
+            world_size=content["world_size"],
+            optimizer=content["optimizer"],
+            score=content["score"],
+            files=content["files"],
+        )
+        is_intact = manifest.as_text() == text
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{directory} is not a complete checkpoint: {MANIFEST}: {error}") from error
+    if not is_intact:
+        raise CheckpointError(f"{path}: its content differs from its own sha256: file damaged")
+    return manifest
+
+
+def damaged_files(directory: Path) -> list[str]:
+    """One line for every file that is missing or not as it was written."""
+    try:
+        files = read_manifest(directory).files
+    except CheckpointError as error:
+        return [str(error)]
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        found = pool.map(lambda name: _damage(directory / name, **files[name]), files)
+        return [line for line in found if line]
 
 
 def verify_checkpoint(directory: Path) -> None:
@@ -74,55 +191,174 @@ def verify_checkpoint(directory: Path) -> None:
     Raises:
         CheckpointError: the manifest is missing or unreadable, or a file is missing or differs.
     """
+    damaged = damaged_files(directory)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise CheckpointError(damaged[0] + more)
+
+
+def _damage(path: Path, *, sha256: str, bytes: int) -> str:
     try:
-        digests = json.loads((directory / MANIFEST).read_text())["sha256"]
-        found = {name: _sha256(directory / name) for name in digests}
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory} is not a complete checkpoint: {error}") from error
-    for name, digest in digests.items():
-        if found[name] != digest:
-            raise CheckpointError(
-                f"{directory / name}: wanted sha256 {digest}, got {found[name]}: file damaged"
-            )
+        size = path.stat().st_size
+        if size != bytes:
+            return f"{path}: wanted {bytes} bytes, got {size}: file damaged"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read: {error}"
+    return "" if digest == sha256 else f"{path}: wanted sha256 {sha256}, got {digest}: file damaged"
 
 
-def _load_model(directory: Path, model: nn.Module) -> None:
-    tensors = load_file(directory / "model.safetensors")
-    wanted = model.state_dict()
-    differing = sorted(
-        name
-        for name in wanted.keys() | tensors.keys()
-        if name not in wanted or name not in tensors or wanted[name].shape != tensors[name].shape
-    )
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(
+    directory: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    world: World | None = None,
+) -> dict[str, Any]:
+    """Put a verified checkpoint into the model and, if given, the optimizer; called on every rank.
+
+    Args:
+        model: sharded or not, over any number of ranks; on its device.
+        optimizer: of this model's parameters; any state that it has is replaced. Its hyper-parameters are not in the
+            checkpoint: they follow from the config and the step.
+        world: whom to agree with: where one rank fails, all of them raise its error. None: nobody.
+
+    Returns:
+        The `state` that was saved.
+
+    Raises:
+        CheckpointError: a file is missing or differs from the manifest, or the model or optimizer is another one.
+    """
+    world = world or World()
+    _on_all_ranks(lambda: verify_checkpoint(directory) if world.is_main else None, world)
+    return _on_all_ranks(lambda: _load(directory, unwrapped(model), optimizer), world)
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint, by their names there.
+
+    Raises:
+        CheckpointError: the manifest or a shard cannot be read.
+    """
+    return read_index(directory / name for name in read_manifest(directory).files if name.endswith(SUFFIX))
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """The part of a checkpoint that is not a tensor.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = json.loads((directory / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / STATE}: {error}") from error
+    return state
+
+
+def export_weights(directory: Path, destination: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the model's weights as one safetensors file for `model.load_state_dict`.
+
+    Args:
+        destination: replaced where it exists, whole or not at all.
+        metadata: stored in the file beside the tensors.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or the file cannot be written.
+    """
+    verify_checkpoint(directory)
+    with ShardReader() as reader:
+        weights = {
+            name.removeprefix(MODEL): reader.whole(name, stored)
+            for name, stored in stored_tensors(directory).items()
+            if name.startswith(MODEL)
+        }
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as drafts:
+            draft = Path(drafts) / destination.name
+            save_file(weights, draft, metadata={"format": "pt", **(metadata or {})})
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(destination)
+        sync_directory(destination.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {destination}: {error}") from error
+
+
+def _load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    index = stored_tensors(directory)
+    weights = {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
+    _check_model(directory, weights, index)
+    with ShardReader() as reader:
+        if optimizer is not None:
+            _load_optimizer(directory, reader, index, optimizer, dict(model.named_parameters()))
+        for name, tensor in weights.items():
+            reader.fill(name, tensor, index[name])
+    return read_state(directory)
+
+
+def _check_model(directory: Path, wanted: Mapping[str, Tensor], index: Mapping[str, StoredTensor]) -> None:
+    want = {name: describe(tensor.shape, tensor.dtype) for name, tensor in wanted.items()}
+    have = {name: str(stored) for name, stored in index.items() if name.startswith(MODEL)}
+    differing = sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
     if differing:
+        first = differing[0]
         raise CheckpointError(
-            f"{directory} belongs to another model: {len(differing)} tensors differ in name or shape, "
-            f"first {differing[0]}; use the config.json of its own run"
+            f"{directory} belongs to another model: {len(differing)} tensors differ in name, shape or type, "
+            f"first {first.removeprefix(MODEL)}: wanted {want.get(first, 'nothing')}, got "
+            f"{have.get(first, 'nothing')}; use the config.json of its own run"
         )
-    model.load_state_dict(tensors)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": _on_host(value)
-        for index, entries in optimizer.state_dict()["state"].items()
-        for name, value in entries.items()
-        if value is not None
-    }
+def _load_optimizer(
+    directory: Path,
+    reader: ShardReader,
+    index: Mapping[str, StoredTensor],
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+) -> None:
+    saved_with, kind = read_manifest(directory).optimizer, type(optimizer).__name__
+    if saved_with != kind:
+        raise CheckpointError(
+            f"{directory} holds the state of {saved_with}, wanted that of {kind}; use the config.json of its own run"
+        )
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    optimizer.state.clear()
+    for name, stored in index.items():
+        if not name.startswith(OPTIMIZER):
+            continue
+        parameter_name, key = name.removeprefix(OPTIMIZER).rsplit(".", 1)
+        parameter = parameters.get(parameter_name)
+        if parameter is None or parameter not in groups:
+            raise CheckpointError(f"{directory} holds state of {parameter_name}, which is not optimized here")
+        value = _state_like(parameter, groups[parameter], stored)
+        reader.fill(name, value, stored)
+        optimizer.state[parameter][key] = value
 
 
-def _load_optimizer(directory: Path, optimizer: torch.optim.Optimizer) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(directory / "optimizer.safetensors").items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _state_like(parameter: nn.Parameter, group: Mapping[str, Any], stored: StoredTensor) -> Tensor:
+    """Room for state as the optimizer itself would make it, in pieces where the parameter is."""
+    if stored.shape == tuple(parameter.shape):
+        return torch.zeros_like(parameter.detach(), dtype=stored.dtype)
+    on_device = group.get("fused") or group.get("capturable")  # else step counts are kept on the host
+    return torch.zeros(stored.shape, dtype=stored.dtype, device=parameter.device if on_device else "cpu")
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _on_all_ranks(action: Callable[[], T], world: World) -> T:
+    """Every rank's result, or on every rank the error of the first that failed."""
+    result, error = None, ""
+    try:
+        result = action()
+    except CheckpointError as caught:
+        error = str(caught)
+    failed = gather_rows(np.array([[float(bool(error))]]), world)[:, 0]
+    if failed.any():
+        raise CheckpointError(broadcast_text(error, world, source=int(failed.argmax())))
+    return result  # type: ignore[return-value]

@@ -12,6 +12,8 @@ the model is sharded.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -24,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from raydet.config import TrainConfig
+from raydet.errors import ConfigError
 from raydet.parallel.collectives import World
 from raydet.parallel.layout import Layout, layout_of
 from raydet.parallel.recompute import recompute_activations
@@ -54,12 +57,12 @@ def parallelize(model: nn.Module, world: World, *, units: Units, train: TrainCon
         units: of the model.
 
     Raises:
-        ConfigError: the strategy does not fit the number of workers.
+        ConfigError: the strategy does not fit the number of workers, or there is nothing to compile with.
     """
     layout = layout_of_run(train, world)
     recompute_activations([*units.blocks, *units.fusions], train.activation_checkpointing)
     if train.compile:
-        _compile(units.blocks)
+        _compile(units.blocks, world.device)
     if train.sync_batch_norm:
         synchronize_batch_norms(model, world)
     if layout.is_sharded:
@@ -99,7 +102,12 @@ def gradient_sync(model: nn.Module, *, enabled: bool) -> Iterator[None]:
         yield
 
 
-def _compile(blocks: Sequence[nn.Module]) -> None:
+def _compile(blocks: Sequence[nn.Module], device: torch.device) -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"train.compile wants a C++ compiler on the CPU, there is no {compiler}; install it, or name one in CXX"
+        )
     # One graph per stage, mode and batch size: more than torch's default limit of 8.
     torch._dynamo.config.recompile_limit = 64
     for block in blocks:

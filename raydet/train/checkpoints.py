@@ -1,17 +1,213 @@
-"""The checkpoints of a run's directory: their names, which are kept, which is the newest."""
+"""The checkpoints of a run: written while training goes on, which are kept, which is the newest."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
 from raydet.errors import CheckpointError
-from raydet.parallel.checkpoint import MANIFEST, verify_checkpoint
+from raydet.parallel.checkpoint import (
+    MANIFEST,
+    STATE,
+    Manifest,
+    checkpoint_tensors,
+    read_manifest,
+    shard_name,
+    sync_directory,
+    verify_checkpoint,
+    write_durably,
+)
+from raydet.parallel.checkpoint_shards import HostCopy, blocks_to_write, describe, read_index
+from raydet.parallel.collectives import World, broadcast_text
+from raydet.parallel.parallelize import unwrapped
+
+NONE = "none"
 
 logger = logging.getLogger("raydet")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A checkpoint whose tensors are in host memory."""
+
+    name: str
+    state: str
+    score: float | None
+    optimizer: str
+    tensors: Mapping[str, str]
+    """Shape and dtype of everything that all ranks together write."""
+
+
+class CheckpointWriter:
+    """Writes checkpoints into `<run>/checkpoints/` in the background, on every rank.
+
+    A checkpoint is written under a hidden name and renamed when it is complete: a crash at any instant leaves
+    either all of it or nothing of that name.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, world: World) -> None:
+        """To be called on every rank.
+
+        Args:
+            directory: of all checkpoints, common to all ranks.
+            keep: how many of the best to keep, beside the newest.
+        """
+        self.directory = directory
+        self.keep = keep
+        self.world = world
+        # Of its own, because the background's messages must not meet those of the training steps.
+        self._group: Any = dist.new_group(backend="gloo") if world.world_size > 1 else None
+        self._copy = HostCopy(pinned=world.device.type == "cuda")
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+
+    def save(
+        self,
+        epoch: int,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+        score: float | None,
+    ) -> float:
+        """Copy everything to the host and write it in the background; to be called on every rank.
+
+        Args:
+            epoch: completed; a checkpoint of that epoch is replaced.
+            state: plain JSON.
+            score: the higher the better.
+
+        Returns:
+            Seconds for which the caller was kept: the rest of the previous write, and the copy.
+
+        Raises:
+            CheckpointError: the previous checkpoint could not be written.
+        """
+        started = time.perf_counter()
+        self.wait()
+        tensors, buffers = checkpoint_tensors(unwrapped(model), optimizer)
+        self._copy.take(blocks_to_write(tensors, buffers, self.world))
+        pending = _Pending(
+            name=checkpoint_name(epoch),
+            state=json.dumps(state, indent=2) + "\n",
+            score=score if score is not None and math.isfinite(score) else None,
+            optimizer=type(optimizer).__name__,
+            tensors={name: describe(x.shape, x.dtype) for name, x in (tensors | buffers).items()},
+        )
+        # A daemon: a process that fails elsewhere ends at once, and the draft with it.
+        self._thread = threading.Thread(
+            target=self._run, args=(pending,), name="raydet-checkpoint", daemon=True
+        )
+        self._thread.start()
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Until the checkpoint in the background is complete on the disk.
+
+        Raises:
+            CheckpointError: it could not be written, on whatever rank; said once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """The same as `wait`; for `contextlib.closing`."""
+        self.wait()
+
+    def _run(self, pending: _Pending) -> None:
+        started = time.perf_counter()
+        try:
+            self._write(pending)
+        except Exception as error:  # must come out in the main thread
+            self._error = error if isinstance(error, CheckpointError) else self._failure(pending, error)
+            if self.world.is_main:
+                self._remove_leftovers()  # a full disk needs the room
+        else:
+            if self.world.is_main:
+                logger.info("%s written in %.1f s", pending.name, time.perf_counter() - started)
+
+    def _write(self, pending: _Pending) -> None:
+        draft = self.directory / f".{pending.name}.draft"
+        self._together(pending, lambda: self._make(draft) if self.world.is_main else None)
+        shard = shard_name(self.world.rank, self.world.world_size)
+        written = self._together(pending, lambda: {shard: self._copy.write(draft / shard)})
+        files = {name: info for part in written for name, info in part.items()}
+        self._together(pending, lambda: self._commit(pending, draft, files) if self.world.is_main else None)
+
+    def _make(self, draft: Path) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        draft.mkdir()
+
+    def _commit(self, pending: _Pending, draft: Path, files: dict[str, Any]) -> None:
+        stored = {name: str(tensor) for name, tensor in read_index(draft / name for name in files).items()}
+        if stored != pending.tensors:
+            missing = sorted(set(pending.tensors.items()) - set(stored.items()))
+            raise CheckpointError(f"the shards of {draft} do not hold everything, first {missing[:1]}")
+        files = {**files, STATE: write_durably(draft / STATE, pending.state)}
+        manifest = Manifest(
+            world_size=self.world.world_size,
+            optimizer=pending.optimizer,
+            score=pending.score,
+            files=files,
+        )
+        write_durably(draft / MANIFEST, manifest.as_text())
+        sync_directory(draft)
+        target = self.directory / pending.name
+        if target.exists():  # damaged, or it would not be written again
+            _remove_atomically(target)
+        draft.rename(target)
+        sync_directory(self.directory)
+        self._prune(newest=target)
+
+    def _prune(self, *, newest: Path) -> None:
+        scores = {path: _score(path) for path in self.directory.glob("epoch_*")}
+        for path in checkpoints_to_drop(scores, newest=newest, keep=self.keep):
+            try:
+                _remove_atomically(path)
+            except OSError as error:  # the new one is there all the same
+                logger.warning("cannot remove the old checkpoint %s: %s", path, error)
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self.directory.glob(".epoch_*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _together(self, pending: _Pending, action: Callable[[], Any]) -> list[Any]:
+        """Every rank's answer, which is JSON, or on every rank the error of the first that failed."""
+        try:
+            answer = {"value": action()}
+        except Exception as error:  # the other ranks are waiting, whatever it is
+            answer = {"error": str(self._failure(pending, error))}
+        answers = [json.loads(text) for text in _gather_texts(json.dumps(answer), self.world, self._group)]
+        for each in answers:
+            if "error" in each:
+                raise CheckpointError(each["error"])
+        return [each["value"] for each in answers]
+
+    def _failure(self, pending: _Pending, error: Exception) -> CheckpointError:
+        rank = f" (rank {self.world.rank})" if self.world.world_size > 1 else ""
+        hint = "; free some disk space" if isinstance(error, OSError) else ""
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return CheckpointError(
+            f"cannot write the checkpoint {self.directory / pending.name}{rank}: {text}{hint}; "
+            "earlier checkpoints are as they were"
+        )
 
 
 class LocalCheckpoints:
@@ -21,7 +217,9 @@ class LocalCheckpoints:
         self.directory = run_dir / "checkpoints"
         self.keep = keep
         self._scores = {
-            path: _score(path) for path in self.directory.glob("epoch_*") if (path / MANIFEST).exists()
+            path: _score_of_history(path)
+            for path in self.directory.glob("epoch_*")
+            if (path / MANIFEST).exists()
         }
 
     def __call__(self, row: dict[str, Any], checkpoint: Path | None) -> None:
@@ -41,7 +239,7 @@ class LocalCheckpoints:
             del self._scores[path]
 
 
-def checkpoints_to_drop(scores: dict[Path, float], *, newest: Path, keep: int) -> list[Path]:
+def checkpoints_to_drop(scores: Mapping[Path, float], *, newest: Path, keep: int) -> list[Path]:
     """Which checkpoints to delete so that the `keep` best and the newest remain."""
     ranked = sorted(scores, key=lambda path: scores[path], reverse=True)
     return [path for path in ranked[keep:] if path != newest]
@@ -52,8 +250,19 @@ def checkpoint_name(epoch: int) -> str:
     return f"epoch_{epoch:04d}"
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint of the latest epoch whose files are all as they were written; damaged ones are passed over."""
+def newest_checkpoint(run_dir: Path, *, world: World | None = None) -> Path | None:
+    """The checkpoint of the latest epoch whose files are all as they were written; damaged ones are passed over.
+
+    Args:
+        world: rank 0 looks, the others take its word; to be called on every rank. None: this process looks alone.
+    """
+    world = world or World()
+    found = _newest(run_dir) if world.is_main else None
+    name = broadcast_text(found.name if found else NONE, world, source=0)
+    return None if name == NONE else run_dir / "checkpoints" / name
+
+
+def _newest(run_dir: Path) -> Path | None:
     for path in sorted(run_dir.glob("checkpoints/epoch_*"), reverse=True):
         try:
             verify_checkpoint(path)
@@ -65,5 +274,40 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def _score(checkpoint: Path) -> float:
-    history = json.loads((checkpoint / "state.json").read_text())["history"]
+    """What to rank it by: any damage first of all, then those without evaluation."""
+    try:
+        score = read_manifest(checkpoint).score
+    except CheckpointError:
+        return -math.inf
+    return -1.0 if score is None else score
+
+
+def _score_of_history(checkpoint: Path) -> float:
+    history = json.loads((checkpoint / STATE).read_text())["history"]
     return history[-1].get("mAP") or -1.0
+
+
+def _remove_atomically(checkpoint: Path) -> None:
+    """Never leaves a part under the checkpoint's name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _gather_texts(text: str, world: World, group: dist.ProcessGroup | None) -> list[str]:
+    """All ranks' texts in rank order, on every rank."""
+    if world.world_size == 1:
+        return [text]
+    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    sizes = _gather(torch.tensor([len(mine)]), world, group)
+    padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
+    padded[: len(mine)] = mine
+    texts = _gather(padded, world, group)
+    return [bytes(part[: int(size)].numpy()).decode() for part, size in zip(texts, sizes, strict=True)]
+
+
+def _gather(tensor: Tensor, world: World, group: dist.ProcessGroup | None) -> list[Tensor]:
+    gathered = [torch.empty_like(tensor) for _ in range(world.world_size)]
+    dist.all_gather(gathered, tensor, group=group)
+    return gathered

@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from raydet.config import Experiment
 from raydet.errors import ConfigError, RaydetError, TrainingError
 from raydet.train.warm import warm_workers
-from raydet.train.worker import SCORE, train_worker
+from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
 
@@ -190,16 +190,11 @@ def _trainer(experiment: Experiment, run_dir: Path, workers: Workers) -> TorchTr
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(workers)
         ),
         run_config=ray.train.RunConfig(
-            name="checkpoints",  # Ray Train continues where name and path are the same
+            name="ray_train",
             storage_path=str(run_dir),
             failure_config=ray.train.FailureConfig(
                 max_failures=0,  # `launch` tells a death from an error
                 controller_failure_limit=-1 if workers.may_wait else 1,
-            ),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=experiment.train.keep_checkpoints,
-                checkpoint_score_attribute=SCORE,
-                checkpoint_score_order="max",
             ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),

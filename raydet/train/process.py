@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +23,39 @@ from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
-from raydet.errors import ConfigError
 from raydet.evaluate.coco import CocoResult, evaluate_coco
 from raydet.evaluate.run import detect, ground_truth
 from raydet.models.build import build_detector, parameter_counts
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
-from raydet.parallel.checkpoint import load_checkpoint, save_checkpoint
-from raydet.parallel.collectives import World, average_buffers, gather_rows
+from raydet.parallel.checkpoint import load_checkpoint
+from raydet.parallel.collectives import World, average_buffers, broadcast_text, gather_rows
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
+from raydet.parallel.precision import check_precision
+from raydet.plan.counts import state_copies
+from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
 from raydet.train.loop import fit
+from raydet.train.memory import agreed_micro_batch, naming_remedies
 from raydet.train.optim import build_optimizer
 from raydet.train.record import RunRecord
+from raydet.train.rehearsal import LONG_RUN_STEPS, rehearse, worst_batch
 from raydet.train.state import TrainState
 from raydet.train.system import system_metrics
 
-Publish = Callable[[dict[str, Any], Path | None], None]
-"""Takes an epoch's row and, on rank 0, the directory of its checkpoint (which the caller may move away)."""
+Publish = Callable[[dict[str, Any]], None]
+"""Takes the row of a finished epoch."""
 
 logger = logging.getLogger("raydet")
 
 
 def run_process(
-    experiment: Experiment, *, run_dir: Path, world: World, publish: Publish, resume_from: Path | None = None
+    experiment: Experiment, *, run_dir: Path, world: World, publish: Publish | None = None
 ) -> dict[str, Any]:
-    """Train, evaluate and record one run, as rank `world.rank` of its workers.
+    """Train, evaluate and record one run, as rank `world.rank` of its workers; go on from its newest checkpoint.
 
     Args:
-        run_dir: see `raydet.train.record`; must exist.
+        run_dir: see `raydet.train.record`; must exist, common to all ranks.
         publish: called on every rank after every epoch.
-        resume_from: a checkpoint directory to continue from.
 
     Returns:
         The results (plain JSON): the metrics are the same on every rank, times are each rank's own.
@@ -61,36 +63,38 @@ def run_process(
     Raises:
         DataError: the data are bad.
         ConfigError: the batch does not divide, or the like.
-        CheckpointError: the checkpoint is damaged or belongs to another model.
+        CheckpointError: a checkpoint cannot be written, or belongs to another model.
+        OutOfMemoryError: a worker has no memory left.
         TrainingError: the loss is not finite.
     """
+    check_precision(experiment.train.precision, world.device)
     source = open_source(experiment.data)
     train_indices, val_indices = split_indices(source, experiment.data.split)
     loader = _train_loader(experiment, source, train_indices, world)
-    detector = _initial_detector(experiment, world)
-    model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
-    state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
-    if resume_from is not None:
-        state.take(load_checkpoint(resume_from, model=detector, optimizer=state.optimizer))
-    evaluator = Evaluator(experiment, source, val_indices, world)
-    with closing(RunRecord(run_dir, enabled=world.is_main)) as record:
-        info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
-        record.model_info(info)
-        if world.is_main:
-            logger.info("%s: %s", experiment.name, info)
-            if resume_from is not None:
-                logger.info("continuing after epoch %d from %s", state.epoch, resume_from)
-        fit(
-            state,
-            loader,
-            experiment=experiment,
-            world=world,
-            record=record,
-            validate=lambda: evaluator(state),
-            publish=lambda row: _publish(state, row, world, publish),
-        )
-        results = _results(experiment, state, info)
-        record.results(results)
+    with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
+        state = _initial_state(experiment, run_dir, world)
+        evaluator = Evaluator(experiment, source, val_indices, world)
+        with (
+            closing(RunRecord(run_dir, enabled=world.is_main)) as record,
+            closing(_checkpoint_writer(experiment, run_dir, world)) as writer,
+        ):
+            info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
+            record.model_info(info)
+            if world.is_main:
+                logger.info("%s: %s", experiment.name, info)
+            _rehearse_long_run(experiment, state, source, train_indices, loader, world)
+            fit(
+                state,
+                loader,
+                experiment=experiment,
+                world=world,
+                record=record,
+                validate=lambda: evaluator(state),
+                publish=lambda row: _publish(state, row, writer, publish),
+            )
+            writer.close()  # results without a checkpoint would say too much
+            results = _results(experiment, state, info)
+            record.results(results)
     return results
 
 
@@ -126,9 +130,9 @@ class Evaluator:
 
 def _train_loader(experiment: Experiment, source: Source, indices: list[int], world: World) -> TrainLoader:
     train = experiment.train
-    if train.micro_batch == "auto":
-        raise ConfigError("train.micro_batch=auto is not there yet; set a number")
-    micro_batch, accumulation = batch_plan(train.global_batch, world.world_size, train.micro_batch)
+    num_objects = max(len(source.targets(index)[1]) for index in indices)
+    asked_for = agreed_micro_batch(experiment, world, num_objects=num_objects)
+    micro_batch, accumulation = batch_plan(train.global_batch, world.world_size, asked_for)
     return TrainLoader(
         source,
         indices,
@@ -142,6 +146,19 @@ def _train_loader(experiment: Experiment, source: Source, indices: list[int], wo
     )
 
 
+def _initial_state(experiment: Experiment, run_dir: Path, world: World) -> TrainState:
+    """Where the newest checkpoint stands, or the beginning."""
+    detector = _initial_detector(experiment, world)
+    model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
+    state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
+    checkpoint = _agreed_checkpoint(run_dir, world)
+    if checkpoint is not None:
+        state.take(load_checkpoint(checkpoint, model=detector, optimizer=state.optimizer, world=world))
+        if world.is_main:
+            logger.info("continuing after epoch %d from %s", state.epoch, checkpoint)
+    return state
+
+
 def _initial_detector(experiment: Experiment, world: World) -> Detector:
     """With weights on rank 0 only, the same at every number of workers: the others receive theirs."""
     torch.manual_seed(experiment.seed)
@@ -149,18 +166,50 @@ def _initial_detector(experiment: Experiment, world: World) -> Detector:
         return build_detector(experiment)
 
 
-def _publish(state: TrainState, row: dict[str, Any], world: World, publish: Publish) -> None:
-    if not world.is_main:
-        publish(row, None)
+def _agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
+    """The newest intact one, as rank 0 sees it."""
+    found = newest_checkpoint(run_dir) if world.is_main else None
+    name = broadcast_text(str(found or ""), world, source=0)
+    return Path(name) if name else None
+
+
+def _checkpoint_writer(experiment: Experiment, run_dir: Path, world: World) -> CheckpointWriter:
+    return CheckpointWriter(run_dir / "checkpoints", keep=experiment.train.keep_checkpoints, world=world)
+
+
+def _rehearse_long_run(
+    experiment: Experiment,
+    state: TrainState,
+    source: Source,
+    train_indices: list[int],
+    loader: TrainLoader,
+    world: World,
+) -> None:
+    if experiment.train.epochs * loader.steps_per_epoch < LONG_RUN_STEPS:
         return
-    directory = Path(tempfile.mkdtemp(prefix="raydet-checkpoint-"))
-    try:
-        save_checkpoint(
-            directory, model=unwrapped(state.model), optimizer=state.optimizer, state=state.as_json()
-        )
-        publish(row, directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    rehearse(
+        state.model,
+        state.optimizer,
+        worst_batch(source, train_indices, experiment.data, size=loader.micro_batch),
+        state_copies=state_copies(experiment.optim),
+        accumulation=loader.accumulation,
+        world=world,
+        precision=experiment.train.precision,
+    )
+
+
+def _publish(
+    state: TrainState, row: dict[str, Any], writer: CheckpointWriter, publish: Publish | None
+) -> None:
+    state.checkpoint_s += writer.save(
+        state.epoch,
+        model=state.model,
+        optimizer=state.optimizer,
+        state=state.as_json(),
+        score=row.get("mAP"),
+    )
+    if publish is not None:
+        publish(row)
 
 
 def _model_info(
@@ -168,6 +217,7 @@ def _model_info(
 ) -> dict[str, Any]:
     return {
         "parameters": parameter_counts(unwrapped(state.model)),
+        "layout": asdict(layout_of_run(experiment.train, world)),
         "train_images": num_train,
         "val_images": num_val,
         "steps_per_epoch": loader.steps_per_epoch,
@@ -195,4 +245,5 @@ def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) ->
         "parameters": info["parameters"]["total"],
         "workers": info["workers"],
         "loop_s": round(state.loop_s, 3),
+        "checkpoint_s": round(state.checkpoint_s, 3),
     }

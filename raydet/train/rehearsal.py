@@ -35,6 +35,7 @@ def rehearse(
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     *,
+    state_copies: int,
     accumulation: int,
     world: World,
     precision: Precision,
@@ -42,8 +43,9 @@ def rehearse(
     """Forward and backward over the worst batch, as in a step, with nothing learnt and nothing remembered.
 
     Args:
-        model, optimizer: as they will train; the optimizer's state must exist, because it takes its share.
+        model, optimizer: as they will train.
         batch: the same on every rank.
+        state_copies: copies of the parameters that the optimizer will keep from the first step on.
         accumulation: micro-batches per step; two are enough to see the gradients wait.
 
     Raises:
@@ -53,17 +55,18 @@ def rehearse(
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(world.device)
     statistics = [buffer.clone() for buffer in model.buffers()]
+    state_to_come = [] if optimizer.state else [p.detach() for p in model.parameters()] * state_copies
+    ballast = [torch.empty_like(parameter) for parameter in state_to_come]
     model.train()
     accumulate_gradients(
         model, [batch] * min(accumulation, 2), seed=0, step=0, world=world, precision=precision
     )
     optimizer.zero_grad(set_to_none=True)
+    del ballast
     for buffer, before in zip(model.buffers(), statistics, strict=True):
         buffer.copy_(before)
     if world.is_main:
-        peak = (
-            f", at most {in_words(torch.cuda.max_memory_allocated(world.device))} live" if is_cuda else ""
-        )
+        peak = f", at most {in_words(torch.cuda.max_memory_allocated(world.device))} live" if is_cuda else ""
         logger.info(
             "rehearsed the worst batch: up to %d boxes per picture (%s ...)%s",
             int(batch.counts.max()),

@@ -20,7 +20,7 @@ from raydet.errors import ConfigError
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
-from raydet.train.checkpoints import LocalCheckpoints, newest_checkpoint
+from raydet.train.checkpoints import newest_checkpoint
 from raydet.train.preflight import check
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory, finished_results, read_progress
@@ -95,13 +95,7 @@ def _track_end(
 
 
 def _run_here(experiment: Experiment, run_dir: Path, world: World) -> dict[str, Any]:
-    return run_process(
-        experiment,
-        run_dir=run_dir,
-        world=world,
-        publish=LocalCheckpoints(run_dir, keep=experiment.train.keep_checkpoints),
-        resume_from=newest_checkpoint(run_dir),
-    )
+    return run_process(experiment, run_dir=run_dir, world=world)
 
 
 @contextmanager

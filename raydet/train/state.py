@@ -24,6 +24,8 @@ class TrainState:
     """One row of metrics per completed epoch."""
     loop_s: float = 0.0
     """Seconds in completed epochs, interrupted attempts included."""
+    checkpoint_s: float = 0.0
+    """Seconds that training waited for checkpoints, in this process."""
 
     def as_json(self) -> dict[str, Any]:
         """The part that is not a tensor."""

@@ -1,4 +1,4 @@
-"""What runs in every Ray Train worker: `run_process` with Ray's ranks, reports and checkpoints.
+"""What runs in every Ray Train worker: `run_process` with Ray's ranks and reports.
 
 Torch is imported inside the function: the process that starts the workers never needs it.
 """
@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-SCORE = "checkpoint_score"
-"""Metric by which Ray Train keeps the best checkpoints."""
 
 
 def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +24,6 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
 
     from raydet.config import Experiment
     from raydet.parallel.collectives import World, local_device
-    from raydet.train.checkpoints import newest_checkpoint
     from raydet.train.process import run_process
 
     torch.set_num_threads(config["threads"])  # Ray sets OMP_NUM_THREADS to 1 per CPU asked for
@@ -36,6 +32,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=local_device(context.get_local_rank(), use_gpu=config["use_gpu"]),
+        ranks_per_node=context.get_local_world_size(),
     )
     run_dir = Path(config["run_dir"])
     return run_process(
@@ -43,18 +40,11 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         run_dir=run_dir,
         world=world,
         publish=_report,
-        resume_from=newest_checkpoint(run_dir),  # verified, which Ray Train's own bookkeeping is not
     )
 
 
-def _report(row: dict[str, Any], checkpoint: Path | None) -> None:
+def _report(row: dict[str, Any]) -> None:
+    """Tell Ray Train the metrics. Checkpoints go to the run's directory without it: it would copy them once more."""
     import ray.train
 
-    from raydet.train.checkpoints import checkpoint_name
-
-    metrics = {key: value for key, value in row.items() if value is not None}
-    ray.train.report(
-        metrics | {SCORE: metrics.get("mAP", -1.0)},
-        checkpoint=ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None,
-        checkpoint_dir_name=checkpoint_name(row["epoch"]),
-    )
+    ray.train.report({key: value for key, value in row.items() if value is not None})

@@ -17,7 +17,6 @@ from tests.numerics.conftest import Launch, Start, launch_training
 
 STEPS = 20
 MICRO: dict[str, object] = {"train.micro_batch": 2}
-SGD: dict[str, object] = {"optim": {"kind": "sgd", "lr": 1e-3, "clip_norm": 1.0}}
 
 
 def experiment(**overrides: object) -> Experiment:
@@ -31,7 +30,8 @@ def experiment(**overrides: object) -> Experiment:
             "train.global_batch": 4,
             "train.epochs": 5,
             "train.eval_every": 5,
-            "optim.lr": 1e-4,
+            # Where a gradient is nearly zero, Adam turns rounding errors into whole steps.
+            "optim": {"kind": "sgd", "lr": 1e-3, "clip_norm": 1.0},
             **overrides,
         },
     )
@@ -69,35 +69,37 @@ COMPILED_LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    """Losses of a single worker, by name of the optimiser."""
-    found = {}
-    for name, change in (("adamw", {}), ("sgd", SGD)):
-        directory = tmp_path_factory.mktemp(name)
-        launch_training(experiment(**MICRO, **change), workers=1, directory=directory, name="alone")
-        found[name] = losses(directory / "alone")
-        assert len(found[name]) == STEPS
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of a single worker."""
+    directory = tmp_path_factory.mktemp("layouts")
+    launch_training(experiment(**MICRO), workers=1, directory=directory, name="alone")
+    found = losses(directory / "alone")
+    assert len(found) == STEPS
     return found
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_do_not_change_the_losses(
-    name: str, train: Launch, tmp_path: Path, expected: dict[str, list[float]]
+    name: str, train: Launch, tmp_path: Path, expected: list[float]
 ) -> None:
     workers, settings = LAYOUTS[name]
     train(experiment(**MICRO, **settings), workers=workers)
-    assert losses(tmp_path / "run") == pytest.approx(expected["adamw"], rel=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
 
 
-def test_sharded_sgd_accumulates(train: Launch, tmp_path: Path, expected: dict[str, list[float]]) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_sharded_gradients_accumulate(optimizer: str, train: Launch, tmp_path: Path) -> None:
     """Two micro-batches per worker and step: gradients stay whole until the last one."""
-    settings = {"train.strategy": "fsdp", "train.global_batch": 8, "train.epochs": 10, **MICRO, **SGD}
-    train(experiment(**settings, **{"data.source.frames_per_sequence": 4}), workers=2, name="pair")
-    train(
-        experiment(**{**settings, "train.strategy": "auto"}, **{"data.source.frames_per_sequence": 4}),
-        workers=1,
-        name="alone",
-    )
+    settings: dict[str, object] = {
+        **MICRO,
+        "train.global_batch": 8,
+        "train.epochs": 2,
+        "data.source.frames_per_sequence": 4,
+        "optim": {"kind": optimizer, "lr": 1e-4, "clip_norm": 1.0},
+    }
+    train(experiment(**settings, **{"train.strategy": "fsdp"}), workers=2, name="pair")
+    train(experiment(**settings), workers=1, name="alone")
+    assert len(losses(tmp_path / "alone")) == 8
     assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
 
 
@@ -105,11 +107,11 @@ def test_sharded_sgd_accumulates(train: Launch, tmp_path: Path, expected: dict[s
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU wants a C++ compiler")
 @pytest.mark.parametrize("name", COMPILED_LAYOUTS)
 def test_compiled_layouts_do_not_change_the_losses(
-    name: str, train: Launch, tmp_path: Path, expected: dict[str, list[float]]
+    name: str, train: Launch, tmp_path: Path, expected: list[float]
 ) -> None:
     workers, settings = COMPILED_LAYOUTS[name]
     train(experiment(**MICRO, **settings, **{"train.compile": True}), workers=workers)
-    assert losses(tmp_path / "run") == pytest.approx(expected["adamw"], rel=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
 
 
 EVALUATE = """
@@ -136,7 +138,12 @@ print(json.dumps(Evaluator(experiment, source, val, world).evaluate(detector).me
 
 
 def test_an_evaluation_is_exact_at_any_worker_count(train: Launch, start: Start, tmp_path: Path) -> None:
-    learning = {"data.source.num_sequences": 20, "train.epochs": 8, "train.eval_every": 8, "optim.lr": 4e-3}
+    learning = {
+        "data.source.num_sequences": 20,
+        "train.epochs": 8,
+        "train.eval_every": 8,
+        "optim": {"kind": "adamw", "lr": 4e-3},
+    }
     final = train(experiment(**learning), workers=1)["final"]
     assert final["mAP_50"] > 0.1, "nothing is compared if nothing is found"
     for workers in (1, 2, 4):

@@ -90,15 +90,34 @@ class EfficientAttention(nn.Module):
         k_BMAD, v_BMAD = (
             self.key_value(self._reduced(x_BNC, hw)).unflatten(2, (2, self.num_heads, -1)).unbind(2)
         )
-        out_BAND = F.scaled_dot_product_attention(
-            q_BNAD.transpose(1, 2), k_BMAD.transpose(1, 2), v_BMAD.transpose(1, 2)
-        )
-        return self.proj(out_BAND.transpose(1, 2).flatten(2))
+        out_BNAD = attend(q_BNAD, k_BMAD, v_BMAD, num_chunks=_num_chunks(q_BNAD))
+        return self.proj(out_BNAD.flatten(2))
 
     def _reduced(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
         if self.reduce is None:
             return x_BNC
         return self.reduce_norm(as_tokens(self.reduce(as_map(x_BNC, hw))))
+
+
+def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor, *, num_chunks: int = 1) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: [B, N, A, D]. The queries may be cut into chunks: no query sees another one."""
+    if num_chunks > 1:
+        q_BNAD = q_BNAD.unflatten(1, (num_chunks, -1)).flatten(0, 1)
+        k_BMAD, v_BMAD = (x.repeat_interleave(num_chunks, dim=0) for x in (k_BMAD, v_BMAD))
+    out_BAND = F.scaled_dot_product_attention(
+        q_BNAD.transpose(1, 2), k_BMAD.transpose(1, 2), v_BMAD.transpose(1, 2)
+    )
+    out_BNAD = out_BAND.transpose(1, 2)
+    return out_BNAD.unflatten(0, (-1, num_chunks)).flatten(1, 2) if num_chunks > 1 else out_BNAD
+
+
+def _num_chunks(q_BNAD: Tensor) -> int:
+    """On a CPU the backward pass gives every (sample, head) one thread: with few of them most threads would wait."""
+    if torch.compiler.is_compiling() or q_BNAD.device.type != "cpu":
+        return 1
+    batch, tokens, heads, _ = q_BNAD.shape
+    wanted = -(-torch.get_num_threads() // (batch * heads))
+    return next(chunks for chunks in range(wanted, 0, -1) if tokens % chunks == 0)
 
 
 class MixFFN(nn.Module):
@@ -137,15 +156,12 @@ class Block(nn.Module):
     Its random choices come from outside (`draw_keep`), so that it can be recomputed or compiled as it is.
     """
 
-    def __init__(
-        self, *, channels: int, num_heads: int, sr_ratio: int, mlp_ratio: int = 4, drop_path_rate: float = 0.0
-    ) -> None:
+    def __init__(self, *, channels: int, num_heads: int, sr_ratio: int, mlp_ratio: int = 4) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
         self.attention = EfficientAttention(channels=channels, num_heads=num_heads, sr_ratio=sr_ratio)
         self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
         self.ffn = MixFFN(channels=channels, ratio=mlp_ratio)
-        self.drop_path_rate = drop_path_rate
 
     def forward(self, x_BNC: Tensor, hw: tuple[int, int], keep_2B11: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]; `keep_2B11` weighs the two branches of every sample, None leaves them whole."""
@@ -184,17 +200,17 @@ class MiTStage(nn.Module):
                 num_heads=variant.num_heads[stage],
                 sr_ratio=variant.sr_ratios[stage],
                 mlp_ratio=variant.mlp_ratio,
-                drop_path_rate=rate,
             )
-            for rate in drop_path_rates
+            for _ in drop_path_rates
         )
+        self.drop_path_rates = tuple(drop_path_rates)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, C, H', W'], channels_last if the input is."""
         x_BNC, hw = self.patch_embed(x_BCHW)
         # All before the first block, in the order of the branches: no block touches the random generator.
-        keeps = [draw_keep(block.drop_path_rate, x_BNC) if self.training else None for block in self.blocks]
+        keeps = [draw_keep(rate, x_BNC) if self.training else None for rate in self.drop_path_rates]
         for block, keep_2B11 in zip(self.blocks, keeps, strict=True):
             x_BNC = block(x_BNC, hw, keep_2B11)
         return as_map(self.norm(x_BNC), hw)

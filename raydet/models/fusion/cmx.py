@@ -4,10 +4,13 @@ CMX: Cross-Modal Fusion for RGB-X Semantic Segmentation with Transformers, arXiv
 and from the published runs' measured behaviour.
 
 Departures from the paper:
-1. The two additions of FRM are one: x1 + x2 (0.5 w_channel + 0.5 w_spatial), the same sum in one pass over the map.
-2. Where several pixels share a channel's maximum, its gradient is split among them (`amax`) instead of going to one.
+1. The two additions of FRM are one: x1 + x2 (0.5 w_channel + 0.5 w_spatial), the same sum in one pass over the map;
+   its concatenated input is never built: a matrix product with [x1, x2] is the sum of two.
+2. FFM's keys k = u Wk and values v = u Wv are never built: the context needs k^T v = Wk^T (u^T u) Wv only, and u^T u
+   is a C x C matrix. Nor are the attended tokens: u context goes into a projection, so the context is projected first.
+3. Where several pixels share a channel's maximum, its gradient is split among them (`amax`) instead of going to one.
 
-Legend: B batch, C channels, H W map, N = H W tokens, A attention heads, D = C / A; K is D of the keys' side.
+Legend: B batch, C channels, H W map, N = H W tokens, A attention heads, D = C / A; K is D of the keys' side, E is 2C.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from raydet.models.fusion.base import Flow, Fusion, FusionOutput, route
 from raydet.models.init import init_segformer
-from raydet.models.layout import as_map, as_tokens, hw_of
+from raydet.models.layout import as_map, as_tokens, hw_of, pointwise, without_autocast
 
 
 class FRM(nn.Module):
@@ -42,12 +45,25 @@ class FRM(nn.Module):
         )
 
     def forward(self, x1_BCHW: Tensor, x2_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.cat((x1_BCHW, x2_BCHW), dim=1)
-        pooled = torch.cat((both.mean(dim=(2, 3)), both.amax(dim=(2, 3))), dim=1)
-        channel_B2C11 = self.channel_gate(pooled).view(len(both), 2, -1, 1, 1)
-        spatial_B21HW = self.spatial_gate(both).unsqueeze(2)
-        gate_B2CHW = self.lambda_channel * channel_B2C11 + self.lambda_spatial * spatial_B21HW
-        return x1_BCHW + x2_BCHW * gate_B2CHW[:, 1], x2_BCHW + x1_BCHW * gate_B2CHW[:, 0]
+        x1_BNC, x2_BNC, hw = as_tokens(x1_BCHW), as_tokens(x2_BCHW), hw_of(x1_BCHW)
+        pooled = (x1_BNC.mean(dim=1), x2_BNC.mean(dim=1), x1_BNC.amax(dim=1), x2_BNC.amax(dim=1))
+        channel_B2C = self.lambda_channel * self.channel_gate(torch.cat(pooled, dim=1)).unflatten(1, (2, -1))
+        spatial_BN2 = self.lambda_spatial * self._spatial(x1_BNC, x2_BNC)
+        into_2_BNC, into_1_BNC = (channel_B2C[:, None, i] + spatial_BN2[..., i : i + 1] for i in (0, 1))
+        out1_BNC = torch.addcmul(x1_BNC, x2_BNC, into_1_BNC)
+        out2_BNC = torch.addcmul(x2_BNC, x1_BNC, into_2_BNC)
+        return as_map(out1_BNC, hw), as_map(out2_BNC, hw)
+
+    def _spatial(self, x1_BNC: Tensor, x2_BNC: Tensor) -> Tensor:
+        mix, relu, gate, sigmoid = self.spatial_gate
+        assert isinstance(mix, nn.Conv2d)
+        assert isinstance(gate, nn.Conv2d)
+        weight1, weight2 = mix.weight.flatten(1).chunk(2, dim=1)
+        hidden = F.linear(x1_BNC.flatten(0, 1), weight1, mix.bias)
+        hidden = torch.addmm(hidden, x2_BNC.flatten(0, 1), weight2.t())
+        gates = F.linear(relu(hidden), gate.weight.flatten(1), gate.bias)
+        spatial_BN2: Tensor = sigmoid(gates).unflatten(0, x1_BNC.shape[:2])
+        return spatial_BN2
 
 
 class CrossAttention(nn.Module):
@@ -61,19 +77,32 @@ class CrossAttention(nn.Module):
         self.key_value2 = nn.Linear(channels, 2 * channels, bias=False)
 
     def forward(self, u1_BNC: Tensor, u2_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        context1_BAKD = self.context(self.key_value1(u1_BNC))
-        context2_BAKD = self.context(self.key_value2(u2_BNC))
-        return self._read(u1_BNC, context2_BAKD), self._read(u2_BNC, context1_BAKD)
+        """What each stream reads from the other one; [B, N, C] each."""
+        mix1_BCC, mix2_BCC = self.mixes(u1_BNC, u2_BNC)
+        return u1_BNC @ mix1_BCC, u2_BNC @ mix2_BCC
 
-    def context(self, kv_BNC: Tensor) -> Tensor:
+    def mixes(self, u1_BNC: Tensor, u2_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrices that stream 1 and stream 2 are multiplied by: the other stream's context, head by head."""
+        context1_BAKD = self.context(self.key_value1, u1_BNC)
+        context2_BAKD = self.context(self.key_value2, u2_BNC)
+        return _block_diagonal(context2_BAKD), _block_diagonal(context1_BAKD)
+
+    def context(self, key_value: nn.Linear, u_BNC: Tensor) -> Tensor:
         """softmax(k^T v / sqrt(D)) over the keys' channels K: every column of [B, A, K, D] sums to 1."""
-        k_BNAD, v_BNAD = kv_BNC.unflatten(2, (2, self.num_heads, -1)).unbind(2)
-        context_BAKD = k_BNAD.permute(0, 2, 3, 1) @ v_BNAD.transpose(1, 2)
-        return (context_BAKD * self.scale).softmax(dim=-2)
+        # Never in lower precision: these sums run over all tokens and go into an exponential.
+        with without_autocast(u_BNC.device):
+            u_BNC = u_BNC.to(key_value.weight.dtype)
+            gram_B1CC = (u_BNC.transpose(1, 2) @ u_BNC)[:, None]
+            key_AKC, value_ADC = key_value.weight.unflatten(0, (2, self.num_heads, -1))
+            context_BAKD = key_AKC @ gram_B1CC @ value_ADC.transpose(1, 2)
+            return (context_BAKD * self.scale).softmax(dim=-2)
 
-    def _read(self, q_BNC: Tensor, context_BAKD: Tensor) -> Tensor:
-        q_BAND = q_BNC.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        return (q_BAND @ context_BAKD).transpose(1, 2).flatten(2)
+
+def _block_diagonal(context_BAKD: Tensor) -> Tensor:
+    """[B, A, D, D] -> [B, C, C]."""
+    heads = context_BAKD.shape[1]
+    eye_AA = torch.eye(heads, dtype=context_BAKD.dtype, device=context_BAKD.device)
+    return (context_BAKD[:, :, :, None] * eye_AA[:, None, :, None]).flatten(3, 4).flatten(1, 2)
 
 
 class CrossPath(nn.Module):
@@ -90,12 +119,18 @@ class CrossPath(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, x1_BNC: Tensor, x2_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        y1_BNC, u1_BNC = F.relu(self.project1(x1_BNC)).chunk(2, dim=-1)
-        y2_BNC, u2_BNC = F.relu(self.project2(x2_BNC)).chunk(2, dim=-1)
-        v1_BNC, v2_BNC = self.cross(u1_BNC, u2_BNC)
-        out1_BNC = self.norm1(x1_BNC + self.end1(torch.cat((y1_BNC, v1_BNC), dim=-1)))
-        out2_BNC = self.norm2(x2_BNC + self.end2(torch.cat((y2_BNC, v2_BNC), dim=-1)))
+        yu1_BNE, yu2_BNE = F.relu(self.project1(x1_BNC)), F.relu(self.project2(x2_BNC))
+        mix1_BCC, mix2_BCC = self.cross.mixes(yu1_BNE.chunk(2, dim=2)[1], yu2_BNE.chunk(2, dim=2)[1])
+        out1_BNC = self.norm1(x1_BNC + _ended(self.end1, yu1_BNE, mix1_BCC))
+        out2_BNC = self.norm2(x2_BNC + _ended(self.end2, yu2_BNE, mix2_BCC))
         return out1_BNC, out2_BNC
+
+
+def _ended(end: nn.Linear, yu_BNE: Tensor, mix_BCC: Tensor) -> Tensor:
+    """end([y, u mix]), with the mix taken into the weights of every picture."""
+    keep_CC, attend_CC = end.weight.t().chunk(2, dim=0)
+    weight_BEC = torch.cat((keep_CC.expand_as(mix_BCC), (mix_BCC @ attend_CC).to(keep_CC.dtype)), dim=1)
+    return yu_BNE @ weight_BEC + end.bias
 
 
 class ChannelEmbed(nn.Module):
@@ -114,7 +149,11 @@ class ChannelEmbed(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.norm(self.shortcut(x_BCHW) + self.branch(x_BCHW))
+        mix, depthwise, relu, project, norm = self.branch
+        assert isinstance(mix, nn.Conv2d)
+        assert isinstance(project, nn.Conv2d)
+        branch_BCHW = norm(pointwise(project, relu(depthwise(pointwise(mix, x_BCHW)))))
+        return self.norm(pointwise(self.shortcut, x_BCHW) + branch_BCHW)
 
 
 class FFM(nn.Module):

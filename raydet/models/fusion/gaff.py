@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raydet.models.fusion.base import Flow, Fusion, FusionOutput, route
+from raydet.models.layout import pointwise
 
 
 class SqueezeExcitation(nn.Module):
@@ -49,9 +50,14 @@ class InterModalityGates(nn.Module):
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Returns: the gate of what flows from aux into RGB, and the gate of the way back."""
         both = torch.cat((rgb_BCHW, aux_BCHW), dim=1)
-        gates = torch.cat([conv(both) for conv in self.convs], dim=1).sigmoid()
-        into_rgb_BCHW, into_aux_BCHW = gates.chunk(2, dim=1)
+        # One convolution with both gates, or one for each.
+        maps = [self._gates(conv, both) for conv in self.convs]
+        into_rgb_BCHW, into_aux_BCHW = maps if len(maps) == 2 else maps[0].chunk(2, dim=1)
         return into_rgb_BCHW, into_aux_BCHW
+
+    def _gates(self, conv: nn.Module, both: Tensor) -> Tensor:
+        assert isinstance(conv, nn.Conv2d)
+        return pointwise(conv, both).sigmoid()
 
 
 def merge(*, channels: int, bottleneck: bool) -> nn.Sequential:
@@ -96,7 +102,9 @@ class GAFF(Fusion):
         # What flows in from the partner is its raw map, not its excited one.
         rgb_guided_BCHW = self.se_rgb(rgb_BCHW) + into_rgb_BCHW * aux_BCHW
         aux_guided_BCHW = self.se_aux(aux_BCHW) + into_aux_BCHW * rgb_BCHW
-        fused_BCHW = self.merge(torch.cat((rgb_guided_BCHW, aux_guided_BCHW), dim=1))
+        fused_BCHW = torch.cat((rgb_guided_BCHW, aux_guided_BCHW), dim=1)
+        for layer in self.merge:
+            fused_BCHW = pointwise(layer, fused_BCHW) if isinstance(layer, nn.Conv2d) else layer(fused_BCHW)
         return route(
             self.flow, fused=fused_BCHW, rgb_rectified=rgb_guided_BCHW, aux_rectified=aux_guided_BCHW
         )

@@ -66,7 +66,7 @@ def test_cross_attention() -> None:
 
 def test_the_context_is_a_softmax_over_the_keys_channels() -> None:
     attention = sin_filled(CrossAttention(channels=16, num_heads=2))
-    context = attention.context(attention.key_value1(sin_input(2, 20, 16)))
+    context = attention.context(attention.key_value1, sin_input(2, 20, 16))
     assert context.shape == (2, 2, 8, 8)
     torch.testing.assert_close(context.sum(dim=-2), torch.ones(2, 2, 8, dtype=torch.float64))
 

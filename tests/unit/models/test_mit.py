@@ -92,12 +92,9 @@ def test_drop_path_rates_grow_linearly_over_the_whole_encoder() -> None:
     rates = drop_path_rates(MIT_VARIANTS["b2"], 0.1)
     assert rates == pytest.approx(torch.linspace(0, 0.1, 16, dtype=torch.float64).tolist(), abs=1e-15)
     assert rates[1] == pytest.approx(0.00667, abs=1e-5)
-    built = [
-        module.drop_path_rate
-        for module in mit_stages(variant=MIT_VARIANTS["b2"], in_channels=3, drop_path_rate=0.1).modules()
-        if isinstance(module, Block)
-    ]
-    assert built == rates
+    stages = mit_stages(variant=MIT_VARIANTS["b2"], in_channels=3, drop_path_rate=0.1)
+    assert [rate for stage in stages for rate in stage.drop_path_rates] == rates
+    assert [len(stage.blocks) for stage in stages] == [len(stage.drop_path_rates) for stage in stages]
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:

@@ -1,0 +1,1 @@
+"""Measurements: what a train step costs, and against what."""

@@ -1,0 +1,98 @@
+"""How long a checkpoint keeps the training waiting, against the copy to the host that it cannot do without."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydet.config import Experiment
+from raydet.models.build import build_detector
+from raydet.parallel.checkpoint import checkpoint_tensors, load_checkpoint, read_manifest
+from raydet.parallel.collectives import World
+from raydet.train.checkpoints import CheckpointWriter, checkpoint_name
+from raydet.train.optim import build_optimizer
+
+
+def checkpoint_stall(
+    experiment: Experiment, *, directory: Path, repeats: int, device: torch.device | None = None
+) -> dict[str, Any]:
+    """Write checkpoints of an experiment's model and optimizer, one process.
+
+    Args:
+        directory: on the disk to measure; what is written there is removed.
+        repeats: checkpoints that count; one more before them allocates the host memory.
+
+    Returns:
+        Medians, times in seconds: `blocked_s` the caller waits, `copy_s` the bare copy of the same tensors to
+        host memory that is there already, `stall_over_copy` their ratio, `first_blocked_s` the first time,
+        `committed_s` until all is on the disk, `write_gb_per_s` meanwhile, `load_s` to verify and load it; `bytes`.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+    world = World(device=device or torch.device("cpu"))
+    model = build_detector(experiment).to(world.device)
+    optimizer = build_optimizer(experiment.optim, model.parameters())
+    _fill_state(optimizer)
+    tensors = [x for part in checkpoint_tensors(model, optimizer) for x in part.values()]
+    host = [torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda) for x in tensors]
+    _copy_s(tensors, host)
+    copies, blocked, committed = [], [], []
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="raydet-bench-", dir=directory) as drafts:
+        with closing(CheckpointWriter(Path(drafts), keep=1, world=world)) as writer:
+            for epoch in range(repeats + 1):
+                copies.append(_copy_s(tensors, host))
+                started = time.perf_counter()
+                blocked.append(writer.save(epoch, model=model, optimizer=optimizer, state={}, score=epoch))
+                writer.wait()
+                committed.append(time.perf_counter() - started)
+        newest = Path(drafts) / checkpoint_name(repeats)
+        num_bytes = read_manifest(newest).num_bytes
+        started = time.perf_counter()
+        load_checkpoint(newest, model=model, optimizer=optimizer)
+        load_s = time.perf_counter() - started
+    copy_s, blocked_s, committed_s = (statistics.median(x[1:]) for x in (copies, blocked, committed))
+    return {
+        "name": experiment.name,
+        "device": str(world.device),
+        "tensors": len(tensors),
+        "bytes": num_bytes,
+        "repeats": repeats,
+        "copy_s": copy_s,
+        "blocked_s": blocked_s,
+        "stall_over_copy": blocked_s / copy_s,
+        "first_blocked_s": blocked[0],
+        "committed_s": committed_s,
+        "write_gb_per_s": num_bytes / (committed_s - blocked_s) / 1e9,
+        "load_s": load_s,
+    }
+
+
+def _fill_state(optimizer: torch.optim.Optimizer) -> None:
+    """The state that the first step makes, without a step's memory for activations."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _copy_s(tensors: list[Tensor], host: list[Tensor]) -> float:
+    if tensors[0].is_cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    with torch.no_grad():
+        for source, target in zip(tensors, host, strict=True):
+            target.copy_(source, non_blocking=True)
+    if tensors[0].is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

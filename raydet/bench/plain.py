@@ -1,0 +1,282 @@
+"""The same detector written the plain way: witness for the numbers, baseline for the speed.
+
+A restatement of the published runs' step: attention with its N x M weights in memory, maps flattened and made
+contiguous at every turn, gates on concatenated maps, torchvision's own RPN, RoI heads and list of pictures. It reads
+the layers of a `Detector` (weights and names are the same) and calls none of the detector's own forward functions.
+
+Legend: B batch, C channels, H W map, N = H W tokens, M tokens after the reduction, A attention heads, D = C / A.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- the usual name
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops.poolers import LevelMapper, MultiScaleRoIAlign
+
+from raydet.config import Experiment, FasterRCNNConfig
+from raydet.models.backbones.mit import Block, EfficientAttention, MiTStage, MixFFN
+from raydet.models.detector import Detector
+from raydet.models.fusion.base import Flow, Fusion
+from raydet.models.fusion.cmx import CMX, FFM, FRM
+from raydet.models.fusion.gaff import GAFF
+from raydet.structures import Batch
+
+SEEDS_MIN_SIZE = 800
+SEEDS_MAX_SIZE = 1333
+LEVELS = ("0", "1", "2", "3", "pool")
+
+
+class PlainDetector(nn.Module):
+    """Losses of a batch, the plain way; training only.
+
+    Args:
+        detector: its layers are copied, so both start from the same weights. `parts` has its state-dict keys.
+        experiment: settings of the head and of the normalisation.
+        min_size: None works on the batch's canvas; a number resizes the shorter side to it first, as the published
+            runs did with 800.
+    """
+
+    def __init__(self, detector: Detector, experiment: Experiment, *, min_size: int | None = None) -> None:
+        super().__init__()
+        self.parts = copy.deepcopy(detector)
+        head = experiment.model.head
+        # Kept out of the registry: their parameters stand in `parts` already.
+        self.stages: tuple[RegionProposalNetwork, RoIHeads] = (
+            _rpn(self.parts, head),
+            _roi_heads(self.parts, head),
+        )
+        num_channels = sum(self.parts.rgb_input.num_channels.values()) + sum(
+            self.parts.aux_input.num_channels.values()
+        )
+        # Pictures come normalised: the resize is all that is left to do.
+        self.resize = min_size and GeneralizedRCNNTransform(
+            min_size, SEEDS_MAX_SIZE, image_mean=[0.0] * num_channels, image_std=[1.0] * num_channels
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Four losses by name."""
+        pictures = _pictures(self.parts, batch)
+        targets = [
+            {"boxes": boxes[:count], "labels": labels[:count] + 1}
+            for boxes, labels, count in zip(
+                batch.boxes_xyxy, batch.labels, batch.counts.tolist(), strict=True
+            )
+        ]
+        if self.resize:
+            images, targets = self.resize(pictures, targets)
+        else:
+            images = _on_canvas(pictures, batch.canvas_hw)
+        num_rgb = sum(self.parts.rgb_input.num_channels.values())
+        maps = _encode(self.parts, images.tensors[:, :num_rgb], images.tensors[:, num_rgb:])
+        pyramid = self.parts.neck.fpn(OrderedDict(zip(LEVELS, maps, strict=False)))
+        rpn, roi_heads = self.stages
+        proposals, rpn_losses = rpn.train()(images, pyramid, targets)
+        _, box_losses = roi_heads.train()(pyramid, proposals, images.image_sizes, targets)
+        return {**rpn_losses, **box_losses}
+
+
+# --- pictures
+
+
+def _pictures(parts: Detector, batch: Batch) -> list[Tensor]:
+    """One normalised picture [C, H, W] per row, without padding."""
+    pictures = []
+    for row, (height, width) in enumerate(batch.valid_hw.tolist()):
+        streams = []
+        for stream in (parts.rgb_input, parts.aux_input):
+            for name, channels in stream.num_channels.items():
+                if name in stream.missing:
+                    streams.append(stream.mean.new_zeros(channels, height, width))
+                    continue
+                x_CHW = batch.modalities[name][row, :, :height, :width]
+                streams.append(x_CHW.float() / 255 if x_CHW.dtype == torch.uint8 else x_CHW)
+        x_CHW = torch.cat(streams)
+        mean = torch.cat([parts.rgb_input.mean, parts.aux_input.mean])
+        std = torch.cat([parts.rgb_input.std, parts.aux_input.std])
+        is_present = torch.cat([parts.rgb_input.is_present, parts.aux_input.is_present])
+        pictures.append(((x_CHW - mean) / std) * is_present)
+    return pictures
+
+
+def _on_canvas(pictures: list[Tensor], canvas_hw: tuple[int, int]) -> ImageList:
+    height, width = canvas_hw
+    padded = [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in pictures]
+    return ImageList(torch.stack(padded), [(x.shape[1], x.shape[2]) for x in pictures])
+
+
+# --- encoder
+
+
+def _encode(parts: Detector, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> list[Tensor]:
+    encoder, fused_maps = parts.encoder, []
+    for stage, fusion in enumerate(encoder.fusions):
+        assert isinstance(fusion, Fusion)
+        rgb_BCHW = _stage(encoder.rgb_stages[stage], rgb_BCHW)
+        if stage < len(encoder.aux_stages):
+            aux_BCHW = _stage(encoder.aux_stages[stage], aux_BCHW)
+        fused_BCHW, rgb_BCHW, aux_BCHW = _fuse(fusion, rgb_BCHW, aux_BCHW)
+        fused_maps.append(fused_BCHW)
+    return fused_maps
+
+
+def _stage(stage: nn.Module, x_BCHW: Tensor) -> Tensor:
+    assert isinstance(stage, MiTStage)
+    x_BCHW = stage.patch_embed.proj(x_BCHW.contiguous())
+    hw = (x_BCHW.shape[2], x_BCHW.shape[3])
+    x_BNC = stage.patch_embed.norm(x_BCHW.flatten(2).transpose(1, 2))
+    for block, rate in zip(stage.blocks, stage.drop_path_rates, strict=True):
+        x_BNC = _block(block, x_BNC, hw, rate if stage.training else 0.0)
+    return _map(stage.norm(x_BNC), hw)
+
+
+def _map(x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+    return x_BNC.transpose(1, 2).reshape(len(x_BNC), -1, *hw).contiguous()
+
+
+def _block(block: nn.Module, x_BNC: Tensor, hw: tuple[int, int], rate: float) -> Tensor:
+    assert isinstance(block, Block)
+    x_BNC = x_BNC + _drop_path(_attention(block.attention, block.norm1(x_BNC), hw), rate)
+    return x_BNC + _drop_path(_ffn(block.ffn, block.norm2(x_BNC), hw), rate)
+
+
+def _drop_path(x_BNC: Tensor, rate: float) -> Tensor:
+    if rate == 0.0:
+        return x_BNC
+    keep_B11 = x_BNC.new_empty(len(x_BNC), 1, 1).bernoulli_(1 - rate)
+    return x_BNC * keep_B11.div_(1 - rate)
+
+
+def _attention(attention: EfficientAttention, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+    B, N, C = x_BNC.shape
+    A = attention.num_heads
+    D = C // A
+    q_BAND = attention.query(x_BNC).reshape(B, N, A, D).permute(0, 2, 1, 3)
+    reduced_BMC = x_BNC
+    if attention.reduce is not None:
+        reduced_BCHW = attention.reduce(_map(x_BNC, hw))
+        reduced_BMC = attention.reduce_norm(reduced_BCHW.reshape(B, C, -1).permute(0, 2, 1))
+    k_BAMD, v_BAMD = attention.key_value(reduced_BMC).reshape(B, -1, 2, A, D).permute(2, 0, 3, 1, 4)
+    weights_BANM = ((q_BAND @ k_BAMD.transpose(-2, -1)) * D**-0.5).softmax(dim=-1)
+    return attention.proj((weights_BANM @ v_BAMD).transpose(1, 2).reshape(B, N, C))
+
+
+def _ffn(ffn: MixFFN, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+    hidden_BCHW = ffn.depthwise(_map(ffn.expand(x_BNC), hw))
+    return ffn.contract(F.gelu(hidden_BCHW.flatten(2).transpose(1, 2)))
+
+
+# --- fusions
+
+
+def _fuse(fusion: Fusion, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns: the fused map, and what enters the next stage of either stream."""
+    match fusion:
+        case CMX():
+            rgb_BCHW, aux_BCHW = _frm(fusion.frm, rgb_BCHW, aux_BCHW)
+            fused_BCHW = _ffm(fusion.ffm, rgb_BCHW, aux_BCHW)
+            return _routed(fusion.flow, fused_BCHW, rgb_BCHW, aux_BCHW)
+        case GAFF():
+            fused_BCHW, rgb_BCHW, aux_BCHW = _gaff(fusion, rgb_BCHW, aux_BCHW)
+            return _routed(fusion.flow, fused_BCHW, rgb_BCHW, aux_BCHW)
+        case _:
+            return rgb_BCHW, rgb_BCHW, aux_BCHW
+
+
+def _routed(flow: Flow, fused: Tensor, rgb: Tensor, aux: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return (fused, fused, fused) if flow == "fused" else (fused, rgb, aux)
+
+
+def _frm(frm: FRM, x1_BCHW: Tensor, x2_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    B, C, H, W = x1_BCHW.shape
+    both = torch.cat((x1_BCHW, x2_BCHW), dim=1)
+    pooled = torch.cat((F.adaptive_avg_pool2d(both, 1), F.adaptive_max_pool2d(both, 1)), dim=1)
+    channel = frm.channel_gate(pooled.view(B, -1)).reshape(B, 2, C, 1, 1).permute(1, 0, 2, 3, 4)
+    spatial = frm.spatial_gate(both).reshape(B, 2, 1, H, W).permute(1, 0, 2, 3, 4)
+    by_channel, by_pixel = frm.lambda_channel, frm.lambda_spatial
+    return (
+        x1_BCHW + by_channel * channel[1] * x2_BCHW + by_pixel * spatial[1] * x2_BCHW,
+        x2_BCHW + by_channel * channel[0] * x1_BCHW + by_pixel * spatial[0] * x1_BCHW,
+    )
+
+
+def _ffm(ffm: FFM, x1_BCHW: Tensor, x2_BCHW: Tensor) -> Tensor:
+    path, hw = ffm.cross_path, (x1_BCHW.shape[2], x1_BCHW.shape[3])
+    x1_BNC, x2_BNC = (x.flatten(2).transpose(1, 2) for x in (x1_BCHW, x2_BCHW))
+    y1_BNC, u1_BNC = F.relu(path.project1(x1_BNC)).chunk(2, dim=-1)
+    y2_BNC, u2_BNC = F.relu(path.project2(x2_BNC)).chunk(2, dim=-1)
+    heads = path.cross.num_heads
+    context1 = _context(path.cross.key_value1, u1_BNC, heads)
+    context2 = _context(path.cross.key_value2, u2_BNC, heads)
+    v1_BNC = (_headed(u1_BNC, heads) @ context2).permute(0, 2, 1, 3).reshape(u1_BNC.shape).contiguous()
+    v2_BNC = (_headed(u2_BNC, heads) @ context1).permute(0, 2, 1, 3).reshape(u2_BNC.shape).contiguous()
+    out1_BNC = path.norm1(x1_BNC + path.end1(torch.cat((y1_BNC, v1_BNC), dim=-1)))
+    out2_BNC = path.norm2(x2_BNC + path.end2(torch.cat((y2_BNC, v2_BNC), dim=-1)))
+    merged = _map(torch.cat((out1_BNC, out2_BNC), dim=-1), hw)
+    embed = ffm.channel_embed
+    return embed.norm(embed.shortcut(merged) + embed.branch(merged))
+
+
+def _headed(x_BNC: Tensor, heads: int) -> Tensor:
+    return x_BNC.reshape(*x_BNC.shape[:2], heads, -1).permute(0, 2, 1, 3).contiguous()
+
+
+def _context(key_value: nn.Linear, u_BNC: Tensor, heads: int) -> Tensor:
+    B, N, C = u_BNC.shape
+    k, v = key_value(u_BNC).reshape(B, N, 2, heads, C // heads).permute(2, 0, 3, 1, 4).contiguous()
+    return ((k.transpose(-2, -1) @ v) * (C // heads) ** -0.5).softmax(dim=-2)
+
+
+def _gaff(gaff: GAFF, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    both = torch.cat((rgb_BCHW, aux_BCHW), dim=1)
+    gates = torch.cat([conv(both) for conv in gaff.inter.convs], dim=1).sigmoid()
+    into_rgb, into_aux = gates.chunk(2, dim=1)
+    excited_rgb = rgb_BCHW * gaff.se_rgb.gate(F.adaptive_avg_pool2d(rgb_BCHW, 1).flatten(1))[..., None, None]
+    excited_aux = aux_BCHW * gaff.se_aux.gate(F.adaptive_avg_pool2d(aux_BCHW, 1).flatten(1))[..., None, None]
+    rgb_guided, aux_guided = excited_rgb + into_rgb * aux_BCHW, excited_aux + into_aux * rgb_BCHW
+    return gaff.merge(torch.cat((rgb_guided, aux_guided), dim=1)), rgb_guided, aux_guided
+
+
+# --- head
+
+
+def _rpn(parts: Detector, config: FasterRCNNConfig) -> RegionProposalNetwork:
+    return RegionProposalNetwork(
+        parts.head.rpn.anchor_generator,
+        parts.head.rpn.head,
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=config.rpn_batch_size_per_image,
+        positive_fraction=0.5,
+        pre_nms_top_n=dict(zip(("training", "testing"), config.rpn_pre_nms_top_n, strict=True)),
+        post_nms_top_n=dict(zip(("training", "testing"), config.rpn_post_nms_top_n, strict=True)),
+        nms_thresh=0.7,
+    )
+
+
+def _roi_heads(parts: Detector, config: FasterRCNNConfig) -> RoIHeads:
+    levels = LEVELS if config.pool_level_rois else LEVELS[:-1]
+    pooling = MultiScaleRoIAlign(list(levels), output_size=7, sampling_ratio=2)
+    # Given, because torchvision guesses them from the valid part of the first batch.
+    pooling.scales = [0.5**level for level in range(2, 2 + len(levels))]
+    pooling.map_levels = LevelMapper(k_min=2, k_max=1 + len(levels))
+    return RoIHeads(
+        pooling,
+        parts.head.roi_heads.box_head,
+        parts.head.roi_heads.box_predictor,
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=config.box_batch_size_per_image,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=config.score_threshold,
+        nms_thresh=config.nms_threshold,
+        detections_per_img=config.max_detections,
+    )

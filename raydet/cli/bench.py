@@ -1,0 +1,134 @@
+"""`raydet bench`: measurements."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raydet.cli.options import (
+    BackboneOption,
+    ConfigOption,
+    RecipeOption,
+    SetOption,
+    adjusted,
+    interruptible,
+    starting_experiment,
+)
+from raydet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raydet.bench.train_step import Run, StepReport
+
+bench = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Measure what a step, or a checkpoint, costs."
+)
+
+
+@bench.command("train-step")
+def train_step(
+    recipe: RecipeOption = None,
+    config: ConfigOption = None,
+    backbone: BackboneOption = None,
+    sets: SetOption = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 4,
+    objects: Annotated[int, typer.Option(min=0, help="Boxes per picture.")] = 8,
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or both, with a comma.")] = "fp32,bf16",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="plain: the same step written the plain way, fp32; seeds: the same, resized to 800 pixels as "
+            "in the published runs; or both, with a comma."
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps that count, per contestant.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's.")] = None,
+    use_gpu: Annotated[
+        bool | None, typer.Option("--gpu/--cpu", help="Default: the GPU where there is one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Time a train step on random pictures: images/s, memory, operations, and where the time goes."""
+    experiment = adjusted(
+        starting_experiment(recipe, config), backbone=backbone, data=None, epochs=None, sets=sets
+    )
+    precisions: Any = _choices("--precision", precision, ("fp32", "bf16"))
+    opponents: Any = _choices("--against", against, ("plain", "seeds")) if against else []
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports every machine without a GPU
+    import torch
+
+    from raydet.bench.train_step import bench_train_step
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if use_gpu and not torch.cuda.is_available():
+        raise ConfigError("--gpu wants a GPU, this machine shows none to PyTorch; leave it out")
+    is_gpu = torch.cuda.is_available() and use_gpu is not False
+    with interruptible():
+        report = bench_train_step(
+            experiment,
+            batch_size=batch,
+            precisions=precisions,
+            against=opponents,
+            repeats=repeats,
+            num_objects=objects,
+            device=torch.device("cuda", 0) if is_gpu else torch.device("cpu"),
+        )
+    typer.echo(json.dumps(asdict(report)) if as_json else "\n".join(_lines(report)))
+
+
+def _choices(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
+    chosen = text.split(",")
+    if set(chosen) - set(known) or len(set(chosen)) < len(chosen):
+        raise ConfigError(f"{flag} wants one or more of {', '.join(known)}, got {text!r}")
+    return chosen
+
+
+def _lines(report: StepReport) -> Iterator[str]:
+    height, width = report.canvas_hw
+    yield (
+        f"{report.experiment}: {report.batch} x {height} x {width}, {report.objects} objects, "
+        f"checkpointing {report.activation_checkpointing}; {report.device}, torch {report.torch_version}"
+    )
+    peaks = ", ".join(f"{name} {flops / 1e9:,.0f} GFLOP/s" for name, flops in report.peak_flops.items())
+    yield f"forward {report.forward_flops_per_image / 1e9:,.1f} GFLOP per image; matrix peak {peaks}"
+    yield ""
+    head = f"{'':8} {'step s':>8} {'images/s':>9} {'MFU':>6} {'saved GiB':>10} {'peak GiB':>9}"
+    yield f"{head}  median of {report.repeats}"
+    for run in report.runs:
+        yield _row(run)
+    yield f"process, all of them: {report.process_peak_bytes / 2**30:.2f} GiB at most"
+    for run in report.runs:
+        if run.phases_s:
+            yield ""
+            yield f"{run.name}: where the time goes"
+            yield from _shares(run.phases_s)
+            yield f"{run.name}: top operators, profiled"
+            yield from _shares(run.operators_s, total_s=run.step_s)
+    if report.agreement is not None:
+        found = report.agreement
+        yield ""
+        yield (
+            f"largest relative difference to plain: losses {found.loss:.1e}, gradients {found.gradient:.1e} "
+            f"(fp64, one picture); losses {found.fp32_loss:.1e} (fp32)"
+        )
+
+
+def _row(run: Run) -> str:
+    mfu = "" if run.mfu is None else f"{run.mfu:.0%}"
+    peak = "" if run.peak_bytes is None else f"{run.peak_bytes / 2**30:.2f}"
+    ratios = "  ".join(f"x{ratio:.2f} {name}" for name, ratio in run.faster_than.items())
+    return (
+        f"{run.name:8} {run.step_s:8.3f} {run.images_per_s:9.2f} {mfu:>6} {run.saved_bytes / 2**30:10.3f} "
+        f"{peak:>9}  {ratios}"
+    ).rstrip()
+
+
+def _shares(seconds: dict[str, float], *, total_s: float | None = None) -> Iterator[str]:
+    total = total_s or sum(seconds.values())
+    for name, value in seconds.items():
+        yield f"  {name:50} {value:8.3f} s {value / total:6.1%}"

@@ -1,0 +1,162 @@
+"""`raydet ckpt`: what checkpoints there are, whether they are whole, what is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raydet.errors import EXIT_DATA, CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from raydet.parallel.checkpoint_diff import CheckpointDifference
+
+EXIT_DIFFERENT = 1
+
+app = typer.Typer(
+    name="ckpt",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="List, verify, export and compare checkpoints.",
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+
+
+@app.command("ls")
+def list_checkpoints(
+    directory: Annotated[Path, typer.Argument(help="A run's directory, or its checkpoints/.")],
+    verify: Annotated[bool, typer.Option(help="Read every byte to tell good ones from damaged ones.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """List the checkpoints of a run."""
+    rows = [_row(path, verify) for path in _checkpoints(directory)]
+    if as_json:
+        typer.echo(json.dumps({"checkpoints": rows}))
+        return
+    typer.echo(f"{'name':12} {'epoch':>5} {'step':>8} {'mAP':>7} {'MiB':>9} {'ranks':>5}  verified")
+    for row in rows:
+        score, size = row["mAP"], row["bytes"]
+        typer.echo(
+            f"{row['name']:12} {_or_dash(row['epoch']):>5} {_or_dash(row['step']):>8} "
+            f"{'-' if score is None else f'{score:.4f}':>7} "
+            f"{'-' if size is None else f'{size / 2**20:,.1f}':>9} {_or_dash(row['world_size']):>5}  "
+            f"{row['verified']}"
+        )
+
+
+@app.command()
+def verify(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Checkpoints, or run directories: all their checkpoints.")
+    ],
+) -> None:
+    """Compare every file with the manifest; exit code 3 where one is damaged."""
+    from raydet.parallel.checkpoint import damaged_files
+
+    checkpoints = [found for path in paths for found in _checkpoints_at(path)]
+    damaged = [line for checkpoint in checkpoints for line in damaged_files(checkpoint)]
+    for line in damaged:
+        typer.echo(line, err=True)
+    if damaged:
+        raise typer.Exit(EXIT_DATA)
+    typer.echo(f"{len(checkpoints)} of {len(checkpoints)} checkpoints are as they were written")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's directory.")],
+    destination: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+) -> None:
+    """Write the weights as one safetensors file."""
+    from raydet.parallel.checkpoint import export_weights
+
+    export_weights(checkpoint, destination, metadata=_origin(checkpoint))
+    typer.echo(f"{destination}: {destination.stat().st_size / 2**20:,.1f} MiB")
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A checkpoint's directory.")],
+    second: Annotated[Path, typer.Argument(help="Another one's.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two checkpoints tensor by tensor, whatever workers wrote them; exit code 0 equal, 1 different."""
+    from raydet.parallel.checkpoint_diff import compare_checkpoints
+
+    found = compare_checkpoints(first, second)
+    if as_json:
+        typer.echo(json.dumps(_as_json(found)))
+    else:
+        for name in found.only_in_first:
+            typer.echo(f"only in {first}: {name}")
+        for name in found.only_in_second:
+            typer.echo(f"only in {second}: {name}")
+        for each in found.different:
+            typer.echo(f"max abs {each.max_abs:.3e}  rel {each.max_rel:.3e}  {each.name}  {each.text}")
+        typer.echo(f"{found.num_equal} tensors equal, {len(found.different)} different")
+    if not found.is_empty:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def _as_json(found: CheckpointDifference) -> dict[str, Any]:
+    content = {"equal": found.is_empty, **asdict(found)}
+    for each in content["different"]:
+        for key in ("max_abs", "max_rel"):
+            each[key] = each[key] if math.isfinite(each[key]) else None  # JSON has no infinity
+    return content
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    inside = directory / "checkpoints"
+    found = sorted((inside if inside.is_dir() else directory).glob("epoch_*"))
+    if not found:
+        raise ConfigError(f"no checkpoints in {directory}; it wants a run's directory or its checkpoints/")
+    return found
+
+
+def _checkpoints_at(path: Path) -> list[Path]:
+    """A checkpoint itself, damaged or not, or those of a run."""
+    return (
+        [path] if path.name.startswith("epoch_") or (path / "manifest.json").exists() else _checkpoints(path)
+    )
+
+
+def _row(path: Path, verify: bool) -> dict[str, Any]:
+    from raydet.parallel.checkpoint import damaged_files, read_manifest, read_state
+
+    row: dict[str, Any] = dict.fromkeys(("epoch", "step", "mAP", "bytes", "world_size"))
+    try:
+        manifest, state = read_manifest(path), read_state(path)
+    except CheckpointError:
+        return {"name": path.name, **row, "verified": "damaged"}
+    is_damaged = verify and bool(damaged_files(path))
+    row = {
+        "epoch": state.get("epoch"),
+        "step": state.get("step"),
+        "mAP": manifest.score,
+        "bytes": manifest.num_bytes,
+        "world_size": manifest.world_size,
+    }
+    return {"name": path.name, **row, "verified": "damaged" if is_damaged else "yes" if verify else "no"}
+
+
+def _origin(checkpoint: Path) -> dict[str, str]:
+    """Which run's weights they are, as far as the directories around the checkpoint tell."""
+    from raydet.config import Experiment
+
+    origin = {"checkpoint": checkpoint.absolute().name}
+    config = checkpoint.absolute().parent.parent / "config.json"
+    if config.is_file():
+        experiment = Experiment.from_json(config.read_text(), where=str(config))
+        origin |= {"name": experiment.name, "fingerprint": experiment.fingerprint()}
+    return origin
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)

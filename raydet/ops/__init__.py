@@ -1,0 +1,1 @@
+"""Tensor functions that know no module, no config and no batch."""

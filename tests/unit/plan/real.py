@@ -1,0 +1,86 @@
+"""Real training steps, and independent ways to count their bytes: what the plan is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from raydet.config import MODALITY_CHANNELS, Experiment, apply_overrides
+from raydet.models.build import build_detector
+from raydet.models.detector import Detector
+from raydet.models.units import units_of
+from raydet.parallel.precision import autocast
+from raydet.parallel.recompute import recompute_activations
+from raydet.recipes import recipe
+from raydet.structures import Batch
+
+CANVAS_HW = (256, 320)
+NUM_OBJECTS = 3
+
+
+def experiment(variant: str, **overrides: Any) -> Experiment:
+    """The published detector on a small canvas."""
+    changes = {"model.backbone.variant": variant, "data.canvas_hw": list(CANVAS_HW), **overrides}
+    return apply_overrides(recipe("rgbte_mit_b1"), changes)
+
+
+def detector_of(run: Experiment) -> Detector:
+    """Real weights, ready to train."""
+    detector = build_detector(run).train()
+    units = units_of(detector)
+    recompute_activations([*units.blocks, *units.fusions], run.train.activation_checkpointing)
+    return detector
+
+
+def batch_of(run: Experiment, pictures: int) -> Batch:
+    """Noise with `NUM_OBJECTS` boxes on every picture."""
+    height, width = run.data.canvas_hw
+    corner = torch.rand(pictures, NUM_OBJECTS, 2) * torch.tensor([width - 64, height - 64])
+    size_hw = torch.tensor([[height, width]] * pictures)
+    return Batch(
+        modalities={
+            name: torch.randint(0, 255, (pictures, channels, height, width), dtype=torch.uint8)
+            for name, channels in MODALITY_CHANNELS.items()
+        },
+        valid_hw=size_hw,
+        source_hw=size_hw,
+        boxes_xyxy=torch.cat((corner, corner + 60), dim=2),
+        labels=torch.zeros(pictures, NUM_OBJECTS, dtype=torch.int64),
+        counts=torch.full((pictures,), NUM_OBJECTS),
+        image_ids=tuple(map(str, range(pictures))),
+    )
+
+
+def loss_of(run: Experiment, detector: nn.Module, batch: Batch) -> Tensor:
+    with autocast(run.train.precision, torch.device("cpu")):
+        losses = detector(batch)
+    return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+
+def saved_bytes(run: Experiment, pictures: int) -> int:
+    """Bytes that autograd keeps after a forward pass: unique storages, weights left out.
+
+    What a recomputed unit keeps are its inputs; autograd's own hooks do not see those.
+    """
+    detector = detector_of(run)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    if run.train.activation_checkpointing == "block":
+        units = units_of(detector)
+        for unit in (*units.blocks, *units.fusions):
+            unit.register_forward_pre_hook(
+                lambda _, inputs: [keep(x) for x in tree_leaves(inputs) if isinstance(x, Tensor)] and None
+            )
+    batch = batch_of(run, pictures)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_of(run, detector, batch)
+    assert loss.isfinite()
+    own = {x.untyped_storage().data_ptr() for x in (*detector.parameters(), *detector.buffers())}
+    return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)

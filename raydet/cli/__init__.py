@@ -12,7 +12,11 @@ from typing import Annotated
 import typer
 
 from raydet import __version__
+from raydet.cli.bench import bench
+from raydet.cli.bench_checkpoint import checkpoint
+from raydet.cli.ckpt import app as ckpt
 from raydet.cli.listing import recipes, spaces
+from raydet.cli.plan import plan
 from raydet.cli.train import train
 from raydet.cli.tune import tune
 from raydet.errors import EXIT_OK, RaydetError
@@ -26,8 +30,11 @@ app = typer.Typer(
     help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
 )
 
-for command in (recipes, spaces, train, tune):
+for command in (recipes, spaces, plan, train, tune):
     app.command()(command)
+bench.command()(checkpoint)
+app.add_typer(bench, name="bench")
+app.add_typer(ckpt)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -78,7 +78,7 @@ def train_step(
             num_objects=objects,
             device=torch.device("cuda", 0) if is_gpu else torch.device("cpu"),
         )
-    typer.echo(json.dumps(asdict(report)) if as_json else "\n".join(_lines(report)))
+    typer.echo(json.dumps(asdict(report)) if as_json else "\n".join(lines_of(report)))
 
 
 def _choices(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
@@ -88,7 +88,8 @@ def _choices(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
     return chosen
 
 
-def _lines(report: StepReport) -> Iterator[str]:
+def lines_of(report: StepReport) -> Iterator[str]:
+    """The report as a person reads it."""
     height, width = report.canvas_hw
     yield (
         f"{report.experiment}: {report.batch} x {height} x {width}, {report.objects} objects, "

@@ -72,7 +72,7 @@ def roi_align(
         index = index.reshape(-1, taps)
         weight = weight.reshape(-1, taps).to(table.rows_RC.dtype) / samples**2
     pooled = F.embedding_bag(index, table.rows_RC, mode="sum", per_sample_weights=weight)
-    return pooled.view(len(boxes_K4), cells, cells, -1).permute(0, 3, 1, 2)
+    return pooled.view(len(boxes_K4), cells, cells, pooled.shape[1]).permute(0, 3, 1, 2)
 
 
 def _taps(start_K: Tensor, end_K: Tensor, size_K: Tensor, cells: int, samples: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ from raydet.config import Experiment
 from raydet.errors import OutOfMemoryError
 from raydet.parallel.collectives import World, smallest_over_ranks
 from raydet.parallel.parallelize import layout_of_run
+from raydet.plan.fit import largest_micro_batch
+from raydet.plan.heads import DeviceType
+from raydet.plan.remedies import remedies
 from raydet.plan.sizes import in_words
 
 NUM_NAMED_PICTURES = 8
@@ -47,17 +51,31 @@ def naming_remedies(experiment: Experiment, world: World, *, micro_batch: int) -
     try:
         yield
     except OutOfMemoryError as error:
-        from raydet.plan.remedies import remedies
+        _let_go(error)
+        advice = _advice(experiment, world, micro_batch)
+        raise OutOfMemoryError(f"rank {world.rank}: {error}{advice}") from error
 
+
+def _let_go(error: BaseException | None) -> None:
+    """Give back what the failed step holds through its traceback: planning takes memory, too."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__
+
+
+def _advice(experiment: Experiment, world: World, micro_batch: int) -> str:
+    try:
         helpful = remedies(
             experiment,
             world_size=world.world_size,
             strategy=layout_of_run(experiment.train, world).kind,
             micro_batch=micro_batch,
+            device_type=device_type(world.device),
         )
-        texts = [f"{remedy.text} (saves about {in_words(remedy.saving_bytes)})" for remedy in helpful]
-        advice = "; what helps: " + ", or ".join(texts) if texts else ""
-        raise OutOfMemoryError(f"rank {world.rank}: {error}{advice}") from error
+    except (RuntimeError, MemoryError):  # there is not even enough for that
+        return "; see `raydet plan`"
+    texts = [f"{remedy.text} (saves about {in_words(remedy.saving_bytes)})" for remedy in helpful]
+    return "; what helps: " + ", or ".join(texts) if texts else ""
 
 
 def agreed_micro_batch(experiment: Experiment, world: World, *, num_objects: int) -> int | None:
@@ -71,8 +89,6 @@ def agreed_micro_batch(experiment: Experiment, world: World, *, num_objects: int
     """
     if experiment.train.micro_batch != "auto":
         return experiment.train.micro_batch
-    from raydet.plan.fit import largest_micro_batch
-
     share = world.ranks_per_node or world.world_size
     limit_bytes = smallest_over_ranks(memory_bytes(world.device, ranks_per_node=share), world)
     strategy = layout_of_run(experiment.train, world).kind
@@ -85,6 +101,7 @@ def agreed_micro_batch(experiment: Experiment, world: World, *, num_objects: int
                 strategy=strategy,
                 memory_bytes=limit_bytes,
                 num_objects=num_objects,
+                device_type=device_type(world.device),
             )
             or 0
         )
@@ -97,6 +114,11 @@ def agreed_micro_batch(experiment: Experiment, world: World, *, num_objects: int
     if world.is_main:
         logger.info("using micro-batches of %d: the most that fit into %s", planned, in_words(limit_bytes))
     return planned
+
+
+def device_type(device: torch.device) -> DeviceType:
+    """What kind of device to plan for."""
+    return "cuda" if device.type == "cuda" else "cpu"
 
 
 def memory_bytes(device: torch.device, *, ranks_per_node: int) -> int:

@@ -133,6 +133,26 @@ def test_bad_data(
         (["train", "--recipe", "demo", "--workers", "-1"], "--workers wants 0 or more"),
         (["train", "--config", "nowhere.json"], "it wants a run's config.json"),
         (["train", "--data", "coco:"], "--data wants"),
+        (["train", "--recipe", "demo", "--set", "train.strategy=fsdp"], "fsdp wants several workers, got 1"),
+        (
+            ["train", "--recipe", "demo", "--set", "train.strategy=single", "--workers", "2"],
+            "single wants one worker, got 2",
+        ),
+        (
+            ["train", "--recipe", "demo", "--set", "train.shard_ranks=2", "--workers", "2"],
+            "train.shard_ranks goes with train.strategy=hsdp",
+        ),
+        (["train", "--recipe", "demo", "--set", "train.micro_batch=some"], "train.micro_batch"),
+        (
+            ["tune", "--space", "gaff_phase1", "--recipe", "demo", "--set", "train.micro_batch=auto"],
+            "train.micro_batch=auto may differ from trial to trial",
+        ),
+        (["plan", "--gpu-memory", "80"], "--gpu-memory wants a size with its unit"),
+        (["plan", "--gpus", "3"], "does not divide among 3 workers"),
+        (["plan", "--gpus", "0"], "number of workers wants at least 1, got 0"),
+        (["plan", "--set", "train.strategy=fsdp"], "fsdp wants several workers, got 1"),
+        (["ckpt", "ls", "nowhere"], "no checkpoints in nowhere"),
+        (["bench", "train-step", "--precision", "fp8"], "--precision wants"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,6 +1,6 @@
 """What `test_checkpoint_ranks.py` runs as three processes, in which groups of one, two and three ranks form in turn.
 
-usage: python -m tests.numerics.checkpoint_ranks DIRECTORY toy|detector|trouble|death
+usage: python -m tests.numerics.checkpoint_ranks DIRECTORY
 """
 
 from __future__ import annotations
@@ -307,8 +307,8 @@ def error_of(action: Callable[[], object]) -> str | None:
     return None
 
 
-def death(directory: Path) -> None:
-    """One rank dies while it writes; the others say so in a line each."""
+def death(directory: Path) -> str | None:
+    """What the others are told when rank 1 dies while it writes."""
     with group(3, directory) as world:
         assert world is not None
         model, optimizer, step = toy(world, "fsdp", seed=1, kind="sgd")
@@ -319,18 +319,22 @@ def death(directory: Path) -> None:
         if RANK == 1:
             os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
         writer.save(2, model=model, optimizer=optimizer, state={}, score=None)
-        sys.stdout.write(f"{error_of(writer.close)}\n")
-        sys.stdout.flush()
-        os._exit(3)
+        return error_of(writer.close)
 
 
-def main(directory: Path, what: str) -> None:
+def main(directory: Path) -> None:
     torch.set_num_threads(1)
-    if what == "death":
-        death(directory)
-    result = trouble(directory) if what == "trouble" else list(resharded(directory, what))
-    (directory / f"{what}-{RANK}.json").write_text(json.dumps(result))
+    for name, run in {
+        "toy": lambda inside: list(resharded(inside, "toy")),
+        "detector": lambda inside: list(resharded(inside, "detector")),
+        "trouble": trouble,
+        "death": death,  # the last, as one of us does not come back
+    }.items():
+        inside = directory / name
+        inside.mkdir(exist_ok=True)
+        (directory / f"{name}-{RANK}.json").write_text(json.dumps(run(inside)))
+    os._exit(3)  # the group is broken, do not wait for it
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

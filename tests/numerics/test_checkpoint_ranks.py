@@ -13,16 +13,34 @@ from typing import Any
 import pytest
 
 from raydet.train.checkpoints import newest_checkpoint
-from tests.numerics.conftest import Start, free_port, start_processes
-
-COMMAND = [sys.executable, "-m", "tests.numerics.checkpoint_ranks"]
+from tests.numerics.conftest import free_port
 
 
-@pytest.mark.parametrize("what", ["toy", "detector"])
-def test_any_number_of_ranks_goes_on_from_any_other(what: str, tmp_path: Path, start: Start) -> None:
-    start([*COMMAND, str(tmp_path), what], workers=3)
-    rows = json.loads((tmp_path / f"{what}-0.json").read_text())
-    assert len(rows) == {"toy": 42, "detector": 4}[what]
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where three processes have written what they saw, see `checkpoint_ranks`: to start them costs the most."""
+    directory = tmp_path_factory.mktemp("ranks")
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.numerics.checkpoint_ranks", str(directory)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [3, -signal.SIGKILL, 3], "\n".join(outputs)
+    return directory
+
+
+@pytest.mark.parametrize(("what", "num_rows"), [("toy", 42), ("detector", 4)])
+def test_any_number_of_ranks_goes_on_from_any_other(what: str, num_rows: int, directory: Path) -> None:
+    rows = json.loads((directory / f"{what}-0.json").read_text())
+    assert len(rows) == num_rows
     for row in rows:
         if row["loader"] is None:
             straight = row
@@ -34,11 +52,9 @@ def test_any_number_of_ranks_goes_on_from_any_other(what: str, tmp_path: Path, s
             assert row["losses"] == straight["losses"], where
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of three ranks was told, see `checkpoint_ranks.trouble`."""
-    directory = tmp_path_factory.mktemp("trouble")
-    start_processes([*COMMAND, str(directory), "trouble"], workers=3)
+@pytest.fixture
+def told(directory: Path) -> list[dict[str, Any]]:
+    """What each rank was told, see `checkpoint_ranks.trouble`."""
     return [json.loads((directory / f"trouble-{rank}.json").read_text()) for rank in range(3)]
 
 
@@ -64,25 +80,11 @@ def test_what_failed_leaves_nothing_and_hinders_nothing(told: list[dict[str, Any
     assert told[0]["room again"] == ["epoch_0001", "epoch_0004"]
 
 
-def test_the_death_of_one_rank_is_no_riddle_to_the_others(tmp_path: Path) -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
-    processes = [
-        subprocess.Popen(
-            [*COMMAND, str(tmp_path), "death"],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    outputs = [process.communicate(timeout=60)[0].strip() for process in processes]
-    assert [process.returncode for process in processes] == [3, -signal.SIGKILL, 3]
+def test_the_death_of_one_rank_is_no_riddle_to_the_others(directory: Path) -> None:
+    checkpoints = directory / "death" / "checkpoints"
     for rank in (0, 2):
-        assert (
-            f"cannot write the checkpoint {tmp_path}/checkpoints/epoch_0002 (rank {rank}): " in outputs[rank]
-        )
-        assert "\n" not in outputs[rank]
-    checkpoints = tmp_path / "checkpoints"
-    assert newest_checkpoint(tmp_path) == checkpoints / "epoch_0001"
+        error = json.loads((directory / f"death-{rank}.json").read_text())
+        assert error.startswith(f"cannot write the checkpoint {checkpoints}/epoch_0002 (rank {rank}): ")
+        assert "\n" not in error
+    assert newest_checkpoint(directory / "death") == checkpoints / "epoch_0001"
     assert not (checkpoints / "epoch_0002").exists()

@@ -90,7 +90,7 @@ class EfficientAttention(nn.Module):
         k_BMAD, v_BMAD = (
             self.key_value(self._reduced(x_BNC, hw)).unflatten(2, (2, self.num_heads, -1)).unbind(2)
         )
-        out_BNAD = attend(q_BNAD, k_BMAD, v_BMAD, num_chunks=_num_chunks(q_BNAD))
+        out_BNAD = attend(q_BNAD, k_BMAD, v_BMAD, num_chunks=num_chunks_of(q_BNAD))
         return self.proj(out_BNAD.flatten(2))
 
     def _reduced(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -111,7 +111,7 @@ def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor, *, num_chunks: int = 
     return out_BNAD.unflatten(0, (-1, num_chunks)).flatten(1, 2) if num_chunks > 1 else out_BNAD
 
 
-def _num_chunks(q_BNAD: Tensor) -> int:
+def num_chunks_of(q_BNAD: Tensor) -> int:
     """On a CPU the backward pass gives every (sample, head) one thread: with few of them most threads would wait."""
     if torch.compiler.is_compiling() or q_BNAD.device.type != "cpu":
         return 1

@@ -175,6 +175,11 @@ class BoxHeads(nn.Module):
                 cells=ROI_CELLS,
                 samples=ROI_SAMPLES,
             )
+        return self._pooled_by_level(maps_BCHW, boxes_S4, picture_S, level_S)
+
+    def _pooled_by_level(
+        self, maps_BCHW: Sequence[Tensor], boxes_S4: Tensor, picture_S: Tensor, level_S: Tensor
+    ) -> Tensor:
         rois_S5 = torch.cat((picture_S[:, None].to(boxes_S4.dtype), boxes_S4), dim=1)
         per_level, places = [], []
         for level, stride in enumerate(self.strides):

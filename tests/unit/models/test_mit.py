@@ -15,9 +15,11 @@ from raydet.models.backbones.mit import (
     Block,
     MiTStage,
     PatchEmbed,
+    attend,
     draw_keep,
     drop_path_rates,
     mit_stages,
+    num_chunks_of,
 )
 from raydet.models.fusion.cmx import CMX, FRM
 
@@ -214,6 +216,40 @@ def test_maps_stay_channels_last() -> None:
         x = stage(x)
         assert x.is_contiguous(memory_format=torch.channels_last)
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in FRM(128)(x, x))
+
+
+def test_one_picture_keeps_true_channels_last_strides() -> None:
+    # A dimension of length 1 may have any stride; convolutions are slow where it is not this one.
+    stage = MiTStage(variant=MIT_VARIANTS["nano"], stage=0, in_channels=3, drop_path_rates=[0.0])
+    seen: dict[str, tuple[int, ...]] = {}
+    depthwise = stage.blocks[0].ffn.depthwise
+    depthwise.register_forward_hook(
+        lambda _, inputs, out: seen.update(inputs=inputs[0].stride(), out=out.stride())
+    )
+    out = stage(torch.rand(1, 3, 64, 96).contiguous(memory_format=torch.channels_last))
+    assert seen == {"inputs": (16 * 24 * 64, 1, 24 * 64, 64), "out": (16 * 24 * 64, 1, 24 * 64, 64)}
+    assert out.stride() == (16 * 24 * 16, 1, 24 * 16, 16)
+
+
+@pytest.mark.parametrize("num_chunks", [2, 3])
+def test_attention_in_chunks_is_attention(num_chunks: int) -> None:
+    q = torch.randn(2, 24, 4, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 6, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    whole, cut = attend(q, k, v), attend(q, k, v, num_chunks=num_chunks)
+    torch.testing.assert_close(cut, whole, atol=1e-12, rtol=0)
+    weight = torch.randn_like(whole)
+    for x, y in zip(
+        torch.autograd.grad((whole * weight).sum(), (q, k, v)),
+        torch.autograd.grad((cut * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
+
+
+def test_every_thread_has_work_where_tokens_can_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    wanted = {(1, 64, 1): 8, (4, 64, 1): 2, (1, 64, 5): 2, (4, 64, 8): 1, (1, 7, 1): 7, (1, 11, 1): 1}
+    assert {shape: num_chunks_of(torch.empty(*shape, 4)) for shape in wanted} == wanted
 
 
 def test_the_residual_stream_stays_fp32_under_autocast() -> None:

@@ -53,9 +53,7 @@ def pooled_by_torchvision(levels: list[Tensor], boxes: Tensor, picture: Tensor, 
 def test_values_and_gradients_are_torchvisions(kind: str, dtype: torch.dtype) -> None:
     levels, boxes = maps(dtype=dtype), boxes_of(kind).to(dtype)
     picture, level = torch.randint(0, 2, (len(boxes),)), torch.randint(0, 5, (len(boxes),))
-    ours = roi_align(
-        row_table(levels, dtype=dtype), boxes, picture_K=picture, level_K=level, strides=STRIDES
-    )
+    ours = roi_align(row_table(levels, dtype=dtype), boxes, picture_K=picture, level_K=level, strides=STRIDES)
     theirs = pooled_by_torchvision(levels, boxes, picture, level)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(ours, theirs, atol=4 * tolerance, rtol=0)

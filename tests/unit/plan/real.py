@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._pytree import tree_leaves
 
 from raydet.config import MODALITY_CHANNELS, Experiment, apply_overrides
@@ -16,6 +17,7 @@ from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
 from raydet.recipes import recipe
 from raydet.structures import Batch
+from raydet.train.optim import build_optimizer
 
 CANVAS_HW = (256, 320)
 NUM_OBJECTS = 3
@@ -72,15 +74,35 @@ def saved_bytes(run: Experiment, pictures: int) -> int:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    if run.train.activation_checkpointing == "block":
+    def keep_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, Tensor):
+                keep(tensor)
+
+    if run.train.activation_checkpointing != "none":
         units = units_of(detector)
         for unit in (*units.blocks, *units.fusions):
-            unit.register_forward_pre_hook(
-                lambda _, inputs: [keep(x) for x in tree_leaves(inputs) if isinstance(x, Tensor)] and None
-            )
+            unit.register_forward_pre_hook(keep_inputs)
     batch = batch_of(run, pictures)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = loss_of(run, detector, batch)
     assert loss.isfinite()
     own = {x.untyped_storage().data_ptr() for x in (*detector.parameters(), *detector.buffers())}
     return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+
+
+def peak_bytes(run: Experiment, pictures: int) -> int:
+    """Bytes of all live tensors at the worst moment of the second training step, by PyTorch's own tracker."""
+    detector, batch = detector_of(run), batch_of(run, pictures)
+    optimizer = build_optimizer(run.optim, detector.parameters())
+    tracker = MemTracker()
+    tracker.track_external(detector, optimizer)
+    with tracker:
+        for step in range(2):  # the first one makes the optimizer's state
+            loss_of(run, detector, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step == 0:
+                tracker.reset_mod_stats()
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    return int(peak["Total"])

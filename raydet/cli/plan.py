@@ -1,0 +1,220 @@
+"""`raydet plan`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raydet.cli.options import (
+    BackboneOption,
+    ConfigOption,
+    RecipeOption,
+    SetOption,
+    adjusted,
+    interruptible,
+    starting_experiment,
+)
+from raydet.config import Experiment
+
+if TYPE_CHECKING:
+    from raydet.plan.fit import Option, Recommendation
+    from raydet.plan.ledger import Ledger
+
+
+def plan(
+    recipe: RecipeOption = None,
+    config: ConfigOption = None,
+    backbone: BackboneOption = None,
+    sets: SetOption = None,
+    gpus: Annotated[int, typer.Option(help="GPUs that share the global batch.")] = 1,
+    gpu_memory: Annotated[
+        str, typer.Option(help="Memory of each GPU, with its unit: 80GiB, 24GB, 16000MiB.")
+    ] = "80GiB",
+    objects: Annotated[
+        int, typer.Option(help="Ground truths per picture in the worst batch; the data are not opened.")
+    ] = 50,
+    table: Annotated[
+        bool, typer.Option("--table", help="Every backbone with every strategy as well; takes longer.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; sizes in bytes.")] = False,
+) -> None:
+    """Will it fit? One GPU's memory in a training step, row by row; needs no GPU and no data."""
+    experiment = adjusted(
+        starting_experiment(recipe, config), backbone=backbone, data=None, epochs=None, sets=sets
+    )
+    with interruptible():
+        answer = _Answer(experiment, gpus, gpu_memory, objects, table)
+    if as_json:
+        typer.echo(json.dumps(answer.as_json()))
+    else:
+        typer.echo(answer.as_text())
+
+
+class _Answer:
+    """Everything that the planner says about one experiment."""
+
+    def __init__(
+        self, experiment: Experiment, gpus: int, gpu_memory: str, objects: int, with_table: bool
+    ) -> None:
+        from raydet.parallel.layout import layout_of
+        from raydet.plan.fit import fit_table, largest_micro_batch, rank_share, recommend
+        from raydet.plan.ledger import check_numbers, ledger
+        from raydet.plan.sizes import parse_memory
+
+        train = experiment.train
+        self.memory_bytes = parse_memory(gpu_memory, where="--gpu-memory")
+        check_numbers(world_size=gpus, num_objects=objects)
+        layout = layout_of(train.strategy, world_size=gpus, shard_ranks=train.shard_ranks)
+        self.share = rank_share(experiment, gpus)
+        self.experiment, self.gpus, self.objects = experiment, gpus, objects
+        self.largest = largest_micro_batch(
+            experiment,
+            world_size=gpus,
+            strategy=layout.kind,
+            memory_bytes=self.memory_bytes,
+            num_objects=objects,
+        )
+        wanted = (self.largest or 1) if train.micro_batch == "auto" else train.micro_batch
+        self.ledger: Ledger = ledger(
+            experiment,
+            world_size=gpus,
+            strategy=layout.kind,
+            micro_batch=self.share if wanted is None else wanted,
+            shard_ranks=train.shard_ranks,
+            num_objects=objects,
+        )
+        shared: dict[str, int] = {
+            "world_size": gpus,
+            "memory_bytes": self.memory_bytes,
+            "num_objects": objects,
+        }
+        self.recommendation: Recommendation = recommend(experiment, **shared)
+        self.table = fit_table(experiment, **shared) if with_table else None
+
+    @property
+    def fits(self) -> bool:
+        return self.ledger.peak_bytes <= self.memory_bytes
+
+    def as_json(self) -> dict[str, Any]:
+        best = self.recommendation
+        answer = {
+            "name": self.experiment.name,
+            "backbone": f"mit_{self.experiment.model.backbone.variant}",
+            "gpus": self.gpus,
+            "gpu_memory_bytes": self.memory_bytes,
+            "objects": self.objects,
+            "global_batch": self.experiment.train.global_batch,
+            "strategy": self.ledger.layout.kind,
+            "micro_batch": self.ledger.micro_batch,
+            "accumulation": self.ledger.accumulation,
+            "rows": [
+                {
+                    "name": row.name,
+                    "bytes": row.bytes,
+                    "bytes_per_picture": row.image_bytes,
+                    "bytes_at_peak": row.peak_bytes,
+                }
+                for row in self.ledger.rows
+            ],
+            "peak_bytes": self.ledger.peak_bytes,
+            "allocated_bytes": self.ledger.allocated_bytes,
+            "peak_moment": self.ledger.moment,
+            "fits": self.fits,
+            "largest_micro_batch": self.largest,
+            "recommendation": {
+                **_option_json(best.option),
+                "fits": best.fits,
+                "settings": best.settings,
+                "reason": best.reason,
+            },
+        }
+        if self.table is not None:
+            answer["table"] = [
+                {"backbone": f"mit_{variant}", **_option_json(option)} for variant, option in self.table
+            ]
+        return answer
+
+    def as_text(self) -> str:
+        from raydet.plan.sizes import in_words
+
+        train, found, best = self.experiment.train, self.ledger, self.recommendation
+        height, width = self.experiment.data.canvas_hw
+        pictures = f"micro-batch {found.micro_batch} x {found.accumulation}"
+        lines = [
+            f"{self.experiment.name}: mit_{self.experiment.model.backbone.variant}, canvas {height} x {width}, "
+            f"{train.precision}, activation checkpointing {train.activation_checkpointing}",
+            f"{self.gpus} x {in_words(self.memory_bytes)}, {found.layout.kind}, global batch {train.global_batch} "
+            f"({pictures}), {self.objects} objects per picture",
+            "",
+            *_aligned(
+                ("per GPU", "at its largest", "per picture", "at the peak"),
+                [
+                    (
+                        row.name,
+                        in_words(row.bytes),
+                        in_words(row.image_bytes) if row.image_bytes else "",
+                        in_words(row.peak_bytes) if row.peak_bytes else "",
+                    )
+                    for row in found.rows
+                    if row.bytes
+                ]
+                + [("peak", "", "", in_words(found.peak_bytes))],
+            ),
+            "",
+            f"peak in the {found.moment}: {in_words(found.peak_bytes)} of {in_words(self.memory_bytes)}, "
+            + ("fits" if self.fits else "DOES NOT FIT"),
+            f"largest micro-batch like this: {self.largest or 'none'} (of {self.share} pictures per GPU and step)",
+            ("recommended: " if best.fits else "least: ")
+            + f"{' '.join(best.settings)}, peak {in_words(best.option.ledger.peak_bytes)}",
+            f"because {best.reason}" if best.fits else best.reason,
+        ]
+        if self.table is not None:
+            lines += ["", *self._table_lines()]
+        return "\n".join(lines)
+
+    def _table_lines(self) -> list[str]:
+        from raydet.plan.sizes import in_words
+
+        assert self.table is not None
+        return _aligned(
+            ("backbone", "strategy", "checkpointing", "weights", "micro-batch", "peak", ""),
+            [
+                (
+                    f"mit_{variant}",
+                    option.strategy,
+                    option.activation_checkpointing,
+                    in_words(option.ledger.bytes_of("weights")),
+                    f"{option.ledger.micro_batch} x {option.ledger.accumulation}",
+                    in_words(option.ledger.peak_bytes),
+                    "fits" if option.micro_batch else "does not fit",
+                )
+                for variant, option in self.table
+            ],
+        )
+
+
+def _option_json(option: Option) -> dict[str, Any]:
+    return {
+        "strategy": option.strategy,
+        "activation_checkpointing": option.activation_checkpointing,
+        "largest_micro_batch": option.micro_batch,
+        "micro_batch": option.ledger.micro_batch,
+        "accumulation": option.ledger.accumulation,
+        "weights_bytes": option.ledger.bytes_of("weights"),
+        "peak_bytes": option.ledger.peak_bytes,
+    }
+
+
+def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns: the first to the left, numbers to the right."""
+    widths = [max(len(line[column]) for line in (heads, *rows)) for column in range(len(heads))]
+    return [
+        "  ".join(
+            cell.rjust(width) if cell[:1].isdigit() or (line is heads and column) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (heads, *rows)
+    ]

@@ -1,0 +1,239 @@
+"""What fits: the largest micro-batch, the recommendation, and the table over backbones and strategies.
+
+The global batch never changes: a smaller micro-batch means more accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from raydet.config import ActivationCheckpointing, Experiment, MiTVariant, Strategy
+from raydet.data.sampler import batch_plan
+from raydet.plan.heads import DeviceType
+from raydet.plan.ledger import DEFAULT_OBJECTS, Ledger, check_numbers, ledger
+from raydet.plan.sizes import in_words
+
+BACKBONES: tuple[MiTVariant, ...] = tuple(name for name in get_args(MiTVariant) if name != "nano")
+
+RECOMPUTE_COST = 1 / 3
+"""Of a step's time: the forward pass, a third of it, runs twice."""
+SHARDING_COST = 0.1
+"""Of a step's time: what gathering parameters is not hidden behind computing. A judgement."""
+SMALL_BATCH_COST = 0.5
+"""Of a step's time, divided by the pictures of a micro-batch: small kernels do not fill a GPU. A judgement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to train, and what fits."""
+
+    strategy: Strategy
+    activation_checkpointing: ActivationCheckpointing
+    micro_batch: int | None
+    """The largest that fits; None: not even one picture does."""
+    ledger: Ledger
+    """With that micro-batch, or with one picture."""
+
+    @property
+    def cost(self) -> float:
+        """Time per picture, compared with an ideal step; a coarse order, not a prediction."""
+        return (
+            1.0
+            + (RECOMPUTE_COST if self.activation_checkpointing != "none" else 0.0)
+            + (SHARDING_COST if self.ledger.layout.is_sharded else 0.0)
+            + SMALL_BATCH_COST / self.ledger.micro_batch
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """A decision as data, with its reason."""
+
+    option: Option
+    reason: str
+
+    @property
+    def fits(self) -> bool:
+        """False: nothing does, and the option is the smallest."""
+        return self.option.micro_batch is not None
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """As `--set` takes them."""
+        return (
+            f"train.strategy={self.option.strategy}",
+            f"train.activation_checkpointing={self.option.activation_checkpointing}",
+            f"train.micro_batch={self.option.ledger.micro_batch}",
+        )
+
+
+def divisors(number: int) -> list[int]:
+    """The largest first.
+
+    >>> divisors(12)
+    [12, 6, 4, 3, 2, 1]
+    """
+    return [size for size in range(number, 0, -1) if number % size == 0]
+
+
+def rank_share(experiment: Experiment, world_size: int) -> int:
+    """Pictures of each rank per step.
+
+    Raises:
+        ConfigError: the global batch does not divide among the ranks.
+    """
+    check_numbers(world_size=world_size)
+    micro_batch, accumulation = batch_plan(experiment.train.global_batch, world_size, None)
+    return micro_batch * accumulation
+
+
+def largest_micro_batch(
+    experiment: Experiment,
+    *,
+    world_size: int,
+    strategy: Strategy,
+    memory_bytes: int,
+    num_objects: int = DEFAULT_OBJECTS,
+    device_type: DeviceType = "cuda",
+) -> int | None:
+    """The largest divisor of the rank's share of the global batch that fits; None where not even one picture does.
+
+    Raises:
+        ConfigError: see `ledger`.
+    """
+    return _option(
+        experiment,
+        world_size=world_size,
+        strategy=strategy,
+        memory_bytes=memory_bytes,
+        num_objects=num_objects,
+        device_type=device_type,
+    ).micro_batch
+
+
+def recommend(
+    experiment: Experiment, *, world_size: int, memory_bytes: int, num_objects: int = DEFAULT_OBJECTS
+) -> Recommendation:
+    """The fastest way to train this model that fits, by `Option.cost`; precision and global batch stay.
+
+    Raises:
+        ConfigError: see `ledger`.
+    """
+    share = rank_share(experiment, world_size)
+    seen: list[Option] = []
+    for option in _options(
+        experiment, world_size=world_size, memory_bytes=memory_bytes, num_objects=num_objects
+    ):
+        seen.append(option)
+        if option.micro_batch == share:
+            break  # options come in the order of their cost at the same micro-batch
+    fitting = [option for option in seen if option.micro_batch is not None]
+    if not fitting:
+        least = min(seen, key=lambda option: option.ledger.peak_bytes)
+        return Recommendation(
+            least,
+            f"nothing fits: even one picture at a time needs {in_words(least.ledger.peak_bytes)}; "
+            "use a smaller canvas or backbone, bf16, or more memory",
+        )
+    best = min(fitting, key=lambda option: option.cost)
+    return Recommendation(best, _reason(best, seen, share))
+
+
+def fit_table(
+    experiment: Experiment,
+    *,
+    world_size: int,
+    memory_bytes: int,
+    num_objects: int = DEFAULT_OBJECTS,
+    backbones: Sequence[MiTVariant] = BACKBONES,
+) -> list[tuple[MiTVariant, Option]]:
+    """Every strategy for every backbone, all else as in the experiment.
+
+    Raises:
+        ConfigError: see `ledger`.
+    """
+    return [
+        (variant, option)
+        for variant in backbones
+        for option in _options(
+            _with_backbone(experiment, variant),
+            world_size=world_size,
+            memory_bytes=memory_bytes,
+            num_objects=num_objects,
+        )
+    ]
+
+
+def _options(
+    experiment: Experiment, *, world_size: int, memory_bytes: int, num_objects: int
+) -> Iterator[Option]:
+    """The cheapest first, at the same micro-batch."""
+    strategies: tuple[Strategy, ...] = ("single",) if world_size == 1 else ("ddp", "fsdp")
+    modes: tuple[ActivationCheckpointing, ...] = ("none", "block")
+    for mode in modes:
+        for strategy in strategies:
+            yield _option(
+                with_train(experiment, activation_checkpointing=mode),
+                world_size=world_size,
+                strategy=strategy,
+                memory_bytes=memory_bytes,
+                num_objects=num_objects,
+            )
+
+
+def _option(
+    experiment: Experiment,
+    *,
+    world_size: int,
+    strategy: Strategy,
+    memory_bytes: int,
+    num_objects: int,
+    device_type: DeviceType = "cuda",
+) -> Option:
+    mode = experiment.train.activation_checkpointing
+    for micro_batch in divisors(rank_share(experiment, world_size)):
+        found = ledger(
+            experiment,
+            world_size=world_size,
+            strategy=strategy,
+            micro_batch=micro_batch,
+            shard_ranks=experiment.train.shard_ranks if strategy == "hsdp" else None,
+            num_objects=num_objects,
+            device_type=device_type,
+        )
+        if found.peak_bytes <= memory_bytes:
+            return Option(strategy, mode, micro_batch, found)
+    return Option(strategy, mode, None, found)
+
+
+def _reason(best: Option, seen: Sequence[Option], share: int) -> str:
+    micro_batch = best.ledger.micro_batch
+    reasons = []
+    if best.ledger.layout.is_sharded:
+        reasons.append("sharding frees room that activations need")
+    plain = seen[0]
+    if best.activation_checkpointing != "none":
+        can = f"at most {plain.micro_batch}" if plain.micro_batch else "not even one"
+        reasons.append(
+            f"without recomputing activations {can} of {share} pictures would fit at once, and steps would be slower"
+        )
+    elif micro_batch < share:
+        reasons.append(
+            f"{share // micro_batch} micro-batches of {micro_batch} cost less time than recomputing activations"
+        )
+    else:
+        reasons.append("all pictures fit at once, nothing need be recomputed")
+    return "; ".join(reasons)
+
+
+def with_train(experiment: Experiment, **changes: object) -> Experiment:
+    """The experiment with other settings under `train`; values are taken as they are."""
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update=changes)})
+
+
+def _with_backbone(experiment: Experiment, variant: MiTVariant) -> Experiment:
+    backbone = experiment.model.backbone.model_copy(update={"variant": variant})
+    model = experiment.model.model_copy(update={"backbone": backbone})
+    return experiment.model_copy(update={"model": model})

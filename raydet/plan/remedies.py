@@ -1,0 +1,105 @@
+"""What helps when the memory ended, and how much each remedy would save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raydet.config import Experiment, SGDConfig, Strategy
+from raydet.plan.fit import divisors, rank_share, with_train
+from raydet.plan.heads import DeviceType
+from raydet.plan.ledger import DEFAULT_OBJECTS, ledger
+
+NUM_REMEDIES = 3
+CANVAS_STEP_PX = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A setting to change."""
+
+    text: str
+    saving_bytes: int
+    """Predicted, of one rank's peak."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    text: str
+    experiment: Experiment
+    strategy: Strategy
+    micro_batch: int
+
+
+def remedies(
+    experiment: Experiment,
+    *,
+    world_size: int,
+    strategy: Strategy,
+    micro_batch: int,
+    num_objects: int = DEFAULT_OBJECTS,
+    device_type: DeviceType = "cuda",
+) -> list[Remedy]:
+    """At most three changes that are not made yet, the largest saving first.
+
+    Raises:
+        ConfigError: see `ledger`.
+    """
+
+    def peak_bytes(experiment: Experiment, strategy: Strategy, micro_batch: int) -> int:
+        return ledger(
+            experiment,
+            world_size=world_size,
+            strategy=strategy,
+            micro_batch=micro_batch,
+            shard_ranks=experiment.train.shard_ranks if strategy == "hsdp" else None,
+            num_objects=num_objects,
+            device_type=device_type,
+        ).peak_bytes
+
+    now_bytes = peak_bytes(experiment, strategy, micro_batch)
+    found = [
+        Remedy(change.text, now_bytes - peak_bytes(change.experiment, change.strategy, change.micro_batch))
+        for change in _changes(experiment, world_size, strategy, micro_batch)
+    ]
+    helpful = [remedy for remedy in found if remedy.saving_bytes > 0]
+    return sorted(helpful, key=lambda remedy: -remedy.saving_bytes)[:NUM_REMEDIES]
+
+
+def _changes(
+    experiment: Experiment, world_size: int, strategy: Strategy, micro_batch: int
+) -> Iterator[_Change]:
+    train = experiment.train
+    if train.activation_checkpointing != "block":
+        recomputing = with_train(experiment, activation_checkpointing="block")
+        yield _Change("train.activation_checkpointing=block", recomputing, strategy, micro_batch)
+    if train.precision == "fp32":
+        yield _Change("train.precision=bf16", with_train(experiment, precision="bf16"), strategy, micro_batch)
+    smaller = next(
+        (size for size in divisors(rank_share(experiment, world_size)) if size <= micro_batch // 2), None
+    )
+    if smaller is not None:
+        text = (
+            f"train.micro_batch={smaller} (accumulation follows; the global batch stays {train.global_batch})"
+        )
+        yield _Change(text, experiment, strategy, smaller)
+    if world_size > 1 and strategy != "fsdp":
+        yield _Change("train.strategy=fsdp", experiment, "fsdp", micro_batch)
+    yield from _costly_changes(experiment, strategy, micro_batch)
+
+
+def _costly_changes(experiment: Experiment, strategy: Strategy, micro_batch: int) -> Iterator[_Change]:
+    """Those that change the result."""
+    canvas_hw = tuple(
+        max(CANVAS_STEP_PX, side * 3 // 4 // CANVAS_STEP_PX * CANVAS_STEP_PX)
+        for side in experiment.data.canvas_hw
+    )
+    smaller = experiment.model_copy(
+        update={"data": experiment.data.model_copy(update={"canvas_hw": canvas_hw})}
+    )
+    yield _Change(
+        f"data.canvas_hw=[{canvas_hw[0]},{canvas_hw[1]}] (changes the result)", smaller, strategy, micro_batch
+    )
+    if not isinstance(experiment.optim, SGDConfig):
+        lighter = experiment.model_copy(update={"optim": SGDConfig()})
+        yield _Change("optim.kind=sgd (changes the result)", lighter, strategy, micro_batch)

@@ -1,0 +1,117 @@
+"""`raydet bench train-step`: what it reports; no times are judged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from raydet.bench.train_step import Run, StepReport, bench_train_step, random_batch
+from raydet.cli.bench import bench, lines_of
+from raydet.config import Experiment, apply_overrides
+from raydet.errors import ConfigError
+from raydet.recipes import recipe
+
+app = typer.Typer()
+app.add_typer(bench, name="bench")
+
+
+def small(**overrides: object) -> Experiment:
+    return apply_overrides(recipe("demo"), {"data.canvas_hw": [64, 64], **overrides})
+
+
+def test_the_report() -> None:
+    report = bench_train_step(
+        small(), batch_size=2, precisions=["fp32", "bf16"], against=["plain"], repeats=2, num_objects=3
+    )
+    assert [run.name for run in report.runs] == ["fp32", "bf16", "plain"]
+    assert report.agreement is not None
+    assert report.agreement.loss < 1e-6
+    assert report.agreement.gradient < 1e-5
+    fp32, bf16, plain = report.runs
+    assert min(run.saved_bytes for run in report.runs) > 0
+    assert bf16.images_per_s == pytest.approx(2 / bf16.step_s)
+    assert set(fp32.faster_than) == {"plain"}
+    assert plain.mfu is None
+    assert fp32.mfu is not None
+    assert fp32.mfu > 0
+    assert list(fp32.phases_s) == [
+        "forward: pictures",
+        "forward: encoder",
+        "forward: neck",
+        "forward: head",
+        "backward",
+        "optimizer",
+    ]
+    assert report.forward_flops_per_image > 1e7
+    assert report.process_peak_bytes > fp32.saved_bytes
+
+
+def test_block_checkpointing_saves_most_of_the_activations() -> None:
+    saved = {
+        mode: bench_train_step(
+            small(**{"train.activation_checkpointing": mode}), batch_size=1, precisions=["fp32"], repeats=1
+        )
+        .runs[0]
+        .saved_bytes
+        for mode in ("none", "block")
+    }
+    assert saved["block"] < 0.75 * saved["none"]
+
+
+def test_random_pictures_are_a_legal_batch() -> None:
+    experiment = small()
+    batch, again = (random_batch(experiment, 3, 5) for _ in range(2))
+    assert torch.equal(batch.boxes_xyxy, again.boxes_xyxy)
+    assert batch.boxes_xyxy.min() >= 0
+    assert batch.boxes_xyxy.max() <= 64
+    assert bool((batch.boxes_xyxy[..., 2:] > batch.boxes_xyxy[..., :2]).all())
+    assert set(batch.labels.unique().tolist()) <= {0, 1, 2}
+    assert random_batch(experiment, 1, 0).labels.shape == (1, 0)
+
+
+def test_the_command_line() -> None:
+    threads = str(torch.get_num_threads())
+    arguments = ["bench", "train-step", "--recipe", "demo", "--set", "data.canvas_hw=[64,64]", "--batch", "1"]
+    arguments += ["--precision", "fp32", "--repeats", "1", "--threads", threads, "--cpu", "--json"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["batch"] == 1
+    assert found["runs"][0]["name"] == "fp32"
+
+
+def test_the_report_in_words() -> None:
+    run = Run("fp32", 0.5, 4.0, 0.25, 2**30, None, {"plain": 1.5}, {"backward": 0.4}, {"aten::mm": 0.1})
+    report = StepReport(
+        "demo", (64, 96), 2, 8, 5, "a CPU", "2.15", "none", 10**9, {"fp32": 1e11}, [run], None, 2**31
+    )
+    assert list(lines_of(report)) == [
+        "demo: 2 x 64 x 96, 8 objects, checkpointing none; a CPU, torch 2.15",
+        "forward 1.0 GFLOP per image; matrix peak fp32 100 GFLOP/s",
+        "",
+        "           step s  images/s    MFU  saved GiB  peak GiB  median of 5",
+        "fp32        0.500      4.00    25%      1.000            x1.50 plain",
+        "process, all of them: 2.00 GiB at most",
+        "",
+        "fp32: where the time goes",
+        "  backward                                              0.400 s 100.0%",
+        "fp32: top operators, profiled",
+        "  aten::mm                                              0.100 s  20.0%",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp16"], "--precision wants one or more of fp32, bf16, got 'fp16'"),
+        (["--against", "seed"], "--against wants one or more of plain, seeds, got 'seed'"),
+        (["--precision", "fp32,fp32"], "--precision wants one or more"),
+    ],
+)
+def test_bad_choices_are_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CliRunner().invoke(app, ["bench", "train-step", *arguments], catch_exceptions=False)

@@ -1,0 +1,78 @@
+"""The plan's activations and peak against real training steps on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raydet.config import Experiment
+from raydet.plan.fit import with_train
+from raydet.plan.ledger import Ledger, ledger
+from tests.unit.plan.real import NUM_OBJECTS, experiment, peak_bytes, saved_bytes
+
+
+def planned(run: Experiment, pictures: int) -> Ledger:
+    """One rank, no accumulation, the CPU's kernels."""
+    return ledger(
+        with_train(run, global_batch=pictures),
+        world_size=1,
+        strategy="single",
+        micro_batch=pictures,
+        num_objects=NUM_OBJECTS,
+        device_type="cpu",
+    )
+
+
+def run_of(variant: str, precision: str, mode: str, fusion: str) -> Experiment:
+    overrides: dict[str, Any] = {
+        "train.precision": precision,
+        "train.activation_checkpointing": mode,
+        "model.fusion": {"kind": fusion},
+    }
+    return experiment(variant, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision", "mode", "fusion"),
+    [
+        ("nano", "fp32", "none", "cmx"),
+        ("nano", "bf16", "block", "gaff"),
+        ("nano", "fp32", "selective", "gaff"),
+        ("b0", "fp32", "block", "cmx"),
+        ("b0", "bf16", "none", "gaff"),
+        ("b1", "bf16", "none", "cmx"),
+    ],
+)
+def test_what_autograd_keeps(variant: str, precision: str, mode: str, fusion: str) -> None:
+    run = run_of(variant, precision, mode, fusion)
+    for pictures in (1, 2):
+        assert planned(run, pictures).activation_bytes == pytest.approx(saved_bytes(run, pictures), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision", "mode", "fusion"),
+    [
+        ("nano", "fp32", "none", "cmx"),
+        ("nano", "bf16", "block", "gaff"),
+        ("b0", "fp32", "block", "cmx"),
+        ("b1", "bf16", "none", "cmx"),
+    ],
+)
+def test_the_peak_of_a_step(variant: str, precision: str, mode: str, fusion: str) -> None:
+    run = run_of(variant, precision, mode, fusion)
+    assert planned(run, 2).allocated_bytes == pytest.approx(peak_bytes(run, 2), rel=0.05)
+
+
+def test_deep_stages_are_counted_block_by_block() -> None:
+    # b2 is measured as b1 is, with one block per stage; a real b2 has 3, 4, 6 and 3.
+    run = experiment("b2", **{"data.canvas_hw": [96, 128], "train.activation_checkpointing": "none"})
+    assert planned(run, 1).activation_bytes == pytest.approx(saved_bytes(run, 1), rel=0.05)
+
+
+def test_a_single_modality_control() -> None:
+    identity = {"kind": "identity"}
+    run = experiment("nano", **{"model.fusion": identity, "model.elsewhere": identity})
+    assert planned(run, 2).activation_bytes == pytest.approx(saved_bytes(run, 2), rel=0.05)
+    assert planned(run, 2).bytes_of("stage 1 aux") == 0
+    assert planned(run, 2).allocated_bytes == pytest.approx(peak_bytes(run, 2), rel=0.05)

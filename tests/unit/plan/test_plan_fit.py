@@ -1,0 +1,177 @@
+"""What fits: sizes in words, divisors, recommendations, remedies, and the promise for b4 and b5."""
+
+from __future__ import annotations
+
+import pytest
+
+from raydet.config import apply_overrides
+from raydet.errors import ConfigError
+from raydet.plan.fit import BACKBONES, divisors, fit_table, largest_micro_batch, rank_share, recommend
+from raydet.plan.ledger import ledger
+from raydet.plan.remedies import remedies
+from raydet.plan.sizes import GIB, MIB, in_words, parse_memory
+from raydet.recipes import recipe
+
+DEMO = recipe("demo")
+CANVAS = {"data.canvas_hw": [640, 640], "train.global_batch": 16}
+
+
+def big(name: str, **overrides: object) -> object:
+    return apply_overrides(recipe(f"rgbte_mit_{name}"), {**CANVAS, **overrides})
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("80GiB", 80 * GIB),
+        (" 80 gib ", 80 * GIB),
+        ("24GB", 24 * 10**9),
+        ("16000MiB", 16000 * MIB),
+        ("1.5GiB", 3 * GIB // 2),
+    ],
+)
+def test_memory_is_read(text: str, size_bytes: int) -> None:
+    assert parse_memory(text, where="--gpu-memory") == size_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["80", "GiB", "-80GiB", "0GiB", "80 GiB each", "80Gib/s", "", "1e3GiB", "8QB"]
+)
+def test_memory_that_cannot_be_read_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="--gpu-memory wants"):
+        parse_memory(text, where="--gpu-memory")
+
+
+def test_sizes_in_words() -> None:
+    assert in_words(0) == "0.0 MiB"
+    assert in_words(100 * MIB) == "100.0 MiB"
+    assert in_words(2.5 * GIB) == "2.50 GiB"
+
+
+# --- micro-batches
+
+
+def test_divisors() -> None:
+    assert divisors(16) == [16, 8, 4, 2, 1]
+    assert divisors(7) == [7, 1]
+    assert divisors(1) == [1]
+
+
+def test_a_ranks_share() -> None:
+    assert [rank_share(DEMO, gpus) for gpus in (1, 2, 8)] == [8, 4, 1]
+    with pytest.raises(ConfigError, match="does not divide among 3 workers"):
+        rank_share(DEMO, 3)
+
+
+def peak(micro_batch: int, **overrides: object) -> int:
+    run = apply_overrides(DEMO, overrides)
+    return ledger(run, world_size=1, strategy="single", micro_batch=micro_batch).peak_bytes
+
+
+def test_the_largest_micro_batch_is_a_divisor_that_fits() -> None:
+    for micro_batch, exact in ((8, 8), (4, 4), (1, 1)):
+        found = largest_micro_batch(DEMO, world_size=1, strategy="single", memory_bytes=peak(micro_batch))
+        assert found == exact
+    assert largest_micro_batch(DEMO, world_size=1, strategy="single", memory_bytes=peak(1) - 1) is None
+    # 6 would fit, but does not divide 8.
+    between = (peak(4) + peak(8)) // 2
+    assert largest_micro_batch(DEMO, world_size=1, strategy="single", memory_bytes=between) == 4
+
+
+# --- recommendations
+
+
+def test_plenty_of_memory_needs_nothing() -> None:
+    best = recommend(DEMO, world_size=1, memory_bytes=80 * GIB)
+    assert best.fits
+    assert best.settings == (
+        "train.strategy=single",
+        "train.activation_checkpointing=none",
+        "train.micro_batch=8",
+    )
+    assert best.reason == "all pictures fit at once, nothing need be recomputed"
+    assert recommend(DEMO, world_size=2, memory_bytes=80 * GIB).option.strategy == "ddp"
+
+
+def test_a_little_less_accumulates() -> None:
+    best = recommend(DEMO, world_size=1, memory_bytes=peak(8) - 1)
+    assert [best.option.activation_checkpointing, best.option.micro_batch] == ["none", 4]
+    assert best.reason == "2 micro-batches of 4 cost less time than recomputing activations"
+
+
+def test_little_recomputes() -> None:
+    recomputing = peak(2, **{"train.activation_checkpointing": "block"})
+    assert recomputing < peak(1) + (peak(2) - peak(1))
+    best = recommend(DEMO, world_size=1, memory_bytes=max(recomputing, peak(1) - 1))
+    if best.option.activation_checkpointing == "block":
+        assert "without recomputing activations" in best.reason
+    assert best.fits
+
+
+def test_too_little_is_said() -> None:
+    best = recommend(DEMO, world_size=1, memory_bytes=GIB // 2)
+    assert not best.fits
+    assert best.reason.startswith("nothing fits: even one picture at a time needs")
+
+
+def test_the_order_of_the_recommendation() -> None:
+    # A model whose weights are large and whose pictures are small: sharding is what helps.
+    run = apply_overrides(recipe("rgbte_mit_b5"), {"data.canvas_hw": [64, 64], "train.global_batch": 8})
+    whole = ledger(run, world_size=8, strategy="ddp", micro_batch=1).peak_bytes
+    best = recommend(run, world_size=8, memory_bytes=whole - 100 * MIB)
+    assert best.option.strategy == "fsdp"
+    assert best.option.activation_checkpointing == "none"
+    assert "sharding frees room" in best.reason
+
+
+def test_the_table_covers_all() -> None:
+    run = apply_overrides(recipe("rgbte_mit_b1"), {"data.canvas_hw": [64, 64], "train.global_batch": 8})
+    table = fit_table(run, world_size=2, memory_bytes=80 * GIB, backbones=("b1", "b5"))
+    assert [(name, option.strategy, option.activation_checkpointing) for name, option in table] == [
+        (name, strategy, mode)
+        for name in ("b1", "b5")
+        for mode in ("none", "block")
+        for strategy in ("ddp", "fsdp")
+    ]
+    assert all(option.micro_batch == 4 for _, option in table)
+    assert BACKBONES == ("b0", "b1", "b2", "b3", "b4", "b5")
+
+
+@pytest.mark.parametrize("name", ["b4", "b5"])
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_the_large_models_fit_an_80_gib_gpu(name: str, gpus: int) -> None:
+    best = recommend(big(name), world_size=gpus, memory_bytes=80 * GIB)  # type: ignore[arg-type]
+    assert best.fits
+    assert best.option.ledger.peak_bytes <= 80 * GIB
+    # Block by block, a batch of 16 stays far below.
+    recomputing = big(name, **{"train.activation_checkpointing": "block"})
+    found = ledger(recomputing, world_size=1, strategy="single", micro_batch=16)  # type: ignore[arg-type]
+    assert found.peak_bytes < 16 * GIB
+
+
+# --- remedies
+
+
+def test_remedies_come_best_first_and_are_not_on_yet() -> None:
+    found = remedies(DEMO, world_size=2, strategy="ddp", micro_batch=4)
+    savings = [remedy.saving_bytes for remedy in found]
+    assert len(found) == 3
+    assert savings == sorted(savings, reverse=True)
+    assert min(savings) > 0
+    saving = {remedy.text: remedy.saving_bytes for remedy in found}
+    now = ledger(DEMO, world_size=2, strategy="ddp", micro_batch=4).peak_bytes
+    text = "train.micro_batch=2 (accumulation follows; the global batch stays 8)"
+    assert saving[text] == now - ledger(DEMO, world_size=2, strategy="ddp", micro_batch=2).peak_bytes
+
+
+def test_remedies_that_are_on_are_not_named() -> None:
+    run = apply_overrides(DEMO, {"train.activation_checkpointing": "block", "train.precision": "bf16"})
+    texts = " ".join(r.text for r in remedies(run, world_size=2, strategy="fsdp", micro_batch=1))
+    assert "activation_checkpointing" not in texts
+    assert "precision" not in texts
+    assert "strategy" not in texts
+    assert "micro_batch" not in texts
+    assert "data.canvas_hw=[64,96] (changes the result)" in texts

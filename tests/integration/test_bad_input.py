@@ -149,7 +149,7 @@ def test_bad_data(
         ),
         (["plan", "--gpu-memory", "80"], "--gpu-memory wants a size with its unit"),
         (["plan", "--gpus", "3"], "does not divide among 3 workers"),
-        (["plan", "--gpus", "0"], "number of workers wants at least 1, got 0"),
+        (["plan", "--gpus", "0"], "number of workers wants 1 or more, got 0"),
         (["plan", "--set", "train.strategy=fsdp"], "fsdp wants several workers, got 1"),
         (["ckpt", "ls", "nowhere"], "no checkpoints in nowhere"),
         (["bench", "train-step", "--precision", "fp8"], "--precision wants"),

@@ -149,7 +149,7 @@ def test_box_heads_are_torchvisions(counts: tuple[int, int], num_levels: int) ->
 def test_a_gpu_pools_level_by_level_what_a_cpu_pools_from_rows() -> None:
     ours, _ = both_box_heads(5)
     maps, boxes = pyramid(), torch.cat(some_proposals())
-    boxes[::3] *= 2
+    boxes[::3] *= 8
     boxes[::7] /= 20
     picture, level = torch.randint(0, 2, (len(boxes),)), level_of(boxes, 5)
     assert len(level.unique()) > 1

@@ -209,12 +209,11 @@ def _option_json(option: Option) -> dict[str, Any]:
 
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns: the first to the left, numbers to the right."""
-    widths = [max(len(line[column]) for line in (heads, *rows)) for column in range(len(heads))]
-    return [
-        "  ".join(
-            cell.rjust(width) if cell[:1].isdigit() or (line is heads and column) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in (heads, *rows)
-    ]
+    """Columns under their heads: words to the left, numbers to the right."""
+    columns = [[head, *cells] for head, *cells in zip(heads, *rows, strict=True)]
+    padded = []
+    for cells in columns:
+        width = max(map(len, cells))
+        is_number = any(cell[:1].isdigit() for cell in cells)
+        padded.append([cell.rjust(width) if is_number else cell.ljust(width) for cell in cells])
+    return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]

@@ -29,10 +29,8 @@ from torch import Tensor, nn
 from raydet.errors import CheckpointError
 from raydet.parallel.checkpoint_shards import (
     SUFFIX,
-    HostCopy,
     ShardReader,
     StoredTensor,
-    blocks_to_write,
     describe,
     read_index,
 )
@@ -120,27 +118,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def save_checkpoint(
-    directory: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """Write a checkpoint of one rank into an existing, empty directory, and wait for it.
-
-    Raises:
-        CheckpointError: the disk is full or not writable.
-    """
-    copy = HostCopy(pinned=False)
-    copy.take(blocks_to_write(*checkpoint_tensors(unwrapped(model), optimizer), World()))
-    try:
-        files = {"model.safetensors": copy.write(directory / "model.safetensors")}
-        files[STATE] = write_durably(directory / STATE, json.dumps(state, indent=2) + "\n")
-        manifest = Manifest(world_size=1, optimizer=type(optimizer).__name__, score=None, files=files)
-        write_durably(directory / MANIFEST, manifest.as_text())
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write the checkpoint {directory}: {error}; free some disk space"
-        ) from error
 
 
 # --- verifying --------------------------------------------------------------------------------------------------------

@@ -90,13 +90,16 @@ def gather_rows(rows: NDArray[np.float64], world: World) -> NDArray[np.float64]:
     return np.concatenate([part[: int(n)].cpu().numpy() for part, n in zip(gathered, counts, strict=True)])
 
 
-def average_buffers(module: nn.Module, world: World) -> None:
+def average_statistics(module: nn.Module, world: World) -> None:
     """Give every rank the mean of all ranks' BatchNorm statistics: they drift apart during an epoch."""
-    if world.world_size > 1:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= world.world_size
+    if world.world_size == 1:
+        return
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for statistic in (norm.running_mean, norm.running_var):
+                assert statistic is not None
+                dist.all_reduce(statistic)
+                statistic.div_(world.world_size)
 
 
 def broadcast_text(text: str, world: World, *, source: int) -> str:

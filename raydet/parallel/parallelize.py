@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -129,6 +130,8 @@ def _replicated(model: nn.Module, world: World) -> nn.Module:
 
 
 def _sharded(model: nn.Module, units: Units, world: World, layout: Layout) -> nn.Module:
+    # Fusions return views of their tokens; nothing here works in place on them.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     weights = model.state_dict()
     mesh = _mesh(world, layout)
     for unit in (*units.blocks, *units.fusions, *units.rest):

@@ -32,7 +32,7 @@ from raydet.models.units import units_of
 from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
 from raydet.plan.counts import essence
-from raydet.plan.heads import DeviceType, HeadInOutline
+from raydet.plan.heads import ROI_HEADS, DeviceType, HeadInOutline
 from raydet.plan.live import LiveBytes, Tag
 from raydet.plan.places import HEAD, NECK, sections_of
 from raydet.structures import Batch
@@ -180,7 +180,8 @@ def _step(detector: Detector, live: LiveBytes, batch: Batch, precision: Precisio
         loss = detector(batch)
         at_end = live.live_bytes()
     kept = live.live_bytes()
-    live.enter(f"backward {HEAD}", Tag(WORKSPACE, HEAD))
+    last = f"{HEAD}, {ROI_HEADS}"
+    live.enter(f"backward {last}", Tag(WORKSPACE, last))
     loss.backward()  # type: ignore[union-attr]
     return Run(
         forward=_stretches(live, "forward"), at_end=at_end, kept=kept, backward=_stretches(live, "backward")
@@ -269,7 +270,8 @@ class _Watch:
 
     def in_head(self, row: str) -> None:
         """The head works for that row now."""
-        self.live.enter(f"forward {HEAD}", Tag(row, HEAD))
+        place = f"{HEAD}, {row}"
+        self.live.enter(f"forward {place}", Tag(row, place))
 
     def _note_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None

@@ -109,7 +109,7 @@ class Step:
         return measured_bytes + sum((part.count - 1) * part.unit_bytes for part in done)
 
     def _position(self, part: str) -> int:
-        """A stage's own parameters, those around its blocks, are done when its first place, the embedding, is."""
+        """Where a part's gradients are done: a stage's own ones, those around its blocks, at its first place."""
         return next(
             number
             for number, place in enumerate(self.measured.forward)

@@ -210,35 +210,6 @@ class CheckpointWriter:
         )
 
 
-class LocalCheckpoints:
-    """Publishes into `<run>/checkpoints/` where no Ray Train does it."""
-
-    def __init__(self, run_dir: Path, *, keep: int) -> None:
-        self.directory = run_dir / "checkpoints"
-        self.keep = keep
-        self._scores = {
-            path: _score_of_history(path)
-            for path in self.directory.glob("epoch_*")
-            if (path / MANIFEST).exists()
-        }
-
-    def __call__(self, row: dict[str, Any], checkpoint: Path | None) -> None:
-        """Move the checkpoint into place and drop the worst beyond `keep`, never the newest."""
-        if checkpoint is None:
-            return
-        self.directory.mkdir(exist_ok=True)
-        target = self.directory / checkpoint_name(row["epoch"])
-        draft = target.with_name(f".{target.name}")
-        for leftover in (target, draft):  # of an attempt that was killed here
-            shutil.rmtree(leftover, ignore_errors=True)
-        shutil.copytree(checkpoint, draft)
-        draft.rename(target)
-        self._scores[target] = row.get("mAP") or -1.0
-        for path in checkpoints_to_drop(self._scores, newest=target, keep=self.keep):
-            shutil.rmtree(path)
-            del self._scores[path]
-
-
 def checkpoints_to_drop(scores: Mapping[Path, float], *, newest: Path, keep: int) -> list[Path]:
     """Which checkpoints to delete so that the `keep` best and the newest remain."""
     ranked = sorted(scores, key=lambda path: scores[path], reverse=True)
@@ -280,11 +251,6 @@ def _score(checkpoint: Path) -> float:
     except CheckpointError:
         return -math.inf
     return -1.0 if score is None else score
-
-
-def _score_of_history(checkpoint: Path) -> float:
-    history = json.loads((checkpoint / STATE).read_text())["history"]
-    return history[-1].get("mAP") or -1.0
 
 
 def _remove_atomically(checkpoint: Path) -> None:

@@ -29,7 +29,7 @@ from raydet.models.build import build_detector, parameter_counts
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
 from raydet.parallel.checkpoint import load_checkpoint
-from raydet.parallel.collectives import World, average_buffers, broadcast_text, gather_rows
+from raydet.parallel.collectives import World, average_statistics, gather_rows
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
 from raydet.plan.counts import state_copies
@@ -90,7 +90,7 @@ def run_process(
                 world=world,
                 record=record,
                 validate=lambda: evaluator(state),
-                publish=lambda row: _publish(state, row, writer, publish),
+                publish=lambda row: _publish(state, row, world, writer, publish),
             )
             writer.close()  # results without a checkpoint would say too much
             results = _results(experiment, state, info)
@@ -123,7 +123,7 @@ class Evaluator:
 
     def evaluate(self, detector: torch.nn.Module) -> CocoResult:
         """The same on every rank, whatever their number."""
-        average_buffers(detector, self.world)
+        average_statistics(detector, self.world)
         rows = detect(detector, self.loader, device=self.world.device)
         return evaluate_coco(self.truth, gather_rows(rows, self.world), self.classes)
 
@@ -151,7 +151,7 @@ def _initial_state(experiment: Experiment, run_dir: Path, world: World) -> Train
     detector = _initial_detector(experiment, world)
     model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
     state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
-    checkpoint = _agreed_checkpoint(run_dir, world)
+    checkpoint = newest_checkpoint(run_dir, world=world)
     if checkpoint is not None:
         state.take(load_checkpoint(checkpoint, model=detector, optimizer=state.optimizer, world=world))
         if world.is_main:
@@ -164,13 +164,6 @@ def _initial_detector(experiment: Experiment, world: World) -> Detector:
     torch.manual_seed(experiment.seed)
     with nullcontext() if world.is_main else torch.device("meta"):
         return build_detector(experiment)
-
-
-def _agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
-    """The newest intact one, as rank 0 sees it."""
-    found = newest_checkpoint(run_dir) if world.is_main else None
-    name = broadcast_text(str(found or ""), world, source=0)
-    return Path(name) if name else None
 
 
 def _checkpoint_writer(experiment: Experiment, run_dir: Path, world: World) -> CheckpointWriter:
@@ -199,8 +192,10 @@ def _rehearse_long_run(
 
 
 def _publish(
-    state: TrainState, row: dict[str, Any], writer: CheckpointWriter, publish: Publish | None
+    state: TrainState, row: dict[str, Any], world: World, writer: CheckpointWriter, publish: Publish | None
 ) -> None:
+    if "mAP" not in row:  # else the evaluation has done it
+        average_statistics(state.model, world)
     state.checkpoint_s += writer.save(
         state.epoch,
         model=state.model,

@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from raydet.parallel.checkpoint import (
     export_weights,
     load_checkpoint,
     read_manifest,
-    save_checkpoint,
     stored_tensors,
     verify_checkpoint,
 )
@@ -36,7 +36,21 @@ from raydet.parallel.checkpoint_shards import (
     read_index,
 )
 from raydet.parallel.collectives import World
+from raydet.train.checkpoints import CheckpointWriter
 from raydet.train.optim import build_optimizer
+
+SHARD = "shard-00001-of-00001.safetensors"
+
+
+def save_checkpoint(
+    directory: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write a checkpoint into a directory of that name and wait for it."""
+    writer = CheckpointWriter(directory / "all", keep=1, world=World())
+    writer.save(1, model=model, optimizer=optimizer, state=state, score=None)
+    writer.close()
+    shutil.copytree(directory / "all" / "epoch_0001", directory, dirs_exist_ok=True)
+    shutil.rmtree(directory / "all")
 
 
 def small_model(seed: int, width: int = 6) -> nn.Module:
@@ -104,7 +118,7 @@ def test_a_fresh_optimizer_comes_back_fresh(tmp_path: Path) -> None:
     assert not used.state
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("name", [SHARD, "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damage_is_found_before_anything_is_loaded(name: str, damage: str, saved: Path) -> None:
     path = saved / name
@@ -137,7 +151,7 @@ def test_every_single_byte_counts(saved: Path) -> None:
 def test_a_wrong_hash_in_the_manifest_is_found(saved: Path) -> None:
     path = saved / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["files"]["model.safetensors"]["sha256"] = "0" * 64
+    manifest["files"][SHARD]["sha256"] = "0" * 64
     path.write_text(json.dumps(manifest, indent=2) + "\n")
     with pytest.raises(CheckpointError, match="differs from its own sha256"):
         load(saved)
@@ -146,13 +160,13 @@ def test_a_wrong_hash_in_the_manifest_is_found(saved: Path) -> None:
 def test_every_damaged_file_has_its_line(saved: Path) -> None:
     assert damaged_files(saved) == []
     (saved / "state.json").unlink()
-    (saved / "model.safetensors").write_bytes(b"short")
+    (saved / SHARD).write_bytes(b"short")
     assert [line.split("saved/")[1].split(" ")[0] for line in damaged_files(saved)] == [
-        "model.safetensors:",
+        f"{SHARD}:",
         "state.json",
     ]
     with pytest.raises(
-        CheckpointError, match=r"model\.safetensors: wanted \d+ bytes, got 5.* \(and 1 more\)"
+        CheckpointError, match=r"00001\.safetensors: wanted \d+ bytes, got 5.* \(and 1 more\)"
     ):
         verify_checkpoint(saved)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raydet.config import MODALITY_CHANNELS, Experiment, apply_overrides
@@ -91,18 +92,41 @@ def saved_bytes(run: Experiment, pictures: int) -> int:
     return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
 
 
+class _Peak(TorchDispatchMode):
+    """The most bytes that are alive at once, of everything that is made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_bytes = self.peak_bytes = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self._alive:
+                storage = tensor.untyped_storage()
+                self._alive.add(id(storage))
+                self._grow(storage.nbytes())
+                weakref.finalize(storage, self._drop, id(storage), storage.nbytes())
+        return result
+
+    def _grow(self, size_bytes: int) -> None:
+        self.now_bytes += size_bytes
+        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
+
+    def _drop(self, key: int, size_bytes: int) -> None:
+        self._alive.discard(key)
+        self.now_bytes -= size_bytes
+
+
 def peak_bytes(run: Experiment, pictures: int) -> int:
-    """Bytes of all live tensors at the worst moment of the second training step, by PyTorch's own tracker."""
-    detector, batch = detector_of(run), batch_of(run, pictures)
-    optimizer = build_optimizer(run.optim, detector.parameters())
-    tracker = MemTracker()
-    tracker.track_external(detector, optimizer)
-    with tracker:
-        for step in range(2):  # the first one makes the optimizer's state
+    """Bytes of all live tensors at the worst moment of two training steps."""
+    torch.manual_seed(0)
+    with _Peak() as peak:
+        detector, batch = detector_of(run), batch_of(run, pictures)
+        optimizer = build_optimizer(run.optim, detector.parameters())
+        for _ in range(2):  # the first one makes the optimizer's state
             loss_of(run, detector, batch).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if step == 0:
-                tracker.reset_mod_stats()
-    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-    return int(peak["Total"])
+    return peak.peak_bytes

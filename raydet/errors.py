@@ -8,6 +8,7 @@
     |-- CheckpointError   a checkpoint cannot be written or read               exit 3
     |-- OutOfMemoryError  a worker has no memory left                          exit 4
     `-- TrainingError     a run cannot go on                                   exit 1
+        `-- WorkerLostError another worker of the run is gone                  exit 1
 
 A message says what was wanted, what came, where (file, row, sample, rank) and what to do. The command line prints
 it on one line and leaves with the exit code; a traceback is for our own mistakes only.
@@ -64,3 +65,7 @@ class OutOfMemoryError(RaydetError):
 
 class TrainingError(RaydetError):
     """A run cannot go on: its loss is not finite, or its workers died."""
+
+
+class WorkerLostError(TrainingError):
+    """Another worker of the run is gone; what it raised, if it could, says why."""

@@ -60,8 +60,8 @@ class Run:
     faster_than: dict[str, float] = field(default_factory=dict)
     """Median ratio of step times, by opponent."""
     phases_s: dict[str, float] = field(default_factory=dict)
-    operators_s: dict[str, float] = field(default_factory=dict)
-    """The most expensive operators of one step, by the profiler, itself included."""
+    operators: dict[str, float] = field(default_factory=dict)
+    """Share of one profiled step of its most expensive operators, what they call left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def bench_train_step(
                 run,
                 faster_than={o.name: _ratio(turns[o.name], turns[contestant.name]) for o in opponents},
                 phases_s=_phases(contestant, detector, batch, world),
-                operators_s=_operators(contestant, batch, world),
+                operators=_operators(contestant, batch, world),
             )
         runs.append(run)
     return StepReport(
@@ -318,11 +318,13 @@ def _operators(contestant: Contestant, batch: Batch, world: World) -> dict[str, 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with profile(activities=activities) as profiler:
         contestant.step(batch, world, 0)
-    seconds = {
-        event.key: (event.self_device_time_total if is_cuda else event.self_cpu_time_total) / 1e6
+    times = {
+        event.key: event.self_device_time_total if is_cuda else event.self_cpu_time_total
         for event in profiler.key_averages()
     }
-    return dict(sorted(seconds.items(), key=lambda item: -item[1])[:NUM_OPERATORS])
+    total = sum(times.values())
+    dearest = sorted(times, key=lambda name: -times[name])[:NUM_OPERATORS]
+    return {name: times[name] / total for name in dearest}
 
 
 # --- equality

@@ -107,9 +107,12 @@ def lines_of(report: StepReport) -> Iterator[str]:
         if run.phases_s:
             yield ""
             yield f"{run.name}: where the time goes"
-            yield from _shares(run.phases_s)
-            yield f"{run.name}: top operators, profiled"
-            yield from _shares(run.operators_s, total_s=run.step_s)
+            total_s = sum(run.phases_s.values())
+            for name, value_s in run.phases_s.items():
+                yield f"  {name:58} {value_s:8.3f} s {value_s / total_s:6.1%}"
+            yield f"{run.name}: top operators of a profiled step"
+            for name, share in run.operators.items():
+                yield f"  {name:69} {share:6.1%}"
     if report.agreement is not None:
         found = report.agreement
         yield ""
@@ -127,9 +130,3 @@ def _row(run: Run) -> str:
         f"{run.name:8} {run.step_s:8.3f} {run.images_per_s:9.2f} {mfu:>6} {run.saved_bytes / 2**30:10.3f} "
         f"{peak:>9}  {ratios}"
     ).rstrip()
-
-
-def _shares(seconds: dict[str, float], *, total_s: float | None = None) -> Iterator[str]:
-    total = total_s or sum(seconds.values())
-    for name, value in seconds.items():
-        yield f"  {name:50} {value:8.3f} s {value / total:6.1%}"

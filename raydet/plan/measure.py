@@ -149,7 +149,9 @@ def _run(experiment: Experiment, images: int, num_objects: int, device_type: Dev
                 tell=watch.in_head,
             )
             live.enter(f"forward {PICTURES}", Tag(PICTURES, PICTURES))
-            return _step(detector, live, _pictures(experiment, images, num_objects), experiment.train.precision)
+            return _step(
+                detector, live, _pictures(experiment, images, num_objects), experiment.train.precision
+            )
 
 
 def _with_one_block_per_stage(detector: Detector, backbone: MiTConfig) -> DualStreamEncoder:
@@ -203,7 +205,9 @@ def _without_memory(module: nn.Module) -> None:
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                part._parameters[name] = nn.Parameter(torch.empty_strided(parameter.shape, parameter.stride()))
+                part._parameters[name] = nn.Parameter(
+                    torch.empty_strided(parameter.shape, parameter.stride())
+                )
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
@@ -264,9 +268,7 @@ class _Watch:
             # A tensor that is handed on belongs to whoever made it, who met it first.
             if isinstance(tensor, Tensor) and tensor.requires_grad and tensor not in self._seen:
                 self._seen[tensor] = place
-                tensor.register_hook(
-                    lambda _: self.live.enter(f"backward {place}", Tag(WORKSPACE, place))
-                )
+                tensor.register_hook(lambda _: self.live.enter(f"backward {place}", Tag(WORKSPACE, place)))
 
     def in_head(self, row: str) -> None:
         """The head works for that row now."""

@@ -38,9 +38,7 @@ def parse_memory(text: str, *, where: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     factor = _UNITS.get(match.group(2).upper()) if match else None
     if match is None or factor is None:
-        raise ConfigError(
-            f"{where} wants a size with its unit, like 80GiB, 24GB or 16000MiB, got {text!r}"
-        )
+        raise ConfigError(f"{where} wants a size with its unit, like 80GiB, 24GB or 16000MiB, got {text!r}")
     size_bytes = int(float(match.group(1)) * factor)
     if size_bytes < 1:
         raise ConfigError(f"{where} wants more than nothing, got {text!r}")

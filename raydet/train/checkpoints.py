@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raydet.errors import CheckpointError
+from raydet.errors import CheckpointError, RaydetError, WorkerLostError
 from raydet.parallel.checkpoint import (
     MANIFEST,
     STATE,
@@ -71,7 +71,7 @@ class CheckpointWriter:
         self._group: Any = dist.new_group(backend="gloo") if world.world_size > 1 else None
         self._copy = HostCopy(pinned=world.device.type == "cuda")
         self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._error: RaydetError | None = None
 
     def save(
         self,
@@ -118,6 +118,7 @@ class CheckpointWriter:
 
         Raises:
             CheckpointError: it could not be written, on whatever rank; said once.
+            WorkerLostError: another rank is gone.
         """
         if self._thread is not None:
             self._thread.join()
@@ -135,7 +136,7 @@ class CheckpointWriter:
         try:
             self._write(pending)
         except Exception as error:  # must come out in the main thread
-            self._error = error if isinstance(error, CheckpointError) else self._failure(pending, error)
+            self._error = error if isinstance(error, RaydetError) else self._failure(pending, error)
             if self.world.is_main:
                 self._remove_leftovers()  # a full disk needs the room
         else:
@@ -194,7 +195,14 @@ class CheckpointWriter:
             answer = {"value": action()}
         except Exception as error:  # the other ranks are waiting, whatever it is
             answer = {"error": str(self._failure(pending, error))}
-        answers = [json.loads(text) for text in _gather_texts(json.dumps(answer), self.world, self._group)]
+        try:
+            texts = _gather_texts(json.dumps(answer), self.world, self._group)
+        except RuntimeError as error:  # torch.distributed has no type of its own for it
+            raise WorkerLostError(
+                f"rank {self.world.rank}: another worker was lost while {pending.name} was written; "
+                "earlier checkpoints are as they were"
+            ) from error
+        answers = [json.loads(text) for text in texts]
         for each in answers:
             if "error" in each:
                 raise CheckpointError(each["error"])

@@ -20,7 +20,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from raydet.config import Experiment
-from raydet.errors import ConfigError, RaydetError, TrainingError
+from raydet.errors import ConfigError, RaydetError, TrainingError, WorkerLostError
 from raydet.train.warm import warm_workers
 from raydet.train.worker import train_worker
 
@@ -224,7 +224,7 @@ def _workers_own_error(error: Exception) -> RaydetError | None:
     for failure in _failures(error).values():
         found: BaseException | None = failure
         while found is not None:
-            if isinstance(found, RaydetError):
+            if isinstance(found, RaydetError) and not isinstance(found, WorkerLostError):
                 return found
             found = getattr(found, "cause", None) or found.__cause__
     return None

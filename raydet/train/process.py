@@ -70,31 +70,28 @@ def run_process(
     check_precision(experiment.train.precision, world.device)
     source = open_source(experiment.data)
     train_indices, val_indices = split_indices(source, experiment.data.split)
-    loader = _train_loader(experiment, source, train_indices, world)
-    with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
-        state = _initial_state(experiment, run_dir, world)
-        evaluator = Evaluator(experiment, source, val_indices, world)
-        with (
-            closing(RunRecord(run_dir, enabled=world.is_main)) as record,
-            closing(_checkpoint_writer(experiment, run_dir, world)) as writer,
-        ):
+    with closing(RunRecord(run_dir, enabled=world.is_main)) as record:
+        loader = _train_loader(experiment, source, train_indices, world)
+        with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
+            state = _initial_state(experiment, run_dir, world)
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
             _rehearse_long_run(experiment, state, source, train_indices, loader, world)
-            fit(
-                state,
-                loader,
-                experiment=experiment,
-                world=world,
-                record=record,
-                validate=lambda: evaluator(state),
-                publish=lambda row: _publish(state, row, world, writer, publish),
-            )
-            writer.close()  # results without a checkpoint would say too much
-            results = _results(experiment, state, info)
-            record.results(results)
+            evaluator = Evaluator(experiment, source, val_indices, world)
+            with closing(_checkpoint_writer(experiment, run_dir, world)) as writer:
+                fit(
+                    state,
+                    loader,
+                    experiment=experiment,
+                    world=world,
+                    record=record,
+                    validate=lambda: evaluator(state),
+                    publish=lambda row: _publish(state, row, world, writer, publish),
+                )
+        results = _results(experiment, state, info)
+        record.results(results)
     return results
 
 

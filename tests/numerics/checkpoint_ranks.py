@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raydet.config import AdamWConfig, SGDConfig, apply_overrides
 from raydet.data.build import open_source
 from raydet.data.loader import TrainLoader
-from raydet.errors import CheckpointError
+from raydet.errors import CheckpointError, WorkerLostError
 from raydet.models.build import build_detector
 from raydet.models.units import units_of
 from raydet.parallel.checkpoint import load_checkpoint
@@ -302,7 +302,7 @@ def full_disk(*, of_rank: int) -> Iterator[None]:
 def error_of(action: Callable[[], object]) -> str | None:
     try:
         action()
-    except CheckpointError as error:
+    except (CheckpointError, WorkerLostError) as error:
         return str(error)
     return None
 

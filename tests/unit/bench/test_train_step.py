@@ -85,7 +85,7 @@ def test_the_command_line() -> None:
 
 
 def test_the_report_in_words() -> None:
-    run = Run("fp32", 0.5, 4.0, 0.25, 2**30, None, {"plain": 1.5}, {"backward": 0.4}, {"aten::mm": 0.1})
+    run = Run("fp32", 0.5, 4.0, 0.25, 2**30, None, {"plain": 1.5}, {"backward": 0.4}, {"aten::mm": 0.2})
     report = StepReport(
         "demo", (64, 96), 2, 8, 5, "a CPU", "2.15", "none", 10**9, {"fp32": 1e11}, [run], None, 2**31
     )
@@ -98,9 +98,9 @@ def test_the_report_in_words() -> None:
         "process, all of them: 2.00 GiB at most",
         "",
         "fp32: where the time goes",
-        "  backward                                              0.400 s 100.0%",
-        "fp32: top operators, profiled",
-        "  aten::mm                                              0.100 s  20.0%",
+        f"  {'backward':58}    0.400 s 100.0%",
+        "fp32: top operators of a profiled step",
+        f"  {'aten::mm':69}  20.0%",
     ]
 
 

@@ -25,8 +25,15 @@ NUM_OBJECTS = 3
 
 
 def experiment(variant: str, **overrides: Any) -> Experiment:
-    """The published detector on a small canvas."""
-    changes = {"model.backbone.variant": variant, "data.canvas_hw": list(CANVAS_HW), **overrides}
+    """The published detector on a small canvas, with fewer proposals: those cost the most time."""
+    changes = {
+        "model.backbone.variant": variant,
+        "model.head.rpn_pre_nms_top_n": [300, 300],
+        "model.head.rpn_post_nms_top_n": [300, 300],
+        "model.head.box_batch_size_per_image": 128,
+        "data.canvas_hw": list(CANVAS_HW),
+        **overrides,
+    }
     return apply_overrides(recipe("rgbte_mit_b1"), changes)
 
 

@@ -53,7 +53,6 @@ def test_what_autograd_keeps(variant: str, precision: str, mode: str, fusion: st
 @pytest.mark.parametrize(
     ("variant", "precision", "mode", "fusion"),
     [
-        ("nano", "fp32", "none", "cmx"),
         ("nano", "bf16", "block", "gaff"),
         ("b0", "fp32", "block", "cmx"),
         ("b1", "bf16", "none", "cmx"),

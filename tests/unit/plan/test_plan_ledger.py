@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raydet.config import Experiment, Strategy, apply_overrides
+from raydet.config import Strategy, apply_overrides
 from raydet.errors import ConfigError
 from raydet.models.build import build_detector
 from raydet.parallel.layout import layout_of
 from raydet.plan.counts import PARAMETER_BYTES, Part, parts_of, state_copies, update_copies
 from raydet.plan.ledger import COMMUNICATOR_BYTES, CONTEXT_BYTES, FRAGMENTATION, Ledger, ledger
 from raydet.plan.live import LiveBytes, Tag
-from raydet.plan.measure import Linear, Measurement
+from raydet.plan.measure import Linear, Measurement, _measure
 from raydet.plan.moments import Step
 from raydet.recipes import recipe
 from raydet.train.optim import build_optimizer
@@ -95,7 +95,7 @@ def test_live_bytes_by_hand() -> None:
         assert live.live_bytes() == {Tag("copies", "here"): 20}
         del half
         assert live.live_bytes() == {}
-    assert live.stretches["first"].total_bytes == 424
+    assert live.stretches["first"].total_bytes == 420
     assert live.stretches["second"].total_bytes == 820
     assert live.stretches["second"].by_tag == {
         Tag("a", "here"): 400,
@@ -223,12 +223,10 @@ def test_strategies() -> None:
 
 
 def test_more_objects_cost_more() -> None:
-    few, many = (
-        ledger(DEMO, world_size=1, strategy="single", micro_batch=8, num_objects=objects)
-        for objects in (1, 400)
-    )
-    assert many.bytes_of("logits and targets") > few.bytes_of("logits and targets")
-    assert many.activation_bytes == few.activation_bytes
+    few = demo_ledger()
+    many = ledger(DEMO, world_size=1, strategy="single", micro_batch=8, num_objects=400)
+    assert many.bytes_of("logits and targets") > 2 * few.bytes_of("logits and targets")
+    assert many.activation_bytes == pytest.approx(few.activation_bytes, rel=0.01)  # the boxes themselves
 
 
 @pytest.mark.parametrize(
@@ -248,31 +246,17 @@ def test_bad_input_is_named(arguments: dict[str, object], message: str) -> None:
         ledger(DEMO, **asked)  # type: ignore[arg-type]
 
 
-def test_threads_do_not_matter() -> None:
-    def measured() -> Ledger:
-        from raydet.plan.measure import _measure
-
-        _measure.cache_clear()
-        return demo_ledger()
-
-    before = torch.get_num_threads()
-    with_one = measured()
+def test_measuring_leaves_no_trace_and_knows_no_threads() -> None:
+    expected, threads = demo_ledger(), torch.get_num_threads()
+    _measure.cache_clear()
+    torch.manual_seed(1)
+    numbers = torch.rand(3)
+    torch.manual_seed(1)
     try:
+        # Attention on a CPU cuts its work by the number of threads; a GPU's memory has nothing to do with that.
         torch.set_num_threads(2)
-        assert measured() == with_one
+        assert demo_ledger() == expected
         assert torch.get_num_threads() == 2
     finally:
-        torch.set_num_threads(before)
-
-
-def test_global_random_state_is_left_alone() -> None:
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    ledger(_other(DEMO), world_size=1, strategy="single", micro_batch=8)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def _other(run: Experiment) -> Experiment:
-    """One that no other test has measured."""
-    return apply_overrides(run, {"data.canvas_hw": [64, 64], "model.backbone.drop_path_rate": 0.2})
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.rand(3), numbers)

@@ -20,6 +20,7 @@ from raydet.cli.options import (
 from raydet.config import Experiment
 
 if TYPE_CHECKING:
+    from raydet.config import MiTVariant
     from raydet.plan.fit import Option, Recommendation
     from raydet.plan.ledger import Ledger
 
@@ -86,13 +87,14 @@ class _Answer:
             shard_ranks=train.shard_ranks,
             num_objects=objects,
         )
-        shared: dict[str, int] = {
-            "world_size": gpus,
-            "memory_bytes": self.memory_bytes,
-            "num_objects": objects,
-        }
-        self.recommendation: Recommendation = recommend(experiment, **shared)
-        self.table = fit_table(experiment, **shared) if with_table else None
+        self.recommendation: Recommendation = recommend(
+            experiment, world_size=gpus, memory_bytes=self.memory_bytes, num_objects=objects
+        )
+        self.table: list[tuple[MiTVariant, Option]] | None = None
+        if with_table:
+            self.table = fit_table(
+                experiment, world_size=gpus, memory_bytes=self.memory_bytes, num_objects=objects
+            )
 
     @property
     def fits(self) -> bool:

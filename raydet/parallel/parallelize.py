@@ -121,6 +121,8 @@ def _replicated(model: nn.Module, world: World) -> nn.Module:
     if world.is_main:
         model.to(world.device)
     _receive(model, model.state_dict(), world)
+    # Depthwise kernels have a dimension of size one, whose stride may be anything: nothing is copied for it.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # The gradients are views of the communication buckets: one copy of them less in memory.
     return DistributedDataParallel(
         model.to(world.device),

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydet.models.heads.box import FOREGROUND_IOU, ROI_CELLS, BoxHeads
@@ -53,8 +52,8 @@ class HeadInOutline(nn.Module):
     ) -> None:
         super().__init__()
         self.rpn = rpn
-        # Numbers of rows: counted on the host, which fake tensors do not allow.
-        self.rpn._surroundings = lambda _, picture_S, __: torch.empty(len(picture_S), 9, dtype=torch.int64)  # type: ignore[method-assign]
+        # The one part that counts on the host, which fake tensors do not allow.
+        rpn._surroundings = _surroundings  # type: ignore[method-assign]
         self.roi_heads = roi_heads
         self.device_type = device_type
         self.tell = tell
@@ -106,9 +105,9 @@ class HeadInOutline(nn.Module):
         picture_S, anchor_S = (torch.empty(size, dtype=torch.int64) for _ in range(2))
         logits_S, deltas_S4 = self.rpn.head_at(table, picture_S, anchor_S)
         wanted_S4 = torch.empty_like(deltas_S4)
-        return F.binary_cross_entropy_with_logits(logits_S, torch.empty_like(logits_S)) + F.smooth_l1_loss(
-            deltas_S4, wanted_S4
-        )
+        return nn.functional.binary_cross_entropy_with_logits(
+            logits_S, torch.empty_like(logits_S)
+        ) + nn.functional.smooth_l1_loss(deltas_S4, wanted_S4)
 
     def _match_proposals(self, batch: Batch) -> None:
         proposals = self.rpn.post_nms_top_n[0] + batch.labels.shape[1]
@@ -130,16 +129,22 @@ class HeadInOutline(nn.Module):
             pooled = _pooled_on_gpu(maps_BCHW[: len(self.roi_heads.strides)], size)
         logits_SK, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         labels_S = torch.empty(size, dtype=torch.int64)
-        loss: Tensor = F.cross_entropy(full_precision(logits_SK), labels_S) + full_precision(deltas).sum()
+        loss: Tensor = (
+            nn.functional.cross_entropy(full_precision(logits_SK), labels_S) + full_precision(deltas).sum()
+        )
         return loss
+
+
+def _surroundings(table: RowTable, picture_S: Tensor, cell_S: Tensor) -> Tensor:
+    """In place of `RegionProposals._surroundings`: numbers of rows, [S, 9]."""
+    return torch.empty(len(picture_S), 9, dtype=torch.int64)
 
 
 def _pooled_on_gpu(maps_BCHW: Sequence[Tensor], size: int) -> Tensor:
     """As torchvision's operator, level by level: in fp32 under autocast, nothing kept but the boxes."""
     share = math.ceil(size / len(maps_BCHW))
     parts: list[Tensor] = [
-        _Pooled.apply(full_precision(x_BCHW), share).to(x_BCHW.dtype)  # type: ignore[no-untyped-call]
-        for x_BCHW in maps_BCHW
+        _Pooled.apply(full_precision(x_BCHW), share).to(x_BCHW.dtype) for x_BCHW in maps_BCHW
     ]
     return torch.cat(parts)[torch.empty(size, dtype=torch.int64)]
 
@@ -153,5 +158,5 @@ class _Pooled(torch.autograd.Function):
         return x_BCHW.new_empty(size, x_BCHW.shape[1], ROI_CELLS, ROI_CELLS)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient.new_empty(context.shape), None

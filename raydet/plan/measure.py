@@ -1,8 +1,9 @@
 """The bytes of a training step, measured on tensors without memory.
 
 The detector itself runs forward and backward, under the run's precision and activation checkpointing, with two
-changes: each stage keeps one block, since blocks of a stage are alike, and the head runs in outline (`plan.heads`). Fake tensors lie on the CPU, so the run needs no accelerator and the numbers are those of
-CPU kernels: what autograd keeps is the same, up to a few small tensors.
+changes: each stage has one block, since blocks of a stage are alike, and the head runs in outline (`plan.heads`). Fake
+tensors lie on the CPU, so the run needs no accelerator and the numbers are those of CPU kernels: what autograd keeps is
+the same, up to a few small tensors.
 
 Everything grows linearly with the pictures of a micro-batch but for what belongs to the weights. Two runs, with 1 and
 `MANY` pictures, give both parts.
@@ -24,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from raydet.config import MODALITY_CHANNELS, Experiment, MiTConfig, MiTVariant, Precision
 from raydet.models.backbones.dual import DualStreamEncoder
-from raydet.models.backbones.mit import MIT_VARIANTS
+from raydet.models.backbones.mit import MIT_VARIANTS, STRIDES
 from raydet.models.build import build_detector
 from raydet.models.detector import Detector
 from raydet.models.fusion.base import Fusion
@@ -117,18 +118,27 @@ def _shallow(experiment: Experiment) -> Experiment:
 
 @lru_cache(maxsize=64)
 def _measure(experiment: Experiment, num_objects: int, device_type: DeviceType) -> Measurement:
-    one, many = (_run(experiment, images, num_objects, device_type) for images in (1, MANY))
+    # Batch norm refuses a single value per channel: one picture of which the last stage leaves a single cell.
+    few = 2 if experiment.data.canvas_hw == (STRIDES[-1], STRIDES[-1]) else 1
+    first, last = (_run(experiment, images, num_objects, device_type) for images in (few, MANY))
+
+    def line(first: Amounts, last: Amounts) -> Growing:
+        return _line(first, last, few)
+
     return Measurement(
-        forward={place: _line(one.forward[place], many.forward[place]) for place in one.forward},
-        at_end=_line(one.at_end, many.at_end),
-        kept=_line(one.kept, many.kept),
-        backward={place: _line(one.backward[place], many.backward[place]) for place in one.backward},
+        forward={place: line(first.forward[place], last.forward[place]) for place in first.forward},
+        at_end=line(first.at_end, last.at_end),
+        kept=line(first.kept, last.kept),
+        backward={place: line(first.backward[place], last.backward[place]) for place in first.backward},
     )
 
 
-def _line(one: Amounts, many: Amounts) -> Growing:
-    slopes = {tag: (many.get(tag, 0) - one.get(tag, 0)) / (MANY - 1) for tag in dict.fromkeys([*many, *one])}
-    return {tag: Linear(one.get(tag, 0) - slope, slope) for tag, slope in slopes.items()}
+def _line(first: Amounts, last: Amounts, few: int) -> Growing:
+    """Through the bytes of `few` and of `MANY` pictures."""
+    slopes = {
+        tag: (last.get(tag, 0) - first.get(tag, 0)) / (MANY - few) for tag in dict.fromkeys([*last, *first])
+    }
+    return {tag: Linear(first.get(tag, 0) - few * slope, slope) for tag, slope in slopes.items()}
 
 
 def _run(experiment: Experiment, images: int, num_objects: int, device_type: DeviceType) -> Run:
@@ -184,7 +194,7 @@ def _step(detector: Detector, live: LiveBytes, batch: Batch, precision: Precisio
     kept = live.live_bytes()
     last = f"{HEAD}, {ROI_HEADS}"
     live.enter(f"backward {last}", Tag(WORKSPACE, last))
-    loss.backward()  # type: ignore[union-attr]
+    loss.backward()
     return Run(
         forward=_stretches(live, "forward"), at_end=at_end, kept=kept, backward=_stretches(live, "backward")
     )

@@ -36,11 +36,10 @@ def run_of(variant: str, precision: str, mode: str, fusion: str) -> Experiment:
 @pytest.mark.parametrize(
     ("variant", "precision", "mode", "fusion"),
     [
-        ("nano", "fp32", "none", "cmx"),
+        ("nano", "fp32", "none", "gaff"),
         ("nano", "bf16", "block", "gaff"),
-        ("nano", "fp32", "selective", "gaff"),
+        ("nano", "bf16", "selective", "cmx"),
         ("b0", "fp32", "block", "cmx"),
-        ("b0", "bf16", "none", "gaff"),
         ("b1", "bf16", "none", "cmx"),
     ],
 )

@@ -36,9 +36,7 @@ def test_text() -> None:
 
 
 def test_json_agrees_with_itself() -> None:
-    answer: dict[str, Any] = json.loads(
-        output_of("--json", "--gpus", "2", "--set", "train.micro_batch=2")
-    )
+    answer: dict[str, Any] = json.loads(output_of("--json", "--gpus", "2", "--set", "train.micro_batch=2"))
     assert answer["peak_bytes"] == sum(row["bytes_at_peak"] for row in answer["rows"])
     assert [answer["strategy"], answer["micro_batch"], answer["accumulation"]] == ["ddp", 2, 2]
     assert [answer["largest_micro_batch"], answer["objects"], answer["fits"]] == [4, 50, True]

@@ -260,3 +260,10 @@ def test_measuring_leaves_no_trace_and_knows_no_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(torch.rand(3), numbers)
+
+
+def test_the_smallest_canvas() -> None:
+    # A single cell in the last stage: batch norm refuses a single picture.
+    run = apply_overrides(DEMO, {"data.canvas_hw": [32, 32]})
+    found = ledger(run, world_size=1, strategy="single", micro_batch=8)
+    assert 0 < found.activation_bytes < demo_ledger().activation_bytes

@@ -6,6 +6,7 @@
     |   `-- TrackingError the tracking server cannot be used                   exit 2
     |-- DataError         what lies on disk is wrong                           exit 3
     |-- CheckpointError   a checkpoint cannot be written or read               exit 3
+    |   `-- OtherFormatError it was written by another version of raydet       exit 3
     |-- OutOfMemoryError  a worker has no memory left                          exit 4
     `-- TrainingError     a run cannot go on                                   exit 1
         `-- WorkerLostError another worker of the run is gone                  exit 1
@@ -55,6 +56,10 @@ class CheckpointError(RaydetError):
     """A checkpoint is damaged, incomplete or belongs to another model."""
 
     exit_code = EXIT_DATA
+
+
+class OtherFormatError(CheckpointError):
+    """A checkpoint that another version of raydet can read."""
 
 
 class OutOfMemoryError(RaydetError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def checkpoint_stall(
     copies, blocked, committed = [], [], []
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="raydet-bench-", dir=directory) as drafts:
-        with closing(CheckpointWriter(Path(drafts), keep=1, world=world)) as writer:
+        with CheckpointWriter(Path(drafts), keep=1, world=world) as writer:
             for epoch in range(repeats + 1):
                 copies.append(_copy_s(tensors, host))
                 started = time.perf_counter()

@@ -62,12 +62,10 @@ def train_step(
     import torch
 
     from raydet.bench.train_step import bench_train_step
+    from raydet.parallel.collectives import wanted_device
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if use_gpu and not torch.cuda.is_available():
-        raise ConfigError("--gpu wants a GPU, this machine shows none to PyTorch; leave it out")
-    is_gpu = torch.cuda.is_available() and use_gpu is not False
     with interruptible():
         report = bench_train_step(
             experiment,
@@ -76,7 +74,7 @@ def train_step(
             against=opponents,
             repeats=repeats,
             num_objects=objects,
-            device=torch.device("cuda", 0) if is_gpu else torch.device("cpu"),
+            device=wanted_device(use_gpu),
         )
     typer.echo(json.dumps(asdict(report)) if as_json else "\n".join(lines_of(report)))
 

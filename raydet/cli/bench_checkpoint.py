@@ -36,9 +36,9 @@ def checkpoint(
         starting_experiment(recipe, config), backbone=backbone, data=None, epochs=None, sets=sets
     )
     from raydet.bench.checkpoint import checkpoint_stall
-    from raydet.parallel.collectives import local_device
+    from raydet.parallel.collectives import wanted_device
 
-    device = local_device(0, use_gpu=use_gpu is not False)
+    device = wanted_device(use_gpu)
     with interruptible():
         found = checkpoint_stall(experiment, directory=directory, repeats=repeats, device=device)
     typer.echo(json.dumps(found) if as_json else _text(found))

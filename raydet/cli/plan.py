@@ -18,6 +18,7 @@ from raydet.cli.options import (
     starting_experiment,
 )
 from raydet.config import Experiment
+from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
     from raydet.config import MiTVariant
@@ -38,7 +39,11 @@ def plan(
         int, typer.Option(help="Ground truths per picture in the worst batch; the data are not opened.")
     ] = 50,
     table: Annotated[
-        bool, typer.Option("--table", help="Every backbone with every strategy as well; takes longer.")
+        bool,
+        typer.Option(
+            "--table",
+            help="Every backbone, ddp and fsdp, with and without checkpointing; takes longer.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object; sizes in bytes.")] = False,
 ) -> None:
@@ -69,6 +74,8 @@ class _Answer:
         self.memory_bytes = parse_memory(gpu_memory, where="--gpu-memory")
         check_numbers(world_size=gpus, num_objects=objects)
         layout = layout_of(train.strategy, world_size=gpus, shard_ranks=train.shard_ranks)
+        if layout.kind == "hsdp" and train.shard_ranks is None:
+            raise ConfigError("the plan does not know the nodes: train.strategy=hsdp wants train.shard_ranks")
         self.share = rank_share(experiment, gpus)
         self.experiment, self.gpus, self.objects = experiment, gpus, objects
         self.largest = largest_micro_batch(

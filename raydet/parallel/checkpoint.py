@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raydet.errors import CheckpointError
+from raydet.errors import CheckpointError, OtherFormatError
 from raydet.parallel.checkpoint_shards import (
     SUFFIX,
     ShardReader,
@@ -134,8 +134,9 @@ def read_manifest(directory: Path) -> Manifest:
         text = path.read_text()
         content = json.loads(text)
         if content.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path}: wanted format {FORMAT}, got {content.get('format')}: written by another version of raydet"
+            raise OtherFormatError(
+                f"{path}: wanted format {FORMAT}, got {content.get('format')}: written by another version of raydet; "
+                "go on with that version, or in another run directory"
             )
         manifest = Manifest(
             world_size=content["world_size"],
@@ -155,6 +156,8 @@ def damaged_files(directory: Path) -> list[str]:
     """One line for every file that is missing or not as it was written."""
     try:
         files = read_manifest(directory).files
+    except OtherFormatError:
+        raise
     except CheckpointError as error:
         return [str(error)]
     with ThreadPoolExecutor(HASH_THREADS) as pool:
@@ -197,6 +200,7 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     world: World | None = None,
+    is_verified: bool = False,
 ) -> dict[str, Any]:
     """Put a verified checkpoint into the model and, if given, the optimizer; called on every rank.
 
@@ -205,6 +209,7 @@ def load_checkpoint(
         optimizer: of this model's parameters; any state that it has is replaced. Its hyper-parameters are not in the
             checkpoint: they follow from the config and the step.
         world: whom to agree with: where one rank fails, all of them raise its error. None: nobody.
+        is_verified: the files have just been compared with the manifest.
 
     Returns:
         The `state` that was saved.
@@ -213,7 +218,8 @@ def load_checkpoint(
         CheckpointError: a file is missing or differs from the manifest, or the model or optimizer is another one.
     """
     world = world or World()
-    _on_all_ranks(lambda: verify_checkpoint(directory) if world.is_main else None, world)
+    if not is_verified:
+        _on_all_ranks(lambda: verify_checkpoint(directory) if world.is_main else None, world)
     return _on_all_ranks(lambda: _load(directory, unwrapped(model), optimizer), world)
 
 

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raydet.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -32,10 +34,14 @@ class World:
 
 
 def world_from_environment(*, use_gpu: bool | None = None) -> World:
-    """Join the process group that `torchrun` describes, or stand alone where it does not."""
+    """Join the process group that `torchrun` describes, or stand alone where it does not.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = local_device(local_rank, use_gpu=use_gpu is not False)
+    device = wanted_device(use_gpu, local_rank=local_rank)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     ranks_per_node = os.environ.get("LOCAL_WORLD_SIZE")
@@ -45,6 +51,17 @@ def world_from_environment(*, use_gpu: bool | None = None) -> World:
         device=device,
         ranks_per_node=int(ranks_per_node) if ranks_per_node else None,
     )
+
+
+def wanted_device(use_gpu: bool | None, *, local_rank: int = 0) -> torch.device:
+    """What `--gpu` (True), `--cpu` (False) or neither (None: a GPU where there is one) ask for.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise ConfigError("--gpu wants a GPU, this machine shows none to PyTorch; leave it out")
+    return local_device(local_rank, use_gpu=use_gpu is not False)
 
 
 def local_device(local_rank: int, *, use_gpu: bool = True) -> torch.device:

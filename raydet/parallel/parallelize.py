@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,7 +105,7 @@ def gradient_sync(model: nn.Module, *, enabled: bool) -> Iterator[None]:
 
 
 def _compile(blocks: Sequence[nn.Module], device: torch.device) -> None:
-    compiler = os.environ.get("CXX", "g++")
+    compiler = shlex.split(os.environ.get("CXX", "g++"))[0]
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(
             f"train.compile wants a C++ compiler on the CPU, there is no {compiler}; install it, or name one in CXX"
@@ -124,11 +125,14 @@ def _replicated(model: nn.Module, world: World) -> nn.Module:
     # Depthwise kernels have a dimension of size one, whose stride may be anything: nothing is copied for it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # The gradients are views of the communication buckets: one copy of them less in memory.
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         model.to(world.device),
         device_ids=[world.device] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
     )
+    # Each rank collects statistics of its own pictures, to be averaged; else all would take rank 0's at every step.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 def _sharded(model: nn.Module, units: Units, world: World, layout: Layout) -> nn.Module:
@@ -156,8 +160,11 @@ def _receive(model: nn.Module, weights: Mapping[str, torch.Tensor], world: World
     """Rank 0's weights and running statistics, on every rank; what is on the meta device becomes real."""
     received = {}
     for name, target in model.state_dict().items():
-        whole = torch.empty(target.shape, dtype=target.dtype, device=world.device)
-        if world.is_main:
+        if world.is_main and not isinstance(target, DTensor):
+            whole = target  # no second copy of what is there
+        else:
+            whole = torch.empty(target.shape, dtype=target.dtype, device=world.device)
+        if world.is_main and isinstance(target, DTensor):
             whole.copy_(weights[name])
         dist.broadcast(whole, src=0)
         received[name] = _my_part(whole, target) if isinstance(target, DTensor) else whole

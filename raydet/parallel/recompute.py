@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 ContextPair = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
@@ -52,7 +51,7 @@ def recompute_activations(units: Iterable[nn.Module], mode: Literal["none", "blo
 
 
 def _recomputed(unit: nn.Module, mode: Literal["block", "selective"]) -> Callable[..., Any]:
-    norms = [module for module in unit.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in unit.modules() if isinstance(module, nn.BatchNorm2d)]
     context = partial(_contexts, norms, mode == "selective") if norms or mode == "selective" else None
     return partial(
         checkpoint,
@@ -64,7 +63,7 @@ def _recomputed(unit: nn.Module, mode: Literal["block", "selective"]) -> Callabl
     )
 
 
-def _contexts(norms: Sequence[_BatchNorm], is_selective: bool) -> ContextPair:
+def _contexts(norms: Sequence[nn.BatchNorm2d], is_selective: bool) -> ContextPair:
     forward, again = (
         create_selective_checkpoint_contexts(_policy) if is_selective else (nullcontext(), nullcontext())
     )
@@ -84,7 +83,7 @@ def _entered_together(*contexts: AbstractContextManager[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def _statistics_kept(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
     """Batch norms normalise by their batch as before, but add nothing more to their running statistics."""
     before: list[Any] = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:

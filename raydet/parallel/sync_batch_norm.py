@@ -10,9 +10,27 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import FunctionCtx
 
 from raydet.parallel.collectives import World
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    """The mean of all ranks' tensors, with the gradients of all ranks' losses."""
+
+    @staticmethod
+    def forward(_: FunctionCtx, x: Tensor) -> Tensor:
+        return _mean(x)
+
+    @staticmethod
+    def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
+        return _mean(gradient)
+
+
+def _mean(x: Tensor) -> Tensor:
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -25,12 +43,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return self._normalized(x_BCHW.float()).to(x_BCHW.dtype)
 
     def _normalized(self, x_BCHW: Tensor) -> Tensor:
-        world_size = dist.get_world_size()
-        mean_C = all_reduce(x_BCHW.mean(dim=(0, 2, 3))) / world_size
+        mean_C = _MeanOverRanks.apply(x_BCHW.mean(dim=(0, 2, 3)))
         # Around the common mean, not as E[x^2] - mean^2, which cancels.
         centered_BCHW = x_BCHW - mean_C[:, None, None]
-        variance_C = all_reduce(centered_BCHW.square().mean(dim=(0, 2, 3))) / world_size
-        self._remember(mean_C.detach(), variance_C.detach(), count=world_size * x_BCHW[:, 0].numel())
+        variance_C = _MeanOverRanks.apply(centered_BCHW.square().mean(dim=(0, 2, 3)))
+        self._remember(
+            mean_C.detach(), variance_C.detach(), count=dist.get_world_size() * x_BCHW[:, 0].numel()
+        )
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
         return centered_BCHW * scale_C[:, None, None] + self.bias[:, None, None]
 

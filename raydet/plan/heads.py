@@ -53,7 +53,7 @@ class HeadInOutline(nn.Module):
         super().__init__()
         self.rpn = rpn
         # The one part that counts on the host, which fake tensors do not allow.
-        rpn._surroundings = _surroundings  # type: ignore[method-assign]
+        rpn.surroundings = _surroundings  # type: ignore[method-assign]
         self.roi_heads = roi_heads
         self.device_type = device_type
         self.tell = tell
@@ -136,7 +136,7 @@ class HeadInOutline(nn.Module):
 
 
 def _surroundings(table: RowTable, picture_S: Tensor, cell_S: Tensor) -> Tensor:
-    """In place of `RegionProposals._surroundings`: numbers of rows, [S, 9]."""
+    """In place of `RegionProposals.surroundings`: numbers of rows, [S, 9]."""
     return torch.empty(len(picture_S), 9, dtype=torch.int64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raydet.errors import CheckpointError, RaydetError, WorkerLostError
+from raydet.errors import CheckpointError, OtherFormatError, RaydetError, WorkerLostError
 from raydet.parallel.checkpoint import (
     MANIFEST,
     STATE,
@@ -127,9 +128,17 @@ class CheckpointWriter:
         if error is not None:
             raise error
 
-    def close(self) -> None:
-        """The same as `wait`; for `contextlib.closing`."""
-        self.wait()
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait; where an error is on its way already, one of the write is only logged."""
+        try:
+            self.wait()
+        except RaydetError as error:
+            if kind is None:
+                raise
+            logger.error("%s", error)
 
     def _run(self, pending: _Pending) -> None:
         started = time.perf_counter()
@@ -178,7 +187,11 @@ class CheckpointWriter:
         self._prune(newest=target)
 
     def _prune(self, *, newest: Path) -> None:
-        scores = {path: _score(path) for path in self.directory.glob("epoch_*")}
+        scores = {}
+        for path in self.directory.glob("epoch_*"):
+            with contextlib.suppress(CheckpointError):  # what cannot be read is not ours to remove
+                score = read_manifest(path).score
+                scores[path] = -1.0 if score is None else score
         for path in checkpoints_to_drop(scores, newest=newest, keep=self.keep):
             try:
                 _remove_atomically(path)
@@ -220,7 +233,7 @@ class CheckpointWriter:
 
 def checkpoints_to_drop(scores: Mapping[Path, float], *, newest: Path, keep: int) -> list[Path]:
     """Which checkpoints to delete so that the `keep` best and the newest remain."""
-    ranked = sorted(scores, key=lambda path: scores[path], reverse=True)
+    ranked = sorted(scores, key=lambda path: (scores[path], path.name), reverse=True)
     return [path for path in ranked[keep:] if path != newest]
 
 
@@ -245,20 +258,13 @@ def _newest(run_dir: Path) -> Path | None:
     for path in sorted(run_dir.glob("checkpoints/epoch_*"), reverse=True):
         try:
             verify_checkpoint(path)
+        except OtherFormatError:  # it is good: to start again without it would lose it
+            raise
         except CheckpointError as error:
             logger.warning("passing over a checkpoint: %s", error)
         else:
             return path
     return None
-
-
-def _score(checkpoint: Path) -> float:
-    """What to rank it by: any damage first of all, then those without evaluation."""
-    try:
-        score = read_manifest(checkpoint).score
-    except CheckpointError:
-        return -math.inf
-    return -1.0 if score is None else score
 
 
 def _remove_atomically(checkpoint: Path) -> None:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-from raydet.config import Experiment
+from raydet.config import Experiment, apply_overrides
 from raydet.errors import OutOfMemoryError
 from raydet.parallel.collectives import World, smallest_over_ranks
+from raydet.parallel.layout import Layout
 from raydet.parallel.parallelize import layout_of_run
 from raydet.plan.fit import largest_micro_batch
 from raydet.plan.heads import DeviceType
@@ -37,7 +38,7 @@ def during(phase: str, image_ids: Sequence[str], device: torch.device) -> Iterat
         if not _is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"out of memory in the {phase} of {_pictures(image_ids)}: {_fullness(device)}"
+            f"out of memory in the {phase}{_pictures(image_ids)}: {_fullness(device)}"
         ) from error
 
 
@@ -65,21 +66,23 @@ def _let_go(error: BaseException | None) -> None:
 
 def _advice(experiment: Experiment, world: World, micro_batch: int) -> str:
     try:
+        layout = layout_of_run(experiment.train, world)
         helpful = remedies(
-            experiment,
+            _as_laid_out(experiment, layout),
             world_size=world.world_size,
-            strategy=layout_of_run(experiment.train, world).kind,
+            strategy=layout.kind,
             micro_batch=micro_batch,
             device_type=device_type(world.device),
         )
-    except (RuntimeError, MemoryError):  # there is not even enough for that
+    except Exception:  # whatever it is, it must not hide what it was to explain
+        logger.warning("the planner failed", exc_info=True)
         return "; see `raydet plan`"
     texts = [f"{remedy.text} (saves about {in_words(remedy.saving_bytes)})" for remedy in helpful]
     return "; what helps: " + ", or ".join(texts) if texts else ""
 
 
-def agreed_micro_batch(experiment: Experiment, world: World, *, num_objects: int) -> int | None:
-    """`train.micro_batch`, where `auto` is what the planner says of the worker with the least memory.
+def planned_micro_batch(experiment: Experiment, world: World, *, num_objects: int) -> int:
+    """`train.micro_batch=auto`: what the planner says of the worker with the least memory, the same on every rank.
 
     Args:
         num_objects: the most boxes in one training picture.
@@ -87,18 +90,16 @@ def agreed_micro_batch(experiment: Experiment, world: World, *, num_objects: int
     Raises:
         OutOfMemoryError: not even one picture at a time would fit.
     """
-    if experiment.train.micro_batch != "auto":
-        return experiment.train.micro_batch
     share = world.ranks_per_node or world.world_size
     limit_bytes = smallest_over_ranks(memory_bytes(world.device, ranks_per_node=share), world)
-    strategy = layout_of_run(experiment.train, world).kind
+    layout = layout_of_run(experiment.train, world)
     planned = experiment.train.global_batch
     if world.is_main:
         planned = (
             largest_micro_batch(
-                experiment,
+                _as_laid_out(experiment, layout),
                 world_size=world.world_size,
-                strategy=strategy,
+                strategy=layout.kind,
                 memory_bytes=limit_bytes,
                 num_objects=num_objects,
                 device_type=device_type(world.device),
@@ -116,6 +117,13 @@ def agreed_micro_batch(experiment: Experiment, world: World, *, num_objects: int
     return planned
 
 
+def _as_laid_out(experiment: Experiment, layout: Layout) -> Experiment:
+    """With the shards that the run has: the planner does not know the nodes."""
+    if layout.kind != "hsdp":
+        return experiment
+    return apply_overrides(experiment, {"train.shard_ranks": layout.shards})
+
+
 def device_type(device: torch.device) -> DeviceType:
     """What kind of device to plan for."""
     return "cuda" if device.type == "cuda" else "cpu"
@@ -130,14 +138,18 @@ def memory_bytes(device: torch.device, *, ranks_per_node: int) -> int:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On the CPU there is no type of its own for it.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    # Only PyTorch's own allocator on the GPU has a type for it.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in str(error) for sign in ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    )
 
 
 def _pictures(image_ids: Sequence[str]) -> str:
+    if not image_ids:
+        return ""
     named = ", ".join(image_ids[:NUM_NAMED_PICTURES])
     more = len(image_ids) - NUM_NAMED_PICTURES
-    return f"{len(image_ids)} pictures ({named}{f' and {more} more' if more > 0 else ''})"
+    return f" of {len(image_ids)} pictures ({named}{f' and {more} more' if more > 0 else ''})"
 
 
 def _fullness(device: torch.device) -> str:

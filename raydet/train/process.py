@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict
@@ -23,21 +24,22 @@ from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
+from raydet.errors import ConfigError
 from raydet.evaluate.coco import CocoResult, evaluate_coco
 from raydet.evaluate.run import detect, ground_truth
 from raydet.models.build import build_detector, parameter_counts
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
 from raydet.parallel.checkpoint import load_checkpoint
-from raydet.parallel.collectives import World, average_statistics, gather_rows
+from raydet.parallel.collectives import World, average_statistics, gather_rows, smallest_over_ranks
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
 from raydet.plan.counts import state_copies
 from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
 from raydet.train.loop import fit
-from raydet.train.memory import agreed_micro_batch, naming_remedies
+from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
-from raydet.train.record import RunRecord
+from raydet.train.record import RunRecord, recorded_model_info
 from raydet.train.rehearsal import LONG_RUN_STEPS, rehearse, worst_batch
 from raydet.train.state import TrainState
 from raydet.train.system import system_metrics
@@ -68,19 +70,21 @@ def run_process(
         TrainingError: the loss is not finite.
     """
     check_precision(experiment.train.precision, world.device)
+    _check_nodes(experiment, world)
     source = open_source(experiment.data)
     train_indices, val_indices = split_indices(source, experiment.data.split)
     with closing(RunRecord(run_dir, enabled=world.is_main)) as record:
-        loader = _train_loader(experiment, source, train_indices, world)
+        loader = _train_loader(experiment, source, train_indices, run_dir, world)
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
-            state = _initial_state(experiment, run_dir, world)
+            with during("setting up of model and optimiser", (), world.device):
+                state = _initial_state(experiment, run_dir, world)
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
             _rehearse_long_run(experiment, state, source, train_indices, loader, world)
             evaluator = Evaluator(experiment, source, val_indices, world)
-            with closing(_checkpoint_writer(experiment, run_dir, world)) as writer:
+            with _checkpoint_writer(experiment, run_dir, world) as writer:
                 fit(
                     state,
                     loader,
@@ -114,7 +118,8 @@ class Evaluator:
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
         """The 12 metrics, AP per class as `AP/<class>`, and the machine's load."""
-        result = self.evaluate(unwrapped(state.model))
+        with during("evaluation", (), self.world.device):
+            result = self.evaluate(unwrapped(state.model))
         per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
         return {**result.metrics, **per_class, **system_metrics(self.world.device)}
 
@@ -125,10 +130,16 @@ class Evaluator:
         return evaluate_coco(self.truth, gather_rows(rows, self.world), self.classes)
 
 
-def _train_loader(experiment: Experiment, source: Source, indices: list[int], world: World) -> TrainLoader:
+def _train_loader(
+    experiment: Experiment, source: Source, indices: list[int], run_dir: Path, world: World
+) -> TrainLoader:
     train = experiment.train
-    num_objects = max(len(source.targets(index)[1]) for index in indices)
-    asked_for = agreed_micro_batch(experiment, world, num_objects=num_objects)
+    asked_for = train.micro_batch
+    if asked_for == "auto":
+        asked_for = _earlier_micro_batch(run_dir, world)
+    if asked_for is None and train.micro_batch == "auto":
+        num_objects = max(len(source.targets(index)[1]) for index in indices)
+        asked_for = planned_micro_batch(experiment, world, num_objects=num_objects)
     micro_batch, accumulation = batch_plan(train.global_batch, world.world_size, asked_for)
     return TrainLoader(
         source,
@@ -143,6 +154,19 @@ def _train_loader(experiment: Experiment, source: Source, indices: list[int], wo
     )
 
 
+def _check_nodes(experiment: Experiment, world: World) -> None:
+    """Every rank must come to the same groups of workers."""
+    train, share = experiment.train, world.ranks_per_node or 0
+    if train.strategy != "hsdp" or train.shard_ranks is not None:
+        return
+    fewest, most = smallest_over_ranks(share, world), -smallest_over_ranks(-share, world)
+    if fewest != most:
+        raise ConfigError(
+            f"train.strategy=hsdp: nodes hold {fewest} to {most} workers each; set train.shard_ranks to say how many "
+            "share one copy of the model"
+        )
+
+
 def _initial_state(experiment: Experiment, run_dir: Path, world: World) -> TrainState:
     """Where the newest checkpoint stands, or the beginning."""
     detector = _initial_detector(experiment, world)
@@ -150,7 +174,11 @@ def _initial_state(experiment: Experiment, run_dir: Path, world: World) -> Train
     state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
     checkpoint = newest_checkpoint(run_dir, world=world)
     if checkpoint is not None:
-        state.take(load_checkpoint(checkpoint, model=detector, optimizer=state.optimizer, world=world))
+        state.take(
+            load_checkpoint(
+                checkpoint, model=detector, optimizer=state.optimizer, world=world, is_verified=True
+            )
+        )
         if world.is_main:
             logger.info("continuing after epoch %d from %s", state.epoch, checkpoint)
     return state
@@ -186,6 +214,12 @@ def _rehearse_long_run(
         world=world,
         precision=experiment.train.precision,
     )
+
+
+def _earlier_micro_batch(run_dir: Path, world: World) -> int | None:
+    """What an interrupted attempt of this run has used: batch norms shall go on seeing as many pictures."""
+    earlier = recorded_model_info(run_dir).get("micro_batch", 0) if world.is_main else sys.maxsize
+    return smallest_over_ranks(earlier, world) or None
 
 
 def _publish(

@@ -62,6 +62,13 @@ def finished_results(run_dir: Path) -> dict[str, Any] | None:
     return results
 
 
+def recorded_model_info(run_dir: Path) -> dict[str, Any]:
+    """What an earlier attempt wrote as model_info.json; empty where there was none."""
+    path = run_dir / "model_info.json"
+    info: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return info
+
+
 def read_progress(run_dir: Path) -> dict[str, Any] | None:
     """The newest state of a loop that may run in another process."""
     try:

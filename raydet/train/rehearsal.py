@@ -14,6 +14,7 @@ from raydet.data.transforms import eval_transform
 from raydet.parallel.collectives import World
 from raydet.plan.sizes import in_words
 from raydet.structures import Batch, collate
+from raydet.train.memory import during
 from raydet.train.step import accumulate_gradients
 
 LONG_RUN_STEPS = 200
@@ -56,7 +57,8 @@ def rehearse(
         torch.cuda.reset_peak_memory_stats(world.device)
     statistics = [buffer.clone() for buffer in model.buffers()]
     state_to_come = [] if optimizer.state else [p.detach() for p in model.parameters()] * state_copies
-    ballast = [torch.empty_like(parameter) for parameter in state_to_come]
+    with during("rehearsal", batch.image_ids, world.device):
+        ballast = [torch.empty_like(parameter) for parameter in state_to_come]
     model.train()
     accumulate_gradients(
         model, [batch] * min(accumulation, 2), seed=0, step=0, world=world, precision=precision

@@ -55,6 +55,8 @@ def train_single(
     check(experiment, workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
     results = finished_results(run_dir)
     world = World() if workers or results else world_from_environment(use_gpu=use_gpu)
+    if workers == 0:
+        torch.set_num_threads(cpus_per_worker or torch.get_num_threads())
     if not world.is_main:
         _run_here(experiment, run_dir, world)
         return
@@ -68,7 +70,6 @@ def train_single(
             started = time.perf_counter()
             with _tracked(tracker, experiment, run_dir), _progress_bar(console, run_dir):
                 if workers == 0:
-                    torch.set_num_threads(cpus_per_worker or torch.get_num_threads())
                     results = _run_here(experiment, run_dir, world)
                 else:
                     from raydet.train.launch import cluster, launch, workers_for

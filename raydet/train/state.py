@@ -25,7 +25,7 @@ class TrainState:
     loop_s: float = 0.0
     """Seconds in completed epochs, interrupted attempts included."""
     checkpoint_s: float = 0.0
-    """Seconds that training waited for checkpoints, in this process."""
+    """Seconds that epochs waited for checkpoints, in this process; the last write, after the last epoch, left out."""
 
     def as_json(self) -> dict[str, Any]:
         """The part that is not a tensor."""

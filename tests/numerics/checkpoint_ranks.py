@@ -228,7 +228,7 @@ def saved(
     writer.save(1, model=model, optimizer=optimizer, state={"step": 3}, score=0.5)
     # While it is written.
     losses = [step(number) for number in range(3, 3 + STEPS)]
-    writer.close()
+    writer.wait()
     return {"tensors": tensors, "losses": losses}
 
 
@@ -269,7 +269,7 @@ def trouble(directory: Path) -> dict[str, Any]:
         writer.wait()
         with full_disk(of_rank=0):
             save(5)
-            told["full disk at the end"] = error_of(writer.close)
+            told["full disk at the end"] = error_of(writer.wait)
         told["room again"] = sorted(path.name for path in (directory / "checkpoints").iterdir())
         first, last = directory / "checkpoints" / "epoch_0001", directory / "checkpoints" / "epoch_0004"
         here = first if RANK != 2 else directory / "nowhere"
@@ -319,7 +319,7 @@ def death(directory: Path) -> str | None:
         if RANK == 1:
             os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
         writer.save(2, model=model, optimizer=optimizer, state={}, score=None)
-        return error_of(writer.close)
+        return error_of(writer.wait)
 
 
 def main(directory: Path) -> None:

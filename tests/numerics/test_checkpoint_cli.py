@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def run_dir(tmp_path: Path) -> Path:
     optimizer = build_optimizer(SGDConfig(), model.parameters())
     for parameter in model.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
-    with closing(CheckpointWriter(run_dir / "checkpoints", keep=9, world=World())) as writer:
+    with CheckpointWriter(run_dir / "checkpoints", keep=9, world=World()) as writer:
         writer.save(1, model=model, optimizer=optimizer, state={"epoch": 1, "step": 7}, score=0.25)
         with torch.no_grad():
             model.first.weight[0, 0] += 0.5

@@ -12,6 +12,7 @@ import pytest
 
 from raydet.config import Experiment, apply_overrides
 from raydet.evaluate.names import METRIC_NAMES
+from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.recipes import recipe
 from tests.numerics.conftest import Launch, Start, launch_training
 
@@ -85,6 +86,24 @@ def test_layouts_do_not_change_the_losses(
     workers, settings = LAYOUTS[name]
     train(experiment(**MICRO, **settings), workers=workers)
     assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
+
+
+def test_statistics_are_those_of_all_workers(train: Launch, tmp_path: Path) -> None:
+    """Copies of the model and shards of it remember the same; with one batch norm over all workers as well."""
+    for is_synchronised in (False, True):
+        names = []
+        for strategy in ("ddp", "fsdp"):
+            settings = {"train.strategy": strategy, "train.sync_batch_norm": is_synchronised}
+            names.append(f"{strategy}-{is_synchronised}")
+            train(experiment(**MICRO, **settings), workers=2, name=names[-1])
+        ddp, fsdp = (tmp_path / name for name in names)
+        assert losses(fsdp) == pytest.approx(losses(ddp), rel=1e-5)
+        found = compare_checkpoints(ddp / "checkpoints" / "epoch_0005", fsdp / "checkpoints" / "epoch_0005")
+        assert not found.only_in_first
+        assert not found.only_in_second
+        statistics = [each for each in found.different if "running" in each.name]
+        assert all(each.max_abs < 1e-5 for each in statistics), statistics
+    assert losses(tmp_path / "ddp-True") != losses(tmp_path / "ddp-False")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

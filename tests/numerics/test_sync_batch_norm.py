@@ -45,7 +45,7 @@ print(json.dumps({
 
 def test_two_workers_equal_one(start: Start) -> None:
     alone, one, two = (
-        json.loads(text)
+        json.loads(text.splitlines()[-1])
         for workers in (1, 2)
         for text in start([sys.executable, "-c", SCRIPT], workers=workers)
     )

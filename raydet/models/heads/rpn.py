@@ -184,7 +184,7 @@ class RegionProposals(nn.Module):
     def head_at(self, table: RowTable, picture_S: Tensor, anchor_S: Tensor) -> tuple[Tensor, Tensor]:
         """What the head says about some anchors: logits [S] and deltas [S, 4], fp32."""
         ((convolution, _),) = self.head.conv
-        patches_S9C = table.rows_RC[self._surroundings(table, picture_S, anchor_S // self.num_ratios)]
+        patches_S9C = table.rows_RC[self.surroundings(table, picture_S, anchor_S // self.num_ratios)]
         weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
         hidden_SC = F.linear(patches_S9C.flatten(1), weight, convolution.bias).relu()
         predictors = self.head.cls_logits, self.head.bbox_pred
@@ -193,7 +193,7 @@ class RegionProposals(nn.Module):
         deltas_S4 = deltas_S4R.unflatten(1, (self.num_ratios, 4))[item, ratio]
         return full_precision(logits_SR[item, ratio]), full_precision(deltas_S4)
 
-    def _surroundings(self, table: RowTable, picture_S: Tensor, cell_S: Tensor) -> Tensor:
+    def surroundings(self, table: RowTable, picture_S: Tensor, cell_S: Tensor) -> Tensor:
         """Rows of the 3 x 3 cells around cells that are counted level after level, as anchors are: [S, 9]."""
         cells = [height * width for height, width in table.sizes_hw]
         ends = torch.tensor(cells).cumsum(0)

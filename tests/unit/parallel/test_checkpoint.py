@@ -48,7 +48,7 @@ def save_checkpoint(
     """Write a checkpoint into a directory of that name and wait for it."""
     writer = CheckpointWriter(directory / "all", keep=1, world=World())
     writer.save(1, model=model, optimizer=optimizer, state=state, score=None)
-    writer.close()
+    writer.wait()
     shutil.copytree(directory / "all" / "epoch_0001", directory, dirs_exist_ok=True)
     shutil.rmtree(directory / "all")
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from raydet.config import SGDConfig
-from raydet.errors import CheckpointError
+from raydet.errors import CheckpointError, OtherFormatError
 from raydet.parallel.checkpoint import load_checkpoint, read_manifest, verify_checkpoint
 from raydet.parallel.collectives import World
 from raydet.train.checkpoints import CheckpointWriter, checkpoints_to_drop, newest_checkpoint
@@ -157,7 +157,8 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     assert again.names() == ["epoch_0002", "epoch_0006"]
 
 
-def test_a_damaged_one_goes_first(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
+    """It may be another version's, or a disk's bad moment."""
     run = Run(tmp_path, keep=2)
     with run.writer:
         run.save(1, 0.9)
@@ -165,7 +166,19 @@ def test_a_damaged_one_goes_first(tmp_path: Path) -> None:
         run.writer.wait()
         (run.checkpoints / "epoch_0001" / "manifest.json").unlink()
         run.save(3, 0.1)
-    assert run.names() == ["epoch_0002", "epoch_0003"]
+    assert run.names() == ["epoch_0001", "epoch_0002", "epoch_0003"]
+
+
+def test_a_checkpoint_of_another_version_stops_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, keep=1)
+    with run.writer:
+        run.save(1, 0.9)
+    path = run.checkpoints / "epoch_0001" / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(
+        OtherFormatError, match="written by another version of raydet; go on with that version"
+    ):
+        newest_checkpoint(run.run_dir)
 
 
 def test_what_to_drop() -> None:

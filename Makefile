@@ -8,13 +8,14 @@ STAMP := $(VENV)/.installed
 # Compiled files are written once, at installation: every Ray worker imports them.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow test-compile lint format clean
 
 help:
 	@echo "make setup      make .venv with everything in it"
 	@echo "make demo       a two-phase GAFF study on the embedded synthetic set, on a local Ray"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take longer than a minute"
+	@echo "make test-compile  the tests of torch.compile; needs g++"
 
 setup: $(STAMP)
 
@@ -32,6 +33,9 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-compile: setup
+	$(BIN)/python -m pytest -m compile
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -53,14 +53,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
     "fsdp": (2, {"train.strategy": "fsdp"}),
     "fsdp-block": (2, {"train.strategy": "fsdp", "train.activation_checkpointing": "block"}),
     "hsdp-2x1": (2, {"train.strategy": "hsdp", "train.shard_ranks": 1}),
-    "hsdp-1x2-selective": (
-        2,
-        {
-            "train.strategy": "hsdp",
-            "train.shard_ranks": 2,
-            "train.activation_checkpointing": "selective",
-        },
-    ),
 }
 """Workers and settings that must not change the losses of one worker that accumulates."""
 
@@ -134,7 +126,7 @@ def test_sharded_gradients_accumulate(train: Launch, tmp_path: Path) -> None:
     assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
 
 
-@pytest.mark.slow  # compiles for a minute where nothing is cached
+@pytest.mark.compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU wants a C++ compiler")
 @pytest.mark.parametrize("name", COMPILED_LAYOUTS)
 def test_compiled_layouts_do_not_change_the_losses(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,56 +53,28 @@ def plan(
         starting_experiment(recipe, config), backbone=backbone, data=None, epochs=None, sets=sets
     )
     with interruptible():
-        answer = _Answer(experiment, gpus, gpu_memory, objects, table)
+        answer = _answer(experiment, gpus, gpu_memory, objects, table)
     if as_json:
         typer.echo(json.dumps(answer.as_json()))
     else:
         typer.echo(answer.as_text())
 
 
+@dataclass(frozen=True)
 class _Answer:
-    """Everything that the planner says about one experiment."""
+    """Everything that the planner says about one experiment; sizes in bytes."""
 
-    def __init__(
-        self, experiment: Experiment, gpus: int, gpu_memory: str, objects: int, with_table: bool
-    ) -> None:
-        from raydet.parallel.layout import layout_of
-        from raydet.plan.fit import fit_table, largest_micro_batch, rank_share, recommend
-        from raydet.plan.ledger import check_numbers, ledger
-        from raydet.plan.sizes import parse_memory
-
-        train = experiment.train
-        self.memory_bytes = parse_memory(gpu_memory, where="--gpu-memory")
-        check_numbers(world_size=gpus, num_objects=objects)
-        layout = layout_of(train.strategy, world_size=gpus, shard_ranks=train.shard_ranks)
-        if layout.kind == "hsdp" and train.shard_ranks is None:
-            raise ConfigError("the plan does not know the nodes: train.strategy=hsdp wants train.shard_ranks")
-        self.share = rank_share(experiment, gpus)
-        self.experiment, self.gpus, self.objects = experiment, gpus, objects
-        self.largest = largest_micro_batch(
-            experiment,
-            world_size=gpus,
-            strategy=layout.kind,
-            memory_bytes=self.memory_bytes,
-            num_objects=objects,
-        )
-        wanted = (self.largest or 1) if train.micro_batch == "auto" else train.micro_batch
-        self.ledger: Ledger = ledger(
-            experiment,
-            world_size=gpus,
-            strategy=layout.kind,
-            micro_batch=self.share if wanted is None else wanted,
-            shard_ranks=train.shard_ranks,
-            num_objects=objects,
-        )
-        self.recommendation: Recommendation = recommend(
-            experiment, world_size=gpus, memory_bytes=self.memory_bytes, num_objects=objects
-        )
-        self.table: list[tuple[MiTVariant, Option]] | None = None
-        if with_table:
-            self.table = fit_table(
-                experiment, world_size=gpus, memory_bytes=self.memory_bytes, num_objects=objects
-            )
+    experiment: Experiment
+    gpus: int
+    memory_bytes: int
+    objects: int
+    share: int
+    """Pictures per GPU and step."""
+    ledger: Ledger
+    largest: int | None
+    """Micro-batch; None: not even one picture fits."""
+    recommendation: Recommendation
+    table: list[tuple[MiTVariant, Option]] | None
 
     @property
     def fits(self) -> bool:
@@ -203,6 +176,45 @@ class _Answer:
                 for variant, option in self.table
             ],
         )
+
+
+def _answer(experiment: Experiment, gpus: int, gpu_memory: str, objects: int, with_table: bool) -> _Answer:
+    from raydet.parallel.layout import layout_of
+    from raydet.plan.fit import fit_table, largest_micro_batch, rank_share, recommend
+    from raydet.plan.ledger import check_numbers, ledger
+    from raydet.plan.sizes import parse_memory
+
+    train = experiment.train
+    memory_bytes = parse_memory(gpu_memory, where="--gpu-memory")
+    check_numbers(world_size=gpus, num_objects=objects)
+    layout = layout_of(train.strategy, world_size=gpus, shard_ranks=train.shard_ranks)
+    if layout.kind == "hsdp" and train.shard_ranks is None:
+        raise ConfigError("the plan does not know the nodes: train.strategy=hsdp wants train.shard_ranks")
+    share = rank_share(experiment, gpus)
+    largest = largest_micro_batch(
+        experiment, world_size=gpus, strategy=layout.kind, memory_bytes=memory_bytes, num_objects=objects
+    )
+    wanted = (largest or 1) if train.micro_batch == "auto" else train.micro_batch
+    return _Answer(
+        experiment=experiment,
+        gpus=gpus,
+        memory_bytes=memory_bytes,
+        objects=objects,
+        share=share,
+        ledger=ledger(
+            experiment,
+            world_size=gpus,
+            strategy=layout.kind,
+            micro_batch=share if wanted is None else wanted,
+            shard_ranks=train.shard_ranks,
+            num_objects=objects,
+        ),
+        largest=largest,
+        recommendation=recommend(experiment, world_size=gpus, memory_bytes=memory_bytes, num_objects=objects),
+        table=fit_table(experiment, world_size=gpus, memory_bytes=memory_bytes, num_objects=objects)
+        if with_table
+        else None,
+    )
 
 
 def _option_json(option: Option) -> dict[str, Any]:

@@ -98,10 +98,11 @@ def test_eight_pairs_are_learnt_by_heart(shared_data: Path, tmp_path: Path) -> N
         "data.canvas_hw": [320, 512],
         "data.augmentation.flip_probability": 0.0,
         "train.global_batch": 4,
-        "train.eval_every": 100,
+        "train.eval_every": 160,
     }
     sets = [part for path, value in overrides.items() for part in ("--set", f"{path}={json.dumps(value)}")]
-    command = ["train", "--recipe", "demo", "--workers", "0", "--tracking-uri", "none", "--epochs", "100"]
+    # At 100 epochs rounding alone decides between 0.6 and 0.97; at 160 every seed tried has arrived.
+    command = ["train", "--recipe", "demo", "--workers", "0", "--tracking-uri", "none", "--epochs", "160"]
     with pytest.raises(SystemExit) as caught:
         main([*command, *arguments, *sets])
     assert not caught.value.code

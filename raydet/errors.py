@@ -8,6 +8,7 @@
     |-- CheckpointError   a checkpoint cannot be written or read               exit 3
     |   `-- OtherFormatError it was written by another version of raydet       exit 3
     |-- OutOfMemoryError  a worker has no memory left                          exit 4
+    |-- PreemptedError    a run was asked to stop, and has saved               exit 143
     `-- TrainingError     a run cannot go on                                   exit 1
         `-- WorkerLostError another worker of the run is gone                  exit 1
 
@@ -24,6 +25,8 @@ EXIT_DATA = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_INTERRUPTED = 130
 """The shell's convention for a program ended by Ctrl-C (128 + SIGINT)."""
+EXIT_PREEMPTED = 143
+"""The shell's convention for a program ended by `kill` (128 + SIGTERM)."""
 
 
 class RaydetError(Exception):
@@ -66,6 +69,12 @@ class OutOfMemoryError(RaydetError):
     """A worker's device, or its host, has no memory left."""
 
     exit_code = EXIT_OUT_OF_MEMORY
+
+
+class PreemptedError(RaydetError):
+    """A run was asked to stop; it has finished its step and saved where it stands."""
+
+    exit_code = EXIT_PREEMPTED
 
 
 class TrainingError(RaydetError):

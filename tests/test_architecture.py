@@ -26,7 +26,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.plan",),
     (
         "raydet.train.checkpoints",
+        "raydet.train.control",
+        "raydet.train.faults",
         "raydet.train.memory",
+        "raydet.train.phases",
         "raydet.train.rehearsal",
         "raydet.train.system",
         "raydet.train.optim",
@@ -38,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("raydet.bench",),
     ("raydet.train",),
-    ("raydet.tune",),
+    ("raydet.tune", "raydet.verify"),
     ("tune_spaces",),
     ("raydet.cli",),
 )

@@ -1,6 +1,7 @@
 """The command line. Imports torch and ray only inside the commands that need them.
 
-Exit codes: 0 done, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 130 interrupted.
+Exit codes: 0 done, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 130 interrupted,
+143 asked to stop and saved.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
 from raydet.cli.train import train
 from raydet.cli.tune import tune
+from raydet.cli.verify import app as verify
 from raydet.errors import EXIT_OK, RaydetError
 
 app = typer.Typer(
@@ -35,6 +37,7 @@ for command in (recipes, spaces, plan, train, tune):
 bench.command()(checkpoint)
 app.add_typer(bench, name="bench")
 app.add_typer(ckpt)
+app.add_typer(verify)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -37,6 +37,13 @@ GpuOption = Annotated[
     bool | None,
     typer.Option("--gpu/--cpu", help="One GPU per worker, or none; default: if the cluster has GPUs now."),
 ]
+CheckpointMinutesOption = Annotated[
+    float,
+    typer.Option(min=0.0, help="Save within an epoch after this long; the end of an epoch is always saved."),
+]
+CheckpointStepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Save within an epoch whenever this many optimiser steps are done.")
+]
 TrackingOption = Annotated[
     str | None,
     typer.Option(help="MLflow tracking URI, or `none`; default: sqlite in the storage directory."),

@@ -9,6 +9,8 @@ import typer
 
 from raydet.cli.options import (
     BackboneOption,
+    CheckpointMinutesOption,
+    CheckpointStepsOption,
     ConfigOption,
     CpusOption,
     DataOption,
@@ -43,6 +45,8 @@ def train(
     run_dir: Annotated[
         str | None, typer.Option(help="Where the run lives; default: runs/<name>-<fingerprint>.")
     ] = None,
+    checkpoint_minutes: CheckpointMinutesOption = 5.0,
+    checkpoint_steps: CheckpointStepsOption = None,
     tracking_uri: TrackingOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -54,6 +58,7 @@ def train(
     if dry_run:
         _print_train_plan(experiment, as_json)
         return
+    from raydet.train.control import Upkeep
     from raydet.train.single import train_single
 
     default = f"runs/{experiment.name}-{experiment.fingerprint()}"
@@ -65,6 +70,7 @@ def train(
             workers=workers,
             cpus_per_worker=cpus_per_worker,
             use_gpu=use_gpu,
+            upkeep=Upkeep(checkpoint_s=checkpoint_minutes * 60, checkpoint_steps=checkpoint_steps),
             tracking_uri=tracking_uri,
         )
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from raydet.config import DataConfig
-from raydet.data.sampler import GlobalBatches
+from raydet.data.sampler import ElasticSampler
 from raydet.data.sources.base import Source
 from raydet.data.transforms import eval_transform, train_transform
 from raydet.errors import DataError
@@ -59,13 +59,18 @@ class TrainLoader:
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self._rank = rank
         self._indices = list(indices)
-        self._batches = GlobalBatches(num_samples=len(self._indices), global_batch=global_batch, seed=seed)
+        self._sampler = ElasticSampler(num_samples=len(self._indices), global_batch=global_batch, seed=seed)
         self._stream = _BatchStream(source, data, seed)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch, the same on every worker."""
-        return self._batches.steps_per_epoch
+        return self._sampler.steps_per_epoch
+
+    @property
+    def share(self) -> int:
+        """Pictures of this worker per optimiser step."""
+        return self.accumulation * self.micro_batch
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """One list of micro-batches per optimiser step.
@@ -76,7 +81,7 @@ class TrainLoader:
         Raises:
             DataError: a picture cannot be read.
         """
-        steps = self._batches.of_rank(
+        steps = self._sampler.of_rank(
             epoch,
             rank=self._rank,
             micro_batch=self.micro_batch,

@@ -20,8 +20,11 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class GlobalBatches:
+class ElasticSampler:
     """The batches of every epoch; the last, incomplete one of an epoch is dropped.
+
+    Where a run stands is (seed, epoch, step of the epoch): any number of workers that divides the global batch goes on
+    from there, at once, and together they see what is left of the epoch's order, each sample once.
 
     Raises:
         ConfigError: there are fewer samples than a global batch wants.

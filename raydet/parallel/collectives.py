@@ -6,6 +6,7 @@ Every function works with one process too, without a process group. Nothing is p
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,6 +92,15 @@ def smallest_over_ranks(value: int, world: World) -> int:
     return int(numbers)
 
 
+def sum_over_ranks(values: NDArray[np.uint64], world: World) -> NDArray[np.uint64]:
+    """The sum of all ranks' integers modulo 2^64, on every rank."""
+    if world.world_size == 1:
+        return values
+    total = torch.from_numpy(values.view(np.int64).copy()).to(world.device)
+    dist.all_reduce(total)
+    return total.cpu().numpy().view(np.uint64)
+
+
 def gather_rows(rows: NDArray[np.float64], world: World) -> NDArray[np.float64]:
     """All ranks' rows [N_rank, D] below one another in rank order, on every rank."""
     if world.world_size == 1:
@@ -117,6 +127,46 @@ def average_statistics(module: nn.Module, world: World) -> None:
                 assert statistic is not None
                 dist.all_reduce(statistic)
                 statistic.div_(world.world_size)
+
+
+def gather_texts(text: str, world: World, group: dist.ProcessGroup | None) -> list[str]:
+    """All ranks' texts in rank order, on every rank.
+
+    Args:
+        group: one that takes tensors of the host, where there are several ranks.
+    """
+    if world.world_size == 1:
+        return [text]
+    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    sizes = _gather(torch.tensor([len(mine)]), world, group)
+    padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
+    padded[: len(mine)] = mine
+    texts = _gather(padded, world, group)
+    return [bytes(part[: int(size)].numpy()).decode() for part, size in zip(texts, sizes, strict=True)]
+
+
+def _gather(tensor: Tensor, world: World, group: dist.ProcessGroup | None) -> list[Tensor]:
+    gathered = [torch.empty_like(tensor) for _ in range(world.world_size)]
+    dist.all_gather(gathered, tensor, group=group)
+    return gathered
+
+
+def host_group(world: World) -> dist.ProcessGroup | None:
+    """A group of all ranks of its own for tensors of the host; None for one rank. To be called on every rank."""
+    if world.world_size == 1:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    return group
+
+
+def any_over_ranks(flags: Sequence[bool], world: World, group: dist.ProcessGroup | None) -> list[bool]:
+    """Which flags are up on some rank, on every rank."""
+    if world.world_size == 1:
+        return list(flags)
+    votes = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=group)
+    return [bool(vote) for vote in votes.tolist()]
 
 
 def broadcast_text(text: str, world: World, *, source: int) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from raydet.errors import CheckpointError, OtherFormatError, RaydetError, WorkerLostError
 from raydet.parallel.checkpoint import (
@@ -31,8 +30,9 @@ from raydet.parallel.checkpoint import (
     write_durably,
 )
 from raydet.parallel.checkpoint_shards import HostCopy, blocks_to_write, describe, read_index
-from raydet.parallel.collectives import World, broadcast_text
+from raydet.parallel.collectives import World, broadcast_text, gather_texts, host_group
 from raydet.parallel.parallelize import unwrapped
+from raydet.train.phases import tell
 
 NONE = "none"
 
@@ -69,7 +69,7 @@ class CheckpointWriter:
         self.keep = keep
         self.world = world
         # Of its own, because the background's messages must not meet those of the training steps.
-        self._group: Any = dist.new_group(backend="gloo") if world.world_size > 1 else None
+        self._group = host_group(world)
         self._copy = HostCopy(pinned=world.device.type == "cuda")
         self._thread: threading.Thread | None = None
         self._error: RaydetError | None = None
@@ -78,6 +78,7 @@ class CheckpointWriter:
         self,
         epoch: int,
         *,
+        step: int | None = None,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         state: Mapping[str, Any],
@@ -86,7 +87,8 @@ class CheckpointWriter:
         """Copy everything to the host and write it in the background; to be called on every rank.
 
         Args:
-            epoch: completed; a checkpoint of that epoch is replaced.
+            epoch: epochs completed.
+            step: steps completed, within an epoch only. A checkpoint of the same epoch and step is replaced.
             state: plain JSON.
             score: the higher the better.
 
@@ -101,7 +103,7 @@ class CheckpointWriter:
         tensors, buffers = checkpoint_tensors(unwrapped(model), optimizer)
         self._copy.take(blocks_to_write(tensors, buffers, self.world))
         pending = _Pending(
-            name=checkpoint_name(epoch),
+            name=checkpoint_name(epoch, step),
             state=json.dumps(state, indent=2) + "\n",
             score=score if score is not None and math.isfinite(score) else None,
             optimizer=type(optimizer).__name__,
@@ -153,11 +155,13 @@ class CheckpointWriter:
                 logger.info("%s written in %.1f s", pending.name, time.perf_counter() - started)
 
     def _write(self, pending: _Pending) -> None:
+        tell("save-write")
         draft = self.directory / f".{pending.name}.draft"
         self._together(pending, lambda: self._make(draft) if self.world.is_main else None)
         shard = shard_name(self.world.rank, self.world.world_size)
         written = self._together(pending, lambda: {shard: self._copy.write(draft / shard)})
         files = {name: info for part in written for name, info in part.items()}
+        tell("save-commit")
         self._together(pending, lambda: self._commit(pending, draft, files) if self.world.is_main else None)
 
     def _make(self, draft: Path) -> None:
@@ -209,7 +213,7 @@ class CheckpointWriter:
         except Exception as error:  # the other ranks are waiting, whatever it is
             answer = {"error": str(self._failure(pending, error))}
         try:
-            texts = _gather_texts(json.dumps(answer), self.world, self._group)
+            texts = gather_texts(json.dumps(answer), self.world, self._group)
         except RuntimeError as error:  # torch.distributed has no type of its own for it
             raise WorkerLostError(
                 f"rank {self.world.rank}: another worker was lost while {pending.name} was written; "
@@ -232,14 +236,28 @@ class CheckpointWriter:
 
 
 def checkpoints_to_drop(scores: Mapping[Path, float], *, newest: Path, keep: int) -> list[Path]:
-    """Which checkpoints to delete so that the `keep` best and the newest remain."""
+    """Which checkpoints to delete so that the `keep` best and the newest remain.
+
+    One from within an epoch serves to continue only: it goes as soon as there is a newer one.
+    """
     ranked = sorted(scores, key=lambda path: (scores[path], path.name), reverse=True)
-    return [path for path in ranked[keep:] if path != newest]
+    whole = [path for path in ranked if not _is_within_epoch(path)]
+    within = [path for path in ranked if _is_within_epoch(path)]
+    return [path for path in [*within, *whole[keep:]] if path != newest]
 
 
-def checkpoint_name(epoch: int) -> str:
-    """Directory name of the checkpoint after `epoch` epochs."""
-    return f"epoch_{epoch:04d}"
+def checkpoint_name(epoch: int, step: int | None = None) -> str:
+    """Directory name of a checkpoint; by name they sort as they were made.
+
+    Args:
+        epoch: epochs completed.
+        step: steps completed, where the checkpoint was taken within an epoch.
+    """
+    return f"epoch_{epoch:04d}" + ("" if step is None else f"_step_{step:08d}")
+
+
+def _is_within_epoch(path: Path) -> bool:
+    return "_step_" in path.name
 
 
 def newest_checkpoint(run_dir: Path, *, world: World | None = None) -> Path | None:
@@ -273,21 +291,3 @@ def _remove_atomically(checkpoint: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def _gather_texts(text: str, world: World, group: dist.ProcessGroup | None) -> list[str]:
-    """All ranks' texts in rank order, on every rank."""
-    if world.world_size == 1:
-        return [text]
-    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    sizes = _gather(torch.tensor([len(mine)]), world, group)
-    padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
-    padded[: len(mine)] = mine
-    texts = _gather(padded, world, group)
-    return [bytes(part[: int(size)].numpy()).decode() for part, size in zip(texts, sizes, strict=True)]
-
-
-def _gather(tensor: Tensor, world: World, group: dist.ProcessGroup | None) -> list[Tensor]:
-    gathered = [torch.empty_like(tensor) for _ in range(world.world_size)]
-    dist.all_gather(gathered, tensor, group=group)
-    return gathered

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError, RaydetError, TrainingError, WorkerLostError
+from raydet.train.control import Upkeep
 from raydet.train.warm import warm_workers
 from raydet.train.worker import train_worker
 
@@ -145,7 +146,12 @@ def cpu_share(cpus_of_nodes: Sequence[int], num_workers: int) -> int:
 
 
 def launch(
-    experiment: Experiment, *, run_dir: Path, workers: Workers, max_failures: int = 1
+    experiment: Experiment,
+    *,
+    run_dir: Path,
+    workers: Workers,
+    upkeep: Upkeep | None = None,
+    max_failures: int = 1,
 ) -> dict[str, Any]:
     """Train one run as a Ray Train job; an interrupted one continues from its newest checkpoint.
 
@@ -162,7 +168,9 @@ def launch(
     """
     for attempt in range(max_failures + 1):
         try:
-            results: dict[str, Any] = _in_a_thread(_trainer(experiment, run_dir, workers).fit).return_value
+            results: dict[str, Any] = _in_a_thread(
+                _trainer(experiment, run_dir, workers, upkeep or Upkeep()).fit
+            ).return_value
         except ray.train.TrainingFailedError as error:
             cause = _workers_own_error(error)
             if cause is not None:  # it would come again
@@ -177,7 +185,7 @@ def launch(
     raise AssertionError("unreachable")
 
 
-def _trainer(experiment: Experiment, run_dir: Path, workers: Workers) -> TorchTrainer:
+def _trainer(experiment: Experiment, run_dir: Path, workers: Workers, upkeep: Upkeep) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config={
@@ -185,6 +193,7 @@ def _trainer(experiment: Experiment, run_dir: Path, workers: Workers) -> TorchTr
             "run_dir": str(run_dir),
             "threads": workers.cpus,
             "use_gpu": workers.use_gpu,
+            "upkeep": asdict(upkeep),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(workers)

@@ -19,6 +19,7 @@ from raydet.plan.fit import largest_micro_batch
 from raydet.plan.heads import DeviceType
 from raydet.plan.remedies import remedies
 from raydet.plan.sizes import in_words
+from raydet.train.phases import IN_WORDS, Phase, enter
 
 NUM_NAMED_PICTURES = 8
 
@@ -26,19 +27,20 @@ logger = logging.getLogger("raydet")
 
 
 @contextmanager
-def during(phase: str, image_ids: Sequence[str], device: torch.device) -> Iterator[None]:
-    """Say in which phase of the work on which pictures the memory ended.
+def during(phase: Phase, image_ids: Sequence[str], device: torch.device) -> Iterator[None]:
+    """Enter a phase of the work on some pictures; where the memory ends in it, say so.
 
     Raises:
         OutOfMemoryError: the block has run out of memory.
     """
+    enter(phase, image_ids)
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"out of memory in the {phase}{_pictures(image_ids)}: {_fullness(device)}"
+            f"out of memory in the {IN_WORDS[phase]}{_pictures(image_ids)}: {_fullness(device)}"
         ) from error
 
 

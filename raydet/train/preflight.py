@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raydet.config import Experiment
 from raydet.data.build import open_source
-from raydet.data.sampler import GlobalBatches, batch_plan
+from raydet.data.sampler import ElasticSampler, batch_plan
 from raydet.data.split import split_indices
 from raydet.models.build import describe_parameters
 from raydet.parallel.layout import layout_of
@@ -21,6 +21,6 @@ def check(experiment: Experiment, *, workers: int) -> None:
     train, _ = split_indices(open_source(experiment.data), experiment.data.split)
     micro_batch = experiment.train.micro_batch
     batch_plan(experiment.train.global_batch, workers, None if micro_batch == "auto" else micro_batch)
-    GlobalBatches(num_samples=len(train), global_batch=experiment.train.global_batch, seed=experiment.seed)
+    ElasticSampler(num_samples=len(train), global_batch=experiment.train.global_batch, seed=experiment.seed)
     layout_of(experiment.train.strategy, world_size=workers, shard_ranks=experiment.train.shard_ranks)
     describe_parameters(experiment)

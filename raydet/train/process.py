@@ -36,9 +36,12 @@ from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
 from raydet.plan.counts import state_copies
 from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
+from raydet.train.control import Control, StopRequest, Upkeep
+from raydet.train.faults import arm
 from raydet.train.loop import fit
 from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
+from raydet.train.phases import enter
 from raydet.train.record import RunRecord, recorded_model_info
 from raydet.train.rehearsal import LONG_RUN_STEPS, rehearse, worst_batch
 from raydet.train.state import TrainState
@@ -51,13 +54,23 @@ logger = logging.getLogger("raydet")
 
 
 def run_process(
-    experiment: Experiment, *, run_dir: Path, world: World, publish: Publish | None = None
+    experiment: Experiment,
+    *,
+    run_dir: Path,
+    world: World,
+    publish: Publish | None = None,
+    upkeep: Upkeep | None = None,
+    stop: StopRequest | None = None,
+    ask_cluster: Callable[[], str | None] = lambda: None,
 ) -> dict[str, Any]:
     """Train, evaluate and record one run, as rank `world.rank` of its workers; go on from its newest checkpoint.
 
     Args:
         run_dir: see `raydet.train.record`; must exist, common to all ranks.
         publish: called on every rank after every epoch.
+        upkeep: how often to save within an epoch.
+        stop: asks, from another thread or a signal handler, to save and stop.
+        ask_cluster: see `raydet.train.control.Control`.
 
     Returns:
         The results (plain JSON): the metrics are the same on every rank, times are each rank's own.
@@ -67,8 +80,10 @@ def run_process(
         ConfigError: the batch does not divide, or the like.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
         OutOfMemoryError: a worker has no memory left.
+        PreemptedError: the run was asked to stop.
         TrainingError: the loss is not finite.
     """
+    arm(world)
     check_precision(experiment.train.precision, world.device)
     _check_nodes(experiment, world)
     source = open_source(experiment.data)
@@ -76,7 +91,7 @@ def run_process(
     with closing(RunRecord(run_dir, enabled=world.is_main)) as record:
         loader = _train_loader(experiment, source, train_indices, run_dir, world)
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
-            with during("setting up of model and optimiser", (), world.device):
+            with during("setup", (), world.device):
                 state = _initial_state(experiment, run_dir, world)
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             record.model_info(info)
@@ -84,6 +99,7 @@ def run_process(
                 logger.info("%s: %s", experiment.name, info)
             _rehearse_long_run(experiment, state, source, train_indices, loader, world)
             evaluator = Evaluator(experiment, source, val_indices, world)
+            control = Control(world, run_dir, upkeep or Upkeep(), stop or StopRequest(), ask_cluster)
             with _checkpoint_writer(experiment, run_dir, world) as writer:
                 fit(
                     state,
@@ -91,8 +107,10 @@ def run_process(
                     experiment=experiment,
                     world=world,
                     record=record,
+                    control=control,
                     validate=lambda: evaluator(state),
-                    publish=lambda row: _publish(state, row, world, writer, publish),
+                    save=lambda score: _save(state, score, world, writer),
+                    publish=publish or (lambda row: None),
                 )
         results = _results(experiment, state, info)
         record.results(results)
@@ -118,7 +136,7 @@ class Evaluator:
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
         """The 12 metrics, AP per class as `AP/<class>`, and the machine's load."""
-        with during("evaluation", (), self.world.device):
+        with during("evaluate", (), self.world.device):
             result = self.evaluate(unwrapped(state.model))
         per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
         return {**result.metrics, **per_class, **system_metrics(self.world.device)}
@@ -173,14 +191,18 @@ def _initial_state(experiment: Experiment, run_dir: Path, world: World) -> Train
     model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
     state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
     checkpoint = newest_checkpoint(run_dir, world=world)
-    if checkpoint is not None:
+    if checkpoint is None:
+        logger.info("starting at step 0")
+    else:
         state.take(
             load_checkpoint(
                 checkpoint, model=detector, optimizer=state.optimizer, world=world, is_verified=True
             )
         )
         if world.is_main:
-            logger.info("continuing after epoch %d from %s", state.epoch, checkpoint)
+            logger.info(
+                "continuing after step %d, in epoch %d, from %s", state.step, state.epoch + 1, checkpoint
+            )
     return state
 
 
@@ -222,20 +244,19 @@ def _earlier_micro_batch(run_dir: Path, world: World) -> int | None:
     return smallest_over_ranks(earlier, world) or None
 
 
-def _publish(
-    state: TrainState, row: dict[str, Any], world: World, writer: CheckpointWriter, publish: Publish | None
-) -> None:
-    if "mAP" not in row:  # else the evaluation has done it
+def _save(state: TrainState, score: float | None, world: World, writer: CheckpointWriter) -> None:
+    enter("save-copy")
+    if score is None:  # else the evaluation has done it
         average_statistics(state.model, world)
+    state.settle(world)
     state.checkpoint_s += writer.save(
         state.epoch,
+        step=state.step if state.epoch_step else None,
         model=state.model,
         optimizer=state.optimizer,
         state=state.as_json(),
-        score=row.get("mAP"),
+        score=score,
     )
-    if publish is not None:
-        publish(row)
 
 
 def _model_info(
@@ -272,4 +293,5 @@ def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) ->
         "workers": info["workers"],
         "loop_s": round(state.loop_s, 3),
         "checkpoint_s": round(state.checkpoint_s, 3),
+        "digest": state.digest,
     }

@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raydet.config import Experiment
-from raydet.errors import ConfigError
+from raydet.errors import ConfigError, PreemptedError
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
 from raydet.train.checkpoints import newest_checkpoint
+from raydet.train.control import StopRequest, Upkeep, stopping_on_sigterm
 from raydet.train.preflight import check
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory, finished_results, read_progress
@@ -39,12 +40,14 @@ def train_single(
     workers: int,
     cpus_per_worker: int | None,
     use_gpu: bool | None,
+    upkeep: Upkeep,
     tracking_uri: str | None,
 ) -> None:
     """Train one run, or continue it, or say that it has ended.
 
     Args:
         workers: Ray Train workers; 0 trains in this process without Ray, as one rank under `torchrun`.
+        upkeep: how often to save within an epoch.
 
     Raises:
         RaydetError: see `raydet.train.process.run_process`.
@@ -58,7 +61,7 @@ def train_single(
     if workers == 0:
         torch.set_num_threads(cpus_per_worker or torch.get_num_threads())
     if not world.is_main:
-        _run_here(experiment, run_dir, world)
+        _run_here(experiment, run_dir, world, upkeep)
         return
     claim_run_directory(run_dir, experiment)
     tracker = open_tracker(tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT)
@@ -70,13 +73,13 @@ def train_single(
             started = time.perf_counter()
             with _tracked(tracker, experiment, run_dir), _progress_bar(console, run_dir):
                 if workers == 0:
-                    results = _run_here(experiment, run_dir, world)
+                    results = _run_here(experiment, run_dir, world, upkeep)
                 else:
                     from raydet.train.launch import cluster, launch, workers_for
 
                     stack.enter_context(cluster())
                     share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu)
-                    results = launch(experiment, run_dir=run_dir, workers=share)
+                    results = launch(experiment, run_dir=run_dir, workers=share, upkeep=upkeep)
             results = results | {"wall_s": round(time.perf_counter() - started, 3)}
         _track_end(tracker, experiment, run_dir, results, console)
         _print_results(console, results)
@@ -95,8 +98,10 @@ def _track_end(
         console.print(f"tracking failed ({error}); the same command tries again", highlight=False)
 
 
-def _run_here(experiment: Experiment, run_dir: Path, world: World) -> dict[str, Any]:
-    return run_process(experiment, run_dir=run_dir, world=world)
+def _run_here(experiment: Experiment, run_dir: Path, world: World, upkeep: Upkeep) -> dict[str, Any]:
+    stop = StopRequest()
+    with stopping_on_sigterm(stop):
+        return run_process(experiment, run_dir=run_dir, world=world, upkeep=upkeep, stop=stop)
 
 
 @contextmanager
@@ -109,7 +114,9 @@ def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterato
         yield
     except BaseException as error:
         watcher.stop()
-        tracker.close_run(run_id, "killed" if isinstance(error, KeyboardInterrupt) else "failed")
+        tracker.close_run(
+            run_id, "killed" if isinstance(error, KeyboardInterrupt | PreemptedError) else "failed"
+        )
         raise
     watcher.stop()
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+
+from raydet.data.digest import EMPTY, Lanes, as_lanes, as_text, digest_of
+from raydet.parallel.collectives import World, sum_over_ranks
+
+_SAVED = ("epoch", "step", "epoch_step", "epoch_loss", "epoch_s", "digest", "history", "loop_s")
 
 
 @dataclass(slots=True)
@@ -20,6 +26,14 @@ class TrainState:
     """Epochs completed."""
     step: int = 0
     """Optimiser steps completed."""
+    epoch_step: int = 0
+    """Of these, steps of the epoch that is under way: with the seed, all that the sampler needs."""
+    epoch_loss: float = 0.0
+    """Sum of their losses."""
+    epoch_s: float = 0.0
+    """Seconds in them."""
+    digest: str = EMPTY
+    """See `raydet.data.digest`: what has been trained on, on all ranks, as of `settle`."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row of metrics per completed epoch."""
     loop_s: float = 0.0
@@ -27,11 +41,31 @@ class TrainState:
     checkpoint_s: float = 0.0
     """Seconds that epochs waited for checkpoints, in this process; the last write, after the last epoch, left out."""
 
+    _unsettled: Lanes = field(default_factory=lambda: as_lanes(EMPTY))
+    """This rank's part of the digest since then."""
+
+    def advance(self, first: int, image_ids: Sequence[str]) -> None:
+        """A step is done: this rank's pictures stood at `first` and after in the epoch's order."""
+        self._unsettled = self._unsettled + digest_of(self.epoch, first, image_ids)
+        self.step += 1
+        self.epoch_step += 1
+
+    def end_epoch(self) -> None:
+        """All steps of the epoch are done."""
+        self.loop_s += self.epoch_s
+        self.epoch += 1
+        self.epoch_step, self.epoch_loss, self.epoch_s = 0, 0.0, 0.0
+
+    def settle(self, world: World) -> None:
+        """Add up the digest; to be called on every rank."""
+        self.digest = as_text(as_lanes(self.digest) + sum_over_ranks(self._unsettled, world))
+        self._unsettled = as_lanes(EMPTY)
+
     def as_json(self) -> dict[str, Any]:
         """The part that is not a tensor."""
-        return {"epoch": self.epoch, "step": self.step, "history": self.history, "loop_s": self.loop_s}
+        return {name: getattr(self, name) for name in _SAVED}
 
     def take(self, saved: dict[str, Any]) -> None:
         """Continue from what `as_json` gave."""
-        self.epoch, self.step = saved["epoch"], saved["step"]
-        self.history, self.loop_s = saved["history"], saved["loop_s"]
+        for name in _SAVED:
+            setattr(self, name, saved[name])

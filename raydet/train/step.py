@@ -47,7 +47,7 @@ def train_step(
     losses = accumulate_gradients(
         model, micro_batches, seed=seed, step=step, world=world, precision=precision
     )
-    with during("update after the pass", _image_ids(micro_batches), world.device):
+    with during("update", _image_ids(micro_batches), world.device):
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
@@ -78,12 +78,12 @@ def accumulate_gradients(
         is_last = micro == len(micro_batches) - 1
         with gradient_sync(model, enabled=is_last):
             with (
-                during("forward pass", batch.image_ids, world.device),
+                during("forward", batch.image_ids, world.device),
                 autocast(precision, world.device),
             ):
                 losses = model(batch.to(world.device))
             values = torch.stack([losses[name].float() for name in LOSS_NAMES])
-            with during("backward pass", batch.image_ids, world.device):
+            with during("backward", batch.image_ids, world.device):
                 (values.sum() / len(micro_batches)).backward()
         total += values.detach() / len(micro_batches)
     return total

@@ -14,7 +14,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train one run as one of its workers.
 
     Args:
-        config: `experiment` (JSON), `run_dir`, `threads`, `use_gpu`: plain values only, as Ray stores them.
+        config: `experiment` (JSON), `run_dir`, `threads`, `use_gpu`, `upkeep`: plain values only, as Ray stores them.
 
     Returns:
         The run's results; Ray keeps those of rank 0.
@@ -24,6 +24,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
 
     from raydet.config import Experiment
     from raydet.parallel.collectives import World, local_device
+    from raydet.train.control import Upkeep
     from raydet.train.process import run_process
 
     torch.set_num_threads(config["threads"])  # Ray sets OMP_NUM_THREADS to 1 per CPU asked for
@@ -40,6 +41,8 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         run_dir=run_dir,
         world=world,
         publish=_report,
+        upkeep=Upkeep(**config["upkeep"]),
+        ask_cluster=_preemption,
     )
 
 
@@ -48,3 +51,11 @@ def _report(row: dict[str, Any]) -> None:
     import ray.train
 
     ray.train.report({key: value for key, value in row.items() if value is not None})
+
+
+def _preemption() -> str | None:
+    """Why Ray will take a node away, if it will. A barrier: every rank asks at the same step."""
+    import ray.train
+
+    notice = ray.train.get_preemption_info()
+    return None if notice is None else "a node is about to be taken away"

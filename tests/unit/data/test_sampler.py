@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydet.data.sampler import GlobalBatches, batch_plan, epoch_order
+from raydet.data.sampler import ElasticSampler, batch_plan, epoch_order
 from raydet.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ def test_every_world_sees_the_same_epoch(
     share = global_batch // world_size
     micro_batch = data.draw(st.sampled_from([size for size in divisors if share % size == 0]))
     micro_batch, accumulation = batch_plan(global_batch, world_size, micro_batch)
-    batches = GlobalBatches(num_samples=global_batch + spare, global_batch=global_batch, seed=seed)
+    batches = ElasticSampler(num_samples=global_batch + spare, global_batch=global_batch, seed=seed)
     first_step = data.draw(st.integers(0, batches.steps_per_epoch))
     ranks = [
         list(
@@ -46,7 +46,7 @@ def test_every_world_sees_the_same_epoch(
 
 
 def test_accumulation_and_workers_fill_the_same_slots() -> None:
-    batches = GlobalBatches(num_samples=12, global_batch=4, seed=0)
+    batches = ElasticSampler(num_samples=12, global_batch=4, seed=0)
     one = list(batches.of_rank(0, rank=0, micro_batch=2, accumulation=2))
     two = [list(batches.of_rank(0, rank=rank, micro_batch=2, accumulation=1)) for rank in (0, 1)]
     assert one == [[*a, *b] for a, b in zip(*two, strict=True)]
@@ -54,7 +54,7 @@ def test_accumulation_and_workers_fill_the_same_slots() -> None:
 
 def test_a_set_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"16 pictures per step.* 10; set train\.global_batch to 10"):
-        GlobalBatches(num_samples=10, global_batch=16, seed=0)
+        ElasticSampler(num_samples=10, global_batch=16, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""`raydet verify`: proofs on one's own machine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raydet.cli.options import (
+    BackboneOption,
+    ConfigOption,
+    DataOption,
+    RecipeOption,
+    SetOption,
+    adjusted,
+    interruptible,
+    starting_experiment,
+)
+from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, ConfigError
+
+if TYPE_CHECKING:
+    from raydet.train.phases import Phase
+    from raydet.verify.resume import Outcome
+
+app = typer.Typer(
+    name="verify",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Prove that nothing is lost.",
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Prove that nothing is lost."""
+
+
+@app.command()
+def resume(
+    recipe: RecipeOption = None,
+    config: ConfigOption = None,
+    backbone: BackboneOption = None,
+    data: DataOption = None,
+    sets: SetOption = None,
+    steps: Annotated[int, typer.Option(help="Steps to train, rounded up to whole epochs.")] = 12,
+    workers: Annotated[
+        str,
+        typer.Option(help="Processes on this machine, e.g. 2; or before and after each kill, e.g. 4,2,3."),
+    ] = "1",
+    phases: Annotated[
+        str, typer.Option(help="Where to kill (SIGKILL), with commas, or all; see the output of `all`.")
+    ] = "backward",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Kill a run and let it continue; compare losses, samples and weights with an undisturbed run."""
+    from raydet.verify.resume import ResumeCheck
+
+    experiment = adjusted(
+        starting_experiment(recipe, config), backbone=backbone, data=data, epochs=None, sets=sets
+    )
+    wanted, counts = _phases(phases), _workers(workers)
+    with interruptible(), tempfile.TemporaryDirectory(prefix="raydet-verify-") as directory:
+        check = ResumeCheck(experiment, steps=steps, workers=counts, directory=Path(directory))
+        check.run_undisturbed()
+        outcomes = []
+        for phase in wanted:
+            outcomes.append(check.run_killed(phase))
+            if not as_json:
+                typer.echo(_line(outcomes[-1]))
+    is_proven = all(outcome.is_proof for outcome in outcomes)
+    if as_json:
+        typer.echo(json.dumps({"ok": is_proven, "outcomes": [asdict(outcome) for outcome in outcomes]}))
+    else:
+        typer.echo("nothing was lost" if is_proven else "SOMETHING WAS LOST")
+    raise typer.Exit(EXIT_OK if is_proven else EXIT_TRIALS_FAILED)
+
+
+def _phases(text: str) -> list[Phase]:
+    from raydet.verify.resume import PHASES
+
+    if text == "all":
+        return list(PHASES)
+    known = {str(phase): phase for phase in PHASES}
+    unknown = [name for name in text.split(",") if name not in known]
+    if unknown:
+        raise ConfigError(f"--phases: unknown {unknown[0]!r}; known: {', '.join(PHASES)}, all")
+    return [known[name] for name in text.split(",")]
+
+
+def _workers(text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise ConfigError(f"--workers wants numbers of at least 1, with commas, got {text!r}")
+    return counts
+
+
+def _line(outcome: Outcome) -> str:
+    losses = f"{outcome.num_equal} of {outcome.steps} losses equal to the last bit"
+    if outcome.is_elastic:
+        losses = f"{outcome.steps} losses within {outcome.max_relative:.1e}"
+    weights = "" if outcome.is_elastic else f", {outcome.num_different_weights} weights differ"
+    samples = "every sample once" if outcome.is_digest_right else "SAMPLES LOST OR REPEATED"
+    return (
+        f"{'ok ' if outcome.is_proof else 'BAD'} killed in {outcome.phase:11} {losses}{weights}, {samples}, "
+        f"{outcome.repeated_steps} steps done again (at most {outcome.interval_steps})"
+    )

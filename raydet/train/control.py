@@ -1,0 +1,122 @@
+"""What may come between two steps: a checkpoint that is due, a request to stop. The same on every rank."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch.distributed as dist
+
+from raydet.parallel.collectives import World, any_over_ranks, gather_texts, host_group
+
+STOP_FILE = "stop_requested"
+"""Made in a run's directory, asks its workers to save and stop, on whatever machines they are."""
+ASK_INTERVAL_S = 2.0
+"""Between two looks at what takes more than a look: files, the cluster's notices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """How a run is kept from losing work; nothing here changes its results."""
+
+    checkpoint_s: float | None = 300.0
+    """Seconds between two checkpoints within an epoch; None: only at the ends of epochs."""
+    checkpoint_steps: int | None = None
+    """The same in optimiser steps."""
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Why this process was asked to stop; set by a signal handler or another thread."""
+
+    reason: str | None = None
+
+    def because(self, reason: str) -> None:
+        """Ask; the first reason stands."""
+        self.reason = self.reason or reason
+
+
+@contextmanager
+def stopping_on_sigterm(stop: StopRequest) -> Iterator[None]:
+    """While the block runs, SIGTERM (pre-emption, `docker stop`, schedulers) is a request, not the end."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.because("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do after a step."""
+
+    save: bool = False
+    stop: str | None = None
+    """Why to save and stop."""
+
+
+@dataclass(slots=True)
+class Control:
+    """Asked after every step, on every rank.
+
+    The ranks agree through the host, in a group of its own: the GPU is not waited for.
+    """
+
+    world: World
+    run_dir: Path
+    upkeep: Upkeep
+    stop: StopRequest
+    ask_cluster: Callable[[], str | None] = lambda: None
+    """Why the cluster wants the run to stop, if it does; called on every rank at the same step."""
+    _group: dist.ProcessGroup | None = None
+    _saved_at: float = field(default_factory=time.monotonic)
+    _asked_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._group = host_group(self.world)
+
+    def after_step(self, step: int) -> Verdict:
+        """Whether to go on, to save, or to save and stop.
+
+        Args:
+            step: steps completed.
+        """
+        wants_save, wants_answer = self._is_due(step), self._wants_to_ask()
+        flags = (wants_save, wants_answer, self.stop.reason is not None)
+        save, ask, stop = any_over_ranks(flags, self.world, self._group)
+        if ask:
+            self._asked_at = time.monotonic()
+            reason = self.ask_cluster()  # the same everywhere
+            if reason is not None:
+                self.stop.because(reason)
+                stop = True
+        if stop:
+            reasons = gather_texts(self.stop.reason or "", self.world, self._group)
+            return Verdict(save=True, stop=next(filter(None, reasons)))
+        return Verdict(save=save)
+
+    def saved(self) -> None:
+        """A checkpoint was taken: the time begins anew."""
+        self._saved_at = time.monotonic()
+
+    def _is_due(self, step: int) -> bool:
+        every_s, every_steps = self.upkeep.checkpoint_s, self.upkeep.checkpoint_steps
+        if every_steps is not None and step % every_steps == 0:
+            return True
+        return self.world.is_main and every_s is not None and time.monotonic() - self._saved_at >= every_s
+
+    def _wants_to_ask(self) -> bool:
+        if not self.world.is_main or time.monotonic() - self._asked_at < ASK_INTERVAL_S:
+            return False
+        if (self.run_dir / STOP_FILE).exists():
+            self.stop.because("the driver was asked to stop")
+        return True

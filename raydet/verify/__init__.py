@@ -1,0 +1,1 @@
+"""Proof on the user's own machine and recipe that nothing is lost."""

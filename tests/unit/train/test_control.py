@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from raydet.parallel.collectives import World
+from raydet.train import control
+from raydet.train.control import STOP_FILE, Control, StopRequest, Upkeep, Verdict, stopping_on_sigterm
+
+
+def control_of(run_dir: Path, upkeep: Upkeep, stop: StopRequest | None = None) -> Control:
+    return Control(World(), run_dir, upkeep, stop or StopRequest())
+
+
+def test_steps_between_checkpoints(tmp_path: Path) -> None:
+    asked = control_of(tmp_path, Upkeep(checkpoint_s=None, checkpoint_steps=3))
+    assert [asked.after_step(step).save for step in range(1, 8)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_seconds_between_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(control.time, "monotonic", lambda: now)
+    asked = control_of(tmp_path, Upkeep(checkpoint_s=60))
+    assert asked.after_step(1) == Verdict()
+    now = 161.0
+    assert asked.after_step(2) == Verdict(save=True)
+    asked.saved()
+    assert asked.after_step(3) == Verdict()
+
+
+def test_a_file_asks_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "ASK_INTERVAL_S", 0.0)
+    asked = control_of(tmp_path, Upkeep())
+    assert asked.after_step(1) == Verdict()
+    (tmp_path / STOP_FILE).touch()
+    assert asked.after_step(2) == Verdict(save=True, stop="the driver was asked to stop")
+
+
+def test_sigterm_is_a_request_while_the_block_runs() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stop = StopRequest()
+    with stopping_on_sigterm(stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+        stop.because("another reason")
+    assert stop.reason == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -10,7 +10,9 @@
     |-- OutOfMemoryError  a worker has no memory left                          exit 4
     |-- PreemptedError    a run was asked to stop, and has saved               exit 143
     `-- TrainingError     a run cannot go on                                   exit 1
-        `-- WorkerLostError another worker of the run is gone                  exit 1
+        |-- NonFiniteLossError a loss is not a number                          exit 1
+        |-- WorkerLostError another worker of the run is gone                  exit 1
+        `-- StalledError  a worker stands still                                exit 5
 
 A message says what was wanted, what came, where (file, row, sample, rank) and what to do. The command line prints
 it on one line and leaves with the exit code; a traceback is for our own mistakes only.
@@ -23,6 +25,7 @@ EXIT_TRIALS_FAILED = 1
 EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_OUT_OF_MEMORY = 4
+EXIT_STALLED = 5
 EXIT_INTERRUPTED = 130
 """The shell's convention for a program ended by Ctrl-C (128 + SIGINT)."""
 EXIT_PREEMPTED = 143
@@ -81,5 +84,15 @@ class TrainingError(RaydetError):
     """A run cannot go on: its loss is not finite, or its workers died."""
 
 
+class NonFiniteLossError(TrainingError):
+    """A loss is infinite or not a number; the pictures are named."""
+
+
 class WorkerLostError(TrainingError):
     """Another worker of the run is gone; what it raised, if it could, says why."""
+
+
+class StalledError(TrainingError):
+    """A worker stands still; it is named with what it was last seen doing."""
+
+    exit_code = EXIT_STALLED

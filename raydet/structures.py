@@ -79,6 +79,13 @@ class Batch:
         tensor = next(iter(self.modalities.values()))
         return int(tensor.shape[-2]), int(tensor.shape[-1])
 
+    def not_finite(self) -> list[str]:
+        """Pictures with a pixel or a box coordinate that is infinite or not a number."""
+        is_finite = torch.isfinite(self.boxes_xyxy).flatten(1).all(dim=1)
+        for pictures in self.modalities.values():
+            is_finite &= torch.isfinite(pictures).flatten(1).all(dim=1)
+        return [name for name, good in zip(self.image_ids, is_finite.tolist(), strict=True) if not good]
+
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch with its tensors on `device`."""
         return self._with_tensors(lambda x: x.to(device, non_blocking=non_blocking))

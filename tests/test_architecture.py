@@ -28,6 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "raydet.train.checkpoints",
         "raydet.train.control",
         "raydet.train.faults",
+        "raydet.train.heartbeat",
+        "raydet.train.losses",
         "raydet.train.memory",
         "raydet.train.phases",
         "raydet.train.rehearsal",

@@ -68,6 +68,9 @@ Strategy = Literal["auto", "single", "ddp", "fsdp", "hsdp"]
 ActivationCheckpointing = Literal["none", "block", "selective"]
 
 
+NonFinite = Literal["stop", "skip", "rollback"]
+
+
 class TrainConfig(Config):
     """The loop."""
 
@@ -91,6 +94,9 @@ class TrainConfig(Config):
     """Compile the encoder blocks with torch.compile; needs a C++ compiler on CPU, costs minutes at the start."""
     sync_batch_norm: bool = False
     """The fusions' batch norms see the pictures of all workers instead of their own: for small micro-batches."""
+    non_finite: NonFinite = "stop"
+    """What to do about a loss or gradient that is not finite: end the run; pass over the step (looks at every gradient
+    before it is used, so a GPU is waited for in every step); or go back to the newest checkpoint and pass over it."""
     eval_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     eval_batch: Annotated[int, Field(ge=1)] = 4

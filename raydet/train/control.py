@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +28,10 @@ class Upkeep:
     """Seconds between two checkpoints within an epoch; None: only at the ends of epochs."""
     checkpoint_steps: int | None = None
     """The same in optimiser steps."""
+    heartbeat_s: float = 30.0
+    """A worker that is silent for one and a half of these is stopped, swapped out or gone."""
+    stall_s: float = 1800.0
+    """Workers that are in the same place for so long hang."""
 
 
 @dataclass(slots=True)
@@ -78,11 +82,12 @@ class Control:
     ask_cluster: Callable[[], str | None] = lambda: None
     """Why the cluster wants the run to stop, if it does; called on every rank at the same step."""
     _group: dist.ProcessGroup | None = None
-    _saved_at: float = field(default_factory=time.monotonic)
-    _asked_at: float = field(default_factory=time.monotonic)
+    _saved_at: float = 0.0
+    _asked_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._group = host_group(self.world)
+        self._saved_at = self._asked_at = time.monotonic()
 
     def after_step(self, step: int) -> Verdict:
         """Whether to go on, to save, or to save and stop.

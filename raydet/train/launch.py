@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import logging
 import os
 import tempfile
@@ -20,12 +23,24 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from raydet.config import Experiment
-from raydet.errors import ConfigError, RaydetError, TrainingError, WorkerLostError
+from raydet.errors import (
+    ConfigError,
+    PreemptedError,
+    RaydetError,
+    StalledError,
+    TrainingError,
+    WorkerLostError,
+)
 from raydet.train.control import Upkeep
+from raydet.train.elastic import fitting_size, legal_sizes
+from raydet.train.heartbeat import STALL_REPORT
 from raydet.train.warm import warm_workers
 from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
+
+MAX_FAILURES = 3
+"""Restarts of a run after the loss of workers, unless the user says otherwise."""
 
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""
@@ -42,6 +57,11 @@ class Workers:
     """One GPU per worker."""
     may_wait: bool
     """Nodes may still join the cluster: wait for them instead of giving up."""
+    fewest: int = 0
+    """How few may go on after the loss of nodes; 0: as many as there were."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fewest", self.fewest or self.count)
 
 
 @contextmanager
@@ -151,41 +171,70 @@ def launch(
     run_dir: Path,
     workers: Workers,
     upkeep: Upkeep | None = None,
-    max_failures: int = 1,
+    max_failures: int = MAX_FAILURES,
 ) -> dict[str, Any]:
     """Train one run as a Ray Train job; an interrupted one continues from its newest checkpoint.
 
+    After the loss of a worker or of its node the run starts again, with as many workers as find a place; pre-emption
+    by the cluster costs nothing and is not counted.
+
     Args:
         run_dir: readable and writable from every node.
-        max_failures: restarts of the worker group after the loss of a worker.
+        max_failures: restarts of the worker group after the loss of a worker, or after a stall.
 
     Returns:
-        The run's results, see `raydet.train.process.run_process`.
+        The run's results, see `raydet.train.process.run_process`, and the number of `restarts`.
 
     Raises:
         RaydetError: what a worker raised, as it raised it.
-        TrainingError: a worker died.
+        StalledError: a worker stood still once too often.
+        TrainingError: a worker died once too often.
     """
-    for attempt in range(max_failures + 1):
+    num_failures = 0
+    for attempt in itertools.count():
+        (run_dir / STALL_REPORT).unlink(missing_ok=True)
+        trainer = _trainer(experiment, run_dir, _placed(experiment, workers), upkeep or Upkeep(), attempt)
         try:
-            results: dict[str, Any] = _in_a_thread(
-                _trainer(experiment, run_dir, workers, upkeep or Upkeep()).fit
-            ).return_value
+            results: dict[str, Any] = _in_a_thread(trainer.fit).return_value
         except ray.train.TrainingFailedError as error:
             cause = _workers_own_error(error)
+            if isinstance(cause, PreemptedError):
+                logger.warning("%s: %s; starting again elsewhere", experiment.name, cause)
+                continue
             if cause is not None:  # it would come again
                 raise cause from error
-            if attempt == max_failures:
-                raise TrainingError(
-                    f"a worker died: {_ranks(error)}; see {run_dir / 'training.log'}"
-                ) from error
-            logger.warning("%s: a worker died (%s); starting again", experiment.name, _ranks(error))
+            num_failures += 1
+            lost = _lost(error, run_dir)
+            if num_failures > max_failures:
+                raise lost from error
+            logger.warning("%s: %s; starting again", experiment.name, lost)
         else:
-            return results
+            return results | {"restarts": attempt}
     raise AssertionError("unreachable")
 
 
-def _trainer(experiment: Experiment, run_dir: Path, workers: Workers, upkeep: Upkeep) -> TorchTrainer:
+def _placed(experiment: Experiment, workers: Workers) -> Workers:
+    """As many of the workers as find a place now; all of them where not even the fewest do, to wait for nodes."""
+    train = experiment.train
+    micro_batch = train.micro_batch if isinstance(train.micro_batch, int) else None
+    sizes = legal_sizes(train.global_batch, micro_batch, fewest=workers.fewest, most=workers.count)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    size = fitting_size(sizes, nodes, _resources(workers))
+    if size is not None and size < workers.count:
+        logger.warning("%s: going on with %d of %d workers", experiment.name, size, workers.count)
+    return dataclasses.replace(workers, count=size or workers.count)
+
+
+def _lost(error: Exception, run_dir: Path) -> TrainingError:
+    report = run_dir / STALL_REPORT
+    if report.exists():
+        return StalledError(json.loads(report.read_text())["text"])
+    return TrainingError(f"a worker died: {_ranks(error)}; see {run_dir / 'training.log'}")
+
+
+def _trainer(
+    experiment: Experiment, run_dir: Path, workers: Workers, upkeep: Upkeep, attempt: int
+) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config={
@@ -194,6 +243,7 @@ def _trainer(experiment: Experiment, run_dir: Path, workers: Workers, upkeep: Up
             "threads": workers.cpus,
             "use_gpu": workers.use_gpu,
             "upkeep": asdict(upkeep),
+            "attempt": attempt,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(workers)
@@ -203,6 +253,7 @@ def _trainer(experiment: Experiment, run_dir: Path, workers: Workers, upkeep: Up
             storage_path=str(run_dir),
             failure_config=ray.train.FailureConfig(
                 max_failures=0,  # `launch` tells a death from an error
+                max_preemption_failures=0,
                 controller_failure_limit=-1 if workers.may_wait else 1,
             ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),

@@ -18,7 +18,7 @@ import torch
 import torchvision
 
 import raydet
-from raydet.config import Experiment
+from raydet.config import Experiment, TrainConfig
 from raydet.data.build import open_source
 from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.data.sampler import batch_plan
@@ -38,6 +38,7 @@ from raydet.plan.counts import state_copies
 from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
 from raydet.train.control import Control, StopRequest, Upkeep
 from raydet.train.faults import arm
+from raydet.train.heartbeat import Heartbeat
 from raydet.train.loop import fit
 from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
@@ -59,9 +60,10 @@ def run_process(
     run_dir: Path,
     world: World,
     publish: Publish | None = None,
-    upkeep: Upkeep | None = None,
+    upkeep: Upkeep = Upkeep(),  # noqa: B008  -- frozen
     stop: StopRequest | None = None,
     ask_cluster: Callable[[], str | None] = lambda: None,
+    attempt: int = 0,
 ) -> dict[str, Any]:
     """Train, evaluate and record one run, as rank `world.rank` of its workers; go on from its newest checkpoint.
 
@@ -71,6 +73,7 @@ def run_process(
         upkeep: how often to save within an epoch.
         stop: asks, from another thread or a signal handler, to save and stop.
         ask_cluster: see `raydet.train.control.Control`.
+        attempt: how often the driver has started the run before this.
 
     Returns:
         The results (plain JSON): the metrics are the same on every rank, times are each rank's own.
@@ -93,14 +96,18 @@ def run_process(
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
             with during("setup", (), world.device):
                 state = _initial_state(experiment, run_dir, world)
+                state.is_restarted = attempt > 0
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
             _rehearse_long_run(experiment, state, source, train_indices, loader, world)
             evaluator = Evaluator(experiment, source, val_indices, world)
-            control = Control(world, run_dir, upkeep or Upkeep(), stop or StopRequest(), ask_cluster)
-            with _checkpoint_writer(experiment, run_dir, world) as writer:
+            control = Control(world, run_dir, upkeep, stop or StopRequest(), ask_cluster)
+            with (
+                Heartbeat(run_dir, world, upkeep),
+                _checkpoint_writer(experiment, run_dir, world) as writer,
+            ):
                 fit(
                     state,
                     loader,
@@ -110,6 +117,7 @@ def run_process(
                     control=control,
                     validate=lambda: evaluator(state),
                     save=lambda score: _save(state, score, world, writer),
+                    restore=lambda: _restore(state, run_dir, world, writer),
                     publish=publish or (lambda row: None),
                 )
         results = _results(experiment, state, info)
@@ -152,10 +160,9 @@ def _train_loader(
     experiment: Experiment, source: Source, indices: list[int], run_dir: Path, world: World
 ) -> TrainLoader:
     train = experiment.train
-    asked_for = train.micro_batch
+    earlier = None if isinstance(train.micro_batch, int) else _earlier_micro_batch(run_dir, train, world)
+    asked_for = earlier or train.micro_batch
     if asked_for == "auto":
-        asked_for = _earlier_micro_batch(run_dir, world)
-    if asked_for is None and train.micro_batch == "auto":
         num_objects = max(len(source.targets(index)[1]) for index in indices)
         asked_for = planned_micro_batch(experiment, world, num_objects=num_objects)
     micro_batch, accumulation = batch_plan(train.global_batch, world.world_size, asked_for)
@@ -190,20 +197,32 @@ def _initial_state(experiment: Experiment, run_dir: Path, world: World) -> Train
     detector = _initial_detector(experiment, world)
     model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
     state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
+    if not _take_newest(state, run_dir, world):
+        logger.info("starting at step 0")
+    return state
+
+
+def _restore(state: TrainState, run_dir: Path, world: World, writer: CheckpointWriter) -> bool:
+    """Go back to the newest checkpoint; False where there is none."""
+    writer.wait()
+    return _take_newest(state, run_dir, world)
+
+
+def _take_newest(state: TrainState, run_dir: Path, world: World) -> bool:
     checkpoint = newest_checkpoint(run_dir, world=world)
     if checkpoint is None:
-        logger.info("starting at step 0")
-    else:
-        state.take(
-            load_checkpoint(
-                checkpoint, model=detector, optimizer=state.optimizer, world=world, is_verified=True
-            )
-        )
-        if world.is_main:
-            logger.info(
-                "continuing after step %d, in epoch %d, from %s", state.step, state.epoch + 1, checkpoint
-            )
-    return state
+        return False
+    saved = load_checkpoint(
+        checkpoint,
+        model=unwrapped(state.model),
+        optimizer=state.optimizer,
+        world=world,
+        is_verified=True,
+    )
+    state.take(saved)
+    if world.is_main:
+        logger.info("continuing after step %d, in epoch %d, from %s", state.step, state.epoch + 1, checkpoint)
+    return True
 
 
 def _initial_detector(experiment: Experiment, world: World) -> Detector:
@@ -238,10 +257,18 @@ def _rehearse_long_run(
     )
 
 
-def _earlier_micro_batch(run_dir: Path, world: World) -> int | None:
+def _earlier_micro_batch(run_dir: Path, train: TrainConfig, world: World) -> int | None:
     """What an interrupted attempt of this run has used: batch norms shall go on seeing as many pictures."""
     earlier = recorded_model_info(run_dir).get("micro_batch", 0) if world.is_main else sys.maxsize
-    return smallest_over_ranks(earlier, world) or None
+    earlier = smallest_over_ranks(earlier, world)
+    if earlier and train.global_batch % (world.world_size * earlier):
+        logger.warning(
+            "%d workers cannot go on with micro-batches of %d; batch norms will see another number of pictures",
+            world.world_size,
+            earlier,
+        )
+        return None
+    return earlier or None
 
 
 def _save(state: TrainState, score: float | None, world: World, writer: CheckpointWriter) -> None:
@@ -293,5 +320,7 @@ def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) ->
         "workers": info["workers"],
         "loop_s": round(state.loop_s, 3),
         "checkpoint_s": round(state.checkpoint_s, 3),
+        "lost_s": round(state.lost_s, 3),
+        "skipped_steps": state.skipped_steps,
         "digest": state.digest,
     }

@@ -121,6 +121,10 @@ class RunRecord:
         with path.open("a", newline="") as file:
             csv.DictWriter(file, rows[0].keys()).writerows(rows)
 
+    def rewind(self) -> None:
+        """The run goes back to earlier steps: the next rows replace those from their step on."""
+        self._has_batches = False
+
     def epochs(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics_per_epoch.csv anew."""
         if self.enabled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,19 @@ from torch import nn
 from raydet.data.digest import EMPTY, Lanes, as_lanes, as_text, digest_of
 from raydet.parallel.collectives import World, sum_over_ranks
 
-_SAVED = ("epoch", "step", "epoch_step", "epoch_loss", "epoch_s", "digest", "history", "loop_s")
+_SAVED = (
+    "epoch",
+    "step",
+    "epoch_step",
+    "epoch_loss",
+    "epoch_s",
+    "skipped_steps",
+    "digest",
+    "history",
+    "loop_s",
+    "lost_s",
+    "saved_at",
+)
 
 
 @dataclass(slots=True)
@@ -32,6 +45,8 @@ class TrainState:
     """Sum of their losses."""
     epoch_s: float = 0.0
     """Seconds in them."""
+    skipped_steps: list[int] = field(default_factory=list)
+    """Steps of the run whose gradient was not finite and was not used."""
     digest: str = EMPTY
     """See `raydet.data.digest`: what has been trained on, on all ranks, as of `settle`."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -40,13 +55,21 @@ class TrainState:
     """Seconds in completed epochs, interrupted attempts included."""
     checkpoint_s: float = 0.0
     """Seconds that epochs waited for checkpoints, in this process; the last write, after the last epoch, left out."""
-
+    lost_s: float = 0.0
+    """Seconds from the checkpoint that a restart went on from to its first new step: lost work, and the start."""
+    saved_at: float = field(default_factory=time.time)
+    """Unix time of the newest checkpoint, or of the beginning."""
+    is_restarted: bool = False
+    """No step has been done yet since the driver started the run again."""
     _unsettled: Lanes = field(default_factory=lambda: as_lanes(EMPTY))
     """This rank's part of the digest since then."""
 
     def advance(self, first: int, image_ids: Sequence[str]) -> None:
         """A step is done: this rank's pictures stood at `first` and after in the epoch's order."""
         self._unsettled = self._unsettled + digest_of(self.epoch, first, image_ids)
+        if self.is_restarted:
+            self.is_restarted = False
+            self.lost_s += max(0.0, time.time() - self.saved_at)
         self.step += 1
         self.epoch_step += 1
 
@@ -57,7 +80,8 @@ class TrainState:
         self.epoch_step, self.epoch_loss, self.epoch_s = 0, 0.0, 0.0
 
     def settle(self, world: World) -> None:
-        """Add up the digest; to be called on every rank."""
+        """Get ready to be saved: add up the digest; to be called on every rank."""
+        self.saved_at = time.time()
         self.digest = as_text(as_lanes(self.digest) + sum_over_ranks(self._unsettled, world))
         self._unsettled = as_lanes(EMPTY)
 
@@ -69,3 +93,4 @@ class TrainState:
         """Continue from what `as_json` gave."""
         for name in _SAVED:
             setattr(self, name, saved[name])
+        self._unsettled = as_lanes(EMPTY)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from raydet.config import Precision
 from raydet.parallel.collectives import World
@@ -28,16 +30,18 @@ def train_step(
     step: int,
     world: World,
     precision: Precision,
-) -> Tensor:
+    skip_non_finite: bool = False,
+) -> tuple[Tensor, bool]:
     """Forward and backward over this rank's micro-batches, then one update.
 
     Args:
         lr: learning rate of this step.
         clip_norm: largest L2 norm of the whole gradient; None does not clip.
+        skip_non_finite: leave the update out where the gradient is not finite; a GPU is waited for to tell.
 
     Returns:
-        float32 [4] on the model's device: this rank's mean of each loss in `LOSS_NAMES`. Nothing is copied to the
-        host, so a GPU is not waited for.
+        float32 [4] on the model's device: this rank's mean of each loss in `LOSS_NAMES`, and whether there was an
+        update. But for `skip_non_finite` nothing is copied to the host, so a GPU is not waited for.
 
     Raises:
         OutOfMemoryError: in which phase, with which pictures.
@@ -47,12 +51,17 @@ def train_step(
     losses = accumulate_gradients(
         model, micro_batches, seed=seed, step=step, world=world, precision=precision
     )
-    with during("update", _image_ids(micro_batches), world.device):
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
+    with during("update", pictures_of(micro_batches), world.device):
+        is_finite = True
+        if clip_norm is not None or skip_non_finite:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+            # The gradient is everyone's by now: all ranks come to the same answer.
+            if skip_non_finite:
+                is_finite = math.isfinite((norm.full_tensor() if isinstance(norm, DTensor) else norm).item())
+        if is_finite:
+            optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return losses
+    return losses, is_finite
 
 
 def accumulate_gradients(
@@ -95,5 +104,6 @@ def seed_slot(seed: int, step: int, *, slot: int) -> None:
     torch.manual_seed((seed * 0x9E3779B1 + step * 0x85EBCA77 + slot * 0xC2B2AE3D) % 2**63)
 
 
-def _image_ids(micro_batches: Sequence[Batch]) -> list[str]:
+def pictures_of(micro_batches: Sequence[Batch]) -> list[str]:
+    """Their pictures' names in order."""
     return [image_id for batch in micro_batches for image_id in batch.image_ids]

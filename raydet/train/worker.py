@@ -14,7 +14,8 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train one run as one of its workers.
 
     Args:
-        config: `experiment` (JSON), `run_dir`, `threads`, `use_gpu`, `upkeep`: plain values only, as Ray stores them.
+        config: `experiment` (JSON), `run_dir`, `threads`, `use_gpu`, `upkeep`, `attempt`: plain values only, as Ray
+            stores them.
 
     Returns:
         The run's results; Ray keeps those of rank 0.
@@ -43,6 +44,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         publish=_report,
         upkeep=Upkeep(**config["upkeep"]),
         ask_cluster=_preemption,
+        attempt=config["attempt"],
     )
 
 

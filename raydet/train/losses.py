@@ -1,0 +1,174 @@
+"""The losses of a run: kept on the device, looked at now and then, written down, refused where they are not finite."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydet.errors import NonFiniteLossError
+from raydet.parallel.collectives import World, broadcast_text, gather_rows, mean_over_ranks
+from raydet.structures import Batch
+from raydet.train.record import RunRecord
+from raydet.train.state import TrainState
+from raydet.train.step import LOSS_NAMES, pictures_of
+
+FLUSH_STEPS = 20
+"""Steps between two looks at the losses: each look makes the host wait for the device once."""
+
+logger = logging.getLogger("raydet")
+
+
+class Loader(Protocol):
+    """Micro-batches of this rank."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+
+    @property
+    def share(self) -> int:
+        """Pictures of this rank per optimiser step."""
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """One list of micro-batches per optimiser step."""
+
+
+@dataclass(slots=True)
+class LossLog:
+    """Keeps the losses on the device and looks at them now and then."""
+
+    state: TrainState
+    """Takes the sum of the epoch's losses, and the time."""
+    loader: Loader
+    """Reads a batch again whose loss is not finite."""
+    record: RunRecord
+    world: World
+    epochs: int
+    total_steps: int
+    global_batch: int
+    _since: float = 0.0
+    _pending: list[tuple[int, float, Tensor, list[str]]] = field(default_factory=list)
+    first_bad_step: int = -1
+    """The first step whose loss was not finite."""
+
+    def start_epoch(self) -> None:
+        """Begin, or go on with, the epoch at which the state stands."""
+        self._since = time.perf_counter()
+
+    def add(
+        self, step: int, lr: float, losses: Tensor, micro_batches: Sequence[Batch], *, is_updated: bool = True
+    ) -> None:
+        """Note this rank's losses of one step; where there was no update, only say so."""
+        if not is_updated:
+            self.state.skipped_steps.append(step)
+            bad = bad_pictures(micro_batches)
+            text = self._not_finite(step, lr, losses, pictures_of(micro_batches), lambda: bad)
+            logger.warning("%s; the step is passed over", text)
+            return
+        self._pending.append((step, lr, losses, pictures_of(micro_batches)))
+        # On a CPU the losses are there already: look at once, so that the progress bar moves.
+        if losses.device.type == "cpu" or len(self._pending) == FLUSH_STEPS:
+            self._flush()
+
+    def settle(self) -> None:
+        """Bring the state's sums up to its last step."""
+        self._flush()
+        now = time.perf_counter()
+        self.state.epoch_s += now - self._since
+        self._since = now
+
+    def end_epoch(self) -> dict[str, Any]:
+        """The epoch's row: mean loss, time and speed. The state goes on to the next epoch."""
+        self.settle()
+        state = self.state
+        num_trained = state.epoch_step - sum(
+            step >= state.step - state.epoch_step for step in state.skipped_steps
+        )
+        row = {
+            "epoch": state.epoch + 1,
+            "loss": state.epoch_loss / num_trained if num_trained else None,
+            "train_s": round(state.epoch_s, 3),
+            "images_per_s": round(state.epoch_step * self.global_batch / state.epoch_s, 3),
+        }
+        state.end_epoch()
+        return row
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        mine = torch.stack([losses for _, _, losses, _ in self._pending])
+        means = mean_over_ranks(mine, self.world)
+        is_finite = torch.isfinite(means).all(dim=1)
+        if not is_finite.all():
+            first = self._pending[int(is_finite.logical_not().nonzero()[0])]
+            self.first_bad_step = first[0]
+            raise NonFiniteLossError(self._not_finite(*first, lambda: self._bad_pictures_of(first[0])))
+        rows = []
+        for (step, lr, _, _), values in zip(self._pending, means.tolist(), strict=True):
+            loss = math.fsum(values)
+            self.state.epoch_loss += loss
+            named = dict(zip(LOSS_NAMES, values, strict=True))
+            rows.append({"step": step, "epoch": self.state.epoch + 1, "lr": lr, "loss": loss} | named)
+        self._pending.clear()
+        self.record.batches(rows)
+        self._progress(rows[-1])
+
+    def _progress(self, row: dict[str, Any]) -> None:
+        done, state = row["step"] + 1, self.state
+        step_s = (state.epoch_s + time.perf_counter() - self._since) / state.epoch_step
+        self.record.progress(
+            {
+                "epoch": row["epoch"],
+                "epochs": self.epochs,
+                "step": done,
+                "total_steps": self.total_steps,
+                "loss": row["loss"],
+                "images_per_s": self.global_batch / step_s,
+                "eta_s": step_s * (self.total_steps - done),
+            },
+            force=done == self.total_steps,
+        )
+
+    def rewind(self) -> None:
+        """The state went back to earlier steps."""
+        self._pending.clear()
+        self.record.rewind()
+
+    def _not_finite(
+        self, step: int, lr: float, losses: Tensor, image_ids: list[str], find_bad: Callable[[], list[str]]
+    ) -> str:
+        """The same on every rank: what the first says whose own loss is not finite, who alone knows the pictures."""
+        is_mine = not bool(torch.isfinite(losses).all())
+        ranks = gather_rows(np.array([[0.0 if is_mine else 1.0]]), self.world)[:, 0]
+        culprit = int(ranks.argmin())
+        text = self._describe(step, lr, losses, image_ids, find_bad()) if culprit == self.world.rank else ""
+        return broadcast_text(text, self.world, source=culprit)
+
+    def _describe(self, step: int, lr: float, losses: Tensor, image_ids: list[str], bad: list[str]) -> str:
+        named = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
+        what = f"rank {self.world.rank}: the loss is not finite at step {step} (epoch {self.state.epoch + 1}): {named}"
+        if bad:
+            return (
+                f"{what}, because of {', '.join(bad)}: a pixel or a box is not finite; correct or remove them"
+            )
+        return (
+            f"{what}, pictures {', '.join(image_ids)}; their pixels and boxes are finite: lower optim.lr (now {lr:g}) "
+            "or set optim.clip_norm"
+        )
+
+    def _bad_pictures_of(self, step: int) -> list[str]:
+        first_of_epoch = self.state.step - self.state.epoch_step
+        return bad_pictures(next(self.loader.epoch(self.state.epoch, step - first_of_epoch)))
+
+
+def bad_pictures(micro_batches: Sequence[Batch]) -> list[str]:
+    """Those with a pixel or a box that is not finite."""
+    return [picture for batch in micro_batches for picture in batch.not_finite()]

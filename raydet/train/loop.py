@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raydet.config import Experiment
 from raydet.errors import NonFiniteLossError, PreemptedError
 from raydet.parallel.collectives import World
+from raydet.structures import Batch
 from raydet.train.control import Control
 from raydet.train.losses import Loader, LossLog
 from raydet.train.optim import learning_rate
@@ -92,15 +93,15 @@ def _train_epoch(
     """The steps that are left of an epoch."""
     config, optim = experiment.train, experiment.optim
     state.model.train()
+    HERE.step = state.step
     log.start_epoch()
     batches = loader.epoch(state.epoch, state.epoch_step)
     while state.epoch_step < loader.steps_per_epoch:
-        HERE.step = state.step
         enter("load")
         micro_batches = next(batches)
         first = state.epoch_step * config.global_batch + world.rank * loader.share
         if state.step in state.skipped_steps:
-            state.advance(first, pictures_of(micro_batches))
+            _advance(state, first, micro_batches)
             continue
         lr = learning_rate(
             optim, step=state.step, steps_per_epoch=loader.steps_per_epoch, total_steps=log.total_steps
@@ -117,7 +118,7 @@ def _train_epoch(
             precision=config.precision,
             skip_non_finite=config.non_finite == "skip",
         )
-        state.advance(first, pictures_of(micro_batches))
+        _advance(state, first, micro_batches)
         log.add(state.step - 1, lr, losses, micro_batches, is_updated=is_updated)
         verdict = control.after_step(state.step)
         if verdict.stop is None and (not verdict.save or state.epoch_step == loader.steps_per_epoch):
@@ -130,3 +131,8 @@ def _train_epoch(
                 f"stopped after step {state.step} of {log.total_steps} ({verdict.stop}); all of it is saved, the same "
                 "command continues"
             )
+
+
+def _advance(state: TrainState, first: int, micro_batches: Sequence[Batch]) -> None:
+    state.advance(first, pictures_of(micro_batches))
+    HERE.step = state.step

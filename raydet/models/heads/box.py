@@ -164,6 +164,7 @@ class BoxHeads(nn.Module):
         self, maps_BCHW: Sequence[Tensor], table: RowTable, boxes_S4: Tensor, picture_S: Tensor
     ) -> Tensor:
         """[S, C, 7, 7]."""
+        boxes_S4 = boxes_S4.nan_to_num()  # where the weights diverge, cells must still be inside of the maps
         level_S = level_of(boxes_S4, len(self.strides))
         if boxes_S4.device.type == "cpu":
             return roi_align(

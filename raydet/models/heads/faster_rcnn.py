@@ -46,4 +46,7 @@ class FasterRCNN(nn.Module):
         )
         if targets is None:
             return self.roi_heads.detections(maps_BCHW, table, proposals, valid_hw)
-        return {**losses, **self.roi_heads.losses(maps_BCHW, table, proposals, targets)}
+        losses = {**losses, **self.roi_heads.losses(maps_BCHW, table, proposals, targets)}
+        # A box that is not finite overlaps nothing and would be learnt from as background, without a word.
+        losses["loss_box_reg"] = losses["loss_box_reg"] * (1.0 + 0.0 * targets.boxes_BG4.sum())
+        return losses

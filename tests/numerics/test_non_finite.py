@@ -1,0 +1,102 @@
+"""A picture with a box that is not a number: named, and dealt with as the config says."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raydet.config import Experiment, apply_overrides
+from raydet.data.build import open_source
+from raydet.data.transforms import train_transform
+from raydet.errors import NonFiniteLossError
+from raydet.parallel.collectives import World
+from raydet.structures import Sample
+from raydet.train import process
+from raydet.train.control import Upkeep
+from raydet.train.process import run_process
+from raydet.train.record import claim_run_directory
+from tests.numerics.test_resume import EXPERIMENT
+
+EPOCHS = 3
+EVERY_STEP = Upkeep(checkpoint_steps=1)
+
+
+@pytest.fixture
+def victim(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The picture that is poisoned: one of the first epoch's second step."""
+    source = open_source(EXPERIMENT.data)
+    train, _ = process.split_indices(source, EXPERIMENT.data.split)
+    loader = process.TrainLoader(
+        source,
+        train,
+        data=EXPERIMENT.data,
+        seed=EXPERIMENT.seed,
+        global_batch=4,
+        micro_batch=4,
+        accumulation=1,
+        rank=0,
+        world_size=1,
+    )
+    image_id = next(loader.epoch(0, 1))[0].image_ids[2]
+
+    def poisoned(sample: Sample, **settings: Any) -> Sample:
+        sample = train_transform(sample, **settings)
+        if sample.image_id != image_id:
+            return sample
+        return sample.with_targets(torch.full((1, 4), torch.nan), torch.zeros(1, dtype=torch.int64))
+
+    # After the sources, which refuse such boxes, and the transforms, which drop them.
+    monkeypatch.setattr("raydet.data.loader.train_transform", poisoned)
+    return image_id
+
+
+def run(run_dir: Path, policy: str) -> dict[str, Any]:
+    experiment: Experiment = apply_overrides(
+        EXPERIMENT, {"train.non_finite": policy, "train.epochs": EPOCHS, "train.eval_every": EPOCHS}
+    )
+    claim_run_directory(run_dir, experiment)
+    return run_process(experiment, run_dir=run_dir, world=World(), upkeep=EVERY_STEP)
+
+
+def steps(run_dir: Path) -> list[int]:
+    with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_stop_names_the_picture_and_saves_nothing_of_it(tmp_path: Path, victim: str) -> None:
+    with pytest.raises(NonFiniteLossError) as caught:
+        run(tmp_path, "stop")
+    assert "at step 1 (epoch 1)" in str(caught.value)
+    assert f"because of {victim}: a pixel or a box is not finite" in str(caught.value)
+    state = json.loads((tmp_path / "checkpoints" / "epoch_0000_step_00000001" / "state.json").read_text())
+    assert state["step"] == 1
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_the_step_is_passed_over(tmp_path: Path, victim: str, policy: str) -> None:
+    results = run(tmp_path, policy)
+    skipped = results["skipped_steps"]
+    assert len(skipped) == EPOCHS
+    assert skipped[0] == 1
+    done = steps(tmp_path)
+    assert done == [step for step in range(done[-1] + 1) if step not in skipped]
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in results["history"])
+    log = (tmp_path / "training.log").read_text()
+    assert log.count(f"because of {victim}") == EPOCHS
+
+
+def test_both_ways_of_passing_over_come_to_the_same(tmp_path: Path, victim: str) -> None:
+    skip, rollback = run(tmp_path / "skip", "skip"), run(tmp_path / "rollback", "rollback")
+    assert [row["loss"] for row in skip["history"]] == [row["loss"] for row in rollback["history"]]
+    assert skip["digest"] == rollback["digest"]
+
+
+def test_rollbacks_come_to_an_end(tmp_path: Path, victim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydet.train.loop.MAX_ROLLBACKS", 1)
+    with pytest.raises(NonFiniteLossError, match=victim):
+        run(tmp_path, "rollback")

@@ -37,12 +37,26 @@ GpuOption = Annotated[
     bool | None,
     typer.Option("--gpu/--cpu", help="One GPU per worker, or none; default: if the cluster has GPUs now."),
 ]
+MinWorkersOption = Annotated[
+    int | None,
+    typer.Option(help="After the loss of nodes, go on with as few as this; default: wait for all --workers."),
+]
+MaxFailuresOption = Annotated[
+    int, typer.Option(min=0, help="Restarts of a run after the loss of a worker; pre-emption is not counted.")
+]
 CheckpointMinutesOption = Annotated[
     float,
     typer.Option(min=0.0, help="Save within an epoch after this long; the end of an epoch is always saved."),
 ]
 CheckpointStepsOption = Annotated[
     int | None, typer.Option(min=1, help="Save within an epoch whenever this many optimiser steps are done.")
+]
+HeartbeatOption = Annotated[
+    float,
+    typer.Option(min=0.1, help="A worker that is silent for one and a half of these seconds is stalled."),
+]
+StallMinutesOption = Annotated[
+    float, typer.Option(min=0.0, help="Workers that stand in the same place for so long are stalled.")
 ]
 TrackingOption = Annotated[
     str | None,

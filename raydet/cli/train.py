@@ -17,9 +17,13 @@ from raydet.cli.options import (
     DryRunOption,
     EpochsOption,
     GpuOption,
+    HeartbeatOption,
     JsonOption,
+    MaxFailuresOption,
+    MinWorkersOption,
     RecipeOption,
     SetOption,
+    StallMinutesOption,
     TrackingOption,
     adjusted,
     check_json,
@@ -40,6 +44,7 @@ def train(
     workers: Annotated[
         int, typer.Option(help="Ray Train workers; 0 runs in this process, or under torchrun, without Ray.")
     ] = 1,
+    min_workers: MinWorkersOption = None,
     cpus_per_worker: CpusOption = None,
     use_gpu: GpuOption = None,
     run_dir: Annotated[
@@ -47,6 +52,9 @@ def train(
     ] = None,
     checkpoint_minutes: CheckpointMinutesOption = 5.0,
     checkpoint_steps: CheckpointStepsOption = None,
+    max_failures: MaxFailuresOption = 3,
+    heartbeat_seconds: HeartbeatOption = 30.0,
+    stall_minutes: StallMinutesOption = 30.0,
     tracking_uri: TrackingOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -68,9 +76,16 @@ def train(
             experiment,
             run_dir=directory,
             workers=workers,
+            min_workers=min_workers,
             cpus_per_worker=cpus_per_worker,
             use_gpu=use_gpu,
-            upkeep=Upkeep(checkpoint_s=checkpoint_minutes * 60, checkpoint_steps=checkpoint_steps),
+            upkeep=Upkeep(
+                checkpoint_s=checkpoint_minutes * 60,
+                checkpoint_steps=checkpoint_steps,
+                max_failures=max_failures,
+                heartbeat_s=heartbeat_seconds,
+                stall_s=stall_minutes * 60,
+            ),
             tracking_uri=tracking_uri,
         )
 

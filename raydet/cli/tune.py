@@ -10,14 +10,19 @@ import typer
 
 from raydet.cli.options import (
     BackboneOption,
+    CheckpointMinutesOption,
     CpusOption,
     DataOption,
     DryRunOption,
     EpochsOption,
     GpuOption,
+    HeartbeatOption,
     JsonOption,
+    MaxFailuresOption,
+    MinWorkersOption,
     RecipeOption,
     SetOption,
+    StallMinutesOption,
     TrackingOption,
     WorkersOption,
     adjusted,
@@ -44,16 +49,22 @@ def tune(
         int | None, typer.Option(help="Trials at a time; default: as many as the cluster has GPUs for, or 1.")
     ] = None,
     workers: WorkersOption = 1,
+    min_workers: MinWorkersOption = None,
     cpus_per_worker: CpusOption = None,
     use_gpu: GpuOption = None,
     storage: Annotated[
         str, typer.Option(help="Directory of all studies, readable from every node.")
     ] = "runs",
+    checkpoint_minutes: CheckpointMinutesOption = 5.0,
+    max_failures: MaxFailuresOption = 3,
+    heartbeat_seconds: HeartbeatOption = 30.0,
+    stall_minutes: StallMinutesOption = 30.0,
     tracking_uri: TrackingOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a study. The same command again runs what is missing, and nothing twice."""
+    from raydet.train.control import Upkeep
     from raydet.tune.run import StudyOptions, plan_study, run_study
     from raydet.tune.spaces import load_space
 
@@ -64,8 +75,15 @@ def tune(
         max_trials=max_trials,
         concurrency=concurrency,
         workers=workers,
+        min_workers=min_workers,
         cpus_per_worker=cpus_per_worker,
         use_gpu=use_gpu,
+        upkeep=Upkeep(
+            checkpoint_s=checkpoint_minutes * 60,
+            max_failures=max_failures,
+            heartbeat_s=heartbeat_seconds,
+            stall_s=stall_minutes * 60,
+        ),
         tracking_uri=tracking_uri,
     )
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)

@@ -32,6 +32,8 @@ class Upkeep:
     """A worker that is silent for one and a half of these is stopped, swapped out or gone."""
     stall_s: float = 1800.0
     """Workers that are in the same place for so long hang."""
+    max_failures: int = 3
+    """Restarts after the loss of a worker, before the run counts as failed."""
 
 
 @dataclass(slots=True)

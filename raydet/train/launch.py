@@ -39,9 +39,6 @@ from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
 
-MAX_FAILURES = 3
-"""Restarts of a run after the loss of workers, unless the user says otherwise."""
-
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""
 
@@ -51,17 +48,14 @@ class Workers:
     """The part of the cluster that one run takes."""
 
     count: int
+    fewest: int
+    """How few may go on after the loss of nodes."""
     cpus: int
     """CPU threads per worker."""
     use_gpu: bool
     """One GPU per worker."""
     may_wait: bool
     """Nodes may still join the cluster: wait for them instead of giving up."""
-    fewest: int = 0
-    """How few may go on after the loss of nodes; 0: as many as there were."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fewest", self.fewest or self.count)
 
 
 @contextmanager
@@ -126,12 +120,18 @@ def _own_temporary_directory() -> Iterator[None]:
 
 
 def workers_for(
-    count: int, *, cpus: int | None = None, use_gpu: bool | None = None, concurrency: int = 1
+    count: int,
+    *,
+    fewest: int | None = None,
+    cpus: int | None = None,
+    use_gpu: bool | None = None,
+    concurrency: int = 1,
 ) -> Workers:
     """Workers of one run among `concurrency` runs at a time, on the connected cluster.
 
     Args:
         count: workers.
+        fewest: how few may go on after the loss of nodes; None: no fewer than `count`.
         cpus: threads per worker; None: an even share of the CPUs that are there.
         use_gpu: None: yes, if the cluster has GPUs now.
 
@@ -150,7 +150,7 @@ def workers_for(
                 "lower --workers, --concurrency or --cpus-per-worker"
             )
     share = cpus or cpu_share([int(node.get("CPU", 0)) for node in nodes], num_workers)
-    return Workers(count=count, cpus=share, use_gpu=use_gpu, may_wait=not IS_LOCAL)
+    return Workers(count=count, fewest=fewest or count, cpus=share, use_gpu=use_gpu, may_wait=not IS_LOCAL)
 
 
 def cpu_share(cpus_of_nodes: Sequence[int], num_workers: int) -> int:
@@ -170,8 +170,7 @@ def launch(
     *,
     run_dir: Path,
     workers: Workers,
-    upkeep: Upkeep | None = None,
-    max_failures: int = MAX_FAILURES,
+    upkeep: Upkeep,
 ) -> dict[str, Any]:
     """Train one run as a Ray Train job; an interrupted one continues from its newest checkpoint.
 
@@ -180,7 +179,7 @@ def launch(
 
     Args:
         run_dir: readable and writable from every node.
-        max_failures: restarts of the worker group after the loss of a worker, or after a stall.
+        upkeep: how often to save, when to give up.
 
     Returns:
         The run's results, see `raydet.train.process.run_process`, and the number of `restarts`.
@@ -193,7 +192,7 @@ def launch(
     num_failures = 0
     for attempt in itertools.count():
         (run_dir / STALL_REPORT).unlink(missing_ok=True)
-        trainer = _trainer(experiment, run_dir, _placed(experiment, workers), upkeep or Upkeep(), attempt)
+        trainer = _trainer(experiment, run_dir, _placed(experiment, workers), upkeep, attempt)
         try:
             results: dict[str, Any] = _in_a_thread(trainer.fit).return_value
         except ray.train.TrainingFailedError as error:
@@ -205,7 +204,7 @@ def launch(
                 raise cause from error
             num_failures += 1
             lost = _lost(error, run_dir)
-            if num_failures > max_failures:
+            if num_failures > upkeep.max_failures:
                 raise lost from error
             logger.warning("%s: %s; starting again", experiment.name, lost)
         else:

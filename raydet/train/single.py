@@ -38,6 +38,7 @@ def train_single(
     *,
     run_dir: Path,
     workers: int,
+    min_workers: int | None,
     cpus_per_worker: int | None,
     use_gpu: bool | None,
     upkeep: Upkeep,
@@ -47,13 +48,16 @@ def train_single(
 
     Args:
         workers: Ray Train workers; 0 trains in this process without Ray, as one rank under `torchrun`.
-        upkeep: how often to save within an epoch.
+        min_workers: how few may go on after the loss of nodes; None: no fewer than `workers`.
+        upkeep: how often to save, when to give up.
 
     Raises:
         RaydetError: see `raydet.train.process.run_process`.
     """
     if workers < 0:
         raise ConfigError(f"--workers wants 0 or more, got {workers}")
+    if min_workers is not None and not 1 <= min_workers <= workers:
+        raise ConfigError(f"--min-workers wants 1 to --workers {workers}, got {min_workers}")
     # On every rank, so that all of them stop where one would.
     check(experiment, workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
     results = finished_results(run_dir)
@@ -78,7 +82,7 @@ def train_single(
                     from raydet.train.launch import cluster, launch, workers_for
 
                     stack.enter_context(cluster())
-                    share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu)
+                    share = workers_for(workers, fewest=min_workers, cpus=cpus_per_worker, use_gpu=use_gpu)
                     results = launch(experiment, run_dir=run_dir, workers=share, upkeep=upkeep)
             results = results | {"wall_s": round(time.perf_counter() - started, 3)}
         _track_end(tracker, experiment, run_dir, results, console)

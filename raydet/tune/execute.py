@@ -17,6 +17,7 @@ import ray.tune
 
 from raydet.config import Experiment
 from raydet.errors import RaydetError
+from raydet.train.control import Upkeep
 from raydet.train.launch import Workers, launch, workers_for
 from raydet.train.record import claim_run_directory
 from raydet.tune.study import Trial, trial_directory
@@ -46,8 +47,10 @@ def execute_trials(
     root: Path,
     concurrency: int | None,
     workers: int,
+    min_workers: int | None,
     cpus_per_worker: int | None,
     use_gpu: bool | None,
+    upkeep: Upkeep,
     listener: Listener,
 ) -> None:
     """Run trials, each once; those that were interrupted continue from their newest checkpoint.
@@ -56,8 +59,10 @@ def execute_trials(
         root: the study's directory.
         concurrency: trials at a time; None: one per `workers` GPUs, or one on a cluster without GPUs.
         workers: Ray Train workers per trial.
+        min_workers: how few may go on after the loss of nodes; None: no fewer than `workers`.
         cpus_per_worker: None: an even share of the cluster.
         use_gpu: one GPU per worker; None: if the cluster has GPUs now.
+        upkeep: how often to save, when to give up.
 
     Raises:
         ConfigError: the cluster has too little for that.
@@ -65,7 +70,9 @@ def execute_trials(
     """
     num_gpus = 0 if use_gpu is False else int(ray.cluster_resources().get("GPU", 0))
     at_a_time = concurrency or max(1, num_gpus // workers)
-    share = workers_for(workers, cpus=cpus_per_worker, use_gpu=use_gpu, concurrency=at_a_time)
+    share = workers_for(
+        workers, fewest=min_workers, cpus=cpus_per_worker, use_gpu=use_gpu, concurrency=at_a_time
+    )
     by_name = {trial.name: trial for trial in trials}
     for trial in trials:
         claim_run_directory(trial_directory(root, trial), trial.experiment)
@@ -74,12 +81,15 @@ def execute_trials(
         param_space={
             "trial": ray.tune.grid_search([_spec(trial, root) for trial in trials]),
             "workers": dataclasses.asdict(share),
+            "upkeep": dataclasses.asdict(upkeep),
         },
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_a_time, reuse_actors=True),
         run_config=ray.tune.RunConfig(
             name="ray_tune",
             storage_path=str(root),
             verbose=0,
+            # A trial whose own process dies starts again; what a run raises on purpose is told, and final.
+            failure_config=ray.tune.FailureConfig(max_failures=upkeep.max_failures),
             callbacks=[_Relay(by_name, listener, at_a_time)],
         ),
     )
@@ -94,6 +104,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
             Experiment.from_json(spec["experiment"], where="the driver's config"),
             run_dir=Path(spec["run_dir"]),
             workers=Workers(**config["workers"]),
+            upkeep=Upkeep(**config["upkeep"]),
         )
     except RaydetError as error:
         # A report, not an exception: Tune would wrap it into a traceback.

@@ -18,6 +18,7 @@ from raydet.data.sampler import batch_plan
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
 from raydet.track.base import Tracker
 from raydet.track.runs import open_tracker
+from raydet.train.control import Upkeep
 from raydet.train.preflight import check
 from raydet.train.record import finished_results
 from raydet.train.terminal import own_terminal
@@ -48,8 +49,10 @@ class StudyOptions:
     max_trials: int | None = None
     concurrency: int | None = None
     workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: int | None = None
     use_gpu: bool | None = None
+    upkeep: Upkeep = Upkeep()  # noqa: RUF009  -- frozen
     tracking_uri: str | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +60,8 @@ class StudyOptions:
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise StudyError(f"--{flag.replace('_', '-')} wants at least 1, got {value}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise StudyError(f"--min-workers wants 1 to --workers {self.workers}, got {self.min_workers}")
 
 
 def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
@@ -214,8 +219,10 @@ class StudyRun:
                 root=self.root,
                 concurrency=self.options.concurrency,
                 workers=self.options.workers,
+                min_workers=self.options.min_workers,
                 cpus_per_worker=self.options.cpus_per_worker,
                 use_gpu=self.options.use_gpu,
+                upkeep=self.options.upkeep,
                 listener=listener,
             )
         self.num_run += len(trials)

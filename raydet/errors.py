@@ -96,3 +96,7 @@ class StalledError(TrainingError):
     """A worker stands still; it is named with what it was last seen doing."""
 
     exit_code = EXIT_STALLED
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what was to be done at Ctrl-C is to be done, with another exit code."""

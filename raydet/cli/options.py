@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from raydet.config import Experiment, apply_overrides, parse_override
-from raydet.errors import EXIT_INTERRUPTED, ConfigError
+from raydet.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Terminated
 
 DEFAULT_RECIPE = "rgbte_mit_b1"
 
@@ -69,12 +71,22 @@ ConfigOption = Annotated[Path | None, typer.Option(help="A run's config.json, in
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends the block with a hint. Typer would leave without a word."""
+    """Ctrl-C and SIGTERM end the block with a hint. Typer would leave without a word."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except Terminated:
+        typer.echo("stopped by SIGTERM; the same command continues", err=True)
+        raise typer.Exit(EXIT_PREEMPTED) from None
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def starting_experiment(recipe_name: str | None, config: Path | None) -> Experiment:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import itertools
 import json
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +30,11 @@ from raydet.errors import (
     PreemptedError,
     RaydetError,
     StalledError,
+    Terminated,
     TrainingError,
     WorkerLostError,
 )
-from raydet.train.control import Upkeep
+from raydet.train.control import STOP_FILE, Upkeep
 from raydet.train.elastic import fitting_size, legal_sizes
 from raydet.train.heartbeat import STALL_REPORT
 from raydet.train.warm import warm_workers
@@ -39,6 +42,8 @@ from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
 
+GRACE_S = 20.0
+"""For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""
 
@@ -73,8 +78,18 @@ def cluster() -> Iterator[None]:
                 if not Path("/dev/nvidiactl").exists():  # a process that has touched CUDA must not be forked
                     py_executable = stack.enter_context(warm_workers())
             stack.callback(ray.shutdown)
-            _connect(py_executable)
+            with _own_signals():
+                _connect(py_executable)
         yield
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, kills its processes and leaves without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _connect(py_executable: str | None) -> None:
@@ -191,10 +206,11 @@ def launch(
     """
     num_failures = 0
     for attempt in itertools.count():
-        (run_dir / STALL_REPORT).unlink(missing_ok=True)
+        for leftover in (STALL_REPORT, STOP_FILE):
+            (run_dir / leftover).unlink(missing_ok=True)
         trainer = _trainer(experiment, run_dir, _placed(experiment, workers), upkeep, attempt)
         try:
-            results: dict[str, Any] = _in_a_thread(trainer.fit).return_value
+            results: dict[str, Any] = _fit(trainer, run_dir).return_value
         except ray.train.TrainingFailedError as error:
             cause = _workers_own_error(error)
             if isinstance(cause, PreemptedError):
@@ -260,7 +276,18 @@ def _trainer(
     )
 
 
-def _in_a_thread(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
+def _fit(trainer: TorchTrainer, run_dir: Path) -> ray.train.Result:
+    """Where this process is told to end, its workers are given the time to save."""
+    future = _in_a_thread(trainer.fit)
+    try:
+        return future.result()
+    except Terminated:
+        (run_dir / STOP_FILE).touch()
+        concurrent.futures.wait([future], timeout=GRACE_S)
+        raise
+
+
+def _in_a_thread(fit: Callable[[], ray.train.Result]) -> Future[ray.train.Result]:
     """In the main thread Ray Train takes Ctrl-C for itself and leaves without a word."""
     future: Future[ray.train.Result] = Future()
 
@@ -271,7 +298,7 @@ def _in_a_thread(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
             future.set_exception(error)
 
     threading.Thread(target=run, name="raydet-fit", daemon=True).start()
-    return future.result()
+    return future
 
 
 def _resources(workers: Workers) -> dict[str, float]:

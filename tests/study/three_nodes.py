@@ -12,13 +12,18 @@ from ray.cluster_utils import Cluster
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_log_monitor": False}
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
     others = [cluster.add_node(**NODE) for _ in range(2)]
-    print(cluster.address, flush=True)
+    say(cluster.address)
     for _ in sys.stdin:
         cluster.remove_node(others.pop(), allow_graceful=False)
-        print("killed", flush=True)
+        say("killed")
     cluster.shutdown()
 
 

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "raydet.train.phases",
         "raydet.train.rehearsal",
         "raydet.train.system",
+        "raydet.train.terminal",
         "raydet.train.optim",
         "raydet.train.record",
         "raydet.train.state",

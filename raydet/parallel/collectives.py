@@ -137,7 +137,7 @@ def gather_texts(text: str, world: World, group: dist.ProcessGroup | None) -> li
     """
     if world.world_size == 1:
         return [text]
-    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
     sizes = _gather(torch.tensor([len(mine)]), world, group)
     padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
     padded[: len(mine)] = mine

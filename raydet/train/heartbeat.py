@@ -25,6 +25,7 @@ from raydet.parallel.collectives import World
 from raydet.train.control import Upkeep
 from raydet.train.phases import HERE, IN_WORDS
 from raydet.train.record import write_atomically
+from raydet.train.terminal import last_words
 
 STALL_REPORT = "stalled.json"
 NUM_STACK_LINES = 6
@@ -149,8 +150,7 @@ class Heartbeat:
         text = describe(said, why)
         logger.error("%s", text)
         write_atomically(self._run_dir / STALL_REPORT, json.dumps({"text": text, **said}, indent=2) + "\n")
-        sys.stderr.write(f"error: {text}\n")
-        sys.stderr.flush()
+        last_words(f"error: {text}")
         os._exit(EXIT_STALLED)
 
     def _file(self, rank: int) -> Path:

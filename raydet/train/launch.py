@@ -23,6 +23,7 @@ from raydet.train.ray_settings import IS_LOCAL  # isort: skip  -- before ray, wh
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.config import Experiment
 from raydet.errors import (
@@ -44,6 +45,8 @@ logger = logging.getLogger("raydet")
 
 GRACE_S = 20.0
 """For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
+PING_TIMEOUT_S = 10.0
+"""For a node to answer; where no process is free on it, one must be started."""
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""
 
@@ -208,7 +211,8 @@ def launch(
     for attempt in itertools.count():
         for leftover in (STALL_REPORT, STOP_FILE):
             (run_dir / leftover).unlink(missing_ok=True)
-        trainer = _trainer(experiment, run_dir, _placed(experiment, workers), upkeep, attempt)
+        placed = _placed(experiment, workers) if attempt else workers
+        trainer = _trainer(experiment, run_dir, placed, upkeep, attempt)
         try:
             results: dict[str, Any] = _fit(trainer, run_dir).return_value
         except ray.train.TrainingFailedError as error:
@@ -230,14 +234,40 @@ def launch(
 
 def _placed(experiment: Experiment, workers: Workers) -> Workers:
     """As many of the workers as find a place now; all of them where not even the fewest do, to wait for nodes."""
+    if workers.fewest == workers.count:
+        return workers
     train = experiment.train
     micro_batch = train.micro_batch if isinstance(train.micro_batch, int) else None
     sizes = legal_sizes(train.global_batch, micro_batch, fewest=workers.fewest, most=workers.count)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    size = fitting_size(sizes, nodes, _resources(workers))
+    size = fitting_size(sizes, _answering_nodes(), _resources(workers))
     if size is not None and size < workers.count:
         logger.warning("%s: going on with %d of %d workers", experiment.name, size, workers.count)
     return dataclasses.replace(workers, count=size or workers.count)
+
+
+def _answering_nodes() -> list[dict[str, float]]:
+    """Resources of the nodes that are there: Ray itself takes half a minute to miss a dead one."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    ping = ray.remote(num_cpus=0)(_pong)
+    answers = {
+        ping.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(): node
+        for node in nodes
+    }
+    answered, _ = ray.wait(list(answers), num_returns=len(answers), timeout=PING_TIMEOUT_S)
+    return [answers[reference]["Resources"] for reference in answered if _is_value(reference)]
+
+
+def _pong() -> bool:
+    return True
+
+
+def _is_value(reference: Any) -> bool:
+    try:
+        return bool(ray.get(reference))
+    except ray.exceptions.RayError:  # the node was lost meanwhile
+        return False
 
 
 def _lost(error: Exception, run_dir: Path) -> TrainingError:

@@ -14,6 +14,15 @@ LOG_WIDTH = 140
 """Columns where the output is a file or a job's log, which have none of their own."""
 
 
+_redirected: list[int] = []
+"""The terminal's error output while it is redirected."""
+
+
+def last_words(text: str) -> None:
+    """To the terminal's error output, past any redirection: for a process that is about to end itself."""
+    os.write(_redirected[-1] if _redirected else 2, f"{text}\n".encode())
+
+
 @contextmanager
 def own_terminal(noise: Path) -> Iterator[Console]:
     """While the block runs, the yielded console alone reaches standard output; all else is appended to `noise`.
@@ -23,6 +32,7 @@ def own_terminal(noise: Path) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
+    _redirected.append(saved_err)
     with noise.open("ab") as file, os.fdopen(os.dup(saved_out), "w") as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -33,5 +43,6 @@ def own_terminal(noise: Path) -> Iterator[Console]:
             sys.stderr.flush()
             os.dup2(saved_out, 1)
             os.dup2(saved_err, 2)
+            _redirected.pop()
             os.close(saved_out)
             os.close(saved_err)

@@ -51,7 +51,7 @@ def test_a_stopped_rank_is_named_within_two_heartbeats(tmp_path: Path) -> None:
     finally:
         for process in ranks:
             process.kill()
-            process.wait()
+            process.communicate()
     report = json.loads((run_dir / STALL_REPORT).read_text())
     assert report["rank"] == 1
     assert report["pid"] == ranks[1].pid

@@ -70,7 +70,11 @@ def test_training_goes_on_without_the_node(nodes: subprocess.Popen[str], tmp_pat
         time.sleep(0.05)
     nodes.stdin.write("kill\n")
     nodes.stdin.flush()
-    output, _ = driver.communicate(timeout=240)
+    try:
+        output, _ = driver.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        raise AssertionError(driver.communicate()[0]) from None
     assert driver.returncode == 0, output
     results = json.loads((run_dir / "final_results.json").read_text())
     assert results["workers"] == 2

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Compiled files are written once, at installation: every Ray worker imports them.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: help setup demo test test-slow test-compile lint format clean
+.PHONY: help setup demo test test-slow test-compile test-exhaustive lint format clean
 
 help:
 	@echo "make setup      make .venv with everything in it"
@@ -16,6 +16,7 @@ help:
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take longer than a minute"
 	@echo "make test-compile  the tests of torch.compile; needs g++"
+	@echo "make test-exhaustive  every case of what other tests try in parts"
 
 setup: $(STAMP)
 
@@ -36,6 +37,9 @@ test-slow: setup
 
 test-compile: setup
 	$(BIN)/python -m pytest -m compile
+
+test-exhaustive: setup
+	$(BIN)/python -m pytest -m exhaustive
 
 lint: setup
 	$(BIN)/ruff format --check .

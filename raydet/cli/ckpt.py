@@ -39,11 +39,11 @@ def list_checkpoints(
     if as_json:
         typer.echo(json.dumps({"checkpoints": rows}))
         return
-    typer.echo(f"{'name':12} {'epoch':>5} {'step':>8} {'mAP':>7} {'MiB':>9} {'ranks':>5}  verified")
+    typer.echo(f"{'name':24} {'epoch':>5} {'step':>8} {'mAP':>7} {'MiB':>9} {'ranks':>5}  verified")
     for row in rows:
         score, size = row["mAP"], row["bytes"]
         typer.echo(
-            f"{row['name']:12} {_or_dash(row['epoch']):>5} {_or_dash(row['step']):>8} "
+            f"{row['name']:24} {_or_dash(row['epoch']):>5} {_or_dash(row['step']):>8} "
             f"{'-' if score is None else f'{score:.4f}':>7} "
             f"{'-' if size is None else f'{size / 2**20:,.1f}':>9} {_or_dash(row['world_size']):>5}  "
             f"{row['verified']}"

@@ -105,7 +105,8 @@ def _workers(text: str) -> list[int]:
 def _line(outcome: Outcome) -> str:
     losses = f"{outcome.num_equal} of {outcome.steps} losses equal to the last bit"
     if outcome.is_elastic:
-        losses = f"{outcome.steps} losses within {outcome.max_relative:.1e}"
+        first, later = outcome.max_relative_after_change, outcome.max_relative
+        losses = f"losses within {first:.0e} after the change, {later:.0e} in all"
     weights = "" if outcome.is_elastic else f", {outcome.num_different_weights} weights differ"
     samples = "every sample once" if outcome.is_digest_right else "SAMPLES LOST OR REPEATED"
     return (

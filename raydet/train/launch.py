@@ -45,7 +45,7 @@ logger = logging.getLogger("raydet")
 
 GRACE_S = 20.0
 """For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
-PING_TIMEOUT_S = 10.0
+PING_TIMEOUT_S = 5.0
 """For a node to answer; where no process is free on it, one must be started."""
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""

@@ -158,4 +158,5 @@ def _print_results(console: Console, results: dict[str, Any]) -> None:
     final = results["final"]
     shown = {name: final[name] for name in ("loss", "mAP", "mAP_50", "mAP_75")}
     text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in shown.items())
-    console.print(f"epoch {final['epoch']}: {text}  loop {results['loop_s']:.1f} s", highlight=False)
+    lost = f"  lost {results['lost_s']:.1f} s" if results["lost_s"] else ""
+    console.print(f"epoch {final['epoch']}: {text}  loop {results['loop_s']:.1f} s{lost}", highlight=False)

@@ -68,7 +68,9 @@ def summary_rows(study: Study, records: Sequence[TrialRecord]) -> list[dict[str,
         row |= {factor.path.split(".")[-1]: trial.cell.values[factor.path] for factor in study.factors}
         row |= {"status": record.status}
         row |= {name: results.get("final", {}).get(name) for name in METRIC_NAMES}
-        row |= {name: results.get(name) for name in ("parameters", "wall_s", "loop_s", "overhead_s")}
+        row |= {
+            name: results.get(name) for name in ("parameters", "wall_s", "loop_s", "overhead_s", "lost_s")
+        }
         rows.append(row | {"reason": record.reason})
     return rows
 

@@ -153,6 +153,18 @@ def test_bad_data(
         (["plan", "--set", "train.strategy=fsdp"], "fsdp wants several workers, got 1"),
         (["ckpt", "ls", "nowhere"], "no checkpoints in nowhere"),
         (["bench", "train-step", "--precision", "fp8"], "--precision wants"),
+        (["verify", "resume", "--recipe", "demo", "--steps", "2"], "--steps wants 4 or more, got 2"),
+        (
+            ["verify", "resume", "--recipe", "demo", "--workers", "2;3"],
+            "--workers wants numbers of at least 1",
+        ),
+        (
+            ["verify", "resume", "--recipe", "demo", "--phases", "lunch"],
+            "--phases: unknown 'lunch'; known: load",
+        ),
+        (["verify", "resume", "--recipe", "demo", "--workers", "5"], "does not divide among 5 workers"),
+        (["train", "--recipe", "demo", "--workers", "2", "--min-workers", "3"], "--min-workers wants 1 to"),
+        (["tune", "--space", "gaff_phase1", "--min-workers", "2"], "--min-workers wants 1 to --workers 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

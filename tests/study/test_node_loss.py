@@ -21,7 +21,7 @@ from tests.study.conftest import TINY, environment
 
 pytestmark = pytest.mark.ray
 
-EPOCHS = 60
+EPOCHS = 20
 SETTINGS = TINY | {
     "train.epochs": EPOCHS,
     "train.eval_every": EPOCHS,

@@ -91,7 +91,9 @@ def wait_for(condition: object, seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
+)
 def test_a_killed_driver_repeats_nothing(how: signal.Signals, tmp_path: Path) -> None:
     driver = subprocess.Popen(
         tune_command(tmp_path),
@@ -107,6 +109,9 @@ def test_a_killed_driver_repeats_nothing(how: signal.Signals, tmp_path: Path) ->
     if how == signal.SIGINT:
         assert driver.returncode == 130, output + error
         assert error.strip() == "interrupted; the same command continues"
+    if how == signal.SIGTERM:
+        assert driver.returncode == 143, output + error
+        assert error.strip() == "stopped by SIGTERM; the same command continues"
     finished = names(tmp_path, "finished")
     again = tune(tmp_path, "--max-trials", "1")
     assert again.returncode == 0, again.stdout + again.stderr

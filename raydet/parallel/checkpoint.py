@@ -39,7 +39,7 @@ from raydet.parallel.parallelize import unwrapped
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT = 2
+FORMAT = 3
 """Rises when an older raydet could not read what this one writes, or the other way round."""
 MODEL, OPTIMIZER = "model.", "optimizer."
 HASH_THREADS = 4

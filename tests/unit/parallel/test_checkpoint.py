@@ -178,7 +178,7 @@ def test_a_checkpoint_without_manifest_is_none(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_version_is_named(saved: Path) -> None:
     (saved / "manifest.json").write_text('{"sha256": {}}')
-    with pytest.raises(CheckpointError, match="wanted format 2, got None"):
+    with pytest.raises(CheckpointError, match="wanted format 3, got None"):
         load(saved)
 
 

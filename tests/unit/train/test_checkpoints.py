@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_version_stops_the_run(tmp_path: Path) -> None:
     with run.writer:
         run.save(1, 0.9)
     path = run.checkpoints / "epoch_0001" / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
     with pytest.raises(
         OtherFormatError, match="written by another version of raydet; go on with that version"
     ):

@@ -94,6 +94,9 @@ class TrainConfig(Config):
     """Compile the encoder blocks with torch.compile; needs a C++ compiler on CPU, costs minutes at the start."""
     sync_batch_norm: bool = False
     """The fusions' batch norms see the pictures of all workers instead of their own: for small micro-batches."""
+    exact: bool = False
+    """Take deterministic kernels on a GPU, so that a resumed run has the same losses to the last bit; may be slower,
+    and the log names operations that have no such kernel. A CPU is exact without."""
     non_finite: NonFinite = "stop"
     """What to do about a loss or gradient that is not finite: end the run; pass over the step (looks at every gradient
     before it is used, so a GPU is waited for in every step); or go back to the newest checkpoint and pass over it."""

@@ -32,6 +32,7 @@ from raydet.models.detector import Detector
 from raydet.models.units import units_of
 from raydet.parallel.checkpoint import load_checkpoint
 from raydet.parallel.collectives import World, average_statistics, gather_rows, smallest_over_ranks
+from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
 from raydet.plan.counts import state_copies
@@ -91,7 +92,10 @@ def run_process(
     _check_nodes(experiment, world)
     source = open_source(experiment.data)
     train_indices, val_indices = split_indices(source, experiment.data.split)
-    with closing(RunRecord(run_dir, enabled=world.is_main)) as record:
+    with (
+        closing(RunRecord(run_dir, enabled=world.is_main)) as record,
+        deterministic_kernels(enabled=experiment.train.exact),
+    ):
         loader = _train_loader(experiment, source, train_indices, run_dir, world)
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
             with during("setup", (), world.device):

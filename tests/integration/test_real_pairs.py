@@ -95,7 +95,7 @@ def test_eight_pairs_are_learnt_by_heart(shared_data: Path, tmp_path: Path) -> N
     arguments = ["--data", str(shared_data / "roadscene_flir"), "--run-dir", str(tmp_path / "run")]
     overrides = {
         "data.split": {"kind": "first", "num_train": NUM_PAIRS, "overfit": True},
-        "data.canvas_hw": [320, 512],
+        "data.canvas_hw": [256, 384],
         "data.augmentation.flip_probability": 0.0,
         "train.global_batch": 4,
         "train.eval_every": 160,

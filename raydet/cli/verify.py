@@ -111,5 +111,5 @@ def _line(outcome: Outcome) -> str:
     samples = "every sample once" if outcome.is_digest_right else "SAMPLES LOST OR REPEATED"
     return (
         f"{'ok ' if outcome.is_proof else 'BAD'} killed in {outcome.phase:11} {losses}{weights}, {samples}, "
-        f"{outcome.repeated_steps} steps done again (at most {outcome.interval_steps})"
+        f"{outcome.repeated_steps} steps done again (at most {outcome.most_repeated_steps})"
     )

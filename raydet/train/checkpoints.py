@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from raydet.errors import CheckpointError, OtherFormatError, RaydetError, WorkerLostError
+from raydet.errors import (
+    CheckpointError,
+    OtherFormatError,
+    PreemptedError,
+    RaydetError,
+    WorkerLostError,
+)
 from raydet.parallel.checkpoint import (
     MANIFEST,
     STATE,
@@ -134,11 +140,11 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait; where an error is on its way already, one of the write is only logged."""
+        """Wait; where another error is on its way already, one of the write is only logged."""
         try:
             self.wait()
         except RaydetError as error:
-            if kind is None:
+            if kind is None or issubclass(kind, PreemptedError):  # which says that all is saved
                 raise
             logger.error("%s", error)
 
@@ -238,12 +244,14 @@ class CheckpointWriter:
 def checkpoints_to_drop(scores: Mapping[Path, float], *, newest: Path, keep: int) -> list[Path]:
     """Which checkpoints to delete so that the `keep` best and the newest remain.
 
-    One from within an epoch serves to continue only: it goes as soon as there is a newer one.
+    One from within an epoch serves to continue only: it goes as soon as there is a newer one, and the last whole epoch
+    stays beside it.
     """
     ranked = sorted(scores, key=lambda path: (scores[path], path.name), reverse=True)
     whole = [path for path in ranked if not _is_within_epoch(path)]
     within = [path for path in ranked if _is_within_epoch(path)]
-    return [path for path in [*within, *whole[keep:]] if path != newest]
+    needed = {newest, max(whole, key=lambda path: path.name, default=newest)}
+    return [path for path in [*within, *whole[keep:]] if path not in needed]
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:

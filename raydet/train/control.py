@@ -12,6 +12,7 @@ from types import FrameType
 
 import torch.distributed as dist
 
+from raydet.errors import ConfigError
 from raydet.parallel.collectives import World, any_over_ranks, gather_texts, host_group
 
 STOP_FILE = "stop_requested"
@@ -34,6 +35,13 @@ class Upkeep:
     """Workers that are in the same place for so long hang."""
     max_failures: int = 3
     """Restarts after the loss of a worker, before the run counts as failed."""
+
+    def __post_init__(self) -> None:
+        if self.stall_s < 2 * self.heartbeat_s:
+            raise ConfigError(
+                f"--stall-minutes wants at least two --heartbeat-seconds ({2 * self.heartbeat_s:g} s), "
+                f"got {self.stall_s:g} s"
+            )
 
 
 @dataclass(slots=True)

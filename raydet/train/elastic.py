@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from raydet.config import TrainConfig
+from raydet.errors import ConfigError
+from raydet.parallel.layout import layout_of
+
 Resources = Mapping[str, float]
 
 
-def legal_sizes(global_batch: int, micro_batch: int | None, *, fewest: int, most: int) -> list[int]:
-    """Numbers of workers that share the global batch in whole micro-batches, largest first.
+def legal_sizes(train: TrainConfig, *, fewest: int, most: int) -> list[int]:
+    """Numbers of workers that share the global batch in whole micro-batches, and suit the strategy; largest first.
 
-    Args:
-        micro_batch: None: what `most` workers would each take at once.
-
-    >>> legal_sizes(12, 1, fewest=2, most=6)
+    >>> legal_sizes(TrainConfig(global_batch=12, micro_batch=1), fewest=2, most=6)
     [6, 4, 3, 2]
-    >>> legal_sizes(16, None, fewest=1, most=4)
-    [4, 2, 1]
+    >>> legal_sizes(TrainConfig(global_batch=16, strategy="ddp"), fewest=1, most=4)
+    [4, 2]
     """
-    num_slots = most if micro_batch is None else global_batch // micro_batch
-    return [size for size in range(most, fewest - 1, -1) if num_slots % size == 0]
+    # Where it is not set, the micro-batch is what `most` workers each take at once.
+    num_slots = train.global_batch // train.micro_batch if isinstance(train.micro_batch, int) else most
+    return [size for size in range(most, fewest - 1, -1) if num_slots % size == 0 and _suits(train, size)]
+
+
+def _suits(train: TrainConfig, size: int) -> bool:
+    try:
+        layout_of(train.strategy, world_size=size, shard_ranks=train.shard_ranks)
+    except ConfigError:
+        return False
+    return True
 
 
 def fitting_size(sizes: Sequence[int], nodes: Sequence[Resources], worker: Resources) -> int | None:

@@ -41,7 +41,7 @@ class _Seen:
     """What a rank's file said, and since when, by our clock."""
 
     beat: int
-    place: tuple[int, str]
+    place: tuple[int, str, list[str]]
     beat_at: float
     place_at: float
     said: dict[str, Any]
@@ -61,6 +61,7 @@ class Heartbeat:
         self._training_thread = threading.get_ident()
         self._beat = 0
         self._seen: dict[int, _Seen] = {}
+        self._looked_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raydet-heartbeat", daemon=True)
 
@@ -84,7 +85,7 @@ class Heartbeat:
                 if looks % 4 == 0:
                     self._write()
                 stalled = self._stalled_rank()
-            except OSError as error:  # a slow file system is no reason to stop
+            except Exception as error:  # without its beats this rank would be taken for dead
                 logger.warning("heartbeat: %s", error)
                 continue
             if stalled is not None:
@@ -114,6 +115,12 @@ class Heartbeat:
     def _stalled_rank(self) -> tuple[dict[str, Any], str] | None:
         """What the stalled rank said last, and why it counts as stalled."""
         now = time.monotonic()
+        pause_s = now - self._looked_at
+        self._looked_at = now
+        if pause_s > self._upkeep.heartbeat_s / 2:  # we stood still ourselves, and they may have, too
+            for seen in self._seen.values():
+                seen.beat_at += pause_s
+                seen.place_at += pause_s
         for rank in self._watched():
             self._look(rank, now)
         silent = [
@@ -136,7 +143,7 @@ class Heartbeat:
         except (FileNotFoundError, json.JSONDecodeError):
             self._seen.pop(rank, None)  # not up yet, or at its end
             return
-        before, place = self._seen.get(rank), (said["step"], said["phase"])
+        before, place = self._seen.get(rank), (said["step"], said["phase"], said["image_ids"])
         if before is None:
             self._seen[rank] = _Seen(said["beat"], place, now, now, said)
             return
@@ -148,10 +155,14 @@ class Heartbeat:
 
     def _end(self, said: dict[str, Any], why: str) -> None:
         text = describe(said, why)
-        logger.error("%s", text)
-        write_atomically(self._run_dir / STALL_REPORT, json.dumps({"text": text, **said}, indent=2) + "\n")
-        last_words(f"error: {text}")
-        os._exit(EXIT_STALLED)
+        try:
+            last_words(f"error: {text}")
+            logger.error("%s", text)
+            write_atomically(
+                self._run_dir / STALL_REPORT, json.dumps({"text": text, **said}, indent=2) + "\n"
+            )
+        finally:
+            os._exit(EXIT_STALLED)
 
     def _file(self, rank: int) -> Path:
         return self._directory / f"rank_{rank:04d}.json"

@@ -35,6 +35,7 @@ from raydet.errors import (
     TrainingError,
     WorkerLostError,
 )
+from raydet.train.checkpoints import newest_checkpoint
 from raydet.train.control import STOP_FILE, Upkeep
 from raydet.train.elastic import fitting_size, legal_sizes
 from raydet.train.heartbeat import STALL_REPORT
@@ -45,7 +46,7 @@ logger = logging.getLogger("raydet")
 
 GRACE_S = 20.0
 """For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
-PING_TIMEOUT_S = 5.0
+PING_TIMEOUT_S = 10.0
 """For a node to answer; where no process is free on it, one must be started."""
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""
@@ -211,14 +212,16 @@ def launch(
     for attempt in itertools.count():
         for leftover in (STALL_REPORT, STOP_FILE):
             (run_dir / leftover).unlink(missing_ok=True)
-        placed = _placed(experiment, workers) if attempt else workers
+        placed = _placed(experiment, workers) if attempt or newest_checkpoint(run_dir) else workers
         trainer = _trainer(experiment, run_dir, placed, upkeep, attempt)
         try:
             results: dict[str, Any] = _fit(trainer, run_dir).return_value
         except ray.train.TrainingFailedError as error:
             cause = _workers_own_error(error)
-            if isinstance(cause, PreemptedError):
-                logger.warning("%s: %s; starting again elsewhere", experiment.name, cause)
+            if isinstance(cause, PreemptedError) or isinstance(error, ray.train.PreemptionError):
+                logger.warning(
+                    "%s: %s; starting again elsewhere", experiment.name, cause or _last_line(error)
+                )
                 continue
             if cause is not None:  # it would come again
                 raise cause from error
@@ -236,9 +239,7 @@ def _placed(experiment: Experiment, workers: Workers) -> Workers:
     """As many of the workers as find a place now; all of them where not even the fewest do, to wait for nodes."""
     if workers.fewest == workers.count:
         return workers
-    train = experiment.train
-    micro_batch = train.micro_batch if isinstance(train.micro_batch, int) else None
-    sizes = legal_sizes(train.global_batch, micro_batch, fewest=workers.fewest, most=workers.count)
+    sizes = legal_sizes(experiment.train, fewest=workers.fewest, most=workers.count)
     size = fitting_size(sizes, _answering_nodes(), _resources(workers))
     if size is not None and size < workers.count:
         logger.warning("%s: going on with %d of %d workers", experiment.name, size, workers.count)

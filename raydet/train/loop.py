@@ -136,3 +136,4 @@ def _train_epoch(
 def _advance(state: TrainState, first: int, micro_batches: Sequence[Batch]) -> None:
     state.advance(first, pictures_of(micro_batches))
     HERE.step = state.step
+    enter("between")

@@ -5,16 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from raydet.errors import NonFiniteLossError
-from raydet.parallel.collectives import World, broadcast_text, gather_rows, mean_over_ranks
+from raydet.parallel.collectives import (
+    World,
+    broadcast_text,
+    gather_rows,
+    mean_over_ranks,
+    smallest_over_ranks,
+)
 from raydet.structures import Batch
 from raydet.train.record import RunRecord
 from raydet.train.state import TrainState
@@ -79,8 +86,18 @@ class LossLog:
             self._flush()
 
     def settle(self) -> None:
-        """Bring the state's sums up to its last step."""
+        """Bring the state's sums up to its last step, and see that it can be saved.
+
+        Raises:
+            NonFiniteLossError: a loss was not finite, or a weight is not.
+        """
         self._flush()
+        if not are_finite(self.state.model.parameters(), self.world):
+            self.first_bad_step = self.state.step - 1
+            raise NonFiniteLossError(
+                f"a weight is not finite after step {self.first_bad_step} (epoch {self.state.epoch + 1}), though the "
+                "losses were; lower optim.lr or set optim.clip_norm"
+            )
         now = time.perf_counter()
         self.state.epoch_s += now - self._since
         self._since = now
@@ -154,7 +171,9 @@ class LossLog:
 
     def _describe(self, step: int, lr: float, losses: Tensor, image_ids: list[str], bad: list[str]) -> str:
         named = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
-        what = f"rank {self.world.rank}: the loss is not finite at step {step} (epoch {self.state.epoch + 1}): {named}"
+        subject = "gradient" if torch.isfinite(losses).all() else "loss"
+        where = f"step {step} (epoch {self.state.epoch + 1})"
+        what = f"rank {self.world.rank}: the {subject} is not finite at {where}: {named}"
         if bad:
             return (
                 f"{what}, because of {', '.join(bad)}: a pixel or a box is not finite; correct or remove them"
@@ -167,6 +186,13 @@ class LossLog:
     def _bad_pictures_of(self, step: int) -> list[str]:
         first_of_epoch = self.state.step - self.state.epoch_step
         return bad_pictures(next(self.loader.epoch(self.state.epoch, step - first_of_epoch)))
+
+
+def are_finite(parameters: Iterable[nn.Parameter], world: World) -> bool:
+    """Whether every weight on every rank is; waits for the device once."""
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+    mine = torch.stack([torch.isfinite(part).all() for part in local]).all()
+    return bool(smallest_over_ranks(int(mine), world))
 
 
 def bad_pictures(micro_batches: Sequence[Batch]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Literal
 Phase = Literal[
     "setup",
     "rehearsal",
+    "between",
     "load",
     "forward",
     "backward",
@@ -22,6 +23,7 @@ Phase = Literal[
 IN_WORDS: dict[Phase, str] = {
     "setup": "setting up of model and optimiser",
     "rehearsal": "rehearsal",
+    "between": "time between two steps",
     "load": "loading of the next batch",
     "forward": "forward pass",
     "backward": "backward pass",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +36,7 @@ from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
 from raydet.plan.counts import state_copies
+from raydet.structures import Batch
 from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
 from raydet.train.control import Control, StopRequest, Upkeep
 from raydet.train.faults import arm
@@ -153,10 +154,15 @@ class Evaluator:
         per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
         return {**result.metrics, **per_class, **system_metrics(self.world.device)}
 
+    def _batches(self) -> Iterator[tuple[Batch, list[int]]]:
+        for batch, positions in self.loader:
+            enter("evaluate", batch.image_ids)  # progress: a long evaluation is no stall
+            yield batch, positions
+
     def evaluate(self, detector: torch.nn.Module) -> CocoResult:
         """The same on every rank, whatever their number."""
         average_statistics(detector, self.world)
-        rows = detect(detector, self.loader, device=self.world.device)
+        rows = detect(detector, self._batches(), device=self.world.device)
         return evaluate_coco(self.truth, gather_rows(rows, self.world), self.classes)
 
 

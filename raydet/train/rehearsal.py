@@ -15,7 +15,7 @@ from raydet.parallel.collectives import World
 from raydet.plan.sizes import in_words
 from raydet.structures import Batch, collate
 from raydet.train.memory import during
-from raydet.train.step import accumulate_gradients
+from raydet.train.step import accumulate_gradients, copied_buffers, restore_buffers
 
 LONG_RUN_STEPS = 200
 """Runs of at least this many steps rehearse: there it costs less than a hundredth."""
@@ -55,7 +55,7 @@ def rehearse(
     is_cuda = world.device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(world.device)
-    statistics = [buffer.clone() for buffer in model.buffers()]
+    statistics = copied_buffers(model)
     state_to_come = [] if optimizer.state else [p.detach() for p in model.parameters()] * state_copies
     with during("rehearsal", batch.image_ids, world.device):
         ballast = [torch.empty_like(parameter) for parameter in state_to_come]
@@ -65,8 +65,7 @@ def rehearse(
     )
     optimizer.zero_grad(set_to_none=True)
     del ballast
-    for buffer, before in zip(model.buffers(), statistics, strict=True):
-        buffer.copy_(before)
+    restore_buffers(model, statistics)
     if world.is_main:
         peak = f", at most {in_words(torch.cuda.max_memory_allocated(world.device))} live" if is_cuda else ""
         logger.info(

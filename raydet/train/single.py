@@ -21,7 +21,7 @@ from raydet.parallel.collectives import World, world_from_environment
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
 from raydet.train.checkpoints import newest_checkpoint
-from raydet.train.control import StopRequest, Upkeep, stopping_on_sigterm
+from raydet.train.control import STOP_FILE, StopRequest, Upkeep, stopping_on_sigterm
 from raydet.train.preflight import check
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory, finished_results, read_progress
@@ -68,6 +68,7 @@ def train_single(
         _run_here(experiment, run_dir, world, upkeep)
         return
     claim_run_directory(run_dir, experiment)
+    (run_dir / STOP_FILE).unlink(missing_ok=True)
     tracker = open_tracker(tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT)
     with ExitStack() as stack:
         console = stack.enter_context(own_terminal(run_dir / "noise.log"))

@@ -48,6 +48,7 @@ def train_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
+    buffers = copied_buffers(model) if skip_non_finite else []
     losses = accumulate_gradients(
         model, micro_batches, seed=seed, step=step, world=world, precision=precision
     )
@@ -60,6 +61,8 @@ def train_step(
                 is_finite = math.isfinite((norm.full_tensor() if isinstance(norm, DTensor) else norm).item())
         if is_finite:
             optimizer.step()
+        else:
+            restore_buffers(model, buffers)
     optimizer.zero_grad(set_to_none=True)
     return losses, is_finite
 
@@ -107,3 +110,15 @@ def seed_slot(seed: int, step: int, *, slot: int) -> None:
 def pictures_of(micro_batches: Sequence[Batch]) -> list[str]:
     """Their pictures' names in order."""
     return [image_id for batch in micro_batches for image_id in batch.image_ids]
+
+
+def copied_buffers(model: nn.Module) -> list[Tensor]:
+    """What `restore_buffers` wants: the statistics of batch norms as they are."""
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+def restore_buffers(model: nn.Module, before: Sequence[Tensor]) -> None:
+    """Forget what forward passes have added to the statistics since."""
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)

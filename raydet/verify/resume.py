@@ -52,8 +52,8 @@ class Outcome:
     steps: int
     repeated_steps: int
     """Steps that the kills cost."""
-    interval_steps: int
-    """Steps between two checkpoints, times the kills: more must not be repeated."""
+    most_repeated_steps: int
+    """For each kill the steps between two checkpoints, twice: the newest one may have been under way."""
     num_equal: int
     """Steps whose loss is the undisturbed run's to the last bit."""
     max_relative: float
@@ -68,8 +68,8 @@ class Outcome:
 
     @property
     def is_proof(self) -> bool:
-        """Nothing was lost, nothing was repeated beyond an interval, nothing changed."""
-        if not self.is_digest_right or self.repeated_steps > self.interval_steps:
+        """Nothing was lost, nothing was repeated beyond that, nothing changed."""
+        if not self.is_digest_right or self.repeated_steps > self.most_repeated_steps:
             return False
         if self.is_elastic:
             return self.max_relative_after_change <= ELASTIC_TOLERANCE
@@ -179,12 +179,14 @@ class ResumeCheck:
             phase=phase,
             steps=self.steps,
             repeated_steps=self._repeated_steps(name),
-            interval_steps=self.interval * (len(self.workers) - 1),
+            most_repeated_steps=2 * self.interval * (len(self.workers) - 1),
             num_equal=sum(difference == 0 for difference in differences),
             max_relative=max(differences),
             max_relative_after_change=max(differences[: changed + ELASTIC_STEPS]),
             is_digest_right=digest == expected_digest(self._sampler, self._image_ids, steps=self.steps),
-            num_different_weights=len(content.different),
+            num_different_weights=len(content.different)
+            + len(content.only_in_first)
+            + len(content.only_in_second),
             is_elastic=self.is_elastic,
         )
 

@@ -14,6 +14,7 @@ from raydet.config import Experiment, apply_overrides
 from raydet.data.build import open_source
 from raydet.data.transforms import train_transform
 from raydet.errors import NonFiniteLossError
+from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.parallel.collectives import World
 from raydet.structures import Sample
 from raydet.train import process
@@ -94,6 +95,8 @@ def test_both_ways_of_passing_over_come_to_the_same(tmp_path: Path, victim: str)
     skip, rollback = run(tmp_path / "skip", "skip"), run(tmp_path / "rollback", "rollback")
     assert [row["loss"] for row in skip["history"]] == [row["loss"] for row in rollback["history"]]
     assert skip["digest"] == rollback["digest"]
+    last = [tmp_path / policy / "checkpoints" / f"epoch_{EPOCHS:04d}" for policy in ("skip", "rollback")]
+    assert compare_checkpoints(*last).is_empty
 
 
 def test_rollbacks_come_to_an_end(tmp_path: Path, victim: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_STALLED
 from raydet.train.heartbeat import STALL_REPORT
+from raydet.train.phases import IN_WORDS
 from tests.numerics.conftest import free_port
 from tests.numerics.test_resume import EXPERIMENT
 
-HEARTBEAT_S = 2.0
+HEARTBEAT_S = 4.0
 
 
 def test_a_stopped_rank_is_named_within_two_heartbeats(tmp_path: Path) -> None:
@@ -55,6 +56,6 @@ def test_a_stopped_rank_is_named_within_two_heartbeats(tmp_path: Path) -> None:
     report = json.loads((run_dir / STALL_REPORT).read_text())
     assert report["rank"] == 1
     assert report["pid"] == ranks[1].pid
-    assert report["phase"] in {"load", "forward", "backward", "update", "setup"}
+    assert report["phase"] in set(IN_WORDS)
     assert report["stack"]
     assert f"rank 1 (pid {ranks[1].pid}) is stalled, not heard of for" in output

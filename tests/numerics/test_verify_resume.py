@@ -41,7 +41,7 @@ def check_same_bits(answer: dict[str, object], phases: list[str]) -> None:
         assert outcome["num_equal"] == outcome["steps"] >= 12
         assert outcome["num_different_weights"] == 0
         assert outcome["is_digest_right"]
-        assert outcome["repeated_steps"] <= outcome["interval_steps"]
+        assert outcome["repeated_steps"] <= outcome["most_repeated_steps"]
 
 
 def test_the_same_bits_after_a_kill(capsys: pytest.CaptureFixture[str]) -> None:

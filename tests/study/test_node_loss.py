@@ -78,7 +78,7 @@ def test_training_goes_on_without_the_node(nodes: subprocess.Popen[str], tmp_pat
     assert driver.returncode == 0, output
     results = json.loads((run_dir / "final_results.json").read_text())
     assert results["workers"] == 2
-    assert 0 < results["lost_s"] < 60
+    assert 0 < results["lost_s"] < 120
     with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == list(range(len(steps)))

@@ -39,7 +39,7 @@ def test_a_killed_worker_costs_an_epoch_at_most(tmp_path: Path) -> None:
     workers[0].kill()
     output, _ = driver.communicate(timeout=180)
     assert driver.returncode == 0, output
-    assert "continuing after epoch" in (run_dir / "training.log").read_text()
+    assert "continuing after step" in (run_dir / "training.log").read_text()
     with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == list(range(len(steps)))

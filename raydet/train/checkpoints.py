@@ -250,7 +250,9 @@ def checkpoints_to_drop(scores: Mapping[Path, float], *, newest: Path, keep: int
     ranked = sorted(scores, key=lambda path: (scores[path], path.name), reverse=True)
     whole = [path for path in ranked if not _is_within_epoch(path)]
     within = [path for path in ranked if _is_within_epoch(path)]
-    needed = {newest, max(whole, key=lambda path: path.name, default=newest)}
+    needed = {newest}
+    if _is_within_epoch(newest):
+        needed.add(max(whole, key=lambda path: path.name, default=newest))
     return [path for path in [*within, *whole[keep:]] if path not in needed]
 
 

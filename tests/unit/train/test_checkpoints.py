@@ -186,6 +186,9 @@ def test_what_to_drop() -> None:
     scores = dict(zip(paths, (0.1, 0.5, 0.3, 0.2), strict=True))
     assert checkpoints_to_drop(scores, newest=paths[3], keep=2) == [paths[0]]
     assert checkpoints_to_drop(scores, newest=paths[0], keep=1) == [paths[2], paths[3]]
+    within = [Path(f"epoch_{epoch:04d}_step_00000009") for epoch in (2, 3)]
+    scores |= dict.fromkeys(within, -1.0)
+    assert checkpoints_to_drop(scores, newest=within[1], keep=1) == [within[0], paths[2], paths[0]]
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_written_again(

@@ -73,16 +73,20 @@ ConfigOption = Annotated[Path | None, typer.Option(help="A run's config.json, in
 def interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the block with a hint. Typer would leave without a word."""
 
+    is_terminated = False
+
     def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal is_terminated
+        is_terminated = True
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except Terminated:
-        typer.echo("stopped by SIGTERM; the same command continues", err=True)
-        raise typer.Exit(EXIT_PREEMPTED) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # Ray Tune turns ours into a plain one
+        if is_terminated:
+            typer.echo("stopped by SIGTERM; the same command continues", err=True)
+            raise typer.Exit(EXIT_PREEMPTED) from None
         typer.echo("interrupted; the same command continues", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:

@@ -140,7 +140,7 @@ def detector(world: World, strategy: str, *, seed: int, kind: str) -> Built:
     def step(number: int) -> float:
         epoch, first = divmod(number, loader.steps_per_epoch)
         (micro_batches,) = islice(loader.epoch(epoch, first), 1)
-        losses = train_step(
+        losses, _ = train_step(
             model,
             micro_batches,
             optimizer,

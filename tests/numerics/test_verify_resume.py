@@ -45,7 +45,7 @@ def check_same_bits(answer: dict[str, object], phases: list[str]) -> None:
 
 
 def test_the_same_bits_after_a_kill(capsys: pytest.CaptureFixture[str]) -> None:
-    phases = ["backward", "save-commit"]
+    phases = ["save-commit"]
     check_same_bits(verify(capsys, "--steps", "12", "--phases", ",".join(phases)), phases)
 
 

@@ -19,7 +19,7 @@ from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
 from tests.study.conftest import TINY, environment
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.exhaustive]
 
 EPOCHS = 20
 SETTINGS = TINY | {

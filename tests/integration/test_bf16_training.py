@@ -21,7 +21,7 @@ STEPS = 200
 LR = 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bf16_follows_fp32_for_200_steps(shared_data: Path) -> None:
     """At every step the same pictures and the same weights in both precisions, trained on in bf16.
 

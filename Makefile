@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Tests with a Ray of their own want the machine for themselves.
+QUICK := not slow and not compile and not exhaustive
+
 # Compiled files are written once, at installation: every Ray worker imports them.
 export UV_COMPILE_BYTECODE := 1
 
@@ -30,7 +33,8 @@ demo: setup
 	$(BIN)/python -m raydet.tune --space gaff_phase2 --recipe demo --concurrency 2 --storage runs/demo
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "$(QUICK) and not ray" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "$(QUICK) and ray"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

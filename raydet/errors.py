@@ -9,6 +9,7 @@
     |   `-- OtherFormatError it was written by another version of raydet       exit 3
     |-- OutOfMemoryError  a worker has no memory left                          exit 4
     |-- PreemptedError    a run was asked to stop, and has saved               exit 143
+    |   `-- StoppedEarlyError enough is known about it                         exit 143
     `-- TrainingError     a run cannot go on                                   exit 1
         |-- NonFiniteLossError a loss is not a number                          exit 1
         |-- WorkerLostError another worker of the run is gone                  exit 1
@@ -78,6 +79,10 @@ class PreemptedError(RaydetError):
     """A run was asked to stop; it has finished its step and saved where it stands."""
 
     exit_code = EXIT_PREEMPTED
+
+
+class StoppedEarlyError(PreemptedError):
+    """A run was asked to stop because others are far better."""
 
 
 class TrainingError(RaydetError):

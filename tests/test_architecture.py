@@ -52,7 +52,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 one package cut in two by the Ray door, may)."""
 
 FENCES: dict[str, tuple[str, ...]] = {
-    "ray": ("raydet/train/worker.py", "raydet/train/launch.py", "raydet/tune/", "raydet/data/convert.py"),
+    "ray": (
+        "raydet/train/worker.py",
+        "raydet/train/cluster.py",
+        "raydet/train/launch.py",
+        "raydet/tune/",
+        "raydet/verify/chaos_nodes.py",
+        "raydet/data/convert.py",
+    ),
     "mlflow": ("raydet/track/mlflow.py",),
     "timm": ("raydet/models/backbones/timm.py",),
     "pycocotools": ("raydet/evaluate/coco.py",),

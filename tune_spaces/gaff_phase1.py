@@ -17,7 +17,7 @@ MERGE_BOTTLENECK = Factor(
     path="model.fusion.merge_bottleneck", letter="mb", default=False, values=(False, True)
 )
 
-PHASE = GridPhase(name="phase1_stage_selection", vary=(STAGES.path,))
+PHASE = GridPhase(name="phase1_stage_selection", vary=(STAGES.path,), is_screening=True)
 
 
 def study(base: Experiment) -> Study:

@@ -57,6 +57,26 @@ def tune(
     ] = "runs",
     checkpoint_minutes: CheckpointMinutesOption = 5.0,
     max_failures: MaxFailuresOption = 3,
+    retries: Annotated[
+        int,
+        typer.Option(
+            help="How often a trial that failed is tried again before the study goes on without it."
+        ),
+    ] = 1,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what earlier commands have given up.")
+    ] = False,
+    asha: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EPOCHS",
+            help="Stop trials of a screening phase early (ASHA): first look after so many epochs.",
+        ),
+    ] = None,
+    asha_reduction: Annotated[
+        int,
+        typer.Option(help="With --asha: one in so many goes on; the next look comes as many times later."),
+    ] = 3,
     heartbeat_seconds: HeartbeatOption = 30.0,
     stall_minutes: StallMinutesOption = 30.0,
     tracking_uri: TrackingOption = None,
@@ -65,7 +85,9 @@ def tune(
 ) -> None:
     """Run a study. The same command again runs what is missing, and nothing twice."""
     from raydet.train.control import Upkeep
-    from raydet.tune.run import StudyOptions, plan_study, run_study
+    from raydet.tune.early_stopping import EarlyStopping
+    from raydet.tune.options import StudyOptions
+    from raydet.tune.run import plan_study, run_study
     from raydet.tune.spaces import load_space
 
     check_json(as_json, dry_run)
@@ -84,6 +106,9 @@ def tune(
             heartbeat_s=heartbeat_seconds,
             stall_s=stall_minutes * 60,
         ),
+        retries=retries,
+        retry_failed=retry_failed,
+        early_stopping=None if asha is None else EarlyStopping(asha, asha_reduction),
         tracking_uri=tracking_uri,
     )
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 
@@ -14,9 +15,10 @@ import torch.distributed as dist
 
 from raydet.errors import ConfigError
 from raydet.parallel.collectives import World, any_over_ranks, gather_texts, host_group
+from raydet.train.record import write_atomically
 
 STOP_FILE = "stop_requested"
-"""Made in a run's directory, asks its workers to save and stop, on whatever machines they are."""
+"""Made in a run's directory, asks its workers to save and stop, on whatever machines they are: `order: reason`."""
 ASK_INTERVAL_S = 2.0
 """Between two looks at what takes more than a look: files, the cluster's notices."""
 
@@ -42,6 +44,35 @@ class Upkeep:
                 f"--stall-minutes wants at least two --heartbeat-seconds ({2 * self.heartbeat_s:g} s), "
                 f"got {self.stall_s:g} s"
             )
+
+
+class StopOrder(StrEnum):
+    """Why a driver has a run stopped: what is to become of it then."""
+
+    END = "end"
+    """The driver itself is to end; the next one goes on."""
+    EARLY = "early"
+    """Enough is known about the run."""
+    RESIZE = "resize"
+    """To start again with other workers."""
+
+
+def order_stop(directory: Path, order: StopOrder, reason: str) -> None:
+    """Have the workers of the run in `directory` save and stop, within seconds and a step."""
+    write_atomically(directory / STOP_FILE, f"{order}: {reason}")
+
+
+def ordered_stop(directory: Path) -> StopOrder | None:
+    """The order that stands, if one does."""
+    text = _read_order(directory)
+    return None if text is None else StopOrder(text.partition(":")[0])
+
+
+def _read_order(directory: Path) -> str | None:
+    try:
+        return (directory / STOP_FILE).read_text() or f"{StopOrder.END}: {STOP_FILE} was made"  # by hand
+    except FileNotFoundError:
+        return None
 
 
 @dataclass(slots=True)
@@ -132,6 +163,7 @@ class Control:
     def _wants_to_ask(self) -> bool:
         if not self.world.is_main or time.monotonic() - self._asked_at < ASK_INTERVAL_S:
             return False
-        if (self.run_dir / STOP_FILE).exists():
-            self.stop.because("the driver was asked to stop")
+        order = _read_order(self.run_dir)
+        if order is not None:
+            self.stop.because(order.partition(": ")[2])
         return True

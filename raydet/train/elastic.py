@@ -38,7 +38,25 @@ def fitting_size(sizes: Sequence[int], nodes: Sequence[Resources], worker: Resou
     >>> fitting_size([4, 2, 1], [{"CPU": 1}, {"CPU": 2}], {"CPU": 1})
     2
     """
-    places = sum(
-        min(int(node.get(name, 0) // amount) for name, amount in worker.items() if amount) for node in nodes
-    )
+    places = sum(_room(node, worker) for node in nodes)
     return next((size for size in sizes if size <= places), None)
+
+
+def larger_size(
+    sizes: Sequence[int], nodes: Sequence[Resources], worker: Resources, *, placed: int, free: Resources
+) -> int | None:
+    """The first of `sizes` above `placed` for which there is room beside all else that runs; None: there is none.
+
+    Args:
+        placed: workers that the run has.
+        free: what nobody uses on all nodes together.
+
+    >>> larger_size([4, 2, 1], [{"CPU": 2}, {"CPU": 2}], {"CPU": 1}, placed=1, free={"CPU": 1})
+    2
+    """
+    most = placed + _room(free, worker)
+    return fitting_size([size for size in sizes if placed < size <= most], nodes, worker)
+
+
+def _room(resources: Resources, worker: Resources) -> int:
+    return min(int(resources.get(name, 0) // amount) for name, amount in worker.items() if amount)

@@ -1,4 +1,4 @@
-"""Put a run into Ray Train: a cluster to talk to, workers, the results or one clear error."""
+"""Put a run into Ray Train: workers, restarts, the results or one clear error."""
 
 from __future__ import annotations
 
@@ -7,181 +7,44 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
-import signal
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from raydet.train.ray_settings import IS_LOCAL  # isort: skip  -- before ray, which reads the environment at import
+import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.config import Experiment
 from raydet.errors import (
-    ConfigError,
     PreemptedError,
     RaydetError,
     StalledError,
+    StoppedEarlyError,
     Terminated,
     TrainingError,
     WorkerLostError,
 )
 from raydet.train.checkpoints import newest_checkpoint
-from raydet.train.control import STOP_FILE, Upkeep
-from raydet.train.elastic import fitting_size, legal_sizes
+from raydet.train.cluster import Workers, answering_nodes, last_line
+from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
+from raydet.train.elastic import fitting_size, larger_size, legal_sizes
 from raydet.train.heartbeat import STALL_REPORT
-from raydet.train.warm import warm_workers
 from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
 
+Result = TypeVar("Result")
+
 GRACE_S = 20.0
 """For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
-PING_TIMEOUT_S = 10.0
-"""For a node to answer; where no process is free on it, one must be started."""
-OBJECT_STORE_BYTES = 200_000_000
-"""Enough for a local Ray: pictures never travel through the object store."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """The part of the cluster that one run takes."""
-
-    count: int
-    fewest: int
-    """How few may go on after the loss of nodes."""
-    cpus: int
-    """CPU threads per worker."""
-    use_gpu: bool
-    """One GPU per worker."""
-    may_wait: bool
-    """Nodes may still join the cluster: wait for them instead of giving up."""
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    """A Ray cluster while the block runs: the one that RAY_ADDRESS names, or one on this machine.
-
-    Raises:
-        ConfigError: the cluster cannot be joined.
-    """
-    with ExitStack() as stack:
-        if not ray.is_initialized():
-            py_executable = None
-            if IS_LOCAL:
-                stack.enter_context(_own_temporary_directory())
-                if not Path("/dev/nvidiactl").exists():  # a process that has touched CUDA must not be forked
-                    py_executable = stack.enter_context(warm_workers())
-            stack.callback(ray.shutdown)
-            with _own_signals():
-                _connect(py_executable)
-        yield
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, kills its processes and leaves without a word."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
-
-
-def _connect(py_executable: str | None) -> None:
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        if IS_LOCAL:
-            ray.init(
-                "local",  # else Ray would join whatever cluster it finds on this machine
-                **quiet,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                runtime_env={"py_executable": py_executable} if py_executable else None,
-            )
-        else:
-            ray.init(**quiet)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(
-            f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS')}: {_last_line(error)}; "
-            "check RAY_ADDRESS and the token"
-        ) from error
-    for name in ("ray", "ray.tune", "ray.train"):  # to our log file, not to the terminal
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
-
-
-@contextmanager
-def _own_temporary_directory() -> Iterator[None]:
-    """Where Ray puts sockets and logs, unless the user has said where.
-
-    In the common /tmp/ray, Ray Train's helpers look up "the" cluster of the machine, and where a cluster was killed
-    there earlier each trial waits 12 s for it.
-    """
-    if "RAY_TMPDIR" in os.environ:
-        yield
-        return
-    # Short, because the names of Unix sockets are; processes that still write there must not spoil the end.
-    with tempfile.TemporaryDirectory(prefix="raydet-", ignore_cleanup_errors=True) as directory:
-        os.environ["RAY_TMPDIR"] = directory
-        try:
-            yield
-        finally:
-            del os.environ["RAY_TMPDIR"]
-
-
-def workers_for(
-    count: int,
-    *,
-    fewest: int | None = None,
-    cpus: int | None = None,
-    use_gpu: bool | None = None,
-    concurrency: int = 1,
-) -> Workers:
-    """Workers of one run among `concurrency` runs at a time, on the connected cluster.
-
-    Args:
-        count: workers.
-        fewest: how few may go on after the loss of nodes; None: no fewer than `count`.
-        cpus: threads per worker; None: an even share of the CPUs that are there.
-        use_gpu: None: yes, if the cluster has GPUs now.
-
-    Raises:
-        ConfigError: this machine has fewer CPUs or GPUs than that takes. Another cluster may grow.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    have = {name: int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU")}
-    num_workers = count * concurrency
-    use_gpu = have["GPU"] > 0 if use_gpu is None else use_gpu
-    want = {"CPU": num_workers * (cpus or 1), "GPU": num_workers if use_gpu else 0}
-    for name, number in want.items():
-        if IS_LOCAL and number > have[name]:
-            raise ConfigError(
-                f"{concurrency} trials x {count} workers want {number} {name}s, this machine has {have[name]}; "
-                "lower --workers, --concurrency or --cpus-per-worker"
-            )
-    share = cpus or cpu_share([int(node.get("CPU", 0)) for node in nodes], num_workers)
-    return Workers(count=count, fewest=fewest or count, cpus=share, use_gpu=use_gpu, may_wait=not IS_LOCAL)
-
-
-def cpu_share(cpus_of_nodes: Sequence[int], num_workers: int) -> int:
-    """The most CPUs per worker with which all workers find a place, each on one node; 1 where there is no such number.
-
-    >>> cpu_share([8, 8, 8, 8], 1), cpu_share([8, 8, 8, 8], 6), cpu_share([2], 4)
-    (8, 4, 1)
-    """
-    for share in range(max(cpus_of_nodes, default=1), 1, -1):
-        if sum(cpus // share for cpus in cpus_of_nodes) >= num_workers:
-            return share
-    return 1
+GROWTH_INTERVAL_S = 30.0
+"""Between two looks for room for more workers, where a run has fewer than it was meant to have."""
 
 
 def launch(
@@ -205,70 +68,90 @@ def launch(
 
     Raises:
         RaydetError: what a worker raised, as it raised it.
+        StoppedEarlyError, PreemptedError: the run was ordered to stop, and has saved.
         StalledError: a worker stood still once too often.
         TrainingError: a worker died once too often.
     """
     num_failures = 0
+    placed = _placed(experiment, workers) if newest_checkpoint(run_dir) else workers
     for attempt in itertools.count():
         for leftover in (STALL_REPORT, STOP_FILE):
             (run_dir / leftover).unlink(missing_ok=True)
-        placed = _placed(experiment, workers) if attempt or newest_checkpoint(run_dir) else workers
-        trainer = _trainer(experiment, run_dir, placed, upkeep, attempt)
+        growth = Growth(experiment, workers, placed)
         try:
-            results: dict[str, Any] = _fit(trainer, run_dir).return_value
+            trainer = _trainer(experiment, run_dir, placed, upkeep, attempt)
+            results: dict[str, Any] = _fit(trainer, run_dir, growth).return_value
         except ray.train.TrainingFailedError as error:
             cause = _workers_own_error(error)
             if isinstance(cause, PreemptedError) or isinstance(error, ray.train.PreemptionError):
-                logger.warning(
-                    "%s: %s; starting again elsewhere", experiment.name, cause or _last_line(error)
-                )
-                continue
-            if cause is not None:  # it would come again
+                _raise_if_meant_to_stay(cause, run_dir)
+                logger.warning("%s: %s; starting again", experiment.name, cause or last_line(error))
+            elif cause is not None:  # it would come again
                 raise cause from error
-            num_failures += 1
-            lost = _lost(error, run_dir)
-            if num_failures > upkeep.max_failures:
-                raise lost from error
-            logger.warning("%s: %s; starting again", experiment.name, lost)
+            else:
+                num_failures += 1
+                lost = _lost(error, run_dir)
+                if num_failures > upkeep.max_failures:
+                    raise lost from error
+                logger.warning("%s: %s; starting again", experiment.name, lost)
+            placed = growth.larger or _placed(experiment, workers)
         else:
             return results | {"restarts": attempt}
     raise AssertionError("unreachable")
+
+
+def _raise_if_meant_to_stay(cause: RaydetError | None, run_dir: Path) -> None:
+    order = ordered_stop(run_dir)
+    if order == StopOrder.EARLY:
+        raise StoppedEarlyError(str(cause))
+    if order == StopOrder.END:
+        raise PreemptedError(str(cause))
 
 
 def _placed(experiment: Experiment, workers: Workers) -> Workers:
     """As many of the workers as find a place now; all of them where not even the fewest do, to wait for nodes."""
     if workers.fewest == workers.count:
         return workers
-    sizes = legal_sizes(experiment.train, fewest=workers.fewest, most=workers.count)
-    size = fitting_size(sizes, _answering_nodes(), _resources(workers))
+    size = fitting_size(_sizes(experiment, workers), answering_nodes(), workers.resources)
     if size is not None and size < workers.count:
         logger.warning("%s: going on with %d of %d workers", experiment.name, size, workers.count)
     return dataclasses.replace(workers, count=size or workers.count)
 
 
-def _answering_nodes() -> list[dict[str, float]]:
-    """Resources of the nodes that are there: Ray itself takes half a minute to miss a dead one."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    ping = ray.remote(num_cpus=0)(_pong)
-    answers = {
-        ping.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(): node
-        for node in nodes
-    }
-    answered, _ = ray.wait(list(answers), num_returns=len(answers), timeout=PING_TIMEOUT_S)
-    return [answers[reference]["Resources"] for reference in answered if _is_value(reference)]
+def _sizes(experiment: Experiment, workers: Workers) -> list[int]:
+    return legal_sizes(experiment.train, fewest=workers.fewest, most=workers.count)
 
 
-def _pong() -> bool:
-    return True
+@dataclasses.dataclass(slots=True)
+class Growth:
+    """Looks whether a run that goes on with fewer workers could have more of them again."""
 
+    experiment: Experiment
+    workers: Workers
+    """As it was meant."""
+    placed: Workers
+    """As it is."""
+    larger: Workers | None = None
+    """As it could be."""
 
-def _is_value(reference: Any) -> bool:
-    try:
-        return bool(ray.get(reference))
-    except ray.exceptions.RayError:  # the node was lost meanwhile
-        return False
+    @property
+    def is_possible(self) -> bool:
+        """There is something to look for."""
+        return self.placed.count < self.workers.count and self.larger is None
+
+    def look(self) -> str | None:
+        """Why to stop and start again, if there is room."""
+        size = larger_size(
+            _sizes(self.experiment, self.workers),
+            answering_nodes(),
+            self.workers.resources,
+            placed=self.placed.count,
+            free=ray.available_resources(),
+        )
+        if size is None:
+            return None
+        self.larger = dataclasses.replace(self.workers, count=size)
+        return f"room for {size} workers instead of {self.placed.count}"
 
 
 def _lost(error: Exception, run_dir: Path) -> TrainingError:
@@ -292,7 +175,7 @@ def _trainer(
             "attempt": attempt,
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(workers)
+            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),
         run_config=ray.train.RunConfig(
             name="ray_train",
@@ -307,33 +190,36 @@ def _trainer(
     )
 
 
-def _fit(trainer: TorchTrainer, run_dir: Path) -> ray.train.Result:
+def _fit(trainer: TorchTrainer, run_dir: Path, growth: Growth) -> ray.train.Result:
     """Where this process is told to end, its workers are given the time to save."""
-    future = _in_a_thread(trainer.fit)
+    future = in_a_thread(trainer.fit)
     try:
+        while growth.is_possible:
+            done, _ = concurrent.futures.wait([future], timeout=GROWTH_INTERVAL_S)
+            reason = None if done else growth.look()
+            if reason is not None:
+                order_stop(run_dir, StopOrder.RESIZE, reason)
+            if done:
+                break
         return future.result()
     except Terminated:
-        (run_dir / STOP_FILE).touch()
+        order_stop(run_dir, StopOrder.END, "the driver was asked to stop")
         concurrent.futures.wait([future], timeout=GRACE_S)
         raise
 
 
-def _in_a_thread(fit: Callable[[], ray.train.Result]) -> Future[ray.train.Result]:
-    """In the main thread Ray Train takes Ctrl-C for itself and leaves without a word."""
-    future: Future[ray.train.Result] = Future()
+def in_a_thread(task: Callable[[], Result]) -> Future[Result]:
+    """Run one of Ray's long calls: in the main thread it takes Ctrl-C for itself and leaves without a word."""
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            future.set_result(fit())
+            future.set_result(task())
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="raydet-fit", daemon=True).start()
+    threading.Thread(target=run, name="raydet-ray", daemon=True).start()
     return future
-
-
-def _resources(workers: Workers) -> dict[str, float]:
-    return {"CPU": workers.cpus, "GPU": 1} if workers.use_gpu else {"CPU": workers.cpus}
 
 
 def _workers_own_error(error: Exception) -> RaydetError | None:
@@ -353,9 +239,5 @@ def _failures(error: Exception) -> dict[int, BaseException]:
 
 
 def _ranks(error: Exception) -> str:
-    ranks = [f"rank {rank}: {_last_line(failure)}" for rank, failure in _failures(error).items()]
-    return ", ".join(ranks) or _last_line(error)
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    ranks = [f"rank {rank}: {last_line(failure)}" for rank, failure in _failures(error).items()]
+    return ", ".join(ranks) or last_line(error)

@@ -80,7 +80,8 @@ def train_single(
                 if workers == 0:
                     results = _run_here(experiment, run_dir, world, upkeep)
                 else:
-                    from raydet.train.launch import cluster, launch, workers_for
+                    from raydet.train.cluster import cluster, workers_for
+                    from raydet.train.launch import launch
 
                     stack.enter_context(cluster())
                     share = workers_for(workers, fewest=min_workers, cpus=cpus_per_worker, use_gpu=use_gpu)

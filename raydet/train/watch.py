@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+EPOCHS = "metrics_per_epoch.csv"
 POLL_INTERVAL_S = 1.0
 
 logger = logging.getLogger("raydet")
@@ -20,7 +21,7 @@ class EpochWatcher:
     """Calls `on_epochs` with the rows of metrics_per_epoch.csv whenever there are new ones, from a thread."""
 
     def __init__(self, run_dir: Path, on_epochs: OnEpochs) -> None:
-        self._path = run_dir / "metrics_per_epoch.csv"
+        self._path = run_dir / EPOCHS
         self._on_epochs = on_epochs
         self._seen = 0
         self._stop = threading.Event()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from raydet.track.base import RunStatus, Tracker
 from raydet.track.runs import begin_run, end_run
 from raydet.train.checkpoints import newest_checkpoint
 from raydet.train.watch import EpochWatcher
+from raydet.tune.early_stopping import Screening
 from raydet.tune.journal import Journal
 from raydet.tune.records import TrialRecord
 from raydet.tune.study import Trial, trial_directory
@@ -36,6 +38,8 @@ class PhaseBook:
         journal: Journal,
         tracker: Tracker,
         view: StudyView,
+        screening: Screening | None,
+        is_tried_again: Callable[[Trial], bool],
         on_ended: Callable[[], None],
     ) -> None:
         self._phase = phase
@@ -43,6 +47,8 @@ class PhaseBook:
         self._journal = journal
         self._tracker = tracker
         self._view = view
+        self._screening = screening
+        self._is_tried_again = is_tried_again
         self._on_ended = on_ended
         self._watchers: dict[str, EpochWatcher] = {}
         self._run_ids: dict[str, str] = {}
@@ -67,10 +73,7 @@ class PhaseBook:
         self._journal.append("started", key=trial.key, name=trial.name)
         self._view.started(trial, run_dir)
         self._in_background(lambda: self._trial_id(trial))
-        watcher = EpochWatcher(
-            run_dir,
-            lambda rows: self._in_background(lambda: self._tracker.log_history(self._trial_id(trial), rows)),
-        )
+        watcher = EpochWatcher(run_dir, lambda rows: self._epochs(trial, rows))
         self._watchers[trial.key] = watcher
         watcher.start()
 
@@ -86,8 +89,16 @@ class PhaseBook:
     def failed(self, trial: Trial, reason: str) -> None:
         """A trial has ended without a result."""
         self._journal.append("failed", key=trial.key, name=trial.name, reason=reason)
-        self._ended(TrialRecord(trial, "failed", reason=reason))
+        self._ended(TrialRecord(trial, "failed", reason=reason), is_final=not self._is_tried_again(trial))
         self._in_background(lambda: self._tracker.close_run(self._trial_id(trial), "failed"))
+
+    def stopped(self, trial: Trial) -> None:
+        """A trial was stopped early, as the screening ordered."""
+        assert self._screening is not None
+        stop = self._screening.stops[trial.key]
+        self._journal.append("stopped", key=trial.key, name=trial.name, reason=str(stop), **asdict(stop))
+        self._ended(TrialRecord(trial, "stopped", reason=str(stop)))
+        self._in_background(lambda: self._tracker.close_run(self._trial_id(trial), "killed"))
 
     def track(self, record: TrialRecord) -> None:
         """Put a finished trial into the tracker, then say so in the journal."""
@@ -105,6 +116,11 @@ class PhaseBook:
             self._journal.append("tracked", key=record.trial.key, name=record.trial.name)
 
         self._in_background(log)
+
+    def _epochs(self, trial: Trial, rows: Sequence[dict[str, Any]]) -> None:
+        self._in_background(lambda: self._tracker.log_history(self._trial_id(trial), rows))
+        if self._screening is not None:
+            self._screening.judge(trial, rows)
 
     def _close(self, identity: str, status: RunStatus) -> None:
         if identity in self._run_ids:
@@ -144,10 +160,10 @@ class PhaseBook:
             self._run_ids[identity] = open_run()
         return self._run_ids[identity]
 
-    def _ended(self, record: TrialRecord) -> None:
+    def _ended(self, record: TrialRecord, *, is_final: bool = True) -> None:
         watcher = self._watchers.pop(record.trial.key, None)
         if watcher is not None:
             watcher.stop()
         logger.info("%s: %s %s", record.trial.name, record.status, record.reason or "")
         self._on_ended()
-        self._view.ended(record)
+        self._view.ended(record, is_final=is_final)

@@ -16,10 +16,12 @@ import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, wh
 import ray.tune
 
 from raydet.config import Experiment
-from raydet.errors import RaydetError
-from raydet.train.control import Upkeep
-from raydet.train.launch import Workers, launch, workers_for
+from raydet.errors import PreemptedError, RaydetError, StoppedEarlyError, Terminated
+from raydet.train.cluster import Workers, workers_for
+from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
+from raydet.train.launch import GRACE_S, in_a_thread, launch
 from raydet.train.record import claim_run_directory
+from raydet.tune.options import StudyOptions
 from raydet.tune.study import Trial, trial_directory
 
 HEAD_NODE = {"node:__internal_head__": 0.001}
@@ -40,48 +42,41 @@ class Listener(Protocol):
     def failed(self, trial: Trial, reason: str) -> None:
         """The trial has ended without results."""
 
+    def stopped(self, trial: Trial) -> None:
+        """The trial was stopped early."""
 
-def execute_trials(
-    trials: Sequence[Trial],
-    *,
-    root: Path,
-    concurrency: int | None,
-    workers: int,
-    min_workers: int | None,
-    cpus_per_worker: int | None,
-    use_gpu: bool | None,
-    upkeep: Upkeep,
-    listener: Listener,
-) -> None:
+
+def execute_trials(trials: Sequence[Trial], *, root: Path, options: StudyOptions, listener: Listener) -> None:
     """Run trials, each once; those that were interrupted continue from their newest checkpoint.
 
     Args:
         root: the study's directory.
-        concurrency: trials at a time; None: one per `workers` GPUs, or one on a cluster without GPUs.
-        workers: Ray Train workers per trial.
-        min_workers: how few may go on after the loss of nodes; None: no fewer than `workers`.
-        cpus_per_worker: None: an even share of the cluster.
-        use_gpu: one GPU per worker; None: if the cluster has GPUs now.
-        upkeep: how often to save, when to give up.
 
     Raises:
         ConfigError: the cluster has too little for that.
+        Terminated: SIGTERM; what runs has saved, if it could in time.
         KeyboardInterrupt: Ctrl-C; what runs is ended, what has ended is kept.
     """
-    num_gpus = 0 if use_gpu is False else int(ray.cluster_resources().get("GPU", 0))
-    at_a_time = concurrency or max(1, num_gpus // workers)
+    num_gpus = 0 if options.use_gpu is False else int(ray.cluster_resources().get("GPU", 0))
+    at_a_time = options.concurrency or max(1, num_gpus // options.workers)
     share = workers_for(
-        workers, fewest=min_workers, cpus=cpus_per_worker, use_gpu=use_gpu, concurrency=at_a_time
+        options.workers,
+        fewest=options.min_workers,
+        cpus=options.cpus_per_worker,
+        use_gpu=options.use_gpu,
+        concurrency=at_a_time,
     )
-    by_name = {trial.name: trial for trial in trials}
     for trial in trials:
         claim_run_directory(trial_directory(root, trial), trial.experiment)
+    (root / STOP_FILE).unlink(missing_ok=True)
+    relay = _Relay({trial.name: trial for trial in trials}, listener, at_a_time)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([HEAD_NODE])),
         param_space={
             "trial": ray.tune.grid_search([_spec(trial, root) for trial in trials]),
+            "study": str(root),
             "workers": dataclasses.asdict(share),
-            "upkeep": dataclasses.asdict(upkeep),
+            "upkeep": dataclasses.asdict(options.upkeep),
         },
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_a_time, reuse_actors=True),
         run_config=ray.tune.RunConfig(
@@ -89,15 +84,33 @@ def execute_trials(
             storage_path=str(root),
             verbose=0,
             # A trial whose own process dies starts again; what a run raises on purpose is told, and final.
-            failure_config=ray.tune.FailureConfig(max_failures=upkeep.max_failures),
-            callbacks=[_Relay(by_name, listener, at_a_time)],
+            failure_config=ray.tune.FailureConfig(max_failures=options.upkeep.max_failures),
+            callbacks=[relay],
         ),
     )
-    tuner.fit()
+    future = in_a_thread(tuner.fit)
+    try:
+        future.result()
+    except Terminated:
+        relay.is_ending = True
+        order_stop(root, StopOrder.END, "the driver was asked to stop")
+        for trial in relay.running():
+            order_stop(trial_directory(root, trial), StopOrder.END, "the driver was asked to stop")
+        deadline = time.monotonic() + GRACE_S
+        while relay.running() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        raise
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
     """The body of a Tune trial: one Ray Train job. Runs in a process of its own on the head node."""
+    # A report, not an exception: Tune would wrap it into a traceback.
+    ray.tune.report({"outcome": json.dumps(_outcome(config))})
+
+
+def _outcome(config: Mapping[str, Any]) -> dict[str, Any]:
+    if ordered_stop(Path(config["study"])) is not None:  # the study ends, but Tune would go through its list
+        return {"preempted": "before it began"}
     spec = config["trial"]
     try:
         results = launch(
@@ -106,11 +119,13 @@ def run_trial(config: Mapping[str, Any]) -> None:
             workers=Workers(**config["workers"]),
             upkeep=Upkeep(**config["upkeep"]),
         )
+    except StoppedEarlyError as error:
+        return {"stopped": str(error)}
+    except PreemptedError as error:
+        return {"preempted": str(error)}
     except RaydetError as error:
-        # A report, not an exception: Tune would wrap it into a traceback.
-        ray.tune.report({"outcome": json.dumps({"reason": str(error)})})
-    else:
-        ray.tune.report({"outcome": json.dumps({"results": results})})
+        return {"reason": str(error)}
+    return {"results": results}
 
 
 def _spec(trial: Trial, root: Path) -> dict[str, str]:
@@ -130,14 +145,20 @@ class _Relay(ray.tune.Callback):
         # When each place for a trial became free: the time until a process is up counts as the trial's.
         self._free_since = [time.monotonic()] * at_a_time
         self._started: dict[str, float] = {}
+        self.is_ending = False
+        """Trials that Tune starts from now on end at once: nobody is to hear of them."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune stores its callbacks for a restore; the journal is our restore."""
         return {}
 
+    def running(self) -> list[Trial]:
+        """Trials whose processes are up."""
+        return [self._trials[name] for name in list(self._started)]
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]["name"]
-        if name not in self._started:  # Tune may start a trial again
+        if name not in self._started and not self.is_ending:  # Tune may start a trial again
             self._started[name] = heapq.heappop(self._free_since)
             self._listener.started(self._trials[name])
 
@@ -146,7 +167,9 @@ class _Relay(ray.tune.Callback):
         ours, wall_s = self._ended(trial)
         if "results" in outcome:
             self._listener.finished(ours, outcome["results"], wall_s)
-        else:
+        elif "stopped" in outcome:
+            self._listener.stopped(ours)
+        elif "reason" in outcome:
             self._listener.failed(ours, outcome["reason"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

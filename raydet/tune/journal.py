@@ -5,6 +5,7 @@ Events:
     started    a trial begins (again)
     finished   a trial has ended, with its results
     failed     a trial has ended without results, with the reason
+    stopped    a trial was stopped early, with epoch, score and what it would have needed
     promoted   a phase was decided, with the reasons
     tracked    a finished trial stands complete in the tracker
 """

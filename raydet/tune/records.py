@@ -14,9 +14,10 @@ from rich.table import Table
 from raydet.evaluate.names import METRIC_NAMES
 from raydet.train.record import write_atomically
 from raydet.tune.journal import Events
+from raydet.tune.select import Candidate
 from raydet.tune.study import Study, Trial
 
-Status = Literal["pending", "finished", "failed"]
+Status = Literal["pending", "finished", "stopped", "failed"]
 
 SUMMARY = "summary_all_experiments.csv"
 
@@ -29,7 +30,9 @@ class TrialRecord:
     status: Status
     results: dict[str, Any] | None = None
     reason: str | None = None
-    """Why it failed."""
+    """Why it failed, or was stopped early."""
+    stop: Mapping[str, Any] | None = None
+    """Where it was stopped early: `epoch`, `score`."""
 
     def score(self, metric: str) -> float | None:
         """The last epoch's value of a metric; a detector that finds nothing scores 0."""
@@ -39,18 +42,43 @@ class TrialRecord:
 
 
 def records_of(trials: Sequence[Trial], journal: Events) -> list[TrialRecord]:
-    """One record per trial, by the journal's word."""
+    """One record per trial, by the journal's word: results first, else what it said last."""
     results = journal.results()
-    reasons = {entry["key"]: entry["reason"] for entry in journal.of("failed")}
+    last = {entry["key"]: entry for entry in journal.events if entry["event"] in ("failed", "stopped")}
     records = []
     for trial in trials:
+        entry = last.get(trial.key)
         if trial.key in results:
             records.append(TrialRecord(trial, "finished", results=results[trial.key]))
-        elif trial.key in reasons:
-            records.append(TrialRecord(trial, "failed", reason=reasons[trial.key]))
-        else:
+        elif entry is None:
             records.append(TrialRecord(trial, "pending"))
+        elif entry["event"] == "failed":
+            records.append(TrialRecord(trial, "failed", reason=entry["reason"]))
+        else:
+            records.append(TrialRecord(trial, "stopped", reason=entry["reason"], stop=entry))
     return records
+
+
+def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> list[Candidate]:
+    """What can be promoted: values of the factor at `path` with the scores of their runs.
+
+    A value of which one run was stopped early counts as stopped, with the scores of the stopped ones; runs that failed
+    leave it to the others.
+    """
+    by_pattern: dict[tuple[int, ...], list[TrialRecord]] = {}
+    for record in records:
+        pattern = record.trial.cell.values[path]
+        assert isinstance(pattern, tuple)
+        by_pattern.setdefault(pattern, []).append(record)
+    candidates = []
+    for pattern, runs in by_pattern.items():
+        stops = [run.stop for run in runs if run.stop is not None]
+        finished = [run.score(metric) or 0.0 for run in runs if run.status == "finished"]
+        scores = [stop["score"] for stop in stops] or finished
+        if scores:
+            epoch = min((stop["epoch"] for stop in stops), default=None)
+            candidates.append(Candidate(pattern=pattern, scores=tuple(scores), stopped_epoch=epoch))
+    return candidates
 
 
 def ranked(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:

@@ -18,12 +18,13 @@ from raydet.data.sampler import batch_plan
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
 from raydet.track.base import Tracker
 from raydet.track.runs import open_tracker
-from raydet.train.control import Upkeep
 from raydet.train.preflight import check
 from raydet.train.record import finished_results
 from raydet.train.terminal import own_terminal
 from raydet.tune.bookkeeping import PhaseBook
+from raydet.tune.early_stopping import Screening
 from raydet.tune.journal import Journal, read_journal
+from raydet.tune.options import StudyOptions
 from raydet.tune.phases import (
     all_cells,
     cells_by_phase,
@@ -31,37 +32,12 @@ from raydet.tune.phases import (
     promoted_values,
     remember_study,
 )
-from raydet.tune.records import TrialRecord, ranking_table, records_of, write_summary
-from raydet.tune.select import candidates_from, promote
-from raydet.tune.study import PromotionPhase, Study, Trial, seeds_of, trial_directory, trials_of
+from raydet.tune.records import TrialRecord, candidates_of, ranking_table, records_of, write_summary
+from raydet.tune.select import promote
+from raydet.tune.study import Phase, PromotionPhase, Study, Trial, seeds_of, trial_directory, trials_of
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")
-
-
-@dataclass(frozen=True, slots=True)
-class StudyOptions:
-    """How a study is run; nothing here changes the result of a trial."""
-
-    storage: Path
-    """Directory of all studies, readable from every node."""
-    seeds: int = 1
-    max_trials: int | None = None
-    concurrency: int | None = None
-    workers: int = 1
-    min_workers: int | None = None
-    cpus_per_worker: int | None = None
-    use_gpu: bool | None = None
-    upkeep: Upkeep = Upkeep()  # noqa: RUF009  -- frozen
-    tracking_uri: str | None = None
-
-    def __post_init__(self) -> None:
-        for flag in ("seeds", "max_trials", "concurrency", "workers", "cpus_per_worker"):
-            value = getattr(self, flag)
-            if value is not None and value < 1:
-                raise StudyError(f"--{flag.replace('_', '-')} wants at least 1, got {value}")
-        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
-            raise StudyError(f"--min-workers wants 1 to --workers {self.workers}, got {self.min_workers}")
 
 
 def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
@@ -102,6 +78,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
     """
     study = _with_micro_batch(study, options.workers)
     check(study.base, workers=options.workers)  # before Ray starts
+    _check_early_stopping(study, options)
     root = options.storage / study.name
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(root))
@@ -139,6 +116,16 @@ def _with_micro_batch(study: Study, workers: int) -> Study:
     return study.model_copy(update={"base": base})
 
 
+def _check_early_stopping(study: Study, options: StudyOptions) -> None:
+    if options.early_stopping is None:
+        return
+    options.early_stopping.rungs(study.base.train)
+    if not any(phase.is_screening for phase in study.phases):
+        raise StudyError(
+            f"--asha: every phase of {study.name} is a comparison, none only chooses what goes on"
+        )
+
+
 @dataclass(slots=True)
 class StudyRun:
     """One command's work on a study."""
@@ -151,25 +138,45 @@ class StudyRun:
     view: StudyView
     stack: ExitStack
     """What is to be ended with the command."""
+    has_cluster: bool = False
     num_run: int = 0
     """Trials that this command has run."""
 
     def all_phases(self) -> int:
-        """Phase after phase; stops early where trials failed or `--max-trials` is reached."""
+        """Phase after phase; stops early where `--max-trials` is reached, or where nothing can be promoted."""
         for phase in self.study.phases:
-            if isinstance(phase, PromotionPhase):
-                self._decide(phase)
-            records = self._records_of_phase(phase.name)
+            if isinstance(phase, PromotionPhase) and not self._decide(phase):
+                return EXIT_TRIALS_FAILED
             num_undecided = num_undecided_cells(self.study, self.journal) * self.options.seeds
-            self.view.begin_phase(phase.name, records, self.records(), num_undecided)
-            self._catch_up(records)
-            self._run(self._missing(phase.name))
-            code = self._stop_after(phase.name)
-            if code is not None:
-                return code
+            self._catch_up(self._records_of_phase(phase.name))
+            self.view.begin_phase(
+                phase.name,
+                self._records_of_phase(phase.name),
+                self.records(),
+                num_missing=len(self._missing(phase)),
+                num_undecided=num_undecided,
+            )
+            while missing := self._missing(phase):
+                if not self._run(phase, missing):
+                    self.view.say(
+                        f"{phase.name}: {len(missing)} trials left after --max-trials {self.options.max_trials}; "
+                        "the same command goes on"
+                    )
+                    return self._exit_code()
         if self.num_run == 0:
             self.view.say(f"{self.study.name}: everything has run already, nothing to do")
-        return EXIT_OK
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        """0, or 1 after naming what failed."""
+        failed = [record for record in self.records() if record.status == "failed"]
+        if not failed:
+            return EXIT_OK
+        self.view.say(
+            f"{len(failed)} trials failed, first {failed[0].trial.name}: {failed[0].reason}; "
+            "--retry-failed runs given-up trials again"
+        )
+        return EXIT_TRIALS_FAILED
 
     def records(self) -> list[TrialRecord]:
         """Every trial that is decided so far."""
@@ -183,16 +190,19 @@ class StudyRun:
             trials_of(self.study, cells, seeds_of(self.study, self.options.seeds)), self.journal
         )
 
-    def _decide(self, phase: PromotionPhase) -> None:
-        """Promote, once: a decision stands, whatever is run later."""
+    def _decide(self, phase: PromotionPhase) -> bool:
+        """Promote, once: a decision stands, whatever is run later. False where no pattern has a result."""
         if promoted_values(self.journal, phase) is not None:
-            return
-        scores: dict[tuple[int, ...], list[float]] = {}
-        for record in self._records_of_phase(phase.source):
-            pattern = record.trial.cell.values[phase.promote]
-            assert isinstance(pattern, tuple)
-            scores.setdefault(pattern, []).append(record.score(self.study.metric) or 0.0)
-        choices = promote(candidates_from(scores), top=phase.top, margin=phase.margin)
+            return True
+        records = self._records_of_phase(phase.source)
+        candidates = candidates_of(records, phase.promote, self.study.metric)
+        left_out = [record for record in records if record.status == "failed"]
+        for record in left_out:
+            self.view.say(f"{phase.name}: without {record.trial.name}, which failed: {record.reason}")
+        choices = promote(candidates, top=phase.top, margin=phase.margin)
+        if not choices:
+            self.view.say(f"{phase.name}: nothing can be promoted, every trial of {phase.source} failed")
+            return False
         self.journal.append(
             "promoted",
             phase=phase.name,
@@ -200,60 +210,52 @@ class StudyRun:
             margin=phase.margin,
             seeds=self.options.seeds,
             choices=[choice.model_dump(mode="json") for choice in choices],
+            left_out=[record.trial.name for record in left_out],
         )
         for choice in choices:
             self.view.say(f"{phase.name}: stages {list(choice.pattern)} go on: {choice.reason}")
+        return True
 
-    def _run(self, missing: Sequence[Trial]) -> None:
+    def _run(self, phase: Phase, missing: Sequence[Trial]) -> bool:
+        """Run them, as far as the budget goes; False where nothing is left of it."""
         budget = self.options.max_trials
         trials = missing if budget is None else missing[: max(0, budget - self.num_run)]
         if not trials:
-            return
-        from raydet.train.launch import cluster
+            return False
+        from raydet.train.cluster import cluster
         from raydet.tune.execute import execute_trials
 
-        self.stack.enter_context(cluster())
-        with self._book(trials[0].phase) as listener:
-            execute_trials(
-                trials,
-                root=self.root,
-                concurrency=self.options.concurrency,
-                workers=self.options.workers,
-                min_workers=self.options.min_workers,
-                cpus_per_worker=self.options.cpus_per_worker,
-                use_gpu=self.options.use_gpu,
-                upkeep=self.options.upkeep,
-                listener=listener,
-            )
+        if not self.has_cluster:
+            self.stack.enter_context(cluster())
+            self.has_cluster = True
+        with self._book(phase.name, self._screening(phase)) as listener:
+            execute_trials(trials, root=self.root, options=self.options, listener=listener)
         self.num_run += len(trials)
+        return True
 
-    def _book(self, phase: str) -> PhaseBook:
+    def _screening(self, phase: Phase) -> Screening | None:
+        rule = self.options.early_stopping
+        if rule is None or not phase.is_screening:
+            return None
+        trials = [record.trial for record in self._records_of_phase(phase.name)]
+        return Screening(rule, trials, root=self.root, metric=self.study.metric)
+
+    def _book(self, phase: str, screening: Screening | None = None) -> PhaseBook:
         return PhaseBook(
             phase,
             root=self.root,
             journal=self.journal,
             tracker=self.tracker,
             view=self.view,
+            screening=screening,
+            is_tried_again=self._is_tried_again,
             on_ended=lambda: write_summary(self.study, self.records(), self.root),
         )
 
-    def _stop_after(self, phase: str) -> int | None:
-        left = [record for record in self._records_of_phase(phase) if record.status != "finished"]
-        now_failed = {entry["key"] for entry in self.journal.of("failed") if entry in self.journal.new_events}
-        failed = [record for record in left if record.trial.key in now_failed]
-        if failed:
-            self.view.say(
-                f"{phase}: {len(failed)} trials failed, first {failed[0].trial.name}: {failed[0].reason}; "
-                "the same command runs them again"
-            )
-            return EXIT_TRIALS_FAILED
-        if left:
-            self.view.say(
-                f"{phase}: {len(left)} trials left after --max-trials {self.options.max_trials}; "
-                "the same command goes on"
-            )
-            return EXIT_OK
-        return None
+    def _is_tried_again(self, trial: Trial) -> bool:
+        events = self.journal.new_events if self.options.retry_failed else self.journal.events
+        failures = sum(entry["event"] == "failed" and entry["key"] == trial.key for entry in events)
+        return failures <= self.options.retries
 
     def _catch_up(self, records: Sequence[TrialRecord]) -> None:
         """Write down what a driver that was killed could not: trials that had ended, and what was not tracked."""
@@ -270,10 +272,12 @@ class StudyRun:
                 with self._book(record.trial.phase) as book:
                     book.finished(record.trial, results, wall_s=None)
 
-    def _missing(self, phase: str) -> list[Trial]:
+    def _missing(self, phase: Phase) -> list[Trial]:
         """What is to be run; trials that failed before come last, so that they cannot hold up the others."""
-        records = [record for record in self._records_of_phase(phase) if record.status != "finished"]
-        return [record.trial for record in sorted(records, key=lambda record: record.status == "failed")]
+        done = {"finished", "stopped"} if self._screening(phase) else {"finished"}
+        left = [record for record in self._records_of_phase(phase.name) if record.status not in done]
+        left.sort(key=lambda record: record.status == "failed")
+        return [record.trial for record in left if self._is_tried_again(record.trial)]
 
 
 @contextmanager

@@ -14,6 +14,8 @@ class Candidate(Config):
     pattern: tuple[int, ...]
     scores: tuple[float, ...]
     """One per seed."""
+    stopped_epoch: int | None = None
+    """After which a run of it was stopped early; None: all came to their end."""
 
     @property
     def mean(self) -> float:
@@ -39,19 +41,32 @@ def promote(candidates: Sequence[Candidate], *, top: int, margin: float) -> tupl
 
     In each round the best candidate left leads. Among those at most `margin` below the leader, the best one with a
     number of stages that no chosen pattern has goes first; without one, the leader goes. Ties are broken by the
-    pattern itself, so the outcome does not depend on the order of the candidates.
+    pattern itself, so the outcome does not depend on the order of the candidates. Patterns that were stopped early
+    only fill up what is left, those first that came farthest.
 
     >>> scores = {(4,): [0.50], (3,): [0.49], (2, 3): [0.47], (1,): [0.30]}
     >>> [choice.pattern for choice in promote(candidates_from(scores), top=3, margin=0.05)]
     [(4,), (2, 3), (3,)]
     """
-    left = sorted(candidates, key=lambda candidate: (-candidate.mean, candidate.pattern))
+    whole = [candidate for candidate in candidates if candidate.stopped_epoch is None]
+    left = sorted(whole, key=lambda candidate: (-candidate.mean, candidate.pattern))
     chosen: list[Choice] = []
     while left and len(chosen) < top:
         choice = _next(left, {len(c.pattern) for c in chosen}, margin)
         chosen.append(choice)
         left = [candidate for candidate in left if candidate.pattern != choice.pattern]
-    return tuple(chosen)
+    stopped = [candidate for candidate in candidates if candidate.stopped_epoch is not None]
+    stopped.sort(key=lambda candidate: (-(candidate.stopped_epoch or 0), -candidate.mean, candidate.pattern))
+    fillers = [_filler(candidate, len(whole)) for candidate in stopped[: top - len(chosen)]]
+    return (*chosen, *fillers)
+
+
+def _filler(candidate: Candidate, num_whole: int) -> Choice:
+    reason = (
+        f"mean {candidate.mean:.4f} when it was stopped early after epoch {candidate.stopped_epoch}, as only "
+        f"{num_whole} came to their end"
+    )
+    return Choice(pattern=candidate.pattern, mean=candidate.mean, reason=reason)
 
 
 def _next(left: Sequence[Candidate], sizes: set[int], margin: float) -> Choice:

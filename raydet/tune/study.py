@@ -48,6 +48,8 @@ class GridPhase(Config):
     """Directory of the phase's trials."""
     vary: tuple[str, ...]
     """Config paths of the factors."""
+    is_screening: bool = False
+    """It only chooses what goes on: early stopping may end its trials. Where a later phase needs one, it goes on."""
 
 
 class PromotionPhase(Config):
@@ -62,6 +64,7 @@ class PromotionPhase(Config):
     margin: Annotated[float, Field(ge=0)]
     """Among candidates at most this far below the best one left, a pattern of a size not chosen yet goes first."""
     vary: tuple[str, ...]
+    is_screening: bool = False
 
 
 Phase = Annotated[GridPhase | PromotionPhase, Field(discriminator="kind")]

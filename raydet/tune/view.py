@@ -50,23 +50,27 @@ class StudyView:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def begin_phase(
-        self, phase: str, records: Sequence[TrialRecord], known: Sequence[TrialRecord], num_undecided: int
+        self,
+        phase: str,
+        records: Sequence[TrialRecord],
+        known: Sequence[TrialRecord],
+        *,
+        num_missing: int,
+        num_undecided: int,
     ) -> None:
         """A phase with these trials begins.
 
         Args:
             known: all trials that are decided by now.
+            num_missing: trials of this phase that are to be run.
             num_undecided: trials of later phases.
         """
         finished = [record for record in records if record.status == "finished"]
         self.total = len(known) + num_undecided
-        self.done = sum(record.status == "finished" for record in known)
+        self.done = len(known) - num_missing
         for record in known:
             self._keep_best(record)
-        self.say(
-            f"{phase}: {len(records)} trials, {len(finished)} finished already, "
-            f"{len(records) - len(finished)} to run"
-        )
+        self.say(f"{phase}: {len(records)} trials, {len(finished)} finished already, {num_missing} to run")
 
     def started(self, trial: Trial, run_dir: Path) -> None:
         """A trial begins."""
@@ -75,14 +79,17 @@ class StudyView:
         if not self.console.is_terminal:
             self.say(f"started {trial.name}")
 
-    def ended(self, record: TrialRecord) -> None:
-        """A trial has ended, well or not."""
+    def ended(self, record: TrialRecord, *, is_final: bool) -> None:
+        """A trial has ended, well or not; for now, or once and for all."""
         with self._lock:
             self._running.pop(record.trial.name, None)
-        self.done += 1
+        self.done += is_final
         head = f"[{self.done}/{self.total}] {record.trial.name}"
+        if record.status == "stopped":
+            self.say(f"{head}  stopped early: {self.metric} {record.reason}")
+            return
         if record.results is None:
-            self.say(f"{head}  FAILED: {record.reason}")
+            self.say(f"{head}  FAILED{'' if is_final else ', will be tried again'}: {record.reason}")
             return
         self._num_ended += 1
         self._keep_best(record)

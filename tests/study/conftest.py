@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,16 @@ TINY = {
 """A run of a few seconds, as overrides of the recipe `demo`."""
 
 
+SPACES = Path(__file__).with_name("spaces")
+
+
 def tune_command(storage: Path, *arguments: str, space: str = "gaff_phase2") -> list[str]:
     """`python -m raydet.tune` on the tiny run."""
     sets = [part for path, value in TINY.items() for part in ("--set", f"{path}={json.dumps(value)}")]
-    command = [sys.executable, "-m", "raydet.tune", "--space", space, "--recipe", "demo"]
+    command = [sys.executable, "-m", "raydet.tune"]
+    if (SPACES / f"{space}.py").exists():
+        command = [sys.executable, str(SPACES.with_name("raydet_with_spaces.py")), "tune"]
+    command += ["--space", space, "--recipe", "demo"]
     return [*command, "--storage", str(storage), *sets, *arguments]
 
 
@@ -33,14 +40,16 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 
-def tune(storage: Path, *arguments: str, space: str = "gaff_phase2") -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+def tune(
+    storage: Path, *arguments: str, space: str = "gaff_phase2", extra: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, with `extra` in its environment."""
     return subprocess.run(
         tune_command(storage, *arguments, space=space),
         capture_output=True,
         text=True,
         timeout=900,
-        env=environment(),
+        env=environment() | dict(extra or {}),
     )
 
 

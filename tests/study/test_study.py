@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydet.recipes import recipe
-from raydet.tune.run import StudyOptions, plan_study
+from raydet.tune.options import StudyOptions
+from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, candidates_from, promote
 from raydet.tune.study import grid_cells, promotion_cells, seeds_of, trials_of
 from tune_spaces import gaff_phase1, gaff_phase2

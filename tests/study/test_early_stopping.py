@@ -1,0 +1,108 @@
+"""Early stopping: the rule against Ray Tune's own, and what becomes of a trial that was stopped."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.tune.schedulers.async_hyperband import _Bracket
+
+from raydet.config import TrainConfig, apply_overrides
+from raydet.errors import StudyError
+from raydet.recipes import recipe
+from raydet.train.control import StopOrder, order_stop, ordered_stop
+from raydet.tune.early_stopping import EarlyStopping, Screening
+from raydet.tune.study import Trial, grid_cells, seeds_of, trial_directory, trials_of
+from tests.study.conftest import events, names, tune
+from tune_spaces import gaff_phase1
+
+BASE = apply_overrides(recipe("demo"), {"train.epochs": 9, "train.eval_every": 1})
+
+
+class FakeTrial:
+    """All that Tune's bracket wants to know of a trial."""
+
+    def __init__(self, number: int) -> None:
+        self.trial_id = str(number)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(2, 5))
+def test_the_rule_is_that_of_ray_tune(scores: list[float], reduction: int) -> None:
+    rule = EarlyStopping(grace_epochs=1, reduction=reduction)
+    bracket = _Bracket(min_t=1, max_t=100, reduction_factor=reduction, s=0)
+    for number, score in enumerate(scores):
+        bar = rule.bar(scores[:number])
+        is_stopped = bar is not None and score < bar
+        assert bracket.on_result(FakeTrial(number), 1, score) == ("STOP" if is_stopped else "CONTINUE")
+
+
+def test_rungs_must_be_evaluated_epochs_before_the_end() -> None:
+    with pytest.raises(StudyError, match="wants runs of more epochs than 4"):
+        EarlyStopping(4).rungs(TrainConfig(epochs=4))
+    with pytest.raises(StudyError, match=r"--asha 3 is no multiple of train\.eval_every=2"):
+        EarlyStopping(3).rungs(TrainConfig(epochs=12, eval_every=2))
+
+
+def write_epochs(root: Path, trial: Trial, scores: list[float]) -> list[dict[str, float]]:
+    run_dir = trial_directory(root, trial)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    rows = [{"epoch": epoch, "mAP": score} for epoch, score in enumerate(scores, start=1)]
+    with (run_dir / "metrics_per_epoch.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", "mAP"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def test_a_trial_far_behind_is_ordered_to_stop_once(tmp_path: Path) -> None:
+    study = gaff_phase1.study(BASE)
+    trials = trials_of(study, grid_cells(study, study.phases[0], first_number=1), seeds_of(study, 1))
+    screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric="mAP")
+    good, bad = trials[:2]
+    screening.judge(good, write_epochs(tmp_path, good, [0.1, 0.5, 0.6, 0.7]))
+    assert screening.stops == {}
+    rows = write_epochs(tmp_path, bad, [0.9])
+    screening.judge(bad, rows)  # the first epoch is no rung
+    assert screening.stops == {}
+    screening.judge(bad, write_epochs(tmp_path, bad, [0.9, 0.4, 0.4, 0.4, 0.4]))
+    stop = screening.stops[bad.key]
+    assert (stop.epoch, stop.score, stop.bar) == (2, 0.4, 0.5)
+    assert ordered_stop(trial_directory(tmp_path, bad)) == StopOrder.EARLY
+    assert ordered_stop(trial_directory(tmp_path, good)) is None
+    screening.judge(
+        bad, write_epochs(tmp_path, bad, [0.9, 0.4] + [0.0] * 7)
+    )  # on its way to a stop it goes on
+    assert screening.stops[bad.key] is stop
+
+
+def test_an_order_survives_another_one_only_as_the_newest(tmp_path: Path) -> None:
+    order_stop(tmp_path, StopOrder.EARLY, "far behind")
+    order_stop(tmp_path, StopOrder.END, "the driver was asked to stop")
+    assert ordered_stop(tmp_path) == StopOrder.END
+
+
+@pytest.mark.ray
+def test_a_stopped_trial_is_finished_where_a_comparison_needs_it(tmp_path: Path) -> None:
+    # As if the second trial had been very good: the first one falls behind it.
+    root = tmp_path / "gaff"
+    stale = root / "phase1_stage_selection" / "exp_002_s4_r4_is0_mb0"
+    stale.mkdir(parents=True)
+    (stale / "metrics_per_epoch.csv").write_text("epoch,mAP\n1,0.9\n")
+    result = tune(
+        tmp_path, "--asha", "1", "--set", "train.epochs=20", "--set", "train.eval_every=1", space="two_stages"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    first = "exp_001_s3_r4_is0_mb0"
+    told = [entry["event"] for entry in events(tmp_path) if entry.get("name") == first]
+    assert told == ["started", "stopped", "started", "finished", "tracked"]
+    assert "stopped early: mAP 0.0000 after epoch 1, 0.9000 was needed to go on" in result.stdout
+    assert "stages [3] go on: mean 0.0000 when it was stopped early after epoch 1" in result.stdout
+    assert len(names(tmp_path, "finished")) == 4
+    assert set(names(tmp_path, "finished").values()) == {1}
+    with (root / "phase1_stage_selection" / first / "metrics_per_batch.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) % 20 == 0

@@ -1,0 +1,59 @@
+"""A trial that fails: tried again, given up, left out; the study goes on."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from raydet.train.faults import Fault
+from tests.study.conftest import events, names, tune
+
+pytestmark = pytest.mark.ray
+
+FIRST = "exp_001_s3_r4_is0_mb0"
+
+
+def test_the_study_goes_on_without_it_and_tries_again_when_told(tmp_path: Path) -> None:
+    fault = Fault(phase="backward", step=1, rank=0, marker=str(tmp_path / "killed"))
+    options = ("--max-failures", "0", "--retries", "0")
+    result = tune(tmp_path, *options, space="two_stages", extra=fault.as_environment())
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"{FIRST}  FAILED: a worker died" in result.stdout
+    assert f"without {FIRST}, which failed" in result.stdout
+    assert f"1 trials failed, first {FIRST}" in result.stdout
+    (promoted,) = (entry for entry in events(tmp_path) if entry["event"] == "promoted")
+    assert [choice["pattern"] for choice in promoted["choices"]] == [[4]]
+    assert promoted["left_out"] == [FIRST]
+    assert len(names(tmp_path, "finished")) == 2
+    with (tmp_path / "gaff" / "summary_all_experiments.csv").open(newline="") as file:
+        rows = {row["experiment"]: row for row in csv.DictReader(file)}
+    assert rows[FIRST]["status"] == "failed"
+    assert "a worker died" in rows[FIRST]["reason"]
+
+    given_up = tune(tmp_path, *options, space="two_stages")
+    assert given_up.returncode == 1
+    assert names(tmp_path, "started")[FIRST] == 1
+
+    again = tune(tmp_path, *options, "--retry-failed", space="two_stages")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert names(tmp_path, "finished") == dict.fromkeys(names(tmp_path, "finished"), 1)
+    assert len(names(tmp_path, "finished")) == 3
+    assert sum(entry["event"] == "promoted" for entry in events(tmp_path)) == 1
+
+
+def test_a_chance_is_taken_at_the_end_of_the_phase(tmp_path: Path) -> None:
+    fault = Fault(phase="backward", step=1, rank=0, marker=str(tmp_path / "killed"))
+    result = tune(
+        tmp_path, "--max-failures", "0", "--max-trials", "3", space="two_stages", extra=fault.as_environment()
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{FIRST}  FAILED, will be tried again: a worker died" in result.stdout
+    told = [
+        (entry["event"], entry["name"])
+        for entry in events(tmp_path)
+        if entry["event"] in ("failed", "finished")
+    ]
+    second = "exp_002_s4_r4_is0_mb0"
+    assert told == [("failed", FIRST), ("finished", second), ("finished", FIRST)]

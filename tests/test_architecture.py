@@ -44,7 +44,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("raydet.bench",),
     ("raydet.train",),
-    ("raydet.tune", "raydet.verify"),
+    ("raydet.tune",),
+    ("raydet.verify",),
     ("tune_spaces",),
     ("raydet.cli",),
 )
@@ -57,7 +58,7 @@ FENCES: dict[str, tuple[str, ...]] = {
         "raydet/train/cluster.py",
         "raydet/train/launch.py",
         "raydet/tune/",
-        "raydet/verify/chaos_nodes.py",
+        "raydet/verify/nodes.py",
         "raydet/data/convert.py",
     ),
     "mlflow": ("raydet/track/mlflow.py",),

@@ -15,6 +15,7 @@ import typer
 from raydet import __version__
 from raydet.cli.bench import bench
 from raydet.cli.bench_checkpoint import checkpoint
+from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
@@ -36,6 +37,7 @@ for command in (recipes, spaces, plan, train, tune):
     app.command()(command)
 bench.command()(checkpoint)
 app.add_typer(bench, name="bench")
+app.command(context_settings={"allow_interspersed_args": False})(chaos)
 app.add_typer(ckpt)
 app.add_typer(verify)
 

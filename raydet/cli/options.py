@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from raydet.config import Experiment, apply_overrides, parse_override
 from raydet.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Terminated
+
+Choice = TypeVar("Choice", bound=str)
 
 DEFAULT_RECIPE = "rgbte_mit_b1"
 
@@ -147,3 +149,18 @@ def adjusted(
 def parsed(sets: Sequence[str] | None) -> dict[str, Any]:
     """`--set` options as overrides."""
     return dict(parse_override(text) for text in sets or ())
+
+
+def choices(text: str, known: Sequence[Choice], flag: str) -> list[Choice]:
+    """Several of `known`, with commas, or `all`.
+
+    >>> choices("all", ("load", "forward"), "--phases")
+    ['load', 'forward']
+    """
+    if text == "all":
+        return list(known)
+    by_name = {str(choice): choice for choice in known}
+    unknown = [name for name in text.split(",") if name not in by_name]
+    if unknown:
+        raise ConfigError(f"{flag}: unknown {unknown[0]!r}; known: {', '.join(by_name)}, all")
+    return [by_name[name] for name in text.split(",")]

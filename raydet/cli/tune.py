@@ -35,7 +35,9 @@ from raydet.cli.options import (
 
 
 def tune(
-    space: Annotated[str, typer.Option(help="The study; `raydet spaces`.")],
+    space: Annotated[
+        str, typer.Option(help="The study: one of `raydet spaces`, or a Python file like theirs.")
+    ],
     recipe: RecipeOption = None,
     backbone: BackboneOption = None,
     data: DataOption = None,

@@ -16,14 +16,15 @@ from raydet.cli.options import (
     DataOption,
     RecipeOption,
     SetOption,
+    TrackingOption,
     adjusted,
+    choices,
     interruptible,
     starting_experiment,
 )
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, ConfigError
 
 if TYPE_CHECKING:
-    from raydet.train.phases import Phase
     from raydet.verify.resume import Outcome
 
 app = typer.Typer(
@@ -58,12 +59,13 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Kill a run and let it continue; compare losses, samples and weights with an undisturbed run."""
+    from raydet.train.faults import FAULT_PHASES
     from raydet.verify.resume import ResumeCheck
 
     experiment = adjusted(
         starting_experiment(recipe, config), backbone=backbone, data=data, epochs=None, sets=sets
     )
-    wanted, counts = _phases(phases), _workers(workers)
+    wanted, counts = choices(phases, FAULT_PHASES, "--phases"), _workers(workers)
     with interruptible(), tempfile.TemporaryDirectory(prefix="raydet-verify-") as directory:
         check = ResumeCheck(experiment, steps=steps, workers=counts, directory=Path(directory))
         check.run_undisturbed()
@@ -80,16 +82,23 @@ def resume(
     raise typer.Exit(EXIT_OK if is_proven else EXIT_TRIALS_FAILED)
 
 
-def _phases(text: str) -> list[Phase]:
-    from raydet.verify.resume import PHASES
+@app.command()
+def study(
+    directory: Annotated[Path, typer.Argument(help="Of the study: `<storage>/<study>`.")],
+    tracking_uri: TrackingOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Compare a study's journal, summary, tracker and files: each trial once, every sample once."""
+    from raydet.verify.study import check_study
 
-    if text == "all":
-        return list(PHASES)
-    known = {str(phase): phase for phase in PHASES}
-    unknown = [name for name in text.split(",") if name not in known]
-    if unknown:
-        raise ConfigError(f"--phases: unknown {unknown[0]!r}; known: {', '.join(PHASES)}, all")
-    return [known[name] for name in text.split(",")]
+    report = check_study(directory.absolute(), tracking_uri=tracking_uri)
+    if as_json:
+        typer.echo(json.dumps({"ok": not report.problems, **asdict(report)}))
+    else:
+        for problem in report.problems:
+            typer.echo(f"BAD {problem}")
+        typer.echo(report)
+    raise typer.Exit(EXIT_TRIALS_FAILED if report.problems else EXIT_OK)
 
 
 def _workers(text: str) -> list[int]:

@@ -6,10 +6,22 @@ server, so the number of workers cannot change the number of runs, and no worker
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 RunStatus = Literal["finished", "failed", "killed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """What a tracker knows of a run."""
+
+    name: str
+    status: RunStatus | None
+    """None: it runs, or is thought to."""
+    metrics: Mapping[str, float]
+    """Newest values."""
 
 
 class Tracker(Protocol):
@@ -39,6 +51,9 @@ class Tracker(Protocol):
     def close_run(self, run_id: str, status: RunStatus) -> None:
         """The run has ended."""
 
+    def runs(self) -> Iterable[RunView]:
+        """All runs of the experiment."""
+
 
 class NullTracker:
     """Tracks nothing."""
@@ -59,3 +74,6 @@ class NullTracker:
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None: ...
 
     def close_run(self, run_id: str, status: RunStatus) -> None: ...
+
+    def runs(self) -> Iterable[RunView]:
+        return ()

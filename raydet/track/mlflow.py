@@ -25,15 +25,17 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from raydet.errors import TrackingError
-from raydet.track.base import RunStatus
+from raydet.track.base import RunStatus, RunView
 
 IDENTITY_TAG = "raydet.identity"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the UI draws the tree from it
 MAX_PARAMS_PER_CALL = 100
 MAX_METRICS_PER_CALL = 1000
 MAX_PARAM_LENGTH = 6000
+RUNS_PER_PAGE = 1000
 
 _STATUS: dict[RunStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+_STATUS_OF = {theirs: ours for ours, theirs in _STATUS.items()}
 
 
 class MLflowTracker:
@@ -122,6 +124,17 @@ class MLflowTracker:
     def close_run(self, run_id: str, status: RunStatus) -> None:
         """See `Tracker`."""
         self._client.set_terminated(run_id, _STATUS[status])
+
+    def runs(self) -> Iterator[RunView]:
+        """See `Tracker`."""
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment], max_results=RUNS_PER_PAGE, page_token=token)
+            for run in page:
+                yield RunView(run.info.run_name, _STATUS_OF.get(run.info.status), run.data.metrics)
+            token = page.token
+            if not token:
+                return
 
     def _find(self, identity: str) -> Run | None:
         found = self._client.search_runs(

@@ -9,7 +9,7 @@ from typing import Any
 
 from raydet.config import Experiment, flatten
 from raydet.errors import TrackingError
-from raydet.track.base import NullTracker, Tracker
+from raydet.track.base import NullTracker, RunView, Tracker
 
 
 def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracker:
@@ -29,6 +29,21 @@ def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracke
     from raydet.track.mlflow import MLflowTracker
 
     return MLflowTracker(uri or f"sqlite:///{directory.absolute() / 'mlflow.db'}", experiment)
+
+
+def runs_by_name(uri: str | None, *, directory: Path, experiment: str) -> dict[str, list[RunView]] | None:
+    """What stands in the tracker, see `open_tracker`; None: there is none.
+
+    Raises:
+        TrackingError: the server cannot be used.
+    """
+    tracker = open_tracker(uri, directory=directory, experiment=experiment)
+    if isinstance(tracker, NullTracker):
+        return None
+    runs: dict[str, list[RunView]] = {}
+    for run in tracker.runs():
+        runs.setdefault(run.name, []).append(run)
+    return runs
 
 
 def begin_run(

@@ -88,7 +88,7 @@ def run_process(
         PreemptedError: the run was asked to stop.
         TrainingError: the loss is not finite.
     """
-    arm(world)
+    arm(world, run_dir)
     check_precision(experiment.train.precision, world.device)
     _check_nodes(experiment, world)
     source = open_source(experiment.data)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import tune_spaces
@@ -28,19 +31,41 @@ def load_space(name: str, base: Experiment, overrides: Mapping[str, Any]) -> Stu
     """The study of that name over a base experiment.
 
     Args:
+        name: of a module in `tune_spaces`, or the path of a Python file with a function `study` like theirs.
         overrides: changes to the study's base, by config path.
 
     Raises:
-        StudyError: there is no such space, or an override names a factor that the study varies.
+        StudyError: there is no such space, its file is no space, or an override names a factor that it varies.
         ConfigError: an override is wrong.
     """
-    if name not in space_names():
-        close = difflib.get_close_matches(name, space_names(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(space_names())}"
-        raise StudyError(f"unknown space {name!r}; {hint}")
-    study: Study = importlib.import_module(f"tune_spaces.{name}").study(base)
+    module = _from_file(Path(name)) if name.endswith(".py") else _by_name(name)
+    study: Study = module.study(base)
     for factor in study.factors:
         for path in overrides:
             if f"{factor.path}.".startswith(f"{path}."):
                 raise StudyError(f"--set {path}: the space {name} varies {factor.path}; leave it out")
     return study.model_copy(update={"base": apply_overrides(study.base, overrides)})
+
+
+def _by_name(name: str) -> ModuleType:
+    if name not in space_names():
+        close = difflib.get_close_matches(name, space_names(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(space_names())}"
+        raise StudyError(f"unknown space {name!r}; {hint}")
+    return importlib.import_module(f"tune_spaces.{name}")
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (OSError, SyntaxError, ImportError) as error:
+        raise StudyError(
+            f"--space {path}: {error}; it wants a Python file with a function `study`"
+        ) from error
+    if not hasattr(module, "study"):
+        raise StudyError(f"--space {path} has no function `study(base)`; see the modules of tune_spaces")
+    return module

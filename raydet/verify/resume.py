@@ -22,20 +22,9 @@ from raydet.data.split import split_indices
 from raydet.errors import ConfigError, TrainingError
 from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.train.checkpoints import newest_checkpoint
-from raydet.train.faults import Fault
+from raydet.train.faults import Fault, order, struck
 from raydet.train.phases import Phase
 from raydet.train.preflight import check
-
-PHASES: tuple[Phase, ...] = (
-    "load",
-    "forward",
-    "backward",
-    "update",
-    "save-write",
-    "save-commit",
-    "evaluate",
-)
-"""Where a worker can be killed."""
 
 ELASTIC_TOLERANCE = 1e-5
 ELASTIC_STEPS = 5
@@ -137,14 +126,10 @@ class ResumeCheck:
         """
         name = f"killed-{phase}"
         for number, count in enumerate(self.workers[:-1], start=1):
-            fault = Fault(
-                phase=phase,
-                step=self.steps * number // len(self.workers),
-                rank=count - 1,
-                marker=str(self.directory / f"{name}-{number}"),
-            )
-            self._run(name, count, fault.as_environment())
-            if not Path(fault.marker).exists():
+            fault = Fault(phase, step=self.steps * number // len(self.workers), rank=count - 1)
+            orders = self.directory / f"{name}-{number}"
+            self._run(name, count, order(orders, fault))
+            if struck(orders) is None:
                 raise TrainingError(f"the run never came to the phase {phase} after step {fault.step}")
         self._run(name, self.workers[-1], {})
         return self._compare(phase, name)
@@ -194,8 +179,8 @@ class ResumeCheck:
         """How far each attempt had come, less where the next one began."""
         log = (self.directory / name / "training.log").read_text()
         begun = [int(step) for step in re.findall(r"(?:starting at|continuing after) step (\d+)", log)]
-        markers = (self.directory / f"{name}-{number}" for number in range(1, len(self.workers)))
-        killed = [int(marker.read_text()) for marker in markers]
+        strikes = [struck(self.directory / f"{name}-{number}") for number in range(1, len(self.workers))]
+        killed = [strike.step for strike in strikes if strike is not None]
         return sum(came - began for came, began in zip(killed, begun[1:], strict=True))
 
 

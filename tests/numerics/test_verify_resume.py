@@ -7,7 +7,7 @@ import json
 import pytest
 
 from raydet.cli import main
-from raydet.verify.resume import PHASES
+from raydet.train.faults import FAULT_PHASES
 
 DEMO = [
     "--recipe",
@@ -51,7 +51,7 @@ def test_the_same_bits_after_a_kill(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.exhaustive
 def test_the_same_bits_wherever_it_is_killed(capsys: pytest.CaptureFixture[str]) -> None:
-    check_same_bits(verify(capsys, "--steps", "12", "--phases", "all"), list(PHASES))
+    check_same_bits(verify(capsys, "--steps", "12", "--phases", "all"), list(FAULT_PHASES))
 
 
 @pytest.mark.exhaustive

@@ -25,14 +25,17 @@ TINY = {
 SPACES = Path(__file__).with_name("spaces")
 
 
+def tune_arguments(space: str) -> list[str]:
+    """`raydet tune` on the tiny run: a space of the project, or one of `spaces/`."""
+    own = SPACES / f"{space}.py"
+    sets = [part for path, value in TINY.items() for part in ("--set", f"{path}={json.dumps(value)}")]
+    return ["--space", str(own) if own.exists() else space, "--recipe", "demo", *sets]
+
+
 def tune_command(storage: Path, *arguments: str, space: str = "gaff_phase2") -> list[str]:
     """`python -m raydet.tune` on the tiny run."""
-    sets = [part for path, value in TINY.items() for part in ("--set", f"{path}={json.dumps(value)}")]
-    command = [sys.executable, "-m", "raydet.tune"]
-    if (SPACES / f"{space}.py").exists():
-        command = [sys.executable, str(SPACES.with_name("raydet_with_spaces.py")), "tune"]
-    command += ["--space", space, "--recipe", "demo"]
-    return [*command, "--storage", str(storage), *sets, *arguments]
+    command = [sys.executable, "-m", "raydet.tune", *tune_arguments(space)]
+    return [*command, "--storage", str(storage), *arguments]
 
 
 def environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raydet.train.faults import Fault
+from raydet.train.faults import Fault, order
 from tests.study.conftest import events, names, tune
 
 pytestmark = pytest.mark.ray
@@ -16,9 +16,9 @@ FIRST = "exp_001_s3_r4_is0_mb0"
 
 
 def test_the_study_goes_on_without_it_and_tries_again_when_told(tmp_path: Path) -> None:
-    fault = Fault(phase="backward", step=1, rank=0, marker=str(tmp_path / "killed"))
+    faults = order(tmp_path / "faults", Fault("backward", step=1))
     options = ("--max-failures", "0", "--retries", "0")
-    result = tune(tmp_path, *options, space="two_stages", extra=fault.as_environment())
+    result = tune(tmp_path, *options, space="two_stages", extra=faults)
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"{FIRST}  FAILED: a worker died" in result.stdout
     assert f"without {FIRST}, which failed" in result.stdout
@@ -44,10 +44,8 @@ def test_the_study_goes_on_without_it_and_tries_again_when_told(tmp_path: Path) 
 
 
 def test_a_chance_is_taken_at_the_end_of_the_phase(tmp_path: Path) -> None:
-    fault = Fault(phase="backward", step=1, rank=0, marker=str(tmp_path / "killed"))
-    result = tune(
-        tmp_path, "--max-failures", "0", "--max-trials", "3", space="two_stages", extra=fault.as_environment()
-    )
+    faults = order(tmp_path / "faults", Fault("backward", step=1))
+    result = tune(tmp_path, "--max-failures", "0", "--max-trials", "3", space="two_stages", extra=faults)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{FIRST}  FAILED, will be tried again: a worker died" in result.stdout
     told = [

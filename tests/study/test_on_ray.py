@@ -131,7 +131,7 @@ def test_a_failing_trial_is_named_and_the_exit_code_says_so(tmp_path: Path) -> N
     assert [entry["event"] for entry in events(tmp_path)][-1] == "failed"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_whole_two_phase_study(tmp_path: Path) -> None:
     whole = tune(tmp_path, "--concurrency", "2", "--set", "train.epochs=1")
     assert whole.returncode == 0, whole.stdout + whole.stderr

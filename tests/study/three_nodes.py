@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback, not the machine's address; before ray
-
-from ray.cluster_utils import Cluster
-
-NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_log_monitor": False}
+from raydet.verify.nodes import LocalNodes
 
 
 def say(text: str) -> None:
@@ -18,13 +13,14 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-    others = [cluster.add_node(**NODE) for _ in range(2)]
-    say(cluster.address)
-    for _ in sys.stdin:
-        cluster.remove_node(others.pop(), allow_graceful=False)
-        say("killed")
-    cluster.shutdown()
+    with LocalNodes(3, cpus=1) as nodes:
+        say(nodes.address)
+        for line in sys.stdin:
+            if line.strip() == "kill":
+                nodes.kill_one()
+            else:
+                nodes.add()
+            say("done")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+"""What a study says of itself, checked: each trial once, everywhere the same, every sample once."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from raydet.config import DataConfig, Experiment
+from raydet.data.build import open_source
+from raydet.data.digest import expected_digest
+from raydet.data.sampler import ElasticSampler
+from raydet.data.split import split_indices
+from raydet.errors import StudyError
+from raydet.evaluate.names import METRIC_NAMES
+from raydet.track.base import RunView
+from raydet.track.runs import runs_by_name
+from raydet.tune.journal import Events, read_journal
+from raydet.tune.records import SUMMARY
+
+
+@dataclass(slots=True)
+class StudyReport:
+    """What was found."""
+
+    num_finished: int
+    """Trials that the journal calls finished."""
+    num_tracked: int | None
+    """Of these, those that stand complete in the tracker; None: there is no tracker to ask."""
+    num_whole: int
+    """Of these, those that have fed every sample once, in its place, and recorded every step once."""
+    lost_s: float
+    """Work that was lost, and the restarts, over all trials."""
+    problems: list[str] = field(default_factory=list)
+    """One sentence each."""
+
+    def __str__(self) -> str:
+        tracker = "no tracker" if self.num_tracked is None else f"{self.num_tracked} complete in the tracker"
+        return (
+            f"{self.num_finished} trials finished, each once; {tracker}; {self.num_whole} with every sample and step "
+            f"once; {self.lost_s:.0f} s of work lost"
+        )
+
+
+def check_study(directory: Path, *, tracking_uri: str | None = None) -> StudyReport:
+    """Compare journal, summary, tracker and run directories of a study.
+
+    Args:
+        directory: `<storage>/<study>`.
+        tracking_uri: as the study's command had it.
+
+    Raises:
+        StudyError: there is no study.
+        TrackingError: the tracking server cannot be used.
+    """
+    journal = read_journal(directory)
+    if not journal.events:
+        raise StudyError(f"{directory} holds no study: journal.jsonl is missing or empty")
+    finished = journal.results()
+    runs = runs_by_name(tracking_uri, directory=directory.parent, experiment=directory.name)
+    names = {entry["key"]: entry["name"] for entry in journal.of("finished")}
+    problems = [*_repeats(journal), *_missing(journal), *_summary_problems(directory, journal)]
+    run_dirs = {path.parent.name: path.parent for path in directory.glob("*/*/config.json")}
+    num_tracked = num_whole = 0
+    for key, results in finished.items():
+        untracked = [] if runs is None else list(_tracker_problems(names[key], results, runs))
+        torn = list(_run_problems(run_dirs.get(names[key]), names[key], results))
+        problems += [*untracked, *torn]
+        num_tracked += not untracked
+        num_whole += not torn
+    return StudyReport(
+        num_finished=len(finished),
+        num_tracked=None if runs is None else num_tracked,
+        num_whole=num_whole,
+        lost_s=sum(results.get("lost_s") or 0.0 for results in finished.values()),
+        problems=problems,
+    )
+
+
+def _repeats(journal: Events) -> Iterable[str]:
+    for name, count in Counter(entry["name"] for entry in journal.of("finished")).items():
+        if count > 1:
+            yield f"{name} finished {count} times"
+
+
+def _missing(journal: Events) -> Iterable[str]:
+    finished = {entry["name"] for entry in journal.of("finished")}
+    stopped = {entry["name"] for entry in journal.of("stopped")}
+    failed = {entry["name"]: entry["reason"] for entry in journal.of("failed")}
+    for name in dict.fromkeys(entry["name"] for entry in journal.of("started")):
+        if name not in finished | stopped:
+            yield f"{name} has begun, but not finished{f': {failed[name]}' if name in failed else ''}"
+
+
+def _summary_problems(directory: Path, journal: Events) -> Iterable[str]:
+    try:
+        with (directory / SUMMARY).open(newline="") as file:
+            rows = {row["experiment"]: row for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        yield f"{SUMMARY} is missing"
+        return
+    for entry in journal.of("finished"):
+        row = rows.get(entry["name"])
+        if row is None or row["status"] != "finished":
+            yield f"{entry['name']} has finished, but {SUMMARY} says {row['status'] if row else 'nothing'}"
+        elif any(row[name] != _as_cell(entry["results"]["final"][name]) for name in METRIC_NAMES):
+            yield f"{entry['name']}: {SUMMARY} has other metrics than the journal"
+    for name, row in rows.items():
+        if row["status"] == "finished" and name not in {entry["name"] for entry in journal.of("finished")}:
+            yield f"{name} has finished by {SUMMARY}, but not by the journal"
+
+
+def _as_cell(value: float | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _tracker_problems(
+    name: str, results: Mapping[str, Any], runs: Mapping[str, list[RunView]]
+) -> Iterable[str]:
+    found = runs.get(name, [])
+    if len(found) != 1:
+        yield f"{name} stands in the tracker {len(found)} times"
+        return
+    (run,) = found
+    if run.status != "finished":
+        yield f"{name} has finished, but the tracker says {run.status or 'it runs'}"
+    final = results["final"]
+    if any(run.metrics.get(metric) != final[metric] for metric in METRIC_NAMES if final[metric] is not None):
+        yield f"{name}: the tracker has other metrics than the journal"
+
+
+def _run_problems(run_dir: Path | None, name: str, results: Mapping[str, Any]) -> Iterable[str]:
+    if run_dir is None:
+        yield f"{name}: its directory is missing"
+        return
+    experiment = Experiment.from_json((run_dir / "config.json").read_text(), where=str(run_dir))
+    data, train = experiment.data.to_json(), experiment.train
+    num_steps, digest = _expected(data, train.global_batch, experiment.seed, train.epochs)
+    if results["digest"] != digest:
+        yield f"{name}: samples were lost or repeated"
+    with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    if steps != list(range(num_steps)):
+        yield f"{name}: metrics_per_batch.csv has {len(steps)} rows for {num_steps} steps, or in another order"
+
+
+@cache
+def _expected(data: str, global_batch: int, seed: int, epochs: int) -> tuple[int, str]:
+    """Steps and digest of a whole run."""
+    config = DataConfig.from_json(data, where="the trial's config")
+    source = open_source(config)
+    indices, _ = split_indices(source, config.split)
+    sampler = ElasticSampler(len(indices), global_batch, seed)
+    num_steps = epochs * sampler.steps_per_epoch
+    return num_steps, expected_digest(
+        sampler, [source.image_ids[index] for index in indices], steps=num_steps
+    )

@@ -1,0 +1,95 @@
+"""A study under fire ends as it would have; a study that lies is found out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from raydet.verify.study import check_study
+from tests.study.conftest import environment, tune_arguments
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "raydet", "chaos", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=environment(),
+    )
+
+
+def test_nothing_is_lost_and_what_would_be_is_seen(tmp_path: Path) -> None:
+    result = chaos(
+        *("--kills", "3", "--storage", str(tmp_path / "runs"), "--json"),
+        *("--", "tune", *tune_arguments("two_stages"), "--set", "train.epochs=20"),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    assert report["ok"]
+    assert {kill["strike"]["fault"]["target"] for kill in report["kills"]} == {"worker", "node", "driver"}
+    assert all(kill["recovery_s"] > 0 for kill in report["kills"])
+    assert (
+        report["study"]["num_finished"] == report["study"]["num_tracked"] == report["study"]["num_whole"] == 4
+    )
+    tamper_and_look(tmp_path / "runs" / "gaff")
+
+
+def tamper_and_look(study: Path) -> None:
+    assert check_study(study).problems == []
+    journal = study / "journal.jsonl"
+    truth = journal.read_text()
+    finished = [line for line in truth.splitlines() if json.loads(line)["event"] == "finished"]
+    name = json.loads(finished[0])["name"]
+
+    journal.write_text(truth + finished[0] + "\n")
+    assert check_study(study).problems == [f"{name} finished 2 times"]
+
+    journal.write_text(truth.replace(finished[0] + "\n", ""))
+    assert f"{name} has begun, but not finished" in check_study(study).problems
+    assert f"{name} has finished by summary_all_experiments.csv, but not by the journal" in (
+        check_study(study).problems
+    )
+
+    journal.write_text(truth.replace(json.loads(finished[0])["results"]["digest"], "0" * 64))
+    assert f"{name}: samples were lost or repeated" in check_study(study).problems
+    journal.write_text(truth)
+
+    (run_dir,) = study.glob(f"*/{name}")
+    rows = (run_dir / "metrics_per_batch.csv").read_text().splitlines()
+    (run_dir / "metrics_per_batch.csv").write_text("\n".join([*rows, rows[-1]]) + "\n")
+    (problem,) = check_study(study).problems
+    assert problem.startswith(f"{name}: metrics_per_batch.csv has {len(rows)} rows for {len(rows) - 1} steps")
+    (run_dir / "metrics_per_batch.csv").write_text("\n".join(rows) + "\n")
+
+    client = MlflowClient(f"sqlite:///{study.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("gaff")
+    (run,) = client.search_runs([experiment.experiment_id], filter_string=f"run_name = '{name}'")
+    client.set_terminated(run.info.run_id, "KILLED")
+    assert check_study(study).problems == [f"{name} has finished, but the tracker says killed"]
+    client.delete_run(run.info.run_id)
+    assert check_study(study).problems == [f"{name} stands in the tracker 0 times"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--", "train"], "chaos wants a study's command, e.g. tune --space gaff_phase1, got 'train'"),
+        (["--targets", "gpu", "tune"], "--targets: unknown 'gpu'; known: worker, node, driver, all"),
+        (["--kills", "0", "tune"], "--kills wants at least 1, got 0"),
+        (["--no-replace", "--kills", "3", "tune"], "--no-replace with 3 kills may take all 3 nodes"),
+        (["tune", "--storage", "x"], "--storage stands before the study's command"),
+    ],
+)
+def test_bad_orders(arguments: list[str], message: str) -> None:
+    result = chaos(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -26,8 +26,10 @@ def raydet_commands() -> list[list[str]]:
     found = []
     for line in command_lines():
         words = shlex.split(line)
-        if "--" in words:  # `ray job submit -- COMMAND`
-            words = words[words.index("--") + 1 :]
+        if "--" in words:  # `ray job submit -- COMMAND`, `raydet chaos -- COMMAND`
+            first, words = words[: words.index("--")], words[words.index("--") + 1 :]
+            words = ["raydet", *words] if words[0] == "tune" else words
+            found += [first[1:]] if first[0] == "raydet" else []
         if words[:2] == ["python", "-m"] and words[2].startswith("raydet."):
             found.append([words[2].removeprefix("raydet."), *words[3:]])
         elif words[0] == "raydet":

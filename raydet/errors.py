@@ -8,8 +8,10 @@
     |-- CheckpointError   a checkpoint cannot be written or read               exit 3
     |   `-- OtherFormatError it was written by another version of raydet       exit 3
     |-- OutOfMemoryError  a worker has no memory left                          exit 4
+    |   `-- HostMemoryError its host is about to have none; it has saved       exit 4
     |-- PreemptedError    a run was asked to stop, and has saved               exit 143
-    |   `-- StoppedEarlyError enough is known about it                         exit 143
+    |   |-- StoppedEarlyError enough is known about it                         exit 143
+    |   `-- RestartRequestedError it is to go on with other workers            exit 143
     `-- TrainingError     a run cannot go on                                   exit 1
         |-- NonFiniteLossError a loss is not a number                          exit 1
         |-- WorkerLostError another worker of the run is gone                  exit 1
@@ -75,6 +77,10 @@ class OutOfMemoryError(RaydetError):
     exit_code = EXIT_OUT_OF_MEMORY
 
 
+class HostMemoryError(OutOfMemoryError):
+    """The memory of a host, not of a GPU, was about to end; the run has finished its step and saved."""
+
+
 class PreemptedError(RaydetError):
     """A run was asked to stop; it has finished its step and saved where it stands."""
 
@@ -83,6 +89,10 @@ class PreemptedError(RaydetError):
 
 class StoppedEarlyError(PreemptedError):
     """A run was asked to stop because others are far better."""
+
+
+class RestartRequestedError(PreemptedError):
+    """A run was asked to stop so that it can go on elsewhere, or with more workers."""
 
 
 class TrainingError(RaydetError):

@@ -79,6 +79,12 @@ class Batch:
         tensor = next(iter(self.modalities.values()))
         return int(tensor.shape[-2]), int(tensor.shape[-1])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of its tensors by name, those of modalities as `modalities.<name>`."""
+        names = ("valid_hw", "source_hw", "boxes_xyxy", "labels", "counts")
+        pictures = {f"modalities.{name}": x for name, x in self.modalities.items()}
+        return {**pictures, **{name: getattr(self, name) for name in names}}
+
     def not_finite(self) -> list[str]:
         """Pictures with a pixel or a box coordinate that is infinite or not a number."""
         is_finite = torch.isfinite(self.boxes_xyxy).flatten(1).all(dim=1)

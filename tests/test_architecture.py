@@ -25,10 +25,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.models", "raydet.data", "raydet.parallel", "raydet.evaluate", "raydet.track"),
     ("raydet.plan",),
     (
+        "raydet.train.averaging",
         "raydet.train.checkpoints",
         "raydet.train.control",
         "raydet.train.faults",
         "raydet.train.heartbeat",
+        "raydet.train.host_memory",
         "raydet.train.losses",
         "raydet.train.memory",
         "raydet.train.phases",

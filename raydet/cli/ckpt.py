@@ -72,11 +72,17 @@ def verify(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's directory.")],
     destination: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    averaged: Annotated[
+        bool,
+        typer.Option(
+            "--averaged/--raw", help="Average of the weights (optim.ema_decay), where there is one."
+        ),
+    ] = True,
 ) -> None:
-    """Write the weights as one safetensors file."""
+    """Write the weights that were evaluated as one safetensors file."""
     from raydet.parallel.checkpoint import export_weights
 
-    export_weights(checkpoint, destination, metadata=_origin(checkpoint))
+    export_weights(checkpoint, destination, is_averaged=averaged, metadata=_origin(checkpoint))
     typer.echo(f"{destination}: {destination.stat().st_size / 2**20:,.1f} MiB")
 
 

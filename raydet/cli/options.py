@@ -55,6 +55,12 @@ CheckpointMinutesOption = Annotated[
 CheckpointStepsOption = Annotated[
     int | None, typer.Option(min=1, help="Save within an epoch whenever this many optimiser steps are done.")
 ]
+HostMemoryOption = Annotated[
+    float,
+    typer.Option(
+        help="Part of a host's memory that may be in use, in percent; beyond, runs save and start again."
+    ),
+]
 HeartbeatOption = Annotated[
     float,
     typer.Option(min=0.1, help="A worker that is silent for one and a half of these seconds is stalled."),

@@ -17,6 +17,7 @@ from raydet.cli.options import (
     EpochsOption,
     GpuOption,
     HeartbeatOption,
+    HostMemoryOption,
     JsonOption,
     MaxFailuresOption,
     MinWorkersOption,
@@ -79,6 +80,7 @@ def tune(
         int,
         typer.Option(help="With --asha: one in so many goes on; the next look comes as many times later."),
     ] = 3,
+    host_memory_percent: HostMemoryOption = 93.0,
     heartbeat_seconds: HeartbeatOption = 30.0,
     stall_minutes: StallMinutesOption = 30.0,
     tracking_uri: TrackingOption = None,
@@ -105,6 +107,7 @@ def tune(
         upkeep=Upkeep(
             checkpoint_s=checkpoint_minutes * 60,
             max_failures=max_failures,
+            host_memory=host_memory_percent / 100,
             heartbeat_s=heartbeat_seconds,
             stall_s=stall_minutes * 60,
         ),

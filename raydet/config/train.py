@@ -36,6 +36,10 @@ class CosineSchedule(Config):
 Schedule = Annotated[ConstantSchedule | StepSchedule | CosineSchedule, Field(discriminator="kind")]
 
 
+EmaDecay = Annotated[float, Field(gt=0, lt=1)] | None
+"""What is evaluated is an exponential average of the weights with this decay; null: the weights themselves."""
+
+
 class SGDConfig(Config):
     """Stochastic gradient descent with momentum."""
 
@@ -46,6 +50,7 @@ class SGDConfig(Config):
     schedule: Schedule = ConstantSchedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest L2 norm of the whole gradient; null does not clip."""
+    ema_decay: EmaDecay = None
 
 
 class AdamWConfig(Config):
@@ -58,6 +63,7 @@ class AdamWConfig(Config):
     schedule: Schedule = CosineSchedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest L2 norm of the whole gradient; null does not clip."""
+    ema_decay: EmaDecay = None
 
 
 Optimizer = Annotated[SGDConfig | AdamWConfig, Field(discriminator="kind")]

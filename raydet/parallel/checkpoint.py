@@ -42,6 +42,8 @@ STATE = "state.json"
 FORMAT = 3
 """Rises when an older raydet could not read what this one writes, or the other way round."""
 MODEL, OPTIMIZER = "model.", "optimizer."
+AVERAGE = "average"
+"""State of a parameter: see `raydet.train.averaging`."""
 HASH_THREADS = 4
 
 T = TypeVar("T")
@@ -245,10 +247,17 @@ def read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def export_weights(directory: Path, destination: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+def export_weights(
+    directory: Path,
+    destination: Path,
+    *,
+    is_averaged: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write the model's weights as one safetensors file for `model.load_state_dict`.
 
     Args:
+        is_averaged: the averages of the weights over the steps, where there are some.
         destination: replaced where it exists, whole or not at all.
         metadata: stored in the file beside the tensors.
 
@@ -256,12 +265,13 @@ def export_weights(directory: Path, destination: Path, *, metadata: Mapping[str,
         CheckpointError: the checkpoint is damaged, or the file cannot be written.
     """
     verify_checkpoint(directory)
+    index = stored_tensors(directory)
     with ShardReader() as reader:
-        weights = {
-            name.removeprefix(MODEL): reader.whole(name, stored)
-            for name, stored in stored_tensors(directory).items()
-            if name.startswith(MODEL)
-        }
+        weights = {}
+        for name in (name.removeprefix(MODEL) for name in index if name.startswith(MODEL)):
+            average = f"{OPTIMIZER}{name}.{AVERAGE}"
+            source = average if is_averaged and average in index else f"{MODEL}{name}"
+            weights[name] = reader.whole(source, index[source])
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as drafts:

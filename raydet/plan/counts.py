@@ -108,12 +108,13 @@ def _shapes(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, ...], ...]:
 
 
 def state_copies(optim: Optimizer) -> int:
-    """Tensors of a parameter's size that the optimizer keeps: momentum, or the two moments of Adam."""
+    """Tensors of a parameter's size that are kept: momentum, or the two moments of Adam, and the weights' average."""
+    num_averages = 0 if optim.ema_decay is None else 1
     match optim:
         case SGDConfig(momentum=momentum):
-            return 1 if momentum else 0
+            return num_averages + (1 if momentum else 0)
         case AdamWConfig():
-            return 2
+            return num_averages + 2
         case unreachable:
             assert_never(unreachable)
 

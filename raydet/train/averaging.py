@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 
-AVERAGE = "average"
-"""Key in a parameter's state."""
+from raydet.parallel.checkpoint import AVERAGE
 
 
 def decay_at(decay: float, step: int) -> float:
@@ -44,22 +42,19 @@ def update_average(optimizer: torch.optim.Optimizer, *, decay: float, step: int)
 
 
 @contextmanager
-def averaged_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """The model has the averages as its weights while the block runs; its own ones where there are none."""
-    _swap(model, optimizer)
+    _swap(optimizer)
     try:
         yield
     finally:
-        _swap(model, optimizer)
+        _swap(optimizer)
 
 
 @torch.no_grad()
-def _swap(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _swap(optimizer: torch.optim.Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         if AVERAGE in state:
             weights = parameter.detach().clone()
             parameter.copy_(state[AVERAGE])
             state[AVERAGE].copy_(weights)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # what it has gathered is out of date
-            module.reshard()

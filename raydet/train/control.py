@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,14 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from raydet.errors import ConfigError
+from raydet.errors import (
+    ConfigError,
+    HostMemoryError,
+    PreemptedError,
+    RaydetError,
+    RestartRequestedError,
+    StoppedEarlyError,
+)
 from raydet.parallel.collectives import World, any_over_ranks, gather_texts, host_group
 from raydet.train.record import write_atomically
 
@@ -35,6 +42,8 @@ class Upkeep:
     """A worker that is silent for one and a half of these is stopped, swapped out or gone."""
     stall_s: float = 1800.0
     """Workers that are in the same place for so long hang."""
+    host_memory: float = 0.93
+    """The part of a host's memory that may be in use before its runs save and start again; Ray kills at 0.95."""
     max_failures: int = 3
     """Restarts after the loss of a worker, before the run counts as failed."""
 
@@ -44,46 +53,75 @@ class Upkeep:
                 f"--stall-minutes wants at least two --heartbeat-seconds ({2 * self.heartbeat_s:g} s), "
                 f"got {self.stall_s:g} s"
             )
+        if not 0 < self.host_memory <= 1:
+            raise ConfigError(f"--host-memory-percent wants 1 to 100, got {100 * self.host_memory:g}")
 
 
 class StopOrder(StrEnum):
-    """Why a driver has a run stopped: what is to become of it then."""
+    """What is to become of a run that is asked to stop."""
 
     END = "end"
-    """The driver itself is to end; the next one goes on."""
+    """The next command goes on."""
     EARLY = "early"
-    """Enough is known about the run."""
-    RESIZE = "resize"
-    """To start again with other workers."""
+    """Enough is known about it."""
+    RESTART = "restart"
+    """It starts again at once, elsewhere or with more workers."""
+    MEMORY = "memory"
+    """It starts again at once, in fresh processes."""
+
+
+_ERRORS: Mapping[StopOrder, type[RaydetError]] = {
+    StopOrder.END: PreemptedError,
+    StopOrder.EARLY: StoppedEarlyError,
+    StopOrder.RESTART: RestartRequestedError,
+    StopOrder.MEMORY: HostMemoryError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An order and its reason."""
+
+    order: StopOrder
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.order}: {self.reason}"
+
+    @classmethod
+    def parse(cls, text: str) -> Stop:
+        """What `str` gave."""
+        order, _, reason = text.partition(": ")
+        return cls(StopOrder(order), reason)
+
+    def as_error(self, message: str) -> RaydetError:
+        """How the order comes out of the loop."""
+        return _ERRORS[self.order](message)
 
 
 def order_stop(directory: Path, order: StopOrder, reason: str) -> None:
     """Have the workers of the run in `directory` save and stop, within seconds and a step."""
-    write_atomically(directory / STOP_FILE, f"{order}: {reason}")
+    write_atomically(directory / STOP_FILE, str(Stop(order, reason)))
 
 
-def ordered_stop(directory: Path) -> StopOrder | None:
+def ordered_stop(directory: Path) -> Stop | None:
     """The order that stands, if one does."""
-    text = _read_order(directory)
-    return None if text is None else StopOrder(text.partition(":")[0])
-
-
-def _read_order(directory: Path) -> str | None:
     try:
-        return (directory / STOP_FILE).read_text() or f"{StopOrder.END}: {STOP_FILE} was made"  # by hand
+        text = (directory / STOP_FILE).read_text()
     except FileNotFoundError:
         return None
+    return Stop.parse(text) if text else Stop(StopOrder.END, f"{STOP_FILE} was made")  # by hand
 
 
 @dataclass(slots=True)
 class StopRequest:
     """Why this process was asked to stop; set by a signal handler or another thread."""
 
-    reason: str | None = None
+    stop: Stop | None = None
 
-    def because(self, reason: str) -> None:
-        """Ask; the first reason stands."""
-        self.reason = self.reason or reason
+    def ask(self, stop: Stop) -> None:
+        """The first one stands."""
+        self.stop = self.stop or stop
 
 
 @contextmanager
@@ -91,7 +129,7 @@ def stopping_on_sigterm(stop: StopRequest) -> Iterator[None]:
     """While the block runs, SIGTERM (pre-emption, `docker stop`, schedulers) is a request, not the end."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.because("SIGTERM")
+        stop.ask(Stop(StopOrder.END, "SIGTERM"))
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
@@ -105,8 +143,8 @@ class Verdict:
     """What to do after a step."""
 
     save: bool = False
-    stop: str | None = None
-    """Why to save and stop."""
+    stop: Stop | None = None
+    """Save and stop."""
 
 
 @dataclass(slots=True)
@@ -137,17 +175,17 @@ class Control:
             step: steps completed.
         """
         wants_save, wants_answer = self._is_due(step), self._wants_to_ask()
-        flags = (wants_save, wants_answer, self.stop.reason is not None)
+        flags = (wants_save, wants_answer, self.stop.stop is not None)
         save, ask, stop = any_over_ranks(flags, self.world, self._group)
         if ask:
             self._asked_at = time.monotonic()
             reason = self.ask_cluster()  # the same everywhere
             if reason is not None:
-                self.stop.because(reason)
+                self.stop.ask(Stop(StopOrder.RESTART, reason))
                 stop = True
         if stop:
-            reasons = gather_texts(self.stop.reason or "", self.world, self._group)
-            return Verdict(save=True, stop=next(filter(None, reasons)))
+            orders = gather_texts(str(self.stop.stop or ""), self.world, self._group)
+            return Verdict(save=True, stop=Stop.parse(next(filter(None, orders))))
         return Verdict(save=save)
 
     def saved(self) -> None:
@@ -163,7 +201,7 @@ class Control:
     def _wants_to_ask(self) -> bool:
         if not self.world.is_main or time.monotonic() - self._asked_at < ASK_INTERVAL_S:
             return False
-        order = _read_order(self.run_dir)
-        if order is not None:
-            self.stop.because(order.partition(": ")[2])
+        ordered = ordered_stop(self.run_dir)
+        if ordered is not None:
+            self.stop.ask(ordered)
         return True

@@ -22,7 +22,8 @@ from typing import Any
 
 from raydet.errors import EXIT_STALLED
 from raydet.parallel.collectives import World
-from raydet.train.control import Upkeep
+from raydet.train.control import Stop, StopOrder, StopRequest, Upkeep
+from raydet.train.host_memory import GIB, host_memory, memory_of_this_process
 from raydet.train.phases import HERE, IN_WORDS
 from raydet.train.record import write_atomically
 from raydet.train.terminal import last_words
@@ -49,15 +50,17 @@ class _Seen:
 
 class Heartbeat:
     """Beats while the block runs. Where a rank has stalled, names it and ends this process with exit code 5.
+    Where the host's memory ends, asks the run to save and stop.
 
     Ending is the only way: the training thread hangs in a message that will never come.
     """
 
-    def __init__(self, run_dir: Path, world: World, upkeep: Upkeep) -> None:
+    def __init__(self, run_dir: Path, world: World, upkeep: Upkeep, stop: StopRequest) -> None:
         self._run_dir = run_dir
         self._directory = run_dir / "heartbeats"
         self._world = world
         self._upkeep = upkeep
+        self._stop_request = stop
         self._training_thread = threading.get_ident()
         self._beat = 0
         self._seen: dict[int, _Seen] = {}
@@ -84,12 +87,26 @@ class Heartbeat:
             try:
                 if looks % 4 == 0:
                     self._write()
+                self._watch_memory()
                 stalled = self._stalled_rank()
             except Exception as error:  # without its beats this rank would be taken for dead
                 logger.warning("heartbeat: %s", error)
                 continue
             if stalled is not None:
                 self._end(*stalled)
+
+    def _watch_memory(self) -> None:
+        """The kernel kills without a word; before that, the run saves and says what is the matter."""
+        used, total = host_memory()
+        if used < self._upkeep.host_memory * total:
+            return
+        mine = memory_of_this_process()
+        text = (
+            f"host RAM, not GPU: {used / GIB:.1f} of {total / GIB:.1f} GiB in use, {mine / GIB:.1f} by rank "
+            f"{self._world.rank} (pid {os.getpid()}) and its loaders; fewer data.loader_threads or workers per node "
+            "take less"
+        )
+        self._stop_request.ask(Stop(StopOrder.MEMORY, text))
 
     def _write(self) -> None:
         self._beat += 1

@@ -22,17 +22,17 @@ from ray.train.torch import TorchTrainer
 
 from raydet.config import Experiment
 from raydet.errors import (
-    PreemptedError,
+    HostMemoryError,
     RaydetError,
+    RestartRequestedError,
     StalledError,
-    StoppedEarlyError,
     Terminated,
     TrainingError,
     WorkerLostError,
 )
 from raydet.train.checkpoints import newest_checkpoint
 from raydet.train.cluster import Workers, answering_nodes, last_line
-from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
+from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop
 from raydet.train.elastic import fitting_size, larger_size, legal_sizes
 from raydet.train.heartbeat import STALL_REPORT
 from raydet.train.worker import train_worker
@@ -67,8 +67,8 @@ def launch(
         The run's results, see `raydet.train.process.run_process`, and the number of `restarts`.
 
     Raises:
-        RaydetError: what a worker raised, as it raised it.
-        StoppedEarlyError, PreemptedError: the run was ordered to stop, and has saved.
+        RaydetError: what a worker raised, as it raised it; among others that it was asked to stop, and has saved.
+        HostMemoryError: the memory of a host was about to end once too often.
         StalledError: a worker stood still once too often.
         TrainingError: a worker died once too often.
     """
@@ -83,29 +83,20 @@ def launch(
             results: dict[str, Any] = _fit(trainer, run_dir, growth).return_value
         except ray.train.TrainingFailedError as error:
             cause = _workers_own_error(error)
-            if isinstance(cause, PreemptedError) or isinstance(error, ray.train.PreemptionError):
-                _raise_if_meant_to_stay(cause, run_dir)
-                logger.warning("%s: %s; starting again", experiment.name, cause or last_line(error))
-            elif cause is not None:  # it would come again
-                raise cause from error
-            else:
-                num_failures += 1
-                lost = _lost(error, run_dir)
-                if num_failures > upkeep.max_failures:
-                    raise lost from error
-                logger.warning("%s: %s; starting again", experiment.name, lost)
+            if cause is not None and not isinstance(cause, RestartRequestedError | HostMemoryError):
+                raise cause from error  # it would come again
+            is_asked_for = isinstance(cause, RestartRequestedError) or isinstance(
+                error, ray.train.PreemptionError
+            )
+            num_failures += not is_asked_for
+            why = cause or _lost(error, run_dir)
+            if num_failures > upkeep.max_failures:
+                raise why from error
+            logger.warning("%s: %s; starting again", experiment.name, why)
             placed = growth.larger or _placed(experiment, workers)
         else:
             return results | {"restarts": attempt}
     raise AssertionError("unreachable")
-
-
-def _raise_if_meant_to_stay(cause: RaydetError | None, run_dir: Path) -> None:
-    order = ordered_stop(run_dir)
-    if order == StopOrder.EARLY:
-        raise StoppedEarlyError(str(cause))
-    if order == StopOrder.END:
-        raise PreemptedError(str(cause))
 
 
 def _placed(experiment: Experiment, workers: Workers) -> Workers:
@@ -198,7 +189,7 @@ def _fit(trainer: TorchTrainer, run_dir: Path, growth: Growth) -> ray.train.Resu
             done, _ = concurrent.futures.wait([future], timeout=GROWTH_INTERVAL_S)
             reason = None if done else growth.look()
             if reason is not None:
-                order_stop(run_dir, StopOrder.RESIZE, reason)
+                order_stop(run_dir, StopOrder.RESTART, reason)
             if done:
                 break
         return future.result()

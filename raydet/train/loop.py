@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from raydet.config import Experiment
-from raydet.errors import NonFiniteLossError, PreemptedError
+from raydet.errors import NonFiniteLossError
 from raydet.parallel.collectives import World
 from raydet.structures import Batch
+from raydet.train.averaging import update_average
 from raydet.train.control import Control
 from raydet.train.losses import Loader, LossLog
 from raydet.train.optim import learning_rate
@@ -25,6 +27,20 @@ MAX_ROLLBACKS = 3
 logger = logging.getLogger("raydet")
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the loop has done by others; all of it is called on every rank."""
+
+    validate: Callable[[], dict[str, Any]]
+    """Metrics of the model as it is; every `train.eval_every` epochs and at the end."""
+    save: Callable[[float | None], None]
+    """Stores a checkpoint of the state with a score."""
+    restore: Callable[[], bool]
+    """Brings the state back to the newest checkpoint, if there is one."""
+    publish: Callable[[dict[str, Any]], None]
+    """Takes the row of a finished epoch."""
+
+
 def fit(
     state: TrainState,
     loader: Loader,
@@ -33,22 +49,13 @@ def fit(
     world: World,
     record: RunRecord,
     control: Control,
-    validate: Callable[[], dict[str, Any]],
-    save: Callable[[float | None], None],
-    restore: Callable[[], bool],
-    publish: Callable[[dict[str, Any]], None],
+    hooks: Hooks,
 ) -> None:
     """Train from where `state` stands to the last epoch.
 
-    Args:
-        validate: metrics of the model as it is; called on every rank, every `train.eval_every` epochs and at the end.
-        save: stores a checkpoint of `state` with a score; called on every rank.
-        restore: brings `state` back to the newest checkpoint, if there is one; called on every rank.
-        publish: takes the row of a finished epoch; called on every rank.
-
     Raises:
         NonFiniteLossError: a loss is not finite.
-        PreemptedError: the run was asked to stop; where it stands is saved.
+        RaydetError: the run was asked to stop, see `raydet.train.control`; where it stands is saved.
     """
     config = experiment.train
     total_steps = config.epochs * loader.steps_per_epoch
@@ -56,11 +63,11 @@ def fit(
     num_rollbacks = 0
     while state.epoch < config.epochs:
         try:
-            _train_epoch(state, loader, experiment, world, log, control, save)
+            _train_epoch(state, loader, experiment, world, log, control, hooks)
             row = log.end_epoch()
         except NonFiniteLossError as error:
             skipped = [*state.skipped_steps, log.first_bad_step]
-            if config.non_finite != "rollback" or num_rollbacks == MAX_ROLLBACKS or not restore():
+            if config.non_finite != "rollback" or num_rollbacks == MAX_ROLLBACKS or not hooks.restore():
                 raise
             num_rollbacks += 1
             log.rewind()
@@ -69,16 +76,16 @@ def fit(
             continue
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             started = time.perf_counter()
-            row |= validate()
+            row |= hooks.validate()
             row["eval_s"] = round(time.perf_counter() - started, 3)
             state.loop_s += row["eval_s"]
         state.history.append(row)
         record.epochs(state.history)
         if world.is_main:
             logger.info("epoch %d of %d: %s", state.epoch, config.epochs, row)
-        save(row.get("mAP"))
+        hooks.save(row.get("mAP"))
         control.saved()
-        publish(row)
+        hooks.publish(row)
 
 
 def _train_epoch(
@@ -88,7 +95,7 @@ def _train_epoch(
     world: World,
     log: LossLog,
     control: Control,
-    save: Callable[[float | None], None],
+    hooks: Hooks,
 ) -> None:
     """The steps that are left of an epoch."""
     config, optim = experiment.train, experiment.optim
@@ -118,18 +125,20 @@ def _train_epoch(
             precision=config.precision,
             skip_non_finite=config.non_finite == "skip",
         )
+        if is_updated and optim.ema_decay is not None:
+            update_average(state.optimizer, decay=optim.ema_decay, step=state.step)
         _advance(state, first, micro_batches)
         log.add(state.step - 1, lr, losses, micro_batches, is_updated=is_updated)
         verdict = control.after_step(state.step)
         if verdict.stop is None and (not verdict.save or state.epoch_step == loader.steps_per_epoch):
             continue
         log.settle()
-        save(None)
+        hooks.save(None)
         control.saved()
         if verdict.stop is not None:
-            raise PreemptedError(
-                f"stopped after step {state.step} of {log.total_steps} ({verdict.stop}); all of it is saved, the same "
-                "command continues"
+            raise verdict.stop.as_error(
+                f"stopped after step {state.step} of {log.total_steps} ({verdict.stop.reason}); all of it is saved, "
+                "the same command continues"
             )
 
 

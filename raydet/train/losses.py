@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -23,7 +26,7 @@ from raydet.parallel.collectives import (
     smallest_over_ranks,
 )
 from raydet.structures import Batch
-from raydet.train.record import RunRecord
+from raydet.train.record import RunRecord, write_atomically
 from raydet.train.state import TrainState
 from raydet.train.step import LOSS_NAMES, pictures_of
 
@@ -62,7 +65,7 @@ class LossLog:
     total_steps: int
     global_batch: int
     _since: float = 0.0
-    _pending: list[tuple[int, float, Tensor, list[str]]] = field(default_factory=list)
+    _pending: list[tuple[int, float, Tensor]] = field(default_factory=list)
     first_bad_step: int = -1
     """The first step whose loss was not finite."""
 
@@ -76,11 +79,10 @@ class LossLog:
         """Note this rank's losses of one step; where there was no update, only say so."""
         if not is_updated:
             self.state.skipped_steps.append(step)
-            bad = bad_pictures(micro_batches)
-            text = self._not_finite(step, lr, losses, pictures_of(micro_batches), lambda: bad)
+            text = self._not_finite(step, lr, losses, lambda: micro_batches)
             logger.warning("%s; the step is passed over", text)
             return
-        self._pending.append((step, lr, losses, pictures_of(micro_batches)))
+        self._pending.append((step, lr, losses))
         # On a CPU the losses are there already: look at once, so that the progress bar moves.
         if losses.device.type == "cpu" or len(self._pending) == FLUSH_STEPS:
             self._flush()
@@ -121,15 +123,15 @@ class LossLog:
     def _flush(self) -> None:
         if not self._pending:
             return
-        mine = torch.stack([losses for _, _, losses, _ in self._pending])
+        mine = torch.stack([losses for _, _, losses in self._pending])
         means = mean_over_ranks(mine, self.world)
         is_finite = torch.isfinite(means).all(dim=1)
         if not is_finite.all():
-            first = self._pending[int(is_finite.logical_not().nonzero()[0])]
-            self.first_bad_step = first[0]
-            raise NonFiniteLossError(self._not_finite(*first, lambda: self._bad_pictures_of(first[0])))
+            step, lr, losses = self._pending[int(is_finite.logical_not().nonzero()[0])]
+            self.first_bad_step = step
+            raise NonFiniteLossError(self._not_finite(step, lr, losses, lambda: self._batches_of(step)))
         rows = []
-        for (step, lr, _, _), values in zip(self._pending, means.tolist(), strict=True):
+        for (step, lr, _), values in zip(self._pending, means.tolist(), strict=True):
             loss = math.fsum(values)
             self.state.epoch_loss += loss
             named = dict(zip(LOSS_NAMES, values, strict=True))
@@ -160,16 +162,24 @@ class LossLog:
         self.record.rewind()
 
     def _not_finite(
-        self, step: int, lr: float, losses: Tensor, image_ids: list[str], find_bad: Callable[[], list[str]]
+        self, step: int, lr: float, losses: Tensor, batches: Callable[[], Sequence[Batch]]
     ) -> str:
-        """The same on every rank: what the first says whose own loss is not finite, who alone knows the pictures."""
+        """The same on every rank: what the first says whose own loss is not finite, who alone knows the pictures.
+
+        It keeps them, as they were fed, for whoever wants to look.
+        """
         is_mine = not bool(torch.isfinite(losses).all())
         ranks = gather_rows(np.array([[0.0 if is_mine else 1.0]]), self.world)[:, 0]
         culprit = int(ranks.argmin())
-        text = self._describe(step, lr, losses, image_ids, find_bad()) if culprit == self.world.rank else ""
+        text = ""
+        if culprit == self.world.rank:
+            micro_batches = batches()
+            text = self._describe(step, lr, losses, micro_batches)
+            keep_batches(self.record.run_dir, step, micro_batches, text)
         return broadcast_text(text, self.world, source=culprit)
 
-    def _describe(self, step: int, lr: float, losses: Tensor, image_ids: list[str], bad: list[str]) -> str:
+    def _describe(self, step: int, lr: float, losses: Tensor, micro_batches: Sequence[Batch]) -> str:
+        bad = bad_pictures(micro_batches)
         named = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
         subject = "gradient" if torch.isfinite(losses).all() else "loss"
         where = f"step {step} (epoch {self.state.epoch + 1})"
@@ -178,14 +188,15 @@ class LossLog:
             return (
                 f"{what}, because of {', '.join(bad)}: a pixel or a box is not finite; correct or remove them"
             )
+        pictures = ", ".join(pictures_of(micro_batches))
         return (
-            f"{what}, pictures {', '.join(image_ids)}; their pixels and boxes are finite: lower optim.lr (now {lr:g}) "
-            "or set optim.clip_norm"
+            f"{what}, pictures {pictures}; their pixels and boxes are finite: lower optim.lr (now {lr:g}) or set "
+            "optim.clip_norm"
         )
 
-    def _bad_pictures_of(self, step: int) -> list[str]:
+    def _batches_of(self, step: int) -> Sequence[Batch]:
         first_of_epoch = self.state.step - self.state.epoch_step
-        return bad_pictures(next(self.loader.epoch(self.state.epoch, step - first_of_epoch)))
+        return next(self.loader.epoch(self.state.epoch, step - first_of_epoch))
 
 
 def are_finite(parameters: Iterable[nn.Parameter], world: World) -> bool:
@@ -193,6 +204,20 @@ def are_finite(parameters: Iterable[nn.Parameter], world: World) -> bool:
     local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
     mine = torch.stack([torch.isfinite(part).all() for part in local]).all()
     return bool(smallest_over_ranks(int(mine), world))
+
+
+def keep_batches(run_dir: Path, step: int, micro_batches: Sequence[Batch], what: str) -> None:
+    """Write `non_finite_step_<step>.json` with the pictures' names, and `.safetensors` with what was fed to the model:
+    the tensors of micro-batch i as `<i>.<name>`.
+    """
+    stem = run_dir / f"non_finite_step_{step:08d}"
+    tensors = {
+        f"{i}.{name}": x for i, batch in enumerate(micro_batches) for name, x in batch.tensors().items()
+    }
+    save_file(tensors, stem.with_suffix(".safetensors"))
+    names = [list(batch.image_ids) for batch in micro_batches]
+    content = {"step": step, "what": what, "image_ids": names}
+    write_atomically(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
 
 
 def bad_pictures(micro_batches: Sequence[Batch]) -> list[str]:

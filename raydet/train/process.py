@@ -37,11 +37,12 @@ from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
 from raydet.plan.counts import state_copies
 from raydet.structures import Batch
+from raydet.train.averaging import averaged_weights
 from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
 from raydet.train.control import Control, StopRequest, Upkeep
 from raydet.train.faults import arm
 from raydet.train.heartbeat import Heartbeat
-from raydet.train.loop import fit
+from raydet.train.loop import Hooks, fit
 from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
 from raydet.train.phases import enter
@@ -85,7 +86,7 @@ def run_process(
         ConfigError: the batch does not divide, or the like.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
         OutOfMemoryError: a worker has no memory left.
-        PreemptedError: the run was asked to stop.
+        PreemptedError, HostMemoryError: the run was asked to stop, and has saved.
         TrainingError: the loss is not finite.
     """
     arm(world, run_dir)
@@ -108,9 +109,10 @@ def run_process(
                 logger.info("%s: %s", experiment.name, info)
             _rehearse_long_run(experiment, state, source, train_indices, loader, world)
             evaluator = Evaluator(experiment, source, val_indices, world)
-            control = Control(world, run_dir, upkeep, stop or StopRequest(), ask_cluster)
+            stop = stop or StopRequest()
+            control = Control(world, run_dir, upkeep, stop, ask_cluster)
             with (
-                Heartbeat(run_dir, world, upkeep),
+                Heartbeat(run_dir, world, upkeep, stop),
                 _checkpoint_writer(experiment, run_dir, world) as writer,
             ):
                 fit(
@@ -120,10 +122,12 @@ def run_process(
                     world=world,
                     record=record,
                     control=control,
-                    validate=lambda: evaluator(state),
-                    save=lambda score: _save(state, score, world, writer),
-                    restore=lambda: _restore(state, run_dir, world, writer),
-                    publish=publish or (lambda row: None),
+                    hooks=Hooks(
+                        validate=lambda: evaluator(state),
+                        save=lambda score: _save(state, score, world, writer),
+                        restore=lambda: _restore(state, run_dir, world, writer),
+                        publish=publish or (lambda row: None),
+                    ),
                 )
         results = _results(experiment, state, info)
         record.results(results)
@@ -149,7 +153,7 @@ class Evaluator:
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
         """The 12 metrics, AP per class as `AP/<class>`, and the machine's load."""
-        with during("evaluate", (), self.world.device):
+        with during("evaluate", (), self.world.device), averaged_weights(state.optimizer):
             result = self.evaluate(unwrapped(state.model))
         per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
         return {**result.metrics, **per_class, **system_metrics(self.world.device)}

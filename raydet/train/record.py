@@ -7,6 +7,7 @@ progress.json          the newest state of the loop, for a progress bar in anoth
 metrics_per_batch.csv  losses of every optimiser step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
 final_results.json     metrics of the last epoch, the best epoch, AP per class
+non_finite_step_...    the pictures of a step whose loss was not finite, as they were fed, and what was found
 checkpoints/           see `raydet.parallel.checkpoint`
 """
 

@@ -80,7 +80,7 @@ def score_at(rows: Rows, epoch: int, metric: str) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class EarlyStop:
     """Why a run was stopped."""
 
     epoch: int
@@ -107,7 +107,7 @@ class Screening:
         self._rungs = rule.rungs(trials[0].experiment.train)
         self._directories = {trial.key: trial_directory(root, trial) for trial in trials}
         self._judged: dict[str, int] = {}
-        self.stops: dict[str, Stop] = {}
+        self.stops: dict[str, EarlyStop] = {}
         """By the trials' keys."""
 
     def judge(self, trial: Trial, rows: Rows) -> None:
@@ -119,7 +119,7 @@ class Screening:
             score, bar = score_at(rows, epoch, self._metric), self._rule.bar(self._scores(trial, epoch))
             assert score is not None, "rungs are evaluated epochs"
             if bar is not None and score < bar and trial.key not in self.stops:
-                self.stops[trial.key] = Stop(epoch, score, bar)
+                self.stops[trial.key] = EarlyStop(epoch, score, bar)
                 order_stop(self._directories[trial.key], StopOrder.EARLY, str(self.stops[trial.key]))
 
     def _scores(self, trial: Trial, epoch: int) -> list[float]:

@@ -14,6 +14,7 @@ import pytest
 
 from raydet.config import Experiment, apply_overrides
 from raydet.evaluate.names import METRIC_NAMES
+from raydet.parallel.checkpoint import export_weights, stored_tensors
 from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.recipes import recipe
 from tests.numerics.conftest import Launch, Start, launch_training
@@ -34,7 +35,7 @@ def experiment(**overrides: object) -> Experiment:
             "train.epochs": 5,
             "train.eval_every": 5,
             # Where a gradient is nearly zero, Adam turns rounding errors into whole steps.
-            "optim": {"kind": "sgd", "lr": 1e-3, "clip_norm": 1.0},
+            "optim": {"kind": "sgd", "lr": 1e-3, "clip_norm": 1.0, "ema_decay": 0.9},
             **overrides,
         },
     )
@@ -99,6 +100,16 @@ def test_statistics_are_those_of_all_workers(runs: Runs) -> None:
     assert_same_statistics(runs("ddp"), runs("fsdp"))
 
 
+def test_averages_of_the_weights_are_alike(runs: Runs) -> None:
+    one = max(runs("alone").glob("checkpoints/epoch_*"))
+    assert any(name.endswith(".average") for name in stored_tensors(one))
+    for layout in ("ddp", "fsdp"):
+        found = compare_checkpoints(one, max(runs(layout).glob("checkpoints/epoch_*")))
+        averages = [each for each in found.different if each.name.endswith(".average")]
+        assert not found.only_in_first
+        assert all(each.max_abs < 1e-6 for each in averages), averages
+
+
 def test_batch_norm_over_all_workers(train: Launch, tmp_path: Path, runs: Runs) -> None:
     for strategy in ("ddp", "fsdp"):
         settings = {"train.strategy": strategy, "train.sync_batch_norm": True, "train.epochs": 2}
@@ -145,7 +156,7 @@ from raydet.config import Experiment
 from raydet.data.build import open_source
 from raydet.data.split import split_indices
 from raydet.models.build import build_detector
-from raydet.parallel.checkpoint import load_checkpoint
+from safetensors.torch import load_file
 from raydet.parallel.collectives import world_from_environment
 from raydet.train.process import Evaluator
 
@@ -155,7 +166,7 @@ world = world_from_environment()
 source = open_source(experiment.data)
 _, val = split_indices(source, experiment.data.split)
 detector = build_detector(experiment)
-load_checkpoint(sorted(run_dir.glob("checkpoints/epoch_*"))[-1], model=detector)
+detector.load_state_dict(load_file(run_dir / "weights.safetensors"))
 print(json.dumps(Evaluator(experiment, source, val, world).evaluate(detector).metrics))
 """
 
@@ -165,10 +176,12 @@ def test_an_evaluation_is_exact_at_any_worker_count(train: Launch, start: Start,
         "data.source.num_sequences": 20,
         "train.epochs": 8,
         "train.eval_every": 8,
-        "optim": {"kind": "adamw", "lr": 4e-3},
+        "optim": {"kind": "adamw", "lr": 4e-3, "ema_decay": 0.9},
     }
     final = train(experiment(**learning), workers=1)["final"]
     assert final["mAP_50"] > 0.1, "nothing is compared if nothing is found"
+    checkpoint = tmp_path / "run" / "checkpoints" / "epoch_0008"
+    export_weights(checkpoint, tmp_path / "run" / "weights.safetensors", is_averaged=True)
     for workers in (1, 2, 4):
         outputs = start([sys.executable, "-c", EVALUATE, str(tmp_path / "run")], workers=workers)
         for output in outputs:  # the same on every rank

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from raydet.config import Experiment, apply_overrides
 from raydet.data.build import open_source
@@ -21,6 +24,7 @@ from raydet.train import process
 from raydet.train.control import Upkeep
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory
+from tests.numerics.conftest import Start
 from tests.numerics.test_resume import EXPERIMENT
 
 EPOCHS = 3
@@ -76,6 +80,11 @@ def test_stop_names_the_picture_and_saves_nothing_of_it(tmp_path: Path, victim: 
     assert f"because of {victim}: a pixel or a box is not finite" in str(caught.value)
     state = json.loads((tmp_path / "checkpoints" / "epoch_0000_step_00000001" / "state.json").read_text())
     assert state["step"] == 1
+    kept = load_file(tmp_path / "non_finite_step_00000001.safetensors")
+    (names,) = json.loads((tmp_path / "non_finite_step_00000001.json").read_text())["image_ids"]
+    is_bad = torch.isnan(kept["0.boxes_xyxy"]).flatten(1).any(dim=1).tolist()
+    assert [name for name, bad in zip(names, is_bad, strict=True) if bad] == [victim]
+    assert kept["0.modalities.rgb"].shape[0] == len(names) == 4
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
@@ -103,3 +112,45 @@ def test_rollbacks_come_to_an_end(tmp_path: Path, victim: str, monkeypatch: pyte
     monkeypatch.setattr("raydet.train.loop.MAX_ROLLBACKS", 1)
     with pytest.raises(NonFiniteLossError, match=victim):
         run(tmp_path, "rollback")
+
+
+POISONED = """
+import sys
+import torch
+import raydet.data.loader as loader
+from raydet.cli import main
+
+victim, transform = sys.argv[1], loader.train_transform
+
+def poisoned(sample, **settings):
+    sample = transform(sample, **settings)
+    if sample.image_id != victim:
+        return sample
+    return sample.with_targets(torch.full((1, 4), torch.nan), torch.zeros(1, dtype=torch.int64))
+
+loader.train_transform = poisoned
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("policy", "strategy"), [("skip", "fsdp"), ("rollback", "ddp")])
+def test_two_workers_pass_over_the_same_step(
+    start: Start, tmp_path: Path, victim: str, policy: str, strategy: str
+) -> None:
+    """Whichever of them had the picture."""
+    settings = {
+        "train.non_finite": policy,
+        "train.epochs": 2,
+        "train.eval_every": 2,
+        "train.strategy": strategy,
+    }
+    config, run_dir = tmp_path / "config.json", tmp_path / "run"
+    config.write_text(apply_overrides(EXPERIMENT, settings).to_json())
+    train = ["train", "--config", str(config), "--run-dir", str(run_dir), "--workers", "0"]
+    train += ["--tracking-uri", "none", "--checkpoint-steps", "1"]
+    start([sys.executable, "-c", POISONED, victim, *train], workers=2)
+    results = json.loads((run_dir / "final_results.json").read_text())
+    assert results["skipped_steps"][0] == 1
+    assert len(results["skipped_steps"]) == 2
+    assert all(math.isfinite(row["loss"]) for row in results["history"])
+    assert (run_dir / "training.log").read_text().count(f"because of {victim}") == 2

@@ -22,6 +22,8 @@ DEMO = [
     "train.global_batch=4",
     "--set",
     "model.backbone.drop_path_rate=0.1",
+    "--set",
+    "optim.ema_decay=0.99",
 ]
 
 

@@ -69,6 +69,8 @@ def test_shards_are_padded_rows() -> None:
 def test_copies_of_the_optimizer() -> None:
     sgd, adamw = recipe("rgbte_mit_b0").optim, DEMO.optim
     assert [state_copies(sgd), state_copies(adamw)] == [1, 2]
+    averaged = [optim.model_copy(update={"ema_decay": 0.999}) for optim in (sgd, adamw)]
+    assert [state_copies(optim) for optim in averaged] == [2, 3]
     assert update_copies(sgd, is_sharded=True) == 1
     assert update_copies(sgd, is_sharded=False) == update_copies(adamw, is_sharded=True) == 0
 

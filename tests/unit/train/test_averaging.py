@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from raydet.train.averaging import AVERAGE, averaged_weights, decay_at, update_average
+from raydet.parallel.checkpoint import AVERAGE
+from raydet.train.averaging import averaged_weights, decay_at, update_average
 
 
 def trained(num_steps: int) -> tuple[nn.Module, torch.optim.Optimizer, nn.Module]:
@@ -38,7 +39,7 @@ def test_the_weights_are_the_same_again_after_an_evaluation() -> None:
     model, optimizer, _ = trained(5)
     before = [parameter.clone() for parameter in model.parameters()]
     averages = [optimizer.state[parameter][AVERAGE].clone() for parameter in model.parameters()]
-    with averaged_weights(model, optimizer):
+    with averaged_weights(optimizer):
         assert all(map(torch.equal, model.parameters(), averages))
     assert all(map(torch.equal, model.parameters(), before))
     assert [optimizer.state[parameter][AVERAGE].tolist() for parameter in model.parameters()] == [

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from raydet.errors import StoppedEarlyError
 from raydet.parallel.collectives import World
 from raydet.train import control
-from raydet.train.control import STOP_FILE, Control, StopRequest, Upkeep, Verdict, stopping_on_sigterm
+from raydet.train.control import (
+    STOP_FILE,
+    Control,
+    Stop,
+    StopOrder,
+    StopRequest,
+    Upkeep,
+    Verdict,
+    order_stop,
+    stopping_on_sigterm,
+)
 
 
 def control_of(run_dir: Path, upkeep: Upkeep, stop: StopRequest | None = None) -> Control:
@@ -44,7 +55,15 @@ def test_a_file_asks_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     asked = control_of(tmp_path, Upkeep())
     assert asked.after_step(1) == Verdict()
     (tmp_path / STOP_FILE).touch()
-    assert asked.after_step(2) == Verdict(save=True, stop="the driver was asked to stop")
+    assert asked.after_step(2) == Verdict(save=True, stop=Stop(StopOrder.END, f"{STOP_FILE} was made"))
+
+
+def test_an_order_comes_out_as_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "ASK_INTERVAL_S", 0.0)
+    order_stop(tmp_path, StopOrder.EARLY, "0.1: far behind")
+    stop = control_of(tmp_path, Upkeep()).after_step(1).stop
+    assert stop == Stop(StopOrder.EARLY, "0.1: far behind")
+    assert type(stop.as_error("x")) is StoppedEarlyError
 
 
 def test_sigterm_is_a_request_while_the_block_runs() -> None:
@@ -52,7 +71,7 @@ def test_sigterm_is_a_request_while_the_block_runs() -> None:
     stop = StopRequest()
     with stopping_on_sigterm(stop):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.reason == "SIGTERM"
-        stop.because("another reason")
-    assert stop.reason == "SIGTERM"
+        assert stop.stop == Stop(StopOrder.END, "SIGTERM")
+        stop.ask(Stop(StopOrder.EARLY, "another reason"))
+    assert stop.stop == Stop(StopOrder.END, "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) == before

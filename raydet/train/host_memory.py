@@ -1,0 +1,44 @@
+"""How full the host's memory is: that of the container, where there is one, else of the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+CGROUP = Path("/sys/fs/cgroup")
+GIB = 2**30
+
+
+def host_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
+    """Bytes in use and in all. Caches that the kernel would give up are not in use.
+
+    Args:
+        cgroup: of this process, version 2 (`memory.max`) or 1.
+    """
+    machine = psutil.virtual_memory()
+    for limit, usage, cache, directory in (
+        ("memory.max", "memory.current", "inactive_file", cgroup),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", cgroup / "memory"),
+    ):
+        try:
+            total = int((directory / limit).read_text())  # "max": there is no limit
+            used = int((directory / usage).read_text())
+            caches = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if total < machine.total:
+            return used - int(caches.get(cache, 0)), total
+    return machine.total - machine.available, machine.total
+
+
+def memory_of_this_process() -> int:
+    """Bytes that it and its loader processes hold."""
+    process = psutil.Process()
+    total = 0
+    for each in (process, *process.children(recursive=True)):
+        try:
+            total += each.memory_info().rss
+        except psutil.NoSuchProcess:  # it has ended meanwhile
+            continue
+    return int(total)

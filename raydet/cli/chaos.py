@@ -27,7 +27,9 @@ def chaos(
         list[str], typer.Argument(help="A study's command without --storage, e.g. tune --space gaff_phase1.")
     ],
     kills: Annotated[int, typer.Option(help="How many.")] = 6,
-    targets: Annotated[str, typer.Option(help="Of worker, node, driver; with commas, or all.")] = "all",
+    targets: Annotated[
+        str, typer.Option(help="Of worker, node, trial, driver, preemption; with commas, or all.")
+    ] = "all",
     phases: Annotated[
         str,
         typer.Option(
@@ -64,7 +66,7 @@ def chaos(
         longest_pause_s=pause,
         patience_s=patience,
     )
-    with interruptible(), _directory(storage) as directory:
+    with interruptible("nothing is proven"), _directory(storage) as directory:
         disturbed = Chaos(
             study_arguments(command),
             storage=directory,

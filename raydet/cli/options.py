@@ -78,7 +78,7 @@ ConfigOption = Annotated[Path | None, typer.Option(help="A run's config.json, in
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(hint: str = "the same command continues") -> Iterator[None]:
     """Ctrl-C and SIGTERM end the block with a hint. Typer would leave without a word."""
 
     is_terminated = False
@@ -93,9 +93,9 @@ def interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt:  # Ray Tune turns ours into a plain one
         if is_terminated:
-            typer.echo("stopped by SIGTERM; the same command continues", err=True)
+            typer.echo(f"stopped by SIGTERM; {hint}", err=True)
             raise typer.Exit(EXIT_PREEMPTED) from None
-        typer.echo("interrupted; the same command continues", err=True)
+        typer.echo(f"interrupted; {hint}", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)

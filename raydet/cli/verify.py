@@ -66,7 +66,10 @@ def resume(
         starting_experiment(recipe, config), backbone=backbone, data=data, epochs=None, sets=sets
     )
     wanted, counts = choices(phases, FAULT_PHASES, "--phases"), _workers(workers)
-    with interruptible(), tempfile.TemporaryDirectory(prefix="raydet-verify-") as directory:
+    with (
+        interruptible("nothing is proven"),
+        tempfile.TemporaryDirectory(prefix="raydet-verify-") as directory,
+    ):
         check = ResumeCheck(experiment, steps=steps, workers=counts, directory=Path(directory))
         check.run_undisturbed()
         outcomes = []

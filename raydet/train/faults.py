@@ -33,7 +33,7 @@ FAULT_PHASES: tuple[Phase, ...] = (
 )
 """Where a worker can be struck."""
 
-Target = Literal["worker", "node", "driver"]
+Target = Literal["worker", "node", "trial", "driver", "preemption"]
 LAST_WAIT_S = 120.0
 """For others to kill this worker's node, or its driver."""
 
@@ -48,7 +48,8 @@ class Fault:
     rank: int | None = None
     """None: whichever comes first."""
     target: Target = "worker"
-    """The worker kills itself (SIGKILL). It waits there for whoever gave the order to kill its node or its driver."""
+    """The worker kills itself (SIGKILL). It waits there for whoever gave the order to kill its node, the process of its
+    trial, or its driver; but it goes on while the pre-emption of its node is announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def arm(world: World, run_dir: Path) -> None:
             write_atomically(directory / STRUCK, json.dumps(asdict(strike)))
             if fault.target == "worker":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(LAST_WAIT_S)
+            if fault.target != "preemption":
+                time.sleep(LAST_WAIT_S)
 
     listen(look)
 

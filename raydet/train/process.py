@@ -46,7 +46,7 @@ from raydet.train.loop import Hooks, fit
 from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
 from raydet.train.phases import enter
-from raydet.train.record import RunRecord, recorded_model_info
+from raydet.train.record import RunRecord, recorded_model_info, seconds_since_progress
 from raydet.train.rehearsal import LONG_RUN_STEPS, rehearse, worst_batch
 from raydet.train.state import TrainState
 from raydet.train.system import system_metrics
@@ -90,6 +90,7 @@ def run_process(
         TrainingError: the loss is not finite.
     """
     arm(world, run_dir)
+    away_s = 0.0 if attempt else seconds_since_progress(run_dir)
     check_precision(experiment.train.precision, world.device)
     _check_nodes(experiment, world)
     source = open_source(experiment.data)
@@ -102,7 +103,7 @@ def run_process(
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
             with during("setup", (), world.device):
                 state = _initial_state(experiment, run_dir, world)
-                state.is_restarted = attempt > 0
+                state.is_restarted, state.away_s = attempt > 0 or state.step > 0, away_s
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             record.model_info(info)
             if world.is_main:

@@ -79,6 +79,14 @@ def read_progress(run_dir: Path) -> dict[str, Any] | None:
     return progress
 
 
+def seconds_since_progress(run_dir: Path) -> float:
+    """For how long nobody has trained; 0 where nobody ever has."""
+    try:
+        return max(0.0, time.time() - (run_dir / PROGRESS).stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Readers see the old file or the new one, never a part."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")

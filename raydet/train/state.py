@@ -60,7 +60,9 @@ class TrainState:
     saved_at: float = field(default_factory=time.time)
     """Unix time of the newest checkpoint, or of the beginning."""
     is_restarted: bool = False
-    """No step has been done yet since the driver started the run again."""
+    """No step has been done yet since the run went on from a checkpoint."""
+    away_s: float = 0.0
+    """Of the time since that checkpoint, what passed before somebody gave the command again."""
     _unsettled: Lanes = field(default_factory=lambda: as_lanes(EMPTY))
     """This rank's part of the digest since then."""
 
@@ -69,7 +71,7 @@ class TrainState:
         self._unsettled = self._unsettled + digest_of(self.epoch, first, image_ids)
         if self.is_restarted:
             self.is_restarted = False
-            self.lost_s += max(0.0, time.time() - self.saved_at)
+            self.lost_s += max(0.0, time.time() - self.saved_at - self.away_s)
         self.step += 1
         self.epoch_step += 1
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, get_args
 
 from raydet.errors import ConfigError, StalledError, TrainingError
 from raydet.train.faults import FAULT_PHASES, VARIABLE, Fault, Strike, Target, order, struck, withdraw
@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 Card = TypeVar("Card")
 Result = TypeVar("Result")
 
-TARGETS: tuple[Target, ...] = ("worker", "node", "driver")
+TARGETS: tuple[Target, ...] = get_args(Target)
+NOTICE_S = 30
+"""Between the announcement of a pre-emption and the end of the node."""
 POLL_S = 0.1
 NUM_LOG_LINES = 3
+NODE_TARGETS = {"node", "preemption"}
+"""They cost a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class ChaosOptions:
         for flag in ("kills", "nodes", "cpus_per_node"):
             if getattr(self, flag) < 1:
                 raise ConfigError(f"--{flag.replace('_', '-')} wants at least 1, got {getattr(self, flag)}")
-        if not self.replace and "node" in self.targets and self.kills >= self.nodes:
+        if not self.replace and NODE_TARGETS & set(self.targets) and self.kills >= self.nodes:
             raise ConfigError(
                 f"--no-replace with {self.kills} kills may take all {self.nodes} nodes; raise --nodes, or lower --kills"
             )
@@ -83,14 +87,11 @@ class Kill:
 
     def __str__(self) -> str:
         fault, strike = self.strike.fault, self.strike
-        whose = (
-            "" if fault.target == "driver" else f" of rank {strike.rank}" if fault.target == "node" else ""
-        )
-        who = f"rank {strike.rank}" if fault.target == "worker" else f"{fault.target}{whose}"
-        again = (
-            "the study ended" if self.recovery_s is None else f"training again after {self.recovery_s:.1f} s"
-        )
-        return f"killed {who} in {fault.phase}, step {strike.step} of {Path(strike.run_dir).name}: {again}"
+        again = "the study ended"
+        if self.recovery_s is not None:
+            again = f"training again after {self.recovery_s:.1f} s"
+        where = f"rank {strike.rank} in {fault.phase}, step {strike.step} of {Path(strike.run_dir).name}"
+        return f"{fault.target:10} {where}: {again}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +166,9 @@ class Chaos:
                     strike = self._strike()
                     if strike is None:
                         break
+                    starts = _starts(Path(strike.run_dir))
                     self._carry_out(strike, nodes)
-                    self._kills.append(Kill(strike, self._await_training(strike)))
+                    self._kills.append(Kill(strike, self._await_training(strike, starts)))
                     self._tell(self._kills[-1])
                 withdraw(self._orders)
                 code = self._await_end()
@@ -209,20 +211,37 @@ class Chaos:
 
     def _carry_out(self, strike: Strike, nodes: LocalNodes) -> None:
         """Kill what the struck worker cannot kill itself."""
-        if strike.fault.target == "node":
-            nodes.kill_node_of(strike.pid)
-            if self._options.replace:
-                nodes.add()
-        elif strike.fault.target == "driver":
-            self._driver.kill()
-            self._driver.wait()
-            self._driver = self._start()
+        match strike.fault.target:
+            case "node":
+                nodes.kill_node_of(strike.pid)
+            case "preemption":
+                self._pre_empt(strike, nodes)
+            case "trial":
+                nodes.kill_trial()
+            case "driver":
+                self._driver.kill()
+                self._driver.wait()
+                self._driver = self._start()
+        if strike.fault.target in NODE_TARGETS and self._options.replace:
+            nodes.add()
 
-    def _await_training(self, strike: Strike) -> float | None:
-        """Seconds from a strike to the first new step of the same run; None: the study ended first."""
+    def _pre_empt(self, strike: Strike, nodes: LocalNodes) -> None:
+        """The node goes once the run has gone on elsewhere, at the latest when the notice is over."""
         run_dir = Path(strike.run_dir)
-        before = _starts(run_dir)
-        if self._await(lambda: _starts(run_dir) > before or None) is None:
+        starts, deadline = _starts(run_dir), time.monotonic() + NOTICE_S
+        end = nodes.announce_end_of_node_of(strike.pid, seconds=NOTICE_S)
+        while _starts(run_dir) == starts and time.monotonic() < deadline and self._driver.poll() is None:
+            time.sleep(POLL_S)
+        end()
+
+    def _await_training(self, strike: Strike, starts: int) -> float | None:
+        """Seconds from a strike to the first new step of the same run; None: the study ended first.
+
+        Args:
+            starts: how often the run had begun before the strike.
+        """
+        run_dir = Path(strike.run_dir)
+        if self._await(lambda: _starts(run_dir) > starts or None) is None:
             return None
         started = time.time()
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +17,8 @@ import psutil
 from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 100_000_000
+TRIAL_TITLE = "ray::run_trial"
+"""What Ray calls the process of a Tune trial."""
 
 
 class LocalNodes:
@@ -49,16 +55,25 @@ class LocalNodes:
 
     def kill_node_of(self, pid: int) -> None:
         """Take away the node of a process, at once, with all that runs there; another one if the process is gone."""
-        try:
-            above = {parent.pid for parent in psutil.Process(pid).parents()}
-        except psutil.NoSuchProcess:
-            above = set()
-        for node in self._nodes:
-            (raylet,) = node.all_processes["raylet"]
-            if raylet.process.pid in above:
-                self._kill(node)
+        self._kill(self._node_of(pid))
+
+    def announce_end_of_node_of(self, pid: int, *, seconds: int) -> Callable[[], None]:
+        """Tell Ray, as a cloud does, that the node of a process will be pre-empted; the answer takes it away."""
+        node = self._node_of(pid)
+        ray = Path(sys.executable).with_name("ray")
+        command = [str(ray), "drain-node", "--address", self.address, "--node-id", node.node_id]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "chaos"]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(command, check=True, capture_output=True)
+        return lambda: self._kill(node)
+
+    def kill_trial(self) -> None:
+        """Kill the process of a trial, which waits for its workers on the head."""
+        for process in psutil.process_iter(["cmdline"]):
+            title = (process.info["cmdline"] or [""])[0]
+            if title.startswith(TRIAL_TITLE) and self._is_ours(process):
+                process.kill()
                 return
-        self.kill_one()
 
     def kill_one(self) -> None:
         """Take away the newest node."""
@@ -67,6 +82,18 @@ class LocalNodes:
     def add(self) -> None:
         """One more node."""
         self._nodes.append(self._add())
+
+    def _node_of(self, pid: int) -> Any:
+        """Where a process runs; another node if it is gone."""
+        above = _above(pid)
+        for node in self._nodes:
+            if node.all_processes["raylet"][0].process.pid in above:
+                return node
+        return self._nodes[-1]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        head = self._cluster.head_node.all_processes["raylet"][0].process.pid
+        return head in _above(process.pid)
 
     def _kill(self, node: Any) -> None:
         self._nodes.remove(node)
@@ -77,3 +104,11 @@ class LocalNodes:
 
     def _node(self, cpus: int) -> dict[str, Any]:
         return {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_log_monitor": False}
+
+
+def _above(pid: int) -> set[int]:
+    """The processes that a process descends from."""
+    try:
+        return {parent.pid for parent in psutil.Process(pid).parents()}
+    except psutil.NoSuchProcess:
+        return set()

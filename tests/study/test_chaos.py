@@ -28,13 +28,19 @@ def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_nothing_is_lost_and_what_would_be_is_seen(tmp_path: Path) -> None:
     result = chaos(
-        *("--kills", "3", "--storage", str(tmp_path / "runs"), "--json"),
+        *("--kills", "5", "--storage", str(tmp_path / "runs"), "--json"),
         *("--", "tune", *tune_arguments("two_stages"), "--set", "train.epochs=20"),
     )
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert report["ok"]
-    assert {kill["strike"]["fault"]["target"] for kill in report["kills"]} == {"worker", "node", "driver"}
+    assert {kill["strike"]["fault"]["target"] for kill in report["kills"]} == {
+        "worker",
+        "node",
+        "trial",
+        "driver",
+        "preemption",
+    }
     assert all(kill["recovery_s"] > 0 for kill in report["kills"])
     assert (
         report["study"]["num_finished"] == report["study"]["num_tracked"] == report["study"]["num_whole"] == 4
@@ -82,7 +88,10 @@ def tamper_and_look(study: Path) -> None:
     ("arguments", "message"),
     [
         (["--", "train"], "chaos wants a study's command, e.g. tune --space gaff_phase1, got 'train'"),
-        (["--targets", "gpu", "tune"], "--targets: unknown 'gpu'; known: worker, node, driver, all"),
+        (
+            ["--targets", "gpu", "tune"],
+            "--targets: unknown 'gpu'; known: worker, node, trial, driver, preemption, all",
+        ),
         (["--kills", "0", "tune"], "--kills wants at least 1, got 0"),
         (["--no-replace", "--kills", "3", "tune"], "--no-replace with 3 kills may take all 3 nodes"),
         (["tune", "--storage", "x"], "--storage stands before the study's command"),

@@ -1,13 +1,14 @@
-"""A node of the cluster is killed: the run goes on with the workers that still find a place."""
+"""A node of the cluster is killed: the run goes on with the workers that still find a place, and grows again."""
 
 from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ from raydet.data.build import open_source
 from raydet.data.digest import expected_digest
 from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
+from raydet.errors import EXIT_PREEMPTED
+from raydet.parallel.checkpoint import read_state
+from raydet.train.checkpoints import newest_checkpoint
 from tests.study.conftest import TINY, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.exhaustive]
 
-EPOCHS = 20
+EPOCHS = 10_000
 SETTINGS = TINY | {
     "train.epochs": EPOCHS,
     "train.eval_every": EPOCHS,
@@ -47,9 +51,22 @@ def nodes() -> Iterator[subprocess.Popen[str]]:
     process.communicate(timeout=60)
 
 
-def test_training_goes_on_without_the_node(nodes: subprocess.Popen[str], tmp_path: Path) -> None:
-    assert nodes.stdout is not None
+def wait_for(driver: subprocess.Popen[str], seconds: float, condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert driver.poll() is None, driver.communicate()[0]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def tell(nodes: subprocess.Popen[str], order: str) -> None:
     assert nodes.stdin is not None
+    nodes.stdin.write(f"{order}\n")
+    nodes.stdin.flush()
+
+
+def test_training_shrinks_and_grows_with_the_cluster(nodes: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert nodes.stdout is not None
     address = nodes.stdout.readline().strip()
     run_dir = tmp_path / "run"
     sets = [part for path, value in SETTINGS.items() for part in ("--set", f"{path}={json.dumps(value)}")]
@@ -63,29 +80,38 @@ def test_training_goes_on_without_the_node(nodes: subprocess.Popen[str], tmp_pat
         text=True,
         env=environment() | {"RAY_ADDRESS": address, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
     )
-    deadline = time.monotonic() + 120
-    while not list(run_dir.glob("checkpoints/epoch_*")):
-        assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    nodes.stdin.write("kill\n")
-    nodes.stdin.flush()
+
+    def is_training_with(workers: int) -> bool:
+        """It has saved since it began with so many."""
+        info = run_dir / "model_info.json"
+        newest = max((path.stat().st_mtime for path in run_dir.glob("checkpoints/epoch_*")), default=0.0)
+        return (
+            info.exists()
+            and json.loads(info.read_text())["workers"] == workers
+            and newest > info.stat().st_mtime
+        )
+
     try:
-        output, _ = driver.communicate(timeout=180)
-    except subprocess.TimeoutExpired:
+        wait_for(driver, 120, lambda: is_training_with(3))
+        tell(nodes, "kill")
+        wait_for(driver, 180, lambda: is_training_with(2))
+        tell(nodes, "add")
+        wait_for(driver, 180, lambda: is_training_with(3))
+        driver.send_signal(signal.SIGTERM)
+        output, _ = driver.communicate(timeout=60)
+    finally:
         driver.kill()
-        raise AssertionError(driver.communicate()[0]) from None
-    assert driver.returncode == 0, output
-    results = json.loads((run_dir / "final_results.json").read_text())
-    assert results["workers"] == 2
-    assert 0 < results["lost_s"] < 120
+    assert driver.returncode == EXIT_PREEMPTED, output
+    checkpoint = newest_checkpoint(run_dir)
+    assert checkpoint is not None
+    state = read_state(checkpoint)
+    assert 0 < state["lost_s"] < 180
     with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
-    assert steps == list(range(len(steps)))
+    assert steps == list(range(state["step"]))
     experiment = Experiment.from_json((run_dir / "config.json").read_text(), where="the run")
     source = open_source(experiment.data)
     train, _ = split_indices(source, experiment.data.split)
     sampler = ElasticSampler(len(train), experiment.train.global_batch, experiment.seed)
-    assert len(steps) == EPOCHS * sampler.steps_per_epoch
     image_ids = [source.image_ids[index] for index in train]
-    assert results["digest"] == expected_digest(sampler, image_ids, steps=len(steps))
+    assert state["digest"] == expected_digest(sampler, image_ids, steps=state["step"])

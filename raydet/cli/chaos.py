@@ -51,7 +51,10 @@ def chaos(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Kill workers, nodes and drivers of a study at random, on a local cluster; check that nothing is lost."""
+    """Kill workers, nodes, trials and drivers of a study at random, on a local cluster; check that nothing is lost.
+
+    Unless the command says otherwise, it gets --checkpoint-minutes 0.1, and --max-failures beyond the number of kills.
+    """
     from raydet.train.faults import FAULT_PHASES
     from raydet.verify.chaos import TARGETS, Chaos, ChaosOptions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +33,10 @@ from raydet.cli.options import (
     parsed,
     starting_experiment,
 )
+from raydet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raydet.tune.early_stopping import EarlyStopping
 
 
 def tune(
@@ -46,7 +50,8 @@ def tune(
     sets: SetOption = None,
     seeds: Annotated[int, typer.Option(help="Runs per cell, with different seeds.")] = 1,
     max_trials: Annotated[
-        int | None, typer.Option(help="Stop after this many new runs; the same command goes on.")
+        int | None,
+        typer.Option(help="Stop after this many runs, retries included; the same command goes on."),
     ] = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Trials at a time; default: as many as the cluster has GPUs for, or 1.")
@@ -77,9 +82,11 @@ def tune(
         ),
     ] = None,
     asha_reduction: Annotated[
-        int,
-        typer.Option(help="With --asha: one in so many goes on; the next look comes as many times later."),
-    ] = 3,
+        int | None,
+        typer.Option(
+            help="With --asha: one in so many (3) goes on; the next look comes as many times later."
+        ),
+    ] = None,
     host_memory_percent: HostMemoryOption = 93.0,
     heartbeat_seconds: HeartbeatOption = 30.0,
     stall_minutes: StallMinutesOption = 30.0,
@@ -89,7 +96,6 @@ def tune(
 ) -> None:
     """Run a study. The same command again runs what is missing, and nothing twice."""
     from raydet.train.control import Upkeep
-    from raydet.tune.early_stopping import EarlyStopping
     from raydet.tune.options import StudyOptions
     from raydet.tune.run import plan_study, run_study
     from raydet.tune.spaces import load_space
@@ -113,7 +119,7 @@ def tune(
         ),
         retries=retries,
         retry_failed=retry_failed,
-        early_stopping=None if asha is None else EarlyStopping(asha, asha_reduction),
+        early_stopping=_early_stopping(asha, asha_reduction),
         tracking_uri=tracking_uri,
     )
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
@@ -123,6 +129,16 @@ def tune(
         return
     with interruptible():
         raise typer.Exit(run_study(study, options))
+
+
+def _early_stopping(epochs: int | None, reduction: int | None) -> EarlyStopping | None:
+    from raydet.tune.early_stopping import DEFAULT_REDUCTION, EarlyStopping
+
+    if epochs is None:
+        if reduction is not None:
+            raise ConfigError("--asha-reduction goes with --asha EPOCHS")
+        return None
+    return EarlyStopping(epochs, DEFAULT_REDUCTION if reduction is None else reduction)
 
 
 def _print_study_plan(plan: Mapping[str, Any], as_json: bool) -> None:

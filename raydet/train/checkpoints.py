@@ -19,6 +19,7 @@ from torch import nn
 
 from raydet.errors import (
     CheckpointError,
+    HostMemoryError,
     OtherFormatError,
     PreemptedError,
     RaydetError,
@@ -144,7 +145,9 @@ class CheckpointWriter:
         try:
             self.wait()
         except RaydetError as error:
-            if kind is None or issubclass(kind, PreemptedError):  # which says that all is saved
+            if kind is None or issubclass(
+                kind, PreemptedError | HostMemoryError
+            ):  # which says that all is saved
                 raise
             logger.error("%s", error)
 

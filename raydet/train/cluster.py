@@ -16,6 +16,7 @@ from typing import Any
 from raydet.train.ray_settings import IS_LOCAL  # isort: skip  -- before ray, which reads the environment at import
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.errors import ConfigError
@@ -164,18 +165,17 @@ def cpu_share(cpus_of_nodes: Sequence[int], num_workers: int) -> int:
     return 1
 
 
-def answering_nodes() -> list[dict[str, float]]:
-    """Resources of the nodes that are there: Ray itself takes half a minute to miss a dead one."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+def free_resources() -> list[dict[str, float]]:
+    """What nobody uses, on each node that answers: Ray itself takes half a minute to miss a dead one."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     ping = ray.remote(num_cpus=0)(_pong)
     answers = {
-        ping.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(): node
+        ping.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
         for node in nodes
     }
     answered, _ = ray.wait(list(answers), num_returns=len(answers), timeout=PING_TIMEOUT_S)
-    return [answers[reference]["Resources"] for reference in answered if _is_value(reference)]
+    free = available_resources_per_node()
+    return [free.get(answers[reference], {}) for reference in answered if _is_value(reference)]
 
 
 def _pong() -> bool:

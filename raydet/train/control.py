@@ -54,7 +54,9 @@ class Upkeep:
                 f"got {self.stall_s:g} s"
             )
         if not 0 < self.host_memory <= 1:
-            raise ConfigError(f"--host-memory-percent wants 1 to 100, got {100 * self.host_memory:g}")
+            raise ConfigError(
+                f"--host-memory-percent wants more than 0 and at most 100, got {100 * self.host_memory:g}"
+            )
 
 
 class StopOrder(StrEnum):
@@ -90,8 +92,10 @@ class Stop:
 
     @classmethod
     def parse(cls, text: str) -> Stop:
-        """What `str` gave."""
-        order, _, reason = text.partition(": ")
+        """What `str` gave; whatever else stands there is the reason of somebody who wants the run to end."""
+        order, _, reason = text.strip().partition(": ")
+        if order not in list(StopOrder):
+            return cls(StopOrder.END, text.strip() or f"{STOP_FILE} was made")
         return cls(StopOrder(order), reason)
 
     def as_error(self, message: str) -> RaydetError:
@@ -100,7 +104,12 @@ class Stop:
 
 
 def order_stop(directory: Path, order: StopOrder, reason: str) -> None:
-    """Have the workers of the run in `directory` save and stop, within seconds and a step."""
+    """Have the workers of the run in `directory` save and stop, within seconds and a step.
+
+    A new start replaces no other order.
+    """
+    if order == StopOrder.RESTART and ordered_stop(directory) is not None:
+        return
     write_atomically(directory / STOP_FILE, str(Stop(order, reason)))
 
 
@@ -110,18 +119,18 @@ def ordered_stop(directory: Path) -> Stop | None:
         text = (directory / STOP_FILE).read_text()
     except FileNotFoundError:
         return None
-    return Stop.parse(text) if text else Stop(StopOrder.END, f"{STOP_FILE} was made")  # by hand
+    return Stop.parse(text)
 
 
 @dataclass(slots=True)
 class StopRequest:
     """Why this process was asked to stop; set by a signal handler or another thread."""
 
-    stop: Stop | None = None
+    made: Stop | None = None
 
     def ask(self, stop: Stop) -> None:
         """The first one stands."""
-        self.stop = self.stop or stop
+        self.made = self.made or stop
 
 
 @contextmanager
@@ -157,7 +166,7 @@ class Control:
     world: World
     run_dir: Path
     upkeep: Upkeep
-    stop: StopRequest
+    request: StopRequest
     ask_cluster: Callable[[], str | None] = lambda: None
     """Why the cluster wants the run to stop, if it does; called on every rank at the same step."""
     _group: dist.ProcessGroup | None = None
@@ -175,16 +184,16 @@ class Control:
             step: steps completed.
         """
         wants_save, wants_answer = self._is_due(step), self._wants_to_ask()
-        flags = (wants_save, wants_answer, self.stop.stop is not None)
+        flags = (wants_save, wants_answer, self.request.made is not None)
         save, ask, stop = any_over_ranks(flags, self.world, self._group)
         if ask:
             self._asked_at = time.monotonic()
             reason = self.ask_cluster()  # the same everywhere
             if reason is not None:
-                self.stop.ask(Stop(StopOrder.RESTART, reason))
+                self.request.ask(Stop(StopOrder.RESTART, reason))
                 stop = True
         if stop:
-            orders = gather_texts(str(self.stop.stop or ""), self.world, self._group)
+            orders = gather_texts(str(self.request.made or ""), self.world, self._group)
             return Verdict(save=True, stop=Stop.parse(next(filter(None, orders))))
         return Verdict(save=save)
 
@@ -203,5 +212,5 @@ class Control:
             return False
         ordered = ordered_stop(self.run_dir)
         if ordered is not None:
-            self.stop.ask(ordered)
+            self.request.ask(ordered)
         return True

@@ -43,20 +43,20 @@ def fitting_size(sizes: Sequence[int], nodes: Sequence[Resources], worker: Resou
 
 
 def larger_size(
-    sizes: Sequence[int], nodes: Sequence[Resources], worker: Resources, *, placed: int, free: Resources
+    sizes: Sequence[int], free: Sequence[Resources], worker: Resources, *, placed: int
 ) -> int | None:
     """The first of `sizes` above `placed` for which there is room beside all else that runs; None: there is none.
 
     Args:
+        free: what nobody uses, by node.
         placed: workers that the run has.
-        free: what nobody uses on all nodes together.
 
-    >>> larger_size([4, 2, 1], [{"CPU": 2}, {"CPU": 2}], {"CPU": 1}, placed=1, free={"CPU": 1})
+    >>> larger_size([4, 2, 1], [{"CPU": 1}, {"CPU": 0}], {"CPU": 1}, placed=1)
     2
     """
-    most = placed + _room(free, worker)
-    return fitting_size([size for size in sizes if placed < size <= most], nodes, worker)
+    most = placed + sum(_room(node, worker) for node in free)
+    return next((size for size in sizes if placed < size <= most), None)
 
 
-def _room(resources: Resources, worker: Resources) -> int:
-    return min(int(resources.get(name, 0) // amount) for name, amount in worker.items() if amount)
+def _room(node: Resources, worker: Resources) -> int:
+    return min(int(node.get(name, 0) // amount) for name, amount in worker.items() if amount)

@@ -17,18 +17,23 @@ def host_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
         cgroup: of this process, version 2 (`memory.max`) or 1.
     """
     machine = psutil.virtual_memory()
-    for limit, usage, cache, directory in (
-        ("memory.max", "memory.current", "inactive_file", cgroup),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", cgroup / "memory"),
+    for limit, usage, caches, directory in (
+        ("memory.max", "memory.current", ("inactive_file", "active_file"), cgroup),
+        (
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_inactive_file", "total_active_file"),
+            cgroup / "memory",
+        ),
     ):
         try:
             total = int((directory / limit).read_text())  # "max": there is no limit
             used = int((directory / usage).read_text())
-            caches = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+            stat = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
             continue
         if total < machine.total:
-            return used - int(caches.get(cache, 0)), total
+            return used - sum(int(stat.get(name, 0)) for name in caches), total
     return machine.total - machine.available, machine.total
 
 

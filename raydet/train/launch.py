@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -31,8 +32,8 @@ from raydet.errors import (
     WorkerLostError,
 )
 from raydet.train.checkpoints import newest_checkpoint
-from raydet.train.cluster import Workers, answering_nodes, last_line
-from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop
+from raydet.train.cluster import Workers, free_resources, last_line
+from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
 from raydet.train.elastic import fitting_size, larger_size, legal_sizes
 from raydet.train.heartbeat import STALL_REPORT
 from raydet.train.worker import train_worker
@@ -45,6 +46,8 @@ GRACE_S = 20.0
 """For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
 GROWTH_INTERVAL_S = 30.0
 """Between two looks for room for more workers, where a run has fewer than it was meant to have."""
+SETTLE_S = 10.0
+"""For Ray to free what workers had that are gone."""
 
 
 def launch(
@@ -75,8 +78,8 @@ def launch(
     num_failures = 0
     placed = _placed(experiment, workers) if newest_checkpoint(run_dir) else workers
     for attempt in itertools.count():
-        for leftover in (STALL_REPORT, STOP_FILE):
-            (run_dir / leftover).unlink(missing_ok=True)
+        (run_dir / STALL_REPORT).unlink(missing_ok=True)
+        _heed_orders(run_dir)
         growth = Growth(experiment, workers, placed)
         try:
             trainer = _trainer(experiment, run_dir, placed, upkeep, attempt)
@@ -93,17 +96,33 @@ def launch(
             if num_failures > upkeep.max_failures:
                 raise why from error
             logger.warning("%s: %s; starting again", experiment.name, why)
-            placed = growth.larger or _placed(experiment, workers)
+            placed = _placed(experiment, workers)
         else:
             return results | {"restarts": attempt}
     raise AssertionError("unreachable")
+
+
+def _heed_orders(run_dir: Path) -> None:
+    """What the workers were told before they died still holds, but for a new start: here it is.
+
+    Raises:
+        PreemptedError, StoppedEarlyError: the run is not to go on.
+    """
+    stop = ordered_stop(run_dir)
+    if stop is not None and stop.order != StopOrder.RESTART:
+        raise stop.as_error(stop.reason)
+    (run_dir / STOP_FILE).unlink(missing_ok=True)
 
 
 def _placed(experiment: Experiment, workers: Workers) -> Workers:
     """As many of the workers as find a place now; all of them where not even the fewest do, to wait for nodes."""
     if workers.fewest == workers.count:
         return workers
-    size = fitting_size(_sizes(experiment, workers), answering_nodes(), workers.resources)
+    sizes, size = _sizes(experiment, workers), None
+    deadline = time.monotonic() + SETTLE_S
+    while size != workers.count and time.monotonic() < deadline:  # what our own workers had becomes free
+        size = fitting_size(sizes, free_resources(), workers.resources)
+        time.sleep(0.5)
     if size is not None and size < workers.count:
         logger.warning("%s: going on with %d of %d workers", experiment.name, size, workers.count)
     return dataclasses.replace(workers, count=size or workers.count)
@@ -122,27 +141,20 @@ class Growth:
     """As it was meant."""
     placed: Workers
     """As it is."""
-    larger: Workers | None = None
-    """As it could be."""
+    is_ordered: bool = False
 
     @property
     def is_possible(self) -> bool:
         """There is something to look for."""
-        return self.placed.count < self.workers.count and self.larger is None
+        return self.placed.count < self.workers.count and not self.is_ordered
 
-    def look(self) -> str | None:
-        """Why to stop and start again, if there is room."""
-        size = larger_size(
-            _sizes(self.experiment, self.workers),
-            answering_nodes(),
-            self.workers.resources,
-            placed=self.placed.count,
-            free=ray.available_resources(),
-        )
-        if size is None:
-            return None
-        self.larger = dataclasses.replace(self.workers, count=size)
-        return f"room for {size} workers instead of {self.placed.count}"
+    def look(self, run_dir: Path) -> None:
+        """Order a new start, if there is room."""
+        sizes, placed = _sizes(self.experiment, self.workers), self.placed.count
+        size = larger_size(sizes, free_resources(), self.workers.resources, placed=placed)
+        if size is not None:
+            order_stop(run_dir, StopOrder.RESTART, f"room for {size} workers instead of {placed}")
+            self.is_ordered = True
 
 
 def _lost(error: Exception, run_dir: Path) -> TrainingError:
@@ -185,18 +197,19 @@ def _fit(trainer: TorchTrainer, run_dir: Path, growth: Growth) -> ray.train.Resu
     """Where this process is told to end, its workers are given the time to save."""
     future = in_a_thread(trainer.fit)
     try:
-        while growth.is_possible:
-            done, _ = concurrent.futures.wait([future], timeout=GROWTH_INTERVAL_S)
-            reason = None if done else growth.look()
-            if reason is not None:
-                order_stop(run_dir, StopOrder.RESTART, reason)
-            if done:
-                break
+        while growth.is_possible and not _is_done(future, GROWTH_INTERVAL_S):
+            look = in_a_thread(lambda: growth.look(run_dir))
+            if _is_done(look, GROWTH_INTERVAL_S) and look.exception() is not None:
+                logger.warning("cannot look for room: %s", look.exception())
         return future.result()
     except Terminated:
         order_stop(run_dir, StopOrder.END, "the driver was asked to stop")
         concurrent.futures.wait([future], timeout=GRACE_S)
         raise
+
+
+def _is_done(future: Future[Any], timeout_s: float) -> bool:
+    return bool(concurrent.futures.wait([future], timeout=timeout_s).done)
 
 
 def in_a_thread(task: Callable[[], Result]) -> Future[Result]:

@@ -28,7 +28,7 @@ logger = logging.getLogger("raydet")
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
+class Services:
     """What the loop has done by others; all of it is called on every rank."""
 
     validate: Callable[[], dict[str, Any]]
@@ -49,7 +49,7 @@ def fit(
     world: World,
     record: RunRecord,
     control: Control,
-    hooks: Hooks,
+    services: Services,
 ) -> None:
     """Train from where `state` stands to the last epoch.
 
@@ -63,11 +63,11 @@ def fit(
     num_rollbacks = 0
     while state.epoch < config.epochs:
         try:
-            _train_epoch(state, loader, experiment, world, log, control, hooks)
+            _train_epoch(state, loader, experiment, world, log, control, services)
             row = log.end_epoch()
         except NonFiniteLossError as error:
             skipped = [*state.skipped_steps, log.first_bad_step]
-            if config.non_finite != "rollback" or num_rollbacks == MAX_ROLLBACKS or not hooks.restore():
+            if config.non_finite != "rollback" or num_rollbacks == MAX_ROLLBACKS or not services.restore():
                 raise
             num_rollbacks += 1
             log.rewind()
@@ -76,16 +76,16 @@ def fit(
             continue
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             started = time.perf_counter()
-            row |= hooks.validate()
+            row |= services.validate()
             row["eval_s"] = round(time.perf_counter() - started, 3)
             state.loop_s += row["eval_s"]
         state.history.append(row)
         record.epochs(state.history)
         if world.is_main:
             logger.info("epoch %d of %d: %s", state.epoch, config.epochs, row)
-        hooks.save(row.get("mAP"))
+        services.save(row.get("mAP"))
         control.saved()
-        hooks.publish(row)
+        services.publish(row)
 
 
 def _train_epoch(
@@ -95,7 +95,7 @@ def _train_epoch(
     world: World,
     log: LossLog,
     control: Control,
-    hooks: Hooks,
+    services: Services,
 ) -> None:
     """The steps that are left of an epoch."""
     config, optim = experiment.train, experiment.optim
@@ -133,7 +133,7 @@ def _train_epoch(
         if verdict.stop is None and (not verdict.save or state.epoch_step == loader.steps_per_epoch):
             continue
         log.settle()
-        hooks.save(None)
+        services.save(None)
         control.saved()
         if verdict.stop is not None:
             raise verdict.stop.as_error(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -30,6 +31,8 @@ from raydet.train.record import RunRecord, write_atomically
 from raydet.train.state import TrainState
 from raydet.train.step import LOSS_NAMES, pictures_of
 
+KEPT = "non_finite_step_"
+MAX_KEPT = 3
 FLUSH_STEPS = 20
 """Steps between two looks at the losses: each look makes the host wait for the device once."""
 
@@ -208,9 +211,18 @@ def are_finite(parameters: Iterable[nn.Parameter], world: World) -> bool:
 
 def keep_batches(run_dir: Path, step: int, micro_batches: Sequence[Batch], what: str) -> None:
     """Write `non_finite_step_<step>.json` with the pictures' names, and `.safetensors` with what was fed to the model:
-    the tensors of micro-batch i as `<i>.<name>`.
+    the tensors of micro-batch i as `<i>.<name>`. For the first steps of a run only; where it fails, a warning is all:
+    the other ranks wait.
     """
-    stem = run_dir / f"non_finite_step_{step:08d}"
+    if len(list(run_dir.glob(f"{KEPT}*.json"))) >= MAX_KEPT:
+        return
+    try:
+        _write_batches(run_dir / f"{KEPT}{step:08d}", step, micro_batches, what)
+    except (OSError, SafetensorError) as error:
+        logger.warning("cannot keep the pictures of step %d: %s", step, error)
+
+
+def _write_batches(stem: Path, step: int, micro_batches: Sequence[Batch], what: str) -> None:
     tensors = {
         f"{i}.{name}": x for i, batch in enumerate(micro_batches) for name, x in batch.tensors().items()
     }

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from raydet.config import Experiment, apply_overrides
-from raydet.errors import OutOfMemoryError
+from raydet.errors import HostMemoryError, OutOfMemoryError
 from raydet.parallel.collectives import World, smallest_over_ranks
 from raydet.parallel.layout import Layout
 from raydet.parallel.parallelize import layout_of_run
@@ -53,6 +53,8 @@ def naming_remedies(experiment: Experiment, world: World, *, micro_batch: int) -
     """
     try:
         yield
+    except HostMemoryError:  # nothing has failed, and it says what helps
+        raise
     except OutOfMemoryError as error:
         _let_go(error)
         advice = _advice(experiment, world, micro_batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict
@@ -42,11 +43,11 @@ from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
 from raydet.train.control import Control, StopRequest, Upkeep
 from raydet.train.faults import arm
 from raydet.train.heartbeat import Heartbeat
-from raydet.train.loop import Hooks, fit
+from raydet.train.loop import Services, fit
 from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
 from raydet.train.phases import enter
-from raydet.train.record import RunRecord, recorded_model_info, seconds_since_progress
+from raydet.train.record import RunRecord, last_progress, recorded_model_info
 from raydet.train.rehearsal import LONG_RUN_STEPS, rehearse, worst_batch
 from raydet.train.state import TrainState
 from raydet.train.system import system_metrics
@@ -90,7 +91,7 @@ def run_process(
         TrainingError: the loss is not finite.
     """
     arm(world, run_dir)
-    away_s = 0.0 if attempt else seconds_since_progress(run_dir)
+    started, left = time.time(), last_progress(run_dir)
     check_precision(experiment.train.precision, world.device)
     _check_nodes(experiment, world)
     source = open_source(experiment.data)
@@ -103,7 +104,8 @@ def run_process(
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
             with during("setup", (), world.device):
                 state = _initial_state(experiment, run_dir, world)
-                state.is_restarted, state.away_s = attempt > 0 or state.step > 0, away_s
+                state.is_restarted = attempt > 0 or state.step > 0
+                state.away_s = 0.0 if attempt else max(0.0, started - max(state.saved_at, left))
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             record.model_info(info)
             if world.is_main:
@@ -123,7 +125,7 @@ def run_process(
                     world=world,
                     record=record,
                     control=control,
-                    hooks=Hooks(
+                    services=Services(
                         validate=lambda: evaluator(state),
                         save=lambda score: _save(state, score, world, writer),
                         restore=lambda: _restore(state, run_dir, world, writer),

@@ -79,10 +79,10 @@ def read_progress(run_dir: Path) -> dict[str, Any] | None:
     return progress
 
 
-def seconds_since_progress(run_dir: Path) -> float:
-    """For how long nobody has trained; 0 where nobody ever has."""
+def last_progress(run_dir: Path) -> float:
+    """When somebody has trained last, as Unix time; 0: never."""
     try:
-        return max(0.0, time.time() - (run_dir / PROGRESS).stat().st_mtime)
+        return (run_dir / PROGRESS).stat().st_mtime
     except FileNotFoundError:
         return 0.0
 

@@ -73,6 +73,8 @@ class PhaseBook:
         self._journal.append("started", key=trial.key, name=trial.name)
         self._view.started(trial, run_dir)
         self._in_background(lambda: self._trial_id(trial))
+        if self._screening is not None:
+            self._screening.begin(trial)
         watcher = EpochWatcher(run_dir, lambda rows: self._epochs(trial, rows))
         self._watchers[trial.key] = watcher
         watcher.start()

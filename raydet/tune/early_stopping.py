@@ -1,8 +1,9 @@
 """Asynchronous successive halving (ASHA, Li et al. 2020, algorithm 2): runs that are far behind end early.
 
-A run that has come to a rung goes on if it is among the best 1/`reduction` of those that have come to it so far. The
-decisions are a pure function of what the runs have written down, so a driver that is lost forgets nothing. A run that
-was stopped has saved where it stands: whoever needs its end continues it, and gets the result it would have had.
+A run that has come to a rung goes on if it is among the best 1/`reduction` of those that have come to it so far, by
+what they have written down: a driver that is lost forgets nothing. Each run is judged once per rung, when it comes to
+it. A run that was stopped has saved where it stands: whoever needs its end continues it, and gets the result it would
+have had.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from raydet.train.control import StopOrder, order_stop
 from raydet.train.watch import EPOCHS, read_epochs
 from raydet.tune.study import Trial, trial_directory
 
+DEFAULT_REDUCTION = 3
 Rows = Sequence[Mapping[str, Any]]
 """A run's finished epochs, see metrics_per_epoch.csv."""
 
@@ -30,7 +32,7 @@ class EarlyStopping:
 
     grace_epochs: int
     """The first rung; each further one comes `reduction` times as late."""
-    reduction: int = 3
+    reduction: int = DEFAULT_REDUCTION
 
     def __post_init__(self) -> None:
         if self.grace_epochs < 1:
@@ -110,9 +112,14 @@ class Screening:
         self.stops: dict[str, EarlyStop] = {}
         """By the trials' keys."""
 
+    def begin(self, trial: Trial) -> None:
+        """A trial begins, or goes on: it has passed the rungs behind it."""
+        rows = read_epochs(self._directories[trial.key] / EPOCHS)
+        self._judged[trial.key] = rows[-1]["epoch"] if rows else 0
+
     def judge(self, trial: Trial, rows: Rows) -> None:
         """A trial has finished its epochs `rows`: order it to stop where it is too far behind."""
-        last = self._judged.get(trial.key, 0)
+        last = self._judged[trial.key]
         new = [epoch for epoch in self._rungs if last < epoch <= rows[-1]["epoch"]]
         for epoch in new:
             self._judged[trial.key] = epoch

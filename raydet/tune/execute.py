@@ -7,7 +7,8 @@ import heapq
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,7 +68,9 @@ def execute_trials(trials: Sequence[Trial], *, root: Path, options: StudyOptions
         concurrency=at_a_time,
     )
     for trial in trials:
-        claim_run_directory(trial_directory(root, trial), trial.experiment)
+        run_dir = trial_directory(root, trial)
+        claim_run_directory(run_dir, trial.experiment)
+        (run_dir / STOP_FILE).unlink(missing_ok=True)
     (root / STOP_FILE).unlink(missing_ok=True)
     relay = _Relay({trial.name: trial for trial in trials}, listener, at_a_time)
     tuner = ray.tune.Tuner(
@@ -164,25 +167,29 @@ class _Relay(ray.tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         outcome = json.loads(trial.last_result["outcome"])
-        ours, wall_s = self._ended(trial)
-        if "results" in outcome:
-            self._listener.finished(ours, outcome["results"], wall_s)
-        elif "stopped" in outcome:
-            self._listener.stopped(ours)
-        elif "reason" in outcome:
-            self._listener.failed(ours, outcome["reason"])
+        with self._ending(trial) as (ours, wall_s):
+            if "results" in outcome:
+                self._listener.finished(ours, outcome["results"], wall_s)
+            elif "stopped" in outcome:
+                self._listener.stopped(ours)
+            elif "reason" in outcome:
+                self._listener.failed(ours, outcome["reason"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        ours, _ = self._ended(trial)
         error = trial.get_error()
         last_line = str(error).strip().splitlines()[-1] if error else "no reason given"
-        self._listener.failed(ours, f"its process died: {last_line}")
+        with self._ending(trial) as (ours, _):
+            self._listener.failed(ours, f"its process died: {last_line}")
 
-    def _ended(self, trial: Any) -> tuple[Trial, float]:
+    @contextmanager
+    def _ending(self, trial: Any) -> Iterator[tuple[Trial, float]]:
+        """It counts as running until the block, in which the listener hears of it, has ended."""
         name = trial.config["trial"]["name"]
         now = time.monotonic()
-        since = self._started.pop(name, None)
-        if since is None:  # it has died before it was up
-            return self._trials[name], 0.0
-        heapq.heappush(self._free_since, now)
-        return self._trials[name], now - since
+        since = self._started.get(name)
+        try:
+            yield self._trials[name], 0.0 if since is None else now - since
+        finally:
+            if since is not None:  # else it has died before it was up
+                heapq.heappush(self._free_since, now)
+                del self._started[name]

@@ -147,15 +147,16 @@ class StudyRun:
         for phase in self.study.phases:
             if isinstance(phase, PromotionPhase) and not self._decide(phase):
                 return EXIT_TRIALS_FAILED
-            num_undecided = num_undecided_cells(self.study, self.journal) * self.options.seeds
-            self._catch_up(self._records_of_phase(phase.name))
+            records, known = self._records_of_phase(phase.name), self.records()
             self.view.begin_phase(
                 phase.name,
-                self._records_of_phase(phase.name),
-                self.records(),
+                records,
+                known,
                 num_missing=len(self._missing(phase)),
-                num_undecided=num_undecided,
+                num_done=len(known) - self._num_left(),
+                num_undecided=num_undecided_cells(self.study, self.journal) * self.options.seeds,
             )
+            self._catch_up(records)
             while missing := self._missing(phase):
                 if not self._run(phase, missing):
                     self.view.say(
@@ -172,11 +173,22 @@ class StudyRun:
         failed = [record for record in self.records() if record.status == "failed"]
         if not failed:
             return EXIT_OK
+        is_given_up = any(not self._is_tried_again(record.trial) for record in failed)
         self.view.say(
             f"{len(failed)} trials failed, first {failed[0].trial.name}: {failed[0].reason}; "
-            "--retry-failed runs given-up trials again"
+            + (
+                "--retry-failed tries again what was given up"
+                if is_given_up
+                else "the same command tries again"
+            )
         )
         return EXIT_TRIALS_FAILED
+
+    def _num_left(self) -> int:
+        """Trials of all decided phases that are to be run."""
+        decided = cells_by_phase(self.study, self.journal)
+        phases = [phase for phase in self.study.phases if phase.name in decided]
+        return len({trial.key for phase in phases for trial in self._missing(phase)})
 
     def records(self) -> list[TrialRecord]:
         """Every trial that is decided so far."""
@@ -233,12 +245,14 @@ class StudyRun:
         self.num_run += len(trials)
         return True
 
+    def _may_stop_early(self, phase: Phase) -> bool:
+        return self.options.early_stopping is not None and phase.is_screening
+
     def _screening(self, phase: Phase) -> Screening | None:
-        rule = self.options.early_stopping
-        if rule is None or not phase.is_screening:
+        if self.options.early_stopping is None or not phase.is_screening:
             return None
         trials = [record.trial for record in self._records_of_phase(phase.name)]
-        return Screening(rule, trials, root=self.root, metric=self.study.metric)
+        return Screening(self.options.early_stopping, trials, root=self.root, metric=self.study.metric)
 
     def _book(self, phase: str, screening: Screening | None = None) -> PhaseBook:
         return PhaseBook(
@@ -253,8 +267,11 @@ class StudyRun:
         )
 
     def _is_tried_again(self, trial: Trial) -> bool:
-        events = self.journal.new_events if self.options.retry_failed else self.journal.events
-        failures = sum(entry["event"] == "failed" and entry["key"] == trial.key for entry in events)
+        """A trial that was stopped early and goes on begins with all its chances."""
+        failures = 0
+        for entry in self.journal.new_events if self.options.retry_failed else self.journal.events:
+            if entry.get("key") == trial.key:
+                failures = 0 if entry["event"] == "stopped" else failures + (entry["event"] == "failed")
         return failures <= self.options.retries
 
     def _catch_up(self, records: Sequence[TrialRecord]) -> None:
@@ -274,7 +291,7 @@ class StudyRun:
 
     def _missing(self, phase: Phase) -> list[Trial]:
         """What is to be run; trials that failed before come last, so that they cannot hold up the others."""
-        done = {"finished", "stopped"} if self._screening(phase) else {"finished"}
+        done = {"finished", "stopped"} if self._may_stop_early(phase) else {"finished"}
         left = [record for record in self._records_of_phase(phase.name) if record.status not in done]
         left.sort(key=lambda record: record.status == "failed")
         return [record.trial for record in left if self._is_tried_again(record.trial)]

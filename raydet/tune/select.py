@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from raydet.config import Config
@@ -31,11 +31,6 @@ class Choice(Config):
     reason: str
 
 
-def candidates_from(scores: Mapping[tuple[int, ...], Sequence[float]]) -> tuple[Candidate, ...]:
-    """Candidates from the metric of each pattern's runs."""
-    return tuple(Candidate(pattern=pattern, scores=tuple(values)) for pattern, values in scores.items())
-
-
 def promote(candidates: Sequence[Candidate], *, top: int, margin: float) -> tuple[Choice, ...]:
     """Choose `top` patterns by mean metric, with a preference for variety where the difference is small.
 
@@ -44,8 +39,9 @@ def promote(candidates: Sequence[Candidate], *, top: int, margin: float) -> tupl
     pattern itself, so the outcome does not depend on the order of the candidates. Patterns that were stopped early
     only fill up what is left, those first that came farthest.
 
-    >>> scores = {(4,): [0.50], (3,): [0.49], (2, 3): [0.47], (1,): [0.30]}
-    >>> [choice.pattern for choice in promote(candidates_from(scores), top=3, margin=0.05)]
+    >>> scores = {(4,): 0.50, (3,): 0.49, (2, 3): 0.47, (1,): 0.30}
+    >>> candidates = [Candidate(pattern=pattern, scores=(score,)) for pattern, score in scores.items()]
+    >>> [choice.pattern for choice in promote(candidates, top=3, margin=0.05)]
     [(4,), (2, 3), (3,)]
     """
     whole = [candidate for candidate in candidates if candidate.stopped_epoch is None]

@@ -56,6 +56,7 @@ class StudyView:
         known: Sequence[TrialRecord],
         *,
         num_missing: int,
+        num_done: int,
         num_undecided: int,
     ) -> None:
         """A phase with these trials begins.
@@ -63,11 +64,12 @@ class StudyView:
         Args:
             known: all trials that are decided by now.
             num_missing: trials of this phase that are to be run.
+            num_done: those of `known` that are not to be run, in whatever phase.
             num_undecided: trials of later phases.
         """
         finished = [record for record in records if record.status == "finished"]
         self.total = len(known) + num_undecided
-        self.done = len(known) - num_missing
+        self.done = num_done
         for record in known:
             self._keep_best(record)
         self.say(f"{phase}: {len(records)} trials, {len(finished)} finished already, {num_missing} to run")
@@ -86,6 +88,7 @@ class StudyView:
         self.done += is_final
         head = f"[{self.done}/{self.total}] {record.trial.name}"
         if record.status == "stopped":
+            self._num_ended += 1
             self.say(f"{head}  stopped early: {self.metric} {record.reason}")
             return
         if record.results is None:

@@ -83,11 +83,11 @@ class Kill:
 
     strike: Strike
     recovery_s: float | None
-    """Until a step had been done again; None: the study ended first."""
+    """Until a step had been done again; None: the run ended first, before a pre-emption was heard of."""
 
     def __str__(self) -> str:
         fault, strike = self.strike.fault, self.strike
-        again = "the study ended"
+        again = "the run ended first"
         if self.recovery_s is not None:
             again = f"training again after {self.recovery_s:.1f} s"
         where = f"rank {strike.rank} in {fault.phase}, step {strike.step} of {Path(strike.run_dir).name}"
@@ -108,8 +108,8 @@ class ChaosReport:
 
     @property
     def is_proof(self) -> bool:
-        """The study came to its end and nothing is lost or there twice."""
-        return self.exit_code == 0 and not self.study.problems
+        """The study was disturbed, came to its end, and nothing is lost or there twice."""
+        return bool(self.kills) and self.exit_code == 0 and not self.study.problems
 
 
 class Chaos:
@@ -155,7 +155,8 @@ class Chaos:
             TrainingError: the study has never begun; its last words are told.
         """
         started = time.monotonic()
-        os.environ[VARIABLE] = str(self._orders)  # for the nodes, whose workers inherit it
+        # For the nodes, whose workers inherit it.
+        os.environ |= {VARIABLE: str(self._orders), "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
         from raydet.verify.nodes import LocalNodes
 
         with LocalNodes(self._options.nodes, cpus=self._options.cpus_per_node) as nodes:
@@ -193,7 +194,7 @@ class Chaos:
             ("--checkpoint-minutes", "0.1"),
             ("--max-failures", str(self._options.kills + 3)),
         ):
-            if flag not in self._arguments:
+            if not any(argument.split("=")[0] == flag for argument in self._arguments):
                 command += [flag, value]
         environment = os.environ | {"RAY_ADDRESS": self._address}
         with self._log.open("ab") as log:
@@ -217,7 +218,10 @@ class Chaos:
             case "preemption":
                 self._pre_empt(strike, nodes)
             case "trial":
-                nodes.kill_trial()
+                if not nodes.kill_trials():
+                    raise TrainingError(
+                        "found no process of a trial to kill, though one of its workers was struck"
+                    )
             case "driver":
                 self._driver.kill()
                 self._driver.wait()
@@ -230,18 +234,26 @@ class Chaos:
         run_dir = Path(strike.run_dir)
         starts, deadline = _starts(run_dir), time.monotonic() + NOTICE_S
         end = nodes.announce_end_of_node_of(strike.pid, seconds=NOTICE_S)
-        while _starts(run_dir) == starts and time.monotonic() < deadline and self._driver.poll() is None:
+        while (
+            _starts(run_dir) == starts
+            and _written(run_dir / FINAL_RESULTS) < strike.time
+            and time.monotonic() < deadline
+        ):
             time.sleep(POLL_S)
         end()
 
     def _await_training(self, strike: Strike, starts: int) -> float | None:
-        """Seconds from a strike to the first new step of the same run; None: the study ended first.
+        """Seconds from a strike to the first new step of the same run; None: the run ended first.
 
         Args:
             starts: how often the run had begun before the strike.
         """
         run_dir = Path(strike.run_dir)
-        if self._await(lambda: _starts(run_dir) > starts or None) is None:
+
+        def is_over() -> bool | None:
+            return _starts(run_dir) > starts or _written(run_dir / FINAL_RESULTS) > strike.time or None
+
+        if self._await(is_over) is None or _starts(run_dir) == starts:
             return None
         started = time.time()
 

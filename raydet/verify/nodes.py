@@ -67,13 +67,16 @@ class LocalNodes:
         subprocess.run(command, check=True, capture_output=True)
         return lambda: self._kill(node)
 
-    def kill_trial(self) -> None:
-        """Kill the process of a trial, which waits for its workers on the head."""
-        for process in psutil.process_iter(["cmdline"]):
-            title = (process.info["cmdline"] or [""])[0]
-            if title.startswith(TRIAL_TITLE) and self._is_ours(process):
-                process.kill()
-                return
+    def kill_trials(self) -> int:
+        """Kill the processes of all trials, which wait for their workers on the head; their number."""
+        trials = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if (process.info["cmdline"] or [""])[0].startswith(TRIAL_TITLE) and self._is_ours(process)
+        ]
+        for process in trials:
+            process.kill()
+        return len(trials)
 
     def kill_one(self) -> None:
         """Take away the newest node."""

@@ -68,7 +68,7 @@ def check_study(directory: Path, *, tracking_uri: str | None = None) -> StudyRep
     num_tracked = num_whole = 0
     for key, results in finished.items():
         untracked = [] if runs is None else list(_tracker_problems(names[key], results, runs))
-        torn = list(_run_problems(run_dirs.get(names[key]), names[key], results))
+        torn = list(run_problems(run_dirs.get(names[key]), names[key], results))
         problems += [*untracked, *torn]
         num_tracked += not untracked
         num_whole += not torn
@@ -88,12 +88,13 @@ def _repeats(journal: Events) -> Iterable[str]:
 
 
 def _missing(journal: Events) -> Iterable[str]:
-    finished = {entry["name"] for entry in journal.of("finished")}
-    stopped = {entry["name"] for entry in journal.of("stopped")}
-    failed = {entry["name"]: entry["reason"] for entry in journal.of("failed")}
-    for name in dict.fromkeys(entry["name"] for entry in journal.of("started")):
-        if name not in finished | stopped:
-            yield f"{name} has begun, but not finished{f': {failed[name]}' if name in failed else ''}"
+    fates = ("started", "finished", "stopped", "failed")
+    last = {entry["name"]: entry for entry in journal.events if entry["event"] in fates}
+    for name, entry in last.items():
+        if entry["event"] == "started":
+            yield f"{name} has begun, but not finished"
+        elif entry["event"] == "failed":
+            yield f"{name} failed: {entry['reason']}"
 
 
 def _summary_problems(directory: Path, journal: Events) -> Iterable[str]:
@@ -133,7 +134,8 @@ def _tracker_problems(
         yield f"{name}: the tracker has other metrics than the journal"
 
 
-def _run_problems(run_dir: Path | None, name: str, results: Mapping[str, Any]) -> Iterable[str]:
+def run_problems(run_dir: Path | None, name: str, results: Mapping[str, Any]) -> Iterable[str]:
+    """What speaks against a finished run having seen every sample and recorded every step once."""
     if run_dir is None:
         yield f"{name}: its directory is missing"
         return
@@ -142,10 +144,16 @@ def _run_problems(run_dir: Path | None, name: str, results: Mapping[str, Any]) -
     num_steps, digest = _expected(data, train.global_batch, experiment.seed, train.epochs)
     if results["digest"] != digest:
         yield f"{name}: samples were lost or repeated"
-    with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
-        steps = [int(row["step"]) for row in csv.DictReader(file)]
-    if steps != list(range(num_steps)):
-        yield f"{name}: metrics_per_batch.csv has {len(steps)} rows for {num_steps} steps, or in another order"
+    skipped = set(results["skipped_steps"])
+    expected = [step for step in range(num_steps) if step not in skipped]
+    try:
+        with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
+            steps = [int(row["step"]) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        yield f"{name}: metrics_per_batch.csv is missing"
+        return
+    if steps != expected:
+        yield f"{name}: metrics_per_batch.csv has {len(steps)} rows for {len(expected)} steps, or in another order"
 
 
 @cache

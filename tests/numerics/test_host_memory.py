@@ -48,9 +48,9 @@ def test_a_run_saves_before_the_memory_ends(tmp_path: Path) -> None:
 )
 def test_the_memory_of_a_container(tmp_path: Path, names: tuple[str, ...], cache: str) -> None:
     (tmp_path / "memory").mkdir()
-    for name, content in zip(
-        names, (f"{512 * MIB}\n", f"{300 * MIB}\n", f"anon 7\n{cache} {100 * MIB}\n"), strict=True
-    ):
+    active = cache.replace("inactive", "active")
+    stat = f"anon 7\n{cache} {60 * MIB}\n{active} {40 * MIB}\n"
+    for name, content in zip(names, (f"{512 * MIB}\n", f"{300 * MIB}\n", stat), strict=True):
         (tmp_path / name).write_text(content)
     assert host_memory(tmp_path) == (200 * MIB, 512 * MIB)
 

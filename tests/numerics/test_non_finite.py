@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from raydet.data.transforms import train_transform
 from raydet.errors import NonFiniteLossError
 from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.parallel.collectives import World
-from raydet.structures import Sample
+from raydet.structures import Batch, Sample
 from raydet.train import process
 from raydet.train.control import Upkeep
+from raydet.train.losses import keep_batches
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory
+from raydet.verify.study import run_problems
 from tests.numerics.conftest import Start
 from tests.numerics.test_resume import EXPERIMENT
 
@@ -31,9 +34,8 @@ EPOCHS = 3
 EVERY_STEP = Upkeep(checkpoint_steps=1)
 
 
-@pytest.fixture
-def victim(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The picture that is poisoned: one of the first epoch's second step."""
+def batches_of(step: int) -> Sequence[Batch]:
+    """What one worker is fed at a step of the first epoch."""
     source = open_source(EXPERIMENT.data)
     train, _ = process.split_indices(source, EXPERIMENT.data.split)
     loader = process.TrainLoader(
@@ -47,7 +49,13 @@ def victim(monkeypatch: pytest.MonkeyPatch) -> str:
         rank=0,
         world_size=1,
     )
-    image_id = next(loader.epoch(0, 1))[0].image_ids[2]
+    return next(loader.epoch(0, step))
+
+
+@pytest.fixture
+def victim(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The picture that is poisoned: one of the first epoch's second step."""
+    image_id = batches_of(1)[0].image_ids[2]
 
     def poisoned(sample: Sample, **settings: Any) -> Sample:
         sample = train_transform(sample, **settings)
@@ -98,6 +106,8 @@ def test_the_step_is_passed_over(tmp_path: Path, victim: str, policy: str) -> No
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in results["history"])
     log = (tmp_path / "training.log").read_text()
     assert log.count(f"because of {victim}") == EPOCHS
+    assert list(run_problems(tmp_path, "run", results)) == []
+    assert list(run_problems(tmp_path, "run", results | {"skipped_steps": []})) != []
 
 
 def test_both_ways_of_passing_over_come_to_the_same(tmp_path: Path, victim: str) -> None:
@@ -106,6 +116,17 @@ def test_both_ways_of_passing_over_come_to_the_same(tmp_path: Path, victim: str)
     assert skip["digest"] == rollback["digest"]
     last = [tmp_path / policy / "checkpoints" / f"epoch_{EPOCHS:04d}" for policy in ("skip", "rollback")]
     assert compare_checkpoints(*last).is_empty
+
+
+def test_pictures_that_cannot_be_kept_cost_a_warning(
+    tmp_path: Path, victim: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (batch,) = batches_of(1)
+    keep_batches(tmp_path / "missing", 1, [batch], "test")
+    assert "cannot keep the pictures of step 1" in caplog.text
+    for step in range(5):
+        keep_batches(tmp_path, step, [batch], "test")
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
 
 
 def test_rollbacks_come_to_an_end(tmp_path: Path, victim: str, monkeypatch: pytest.MonkeyPatch) -> None:

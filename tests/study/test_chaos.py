@@ -29,7 +29,7 @@ def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_is_lost_and_what_would_be_is_seen(tmp_path: Path) -> None:
     result = chaos(
         *("--kills", "5", "--storage", str(tmp_path / "runs"), "--json"),
-        *("--", "tune", *tune_arguments("two_stages"), "--set", "train.epochs=20"),
+        *("--", "tune", *tune_arguments("two_stages"), "--set", "train.epochs=80"),
     )
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)

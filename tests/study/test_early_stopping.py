@@ -62,6 +62,8 @@ def test_a_trial_far_behind_is_ordered_to_stop_once(tmp_path: Path) -> None:
     trials = trials_of(study, grid_cells(study, study.phases[0], first_number=1), seeds_of(study, 1))
     screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric="mAP")
     good, bad = trials[:2]
+    screening.begin(good)
+    screening.begin(bad)
     screening.judge(good, write_epochs(tmp_path, good, [0.1, 0.5, 0.6, 0.7]))
     assert screening.stops == {}
     rows = write_epochs(tmp_path, bad, [0.9])
@@ -77,6 +79,21 @@ def test_a_trial_far_behind_is_ordered_to_stop_once(tmp_path: Path) -> None:
         bad, write_epochs(tmp_path, bad, [0.9, 0.4] + [0.0] * 7)
     )  # on its way to a stop it goes on
     assert screening.stops[bad.key] is stop
+
+
+def test_a_driver_that_comes_later_does_not_judge_again(tmp_path: Path) -> None:
+    study = gaff_phase1.study(BASE)
+    trials = trials_of(study, grid_cells(study, study.phases[0], first_number=1), seeds_of(study, 1))
+    good, bad = trials[:2]
+    write_epochs(tmp_path, good, [0.9] * 3)
+    rows = write_epochs(tmp_path, bad, [0.1] * 3)
+    screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric="mAP")
+    screening.begin(bad)
+    screening.judge(bad, rows)
+    assert screening.stops == {}
+    write_epochs(tmp_path, good, [0.9] * 4)
+    screening.judge(bad, write_epochs(tmp_path, bad, [0.1] * 4))
+    assert screening.stops[bad.key].epoch == 4
 
 
 def test_an_order_survives_another_one_only_as_the_newest(tmp_path: Path) -> None:

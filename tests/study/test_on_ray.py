@@ -126,7 +126,8 @@ def test_a_killed_driver_repeats_nothing(how: signal.Signals, tmp_path: Path) ->
 def test_a_failing_trial_is_named_and_the_exit_code_says_so(tmp_path: Path) -> None:
     failed = tune(tmp_path, "--max-trials", "1", "--set", "optim.lr=1e30", "--set", "optim.clip_norm=null")
     assert failed.returncode == 1, failed.stdout + failed.stderr
-    assert "FAILED: " in failed.stdout
+    assert "FAILED, will be tried again: " in failed.stdout
+    assert "the same command tries again" in failed.stdout
     assert "the loss is not finite at step" in failed.stdout
     assert [entry["event"] for entry in events(tmp_path)][-1] == "failed"
 

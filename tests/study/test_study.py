@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from raydet.recipes import recipe
 from raydet.tune.options import StudyOptions
 from raydet.tune.run import plan_study
-from raydet.tune.select import Candidate, candidates_from, promote
+from raydet.tune.select import Candidate, promote
 from raydet.tune.study import grid_cells, promotion_cells, seeds_of, trials_of
 from tune_spaces import gaff_phase1, gaff_phase2
 
@@ -75,6 +75,10 @@ def test_both_spaces_agree_on_phase_1() -> None:
     assert alone.phases == STUDY.phases[:1]
 
 
+def candidates_from(scores: dict[tuple[int, ...], list[float]]) -> list[Candidate]:
+    return [Candidate(pattern=pattern, scores=tuple(values)) for pattern, values in scores.items()]
+
+
 def test_promotion_prefers_a_new_size_within_the_margin() -> None:
     scores = {(4,): [0.834], (3,): [0.832], (2, 3, 4): [0.829], (1, 2, 3, 4): [0.819]}
     choices = promote(candidates_from(scores), top=3, margin=0.0066)
@@ -92,6 +96,18 @@ def test_promotion_without_margin_is_the_plain_ranking() -> None:
 def test_promotion_averages_over_seeds() -> None:
     scores = {(1,): [0.9, 0.1], (2,): [0.6, 0.6]}
     assert promote(candidates_from(scores), top=1, margin=0.0)[0].pattern == (2,)
+
+
+def test_patterns_that_were_stopped_early_only_fill_up() -> None:
+    candidates = [
+        Candidate(pattern=(1,), scores=(0.1,)),
+        Candidate(pattern=(2,), scores=(0.9,), stopped_epoch=2),
+        Candidate(pattern=(3,), scores=(0.3,), stopped_epoch=6),
+        Candidate(pattern=(4,), scores=(0.4,), stopped_epoch=6),
+    ]
+    choices = promote(candidates, top=3, margin=0.5)
+    assert [choice.pattern for choice in choices] == [(1,), (4,), (3,)]
+    assert "when it was stopped early after epoch 6, as only 1 came to their end" in choices[1].reason
 
 
 @given(

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raydet.errors import EXIT_OUT_OF_MEMORY
 from tests.study.conftest import TINY, environment
 
 pytestmark = pytest.mark.ray
@@ -44,3 +45,19 @@ def test_a_killed_worker_costs_an_epoch_at_most(tmp_path: Path) -> None:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == list(range(len(steps)))
     assert len(steps) == EPOCHS * json.loads((run_dir / "model_info.json").read_text())["steps_per_epoch"]
+
+
+def test_a_run_that_fills_its_host_starts_again_and_gives_up_in_plain_words(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    overrides = TINY | {"train.epochs": 1000, "train.eval_every": 1000}
+    sets = [part for path, value in overrides.items() for part in ("--set", f"{path}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "raydet", "train", "--recipe", "demo", "--workers", "1", *sets]
+    command += ["--run-dir", str(run_dir), "--tracking-uri", "none", "--heartbeat-seconds", "4"]
+    command += ["--host-memory-percent", "0.1", "--max-failures", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment())
+    assert result.returncode == EXIT_OUT_OF_MEMORY, result.stdout + result.stderr
+    assert "(host RAM, not GPU: " in result.stderr
+    assert "what helps" not in result.stderr, "a plan for GPUs"
+    log = (run_dir / "training.log").read_text()
+    assert log.count("starting at step 0") == 1
+    assert log.count("continuing after step") == 1

@@ -18,6 +18,7 @@ from raydet.train.control import (
     Upkeep,
     Verdict,
     order_stop,
+    ordered_stop,
     stopping_on_sigterm,
 )
 
@@ -58,6 +59,20 @@ def test_a_file_asks_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert asked.after_step(2) == Verdict(save=True, stop=Stop(StopOrder.END, f"{STOP_FILE} was made"))
 
 
+def test_what_was_written_by_hand_is_a_reason_to_end(tmp_path: Path) -> None:
+    (tmp_path / STOP_FILE).write_text("end\n")
+    assert ordered_stop(tmp_path) == Stop(StopOrder.END, "")
+    (tmp_path / STOP_FILE).write_text("maintenance: at noon\n")
+    assert ordered_stop(tmp_path) == Stop(StopOrder.END, "maintenance: at noon")
+
+
+def test_a_new_start_replaces_no_other_order(tmp_path: Path) -> None:
+    order_stop(tmp_path, StopOrder.RESTART, "room")
+    order_stop(tmp_path, StopOrder.EARLY, "far behind")
+    order_stop(tmp_path, StopOrder.RESTART, "room")
+    assert ordered_stop(tmp_path) == Stop(StopOrder.EARLY, "far behind")
+
+
 def test_an_order_comes_out_as_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "ASK_INTERVAL_S", 0.0)
     order_stop(tmp_path, StopOrder.EARLY, "0.1: far behind")
@@ -71,7 +86,7 @@ def test_sigterm_is_a_request_while_the_block_runs() -> None:
     stop = StopRequest()
     with stopping_on_sigterm(stop):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.stop == Stop(StopOrder.END, "SIGTERM")
+        assert stop.made == Stop(StopOrder.END, "SIGTERM")
         stop.ask(Stop(StopOrder.EARLY, "another reason"))
-    assert stop.stop == Stop(StopOrder.END, "SIGTERM")
+    assert stop.made == Stop(StopOrder.END, "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) == before

@@ -4,6 +4,14 @@ What the user has set stays.
 """
 
 import os
+import sys
+
+
+def _is_worker() -> bool:
+    """In a process that Ray started, which has what its cluster was started with: nothing is known of that here."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
 
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -21,6 +29,7 @@ _LOCAL_RAY_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody pre-empts a laptop, and each run would start an actor for it
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-IS_LOCAL = "RAY_ADDRESS" not in os.environ
+IS_LOCAL = "RAY_ADDRESS" not in os.environ and not _is_worker()
+"""This process has to start a Ray of its own, if it wants one."""
 for _name, _value in (_RAY_SETTINGS | (_LOCAL_RAY_SETTINGS if IS_LOCAL else {})).items():
     os.environ.setdefault(_name, _value)

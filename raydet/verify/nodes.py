@@ -17,7 +17,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 100_000_000
-TRIAL_TITLE = "ray::run_trial"
+TRIAL_TITLE = "ray::ImplicitFunc"
 """What Ray calls the process of a Tune trial."""
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from raydet.train.faults import FAULT_PHASES
+from raydet.verify.chaos import TARGETS
 from raydet.verify.study import check_study
 from tests.study.conftest import environment, tune_arguments
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,26 +28,33 @@ def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_and_what_would_be_is_seen(tmp_path: Path) -> None:
     result = chaos(
-        *("--kills", "5", "--storage", str(tmp_path / "runs"), "--json"),
-        *("--", "tune", *tune_arguments("two_stages"), "--set", "train.epochs=80"),
+        *("--kills", "3", "--targets", "node,trial,driver", "--storage", str(tmp_path / "runs"), "--json"),
+        *("--", "tune", *tune_arguments("two_stages"), "--set", "train.epochs=20"),
     )
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert report["ok"]
-    assert {kill["strike"]["fault"]["target"] for kill in report["kills"]} == {
-        "worker",
-        "node",
-        "trial",
-        "driver",
-        "preemption",
-    }
+    assert {kill["strike"]["fault"]["target"] for kill in report["kills"]} == {"node", "trial", "driver"}
     assert all(kill["recovery_s"] > 0 for kill in report["kills"])
     assert (
         report["study"]["num_finished"] == report["study"]["num_tracked"] == report["study"]["num_whole"] == 4
     )
     tamper_and_look(tmp_path / "runs" / "gaff")
+
+
+@pytest.mark.exhaustive
+def test_every_target_and_every_phase(tmp_path: Path) -> None:
+    result = chaos(
+        *("--kills", "14", "--storage", str(tmp_path / "runs"), "--json"),
+        *("--", "tune", *tune_arguments("two_stages"), "--set", "train.epochs=200"),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    faults = [kill["strike"]["fault"] for kill in json.loads(result.stdout)["kills"]]
+    assert {fault["target"] for fault in faults} == set(TARGETS)
+    assert {fault["phase"] for fault in faults} == set(FAULT_PHASES)
 
 
 def tamper_and_look(study: Path) -> None:

@@ -92,7 +92,12 @@ def wait_for(condition: object, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
+    "how",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive),  # the slow test of chaos does it, too
+    ],
 )
 def test_a_killed_driver_repeats_nothing(how: signal.Signals, tmp_path: Path) -> None:
     driver = subprocess.Popen(

@@ -152,12 +152,12 @@ class StudyRun:
                 phase.name,
                 records,
                 known,
-                num_missing=len(self._missing(phase)),
+                num_missing=len(self.missing(phase)),
                 num_done=len(known) - self._num_left(),
                 num_undecided=num_undecided_cells(self.study, self.journal) * self.options.seeds,
             )
             self._catch_up(records)
-            while missing := self._missing(phase):
+            while missing := self.missing(phase):
                 if not self._run(phase, missing):
                     self.view.say(
                         f"{phase.name}: {len(missing)} trials left after --max-trials {self.options.max_trials}; "
@@ -188,7 +188,7 @@ class StudyRun:
         """Trials of all decided phases that are to be run."""
         decided = cells_by_phase(self.study, self.journal)
         phases = [phase for phase in self.study.phases if phase.name in decided]
-        return len({trial.key for phase in phases for trial in self._missing(phase)})
+        return len({trial.key for phase in phases for trial in self.missing(phase)})
 
     def records(self) -> list[TrialRecord]:
         """Every trial that is decided so far."""
@@ -289,7 +289,7 @@ class StudyRun:
                 with self._book(record.trial.phase) as book:
                     book.finished(record.trial, results, wall_s=None)
 
-    def _missing(self, phase: Phase) -> list[Trial]:
+    def missing(self, phase: Phase) -> list[Trial]:
         """What is to be run; trials that failed before come last, so that they cannot hold up the others."""
         done = {"finished", "stopped"} if self._may_stop_early(phase) else {"finished"}
         left = [record for record in self._records_of_phase(phase.name) if record.status not in done]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raydet.config.base import Config
 from raydet.config.data import Modality
@@ -12,6 +12,12 @@ from raydet.config.data import Modality
 MiTVariant = Literal["nano", "b0", "b1", "b2", "b3", "b4", "b5"]
 Stage = Annotated[int, Field(ge=1, le=4)]
 Flow = Literal["rectified", "fused"]
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"must be odd, got {value}")
+    return value
 
 
 class MiTConfig(Config):
@@ -43,13 +49,61 @@ class GAFFFusion(Config):
     merge_bottleneck: bool = False
 
 
+class AddFusion(Config):
+    """The sum of both maps."""
+
+    kind: Literal["add"] = "add"
+
+
+class ConcatFusion(Config):
+    """Both maps, and a 1x1 convolution back to the width of one."""
+
+    kind: Literal["concat"] = "concat"
+
+
+class LateConcatFusion(Config):
+    """The streams meet in the lateral convolutions of the pyramid, not in the encoder."""
+
+    kind: Literal["late_concat"] = "late_concat"
+
+
+class CrossAttentionFusion(Config):
+    """Multi-head cross-attention both ways, with the stage's heads and reduction, and a 1x1 merge."""
+
+    kind: Literal["cross_attention"] = "cross_attention"
+
+
+class CSSAFusion(Config):
+    """Channel switching and spatial attention (PBVS at CVPR 2023)."""
+
+    kind: Literal["cssa"] = "cssa"
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """A channel whose weight is below it is taken from the other stream; 0 and 1 are the same function."""
+    kernel_size: Annotated[int, Field(ge=1), AfterValidator(_odd)] | None = 3
+    """Neighbouring channels that a weight looks at; null follows ECA-Net's rule."""
+    straight_through: bool = False
+    """Train the channel weights; as published they stay as they were drawn."""
+    variant: Literal["plain", "conv7"] = "plain"
+    """`conv7` is what the ablation's guide describes, `plain` what its code does."""
+
+
 class IdentityFusion(Config):
     """No fusion: the RGB map goes to the detector, both streams go on alone."""
 
     kind: Literal["identity"] = "identity"
 
 
-Fusion = Annotated[CMXFusion | GAFFFusion | IdentityFusion, Field(discriminator="kind")]
+Fusion = Annotated[
+    AddFusion
+    | ConcatFusion
+    | LateConcatFusion
+    | CMXFusion
+    | GAFFFusion
+    | CSSAFusion
+    | CrossAttentionFusion
+    | IdentityFusion,
+    Field(discriminator="kind"),
+]
 
 
 class FPNConfig(Config):

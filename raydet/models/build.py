@@ -14,25 +14,35 @@ from torch import nn
 
 from raydet.config import (
     MODALITY_CHANNELS,
+    AddFusion,
     CMXFusion,
+    ConcatFusion,
+    CSSAFusion,
     DataConfig,
     Experiment,
     FasterRCNNConfig,
     FPNConfig,
     GAFFFusion,
     IdentityFusion,
+    LateConcatFusion,
     MiTConfig,
     Modality,
     ModelConfig,
 )
+from raydet.config import CrossAttentionFusion as CrossAttentionConfig
 from raydet.errors import ConfigError
 from raydet.models.backbones.dual import DualStreamEncoder
-from raydet.models.backbones.mit import MIT_VARIANTS
+from raydet.models.backbones.mit import MIT_VARIANTS, MiTVariant
 from raydet.models.detector import Detector, InputStream
-from raydet.models.fusion.base import Flow, Fusion
+from raydet.models.fusion.add import Add
+from raydet.models.fusion.base import Fusion
 from raydet.models.fusion.cmx import CMX
+from raydet.models.fusion.concat import Concat
+from raydet.models.fusion.cross_attention import CrossAttentionFusion
+from raydet.models.fusion.cssa import CSSA
 from raydet.models.fusion.gaff import GAFF
 from raydet.models.fusion.identity import Identity
+from raydet.models.fusion.late_concat import LateConcat
 from raydet.models.heads.box import BoxHeads
 from raydet.models.heads.faster_rcnn import FasterRCNN
 from raydet.models.heads.rpn import RegionProposals
@@ -100,14 +110,7 @@ def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
                 variant=variant,
                 rgb_channels=sum(MODALITY_CHANNELS[name] for name in model.rgb_modalities),
                 aux_channels=sum(MODALITY_CHANNELS[name] for name in _aux_modalities(model)),
-                fusions=[
-                    _build_fusion(
-                        model.fusion_at(stage), channels=channels, num_heads=num_heads, flow=model.flow
-                    )
-                    for stage, channels, num_heads in zip(
-                        (1, 2, 3, 4), variant.channels, variant.num_heads, strict=True
-                    )
-                ],
+                fusions=[_build_fusion(model, variant, stage) for stage in (1, 2, 3, 4)],
                 drop_path_rate=drop_path_rate,
                 init=init,
             )
@@ -115,19 +118,39 @@ def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
             assert_never(unreachable)
 
 
-def _build_fusion(
-    config: CMXFusion | GAFFFusion | IdentityFusion, *, channels: int, num_heads: int, flow: Flow
-) -> Fusion:
-    match config:
+def _build_fusion(model: ModelConfig, variant: MiTVariant, stage: int) -> Fusion:
+    """The fusion of stage 1..4."""
+    channels, num_heads = variant.channels[stage - 1], variant.num_heads[stage - 1]
+    flow = model.flow
+    match model.fusion_at(stage):
+        case AddFusion():
+            return Add(flow=flow)
+        case ConcatFusion():
+            return Concat(channels=channels, flow=flow)
+        case LateConcatFusion():
+            return LateConcat()
         case CMXFusion():
             return CMX(channels=channels, num_heads=num_heads, flow=flow)
-        case GAFFFusion():
+        case GAFFFusion() as gaff:
             return GAFF(
                 channels=channels,
-                se_reduction=config.se_reduction,
-                inter_shared=config.inter_shared,
-                merge_bottleneck=config.merge_bottleneck,
+                se_reduction=gaff.se_reduction,
+                inter_shared=gaff.inter_shared,
+                merge_bottleneck=gaff.merge_bottleneck,
                 flow=flow,
+            )
+        case CSSAFusion() as cssa:
+            return CSSA(
+                channels=channels,
+                threshold=cssa.threshold,
+                kernel_size=cssa.kernel_size,
+                straight_through=cssa.straight_through,
+                variant=cssa.variant,
+                flow=flow,
+            )
+        case CrossAttentionConfig():
+            return CrossAttentionFusion(
+                channels=channels, num_heads=num_heads, sr_ratio=variant.sr_ratios[stage - 1], flow=flow
             )
         case IdentityFusion():
             return Identity()

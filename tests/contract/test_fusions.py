@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -11,10 +11,16 @@ from torch import Tensor
 
 from raydet.models.backbones.dual import DualStreamEncoder
 from raydet.models.backbones.mit import MIT_VARIANTS
+from raydet.models.fusion.add import Add
 from raydet.models.fusion.base import Flow, Fusion
 from raydet.models.fusion.cmx import CMX
+from raydet.models.fusion.concat import Concat
+from raydet.models.fusion.cross_attention import CrossAttentionFusion
+from raydet.models.fusion.cssa import CSSA
 from raydet.models.fusion.gaff import GAFF
 from raydet.models.fusion.identity import Identity
+from raydet.models.fusion.late_concat import LateConcat
+from raydet.parallel.recompute import recompute_activations
 
 Factory = Callable[[int, int, Flow], Fusion]
 
@@ -24,6 +30,19 @@ FUSIONS: dict[str, Factory] = {
     "gaff_shared": lambda channels, heads, flow: GAFF(channels=channels, inter_shared=True, flow=flow),
     "gaff_bottleneck": lambda channels, heads, flow: GAFF(
         channels=channels, merge_bottleneck=True, flow=flow
+    ),
+    "add": lambda channels, heads, flow: Add(flow=flow),
+    "concat": lambda channels, heads, flow: Concat(channels=channels, flow=flow),
+    "late_concat": lambda channels, heads, flow: LateConcat(),
+    "cssa": lambda channels, heads, flow: CSSA(channels=channels, flow=flow),
+    "cssa_straight_through": lambda channels, heads, flow: CSSA(
+        channels=channels, straight_through=True, flow=flow
+    ),
+    "cssa_conv7": lambda channels, heads, flow: CSSA(
+        channels=channels, kernel_size=None, straight_through=True, variant="conv7", flow=flow
+    ),
+    "cross_attention": lambda channels, heads, flow: CrossAttentionFusion(
+        channels=channels, num_heads=heads, sr_ratio=2, flow=flow
     ),
     "identity": lambda channels, heads, flow: Identity(),
 }
@@ -46,6 +65,9 @@ def test_every_parameter_and_every_input_that_is_read_gets_a_gradient(make: Fact
     fused = fusion(rgb, aux).fused
     (fused * torch.randn_like(fused)).sum().backward()
     for name, parameter in fusion.named_parameters():
+        if not parameter.requires_grad:
+            assert isinstance(fusion, CSSA), name  # as published, see there
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         # What stands before a batch norm may be shifted freely: its bias gets an exact or nearly exact zero.
@@ -58,9 +80,11 @@ def test_every_parameter_and_every_input_that_is_read_gets_a_gradient(make: Fact
 @every_flow
 @every_fusion
 def test_shapes_are_kept_at_odd_sizes(make: Factory, flow: Flow, hw: tuple[int, int]) -> None:
-    for x in make(16, 2, flow)(*maps(*hw)):
-        assert x.shape == (2, 16, *hw)
-        assert x.isfinite().all()
+    fusion = make(16, 2, flow)
+    out = fusion(*maps(*hw))
+    assert out.fused.shape == (2, 16 * fusion.widening, *hw)
+    assert out.rgb_next.shape == out.aux_next.shape == (2, 16, *hw)
+    assert all(x.isfinite().all() for x in out)
 
 
 @pytest.mark.parametrize("zeroed", [0, 1])
@@ -73,7 +97,8 @@ def test_a_dead_stream_is_survived(make: Factory, flow: Flow, zeroed: int) -> No
     out = fusion(*streams)
     assert all(x.isfinite().all() for x in out)
     sum(x.square().sum() for x in out).backward()
-    assert all(parameter.grad.isfinite().all() for parameter in fusion.parameters())
+    trained = [parameter for parameter in fusion.parameters() if parameter.requires_grad]
+    assert all(parameter.grad.isfinite().all() for parameter in trained)
     assert streams[zeroed].grad.isfinite().all()
 
 
@@ -94,7 +119,7 @@ def test_flow_decides_what_goes_on(make: Factory, flow: Flow) -> None:
     fusion = make(16, 2, flow).eval()
     rgb, aux = maps()
     out = fusion(rgb, aux)
-    if isinstance(fusion, Identity):
+    if isinstance(fusion, Identity | LateConcat):
         assert out.rgb_next is rgb
         assert out.aux_next is aux
     elif flow == "fused":
@@ -121,7 +146,47 @@ def test_no_parameter_of_an_encoder_is_without_gradient(
     )
     maps = encoder(torch.randn(2, 3, 64, 64), torch.randn(2, 2, 64, 64))
     sum((x * torch.randn_like(x)).sum() for x in maps).backward()
-    without = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+    trained = {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    without = [name for name, parameter in trained.items() if parameter.grad is None]
     assert without == []
     reading = [stage for stage in stages if fusions[stage - 1].reads_aux]
     assert len(encoder.aux_stages) == max(reading, default=0)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", ["b0", "b1"])
+@every_fusion
+def test_recomputing_changes_nothing_in_the_published_sizes(
+    make: Factory, variant: str, precision: torch.dtype
+) -> None:
+    """Forward and backward through all four stages, at either precision; every gradient is there, and the same."""
+    sizes = MIT_VARIANTS[variant]
+
+    def gradients(mode: Literal["none", "block"]) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        fusions = [
+            make(channels, heads, "rectified")
+            for channels, heads in zip(sizes.channels, sizes.num_heads, strict=True)
+        ]
+        recompute_activations([fusion for fusion in fusions if any(True for _ in fusion.parameters())], mode)
+        streams = [
+            [
+                torch.randn(1, channels, side, side + 1)
+                for channels, side in zip(sizes.channels, (8, 5, 3, 2), strict=True)
+            ]
+            for _ in range(2)
+        ]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            fused = [fusion(rgb, aux).fused for fusion, rgb, aux in zip(fusions, *streams, strict=True)]
+        trained = [
+            parameter for fusion in fusions for parameter in fusion.parameters() if parameter.requires_grad
+        ]
+        if trained:
+            sum((x.float() * torch.randn(x.shape)).sum() for x in fused).backward()
+        return {str(number): parameter.grad for number, parameter in enumerate(trained)}
+
+    plain, recomputed = gradients("none"), gradients("block")
+    for name, gradient in plain.items():
+        assert gradient is not None, name
+        assert gradient.isfinite().all(), name
+        assert torch.equal(gradient, recomputed[name]), name

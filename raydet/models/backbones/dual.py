@@ -51,7 +51,9 @@ class DualStreamEncoder(nn.Module):
         init: Init = "segformer",
     ) -> None:
         super().__init__()
-        self.channels = variant.channels
+        self.channels = tuple(
+            channels * fusion.widening for channels, fusion in zip(variant.channels, fusions, strict=True)
+        )
         self.strides = STRIDES
         num_aux_stages = max(
             (stage for stage, fusion in enumerate(fusions, 1) if fusion.reads_aux), default=0

@@ -21,10 +21,10 @@ Flow = Literal["rectified", "fused"]
 
 
 class FusionOutput(NamedTuple):
-    """Three maps [B, C, H, W]."""
+    """Three maps [B, C, H, W], but for `Fusion.widening`."""
 
     fused: Tensor
-    """For the detector."""
+    """For the detector; C times the fusion's `widening` channels."""
     rgb_next: Tensor
     """Enters the next stage of the RGB stream."""
     aux_next: Tensor
@@ -36,6 +36,8 @@ class Fusion(nn.Module, ABC):
 
     reads_aux: ClassVar[bool] = True
     """False: the second input has no influence on the fused map."""
+    widening: ClassVar[int] = 1
+    """Channels of the fused map over those of one input."""
 
     @abstractmethod
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> FusionOutput:

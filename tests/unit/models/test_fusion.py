@@ -7,9 +7,14 @@ import torch
 from golden import sin_filled, sin_input, summary
 from torch import Tensor, nn
 
+from raydet.models.fusion.add import Add
 from raydet.models.fusion.cmx import CMX, FFM, FRM, CrossAttention
+from raydet.models.fusion.concat import Concat
+from raydet.models.fusion.cross_attention import CrossAttentionFusion, Question
+from raydet.models.fusion.cssa import CSSA, ChannelWeights
 from raydet.models.fusion.gaff import GAFF, InterModalityGates
 from raydet.models.fusion.identity import Identity
+from raydet.models.fusion.late_concat import LateConcat
 
 
 def two_maps(channels: int) -> tuple[Tensor, Tensor]:
@@ -189,3 +194,104 @@ def test_identity_passes_both_streams_on() -> None:
     assert out.fused is rgb
     assert out.rgb_next is rgb
     assert out.aux_next is aux
+
+
+# --- CSSA
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0.5, [2.817688856, 0.211694650, 0.172633557, -0.231276811]),
+        (0.7, [1.489672638, 0.204151964, 0.168454926, -0.216997849]),  # all switch
+        (0.3, [1.489672638, 0.204151964, 0.168454926, -0.216997849]),  # none does
+    ],
+)
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_cssa(threshold: float, expected: list[float], straight_through: bool) -> None:
+    cssa = sin_filled(CSSA(channels=8, threshold=threshold, straight_through=straight_through))
+    assert summary(cssa(*two_maps(8)).fused) == pytest.approx(expected, abs=1e-8)
+
+
+def test_cssa_at_both_ends_of_the_threshold_is_one_function() -> None:
+    x1, x2 = two_maps(8)
+    none, all_ = (sin_filled(CSSA(channels=8, threshold=threshold))(x1, x2).fused for threshold in (0.0, 1.0))
+    assert torch.equal(none, all_)
+
+
+def test_cssa_does_not_know_its_inputs_apart() -> None:
+    cssa = sin_filled(CSSA(channels=8))
+    x1, x2 = two_maps(8)
+    assert torch.equal(cssa(x1, x2).fused, cssa(x2, x1).fused)
+
+
+def test_cssa_of_equal_inputs_is_spatial_attention() -> None:
+    x, _ = two_maps(8)
+    attention = x.mean(dim=1, keepdim=True).sigmoid() * x.amax(dim=1, keepdim=True).sigmoid()
+    torch.testing.assert_close(sin_filled(CSSA(channels=8))(x, x).fused, x * attention)
+
+
+@pytest.mark.parametrize("channels", [8, 320])
+def test_cssa_parameters(channels: int) -> None:
+    assert count(CSSA(channels=channels, kernel_size=3)) == 6
+    assert count(CSSA(channels=channels, kernel_size=5)) == 10
+    assert count(CSSA(channels=channels, kernel_size=3, variant="conv7")) == 6 * channels + 99
+
+
+def test_cssa_trains_its_channel_weights_only_straight_through() -> None:
+    for straight_through in (False, True):
+        cssa = CSSA(channels=8, straight_through=straight_through).double()
+        x1, x2 = two_maps(8)
+        fused = cssa(x1.requires_grad_(), x2).fused
+        fused.sum().backward()
+        assert (cssa.weights_rgb.weight.grad is not None) == straight_through
+        assert (cssa.weights_aux.weight.grad is not None) == straight_through
+
+
+def test_channel_weights_are_a_convolution_over_channels() -> None:
+    """PyTorch's own, as the published code has it."""
+    weights = ChannelWeights(channels=16, kernel_size=5, is_shared=True)
+    x = torch.randn(2, 16, 3, 4)
+    expected = nn.functional.conv1d(x.mean(dim=(2, 3))[:, None], weights.weight[None], padding=2).sigmoid()
+    torch.testing.assert_close(weights(x)[..., 0, 0], expected[:, 0])
+
+
+# --- the plain ones, and cross-attention
+
+
+def test_add_and_concat() -> None:
+    x1, x2 = two_maps(8)
+    assert torch.equal(Add()(x1, x2).fused, x1 + x2)
+    concat = Concat(channels=8).double()
+    torch.testing.assert_close(concat(x1, x2).fused, concat.merge(torch.cat((x1, x2), dim=1)))
+    assert count(concat) == 2 * 8**2 + 8
+    assert torch.equal(LateConcat()(x1, x2).fused, torch.cat((x1, x2), dim=1))
+
+
+@pytest.mark.parametrize("sr_ratio", [1, 2, 4])
+def test_cross_attention_parameters(sr_ratio: int) -> None:
+    fusion = CrossAttentionFusion(channels=16, num_heads=2, sr_ratio=sr_ratio)
+    reduction = 2 * (16**2 * sr_ratio**2 + 3 * 16) if sr_ratio > 1 else 0
+    assert count(fusion) == 10 * 16**2 + 13 * 16 + reduction
+
+
+def test_cross_attention_asks_the_other_stream() -> None:
+    """Against PyTorch's own attention, with the same projections."""
+    question = Question(channels=16, num_heads=2, sr_ratio=1).double()
+    theirs = nn.MultiheadAttention(16, 2, batch_first=True).double()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat((question.query.weight, question.key_value.weight)))
+        theirs.in_proj_bias.copy_(torch.cat((question.query.bias, question.key_value.bias)))
+        theirs.out_proj.weight.copy_(question.proj.weight)
+        theirs.out_proj.bias.copy_(question.proj.bias)
+    own, other = sin_input(2, 20, 16), sin_input(2, 20, 16, phase=1)
+    expected, _ = theirs(own, other, other)
+    torch.testing.assert_close(question(own, other, (4, 5)), expected)
+
+
+def test_the_other_grid_is_seen_to_its_last_row_and_column() -> None:
+    question = Question(channels=16, num_heads=2, sr_ratio=4).double()
+    own, other = sin_input(2, 35, 16), sin_input(2, 35, 16, phase=1)
+    before = question(own, other, (5, 7))
+    other[:, -1] += 1.0
+    assert not torch.equal(question(own, other, (5, 7)), before)

@@ -38,6 +38,9 @@ def run_of(variant: str, precision: str, mode: str, fusion: str) -> Experiment:
     [
         ("nano", "fp32", "none", "gaff"),
         ("nano", "bf16", "block", "gaff"),
+        ("nano", "fp32", "none", "cross_attention"),
+        ("nano", "bf16", "none", "cssa"),
+        ("nano", "fp32", "none", "late_concat"),
         ("nano", "bf16", "selective", "cmx"),
         ("b0", "fp32", "block", "cmx"),
         ("b1", "bf16", "none", "cmx"),
@@ -53,6 +56,9 @@ def test_what_autograd_keeps(variant: str, precision: str, mode: str, fusion: st
     ("variant", "precision", "mode", "fusion"),
     [
         ("nano", "bf16", "block", "gaff"),
+        ("nano", "fp32", "none", "cross_attention"),
+        ("nano", "bf16", "none", "cssa"),
+        ("nano", "fp32", "none", "late_concat"),
         ("b0", "fp32", "block", "cmx"),
         ("b1", "bf16", "none", "cmx"),
     ],

@@ -18,8 +18,14 @@ def recipes() -> None:
 
 
 def spaces() -> None:
-    """List the studies."""
-    from raydet.tune.spaces import space_names, space_summary
+    """List the studies, with the trials that they take on the default recipe, per seed."""
+    from raydet.cli.options import DEFAULT_RECIPE
+    from raydet.recipes import recipe
+    from raydet.tune.journal import Events
+    from raydet.tune.phases import all_cells, num_undecided_cells
+    from raydet.tune.spaces import load_space, space_names, space_summary
 
     for name in space_names():
-        typer.echo(f"{name:16}  {space_summary(name)}")
+        study, nothing = load_space(name, recipe(DEFAULT_RECIPE), {}), Events([])
+        num_trials = len(all_cells(study, nothing)) + num_undecided_cells(study, nothing)
+        typer.echo(f"{name:16} {num_trials:3} trials  {space_summary(name)}")

@@ -42,8 +42,9 @@ def load_space(name: str, base: Experiment, overrides: Mapping[str, Any]) -> Stu
     study: Study = module.study(base)
     for factor in study.factors:
         for path in overrides:
-            if f"{factor.path}.".startswith(f"{path}."):
-                raise StudyError(f"--set {path}: the space {name} varies {factor.path}; leave it out")
+            clash = next((mine for mine in sorted(factor.paths) if f"{mine}.".startswith(f"{path}.")), None)
+            if clash is not None:
+                raise StudyError(f"--set {path}: the space {name} varies {clash}; leave it out")
     return study.model_copy(update={"base": apply_overrides(study.base, overrides)})
 
 

@@ -18,18 +18,20 @@ from pydantic import Field
 
 from raydet.config import Config, Experiment, apply_overrides
 
-Value = bool | int | str | tuple[int, ...]
+Value = bool | int | float | str | tuple[int, ...]
 
 
 class Factor(Config):
-    """Something that is varied."""
+    """Something that is varied: one setting, or several at a time that go by a name."""
 
     path: str
-    """Config path, e.g. `model.fusion.se_reduction`."""
+    """Config path, e.g. `model.fusion.se_reduction`; a name of the study's own where there are `arms`."""
     letter: str
     """What stands before the value in a trial's name, e.g. `r`."""
     default: Value
     values: tuple[Value, ...]
+    arms: dict[str, dict[str, Any]] | None = None
+    """What each value, a name, stands for: settings by config path. None: `path` is set to the value."""
 
     def code(self, value: Value) -> str:
         """The value as in a trial's name: r4, is0, s34."""
@@ -38,6 +40,17 @@ class Factor(Config):
         if isinstance(value, tuple):
             return self.letter + "".join(str(part) for part in value)
         return f"{self.letter}{value}"
+
+    def settings(self, value: Value) -> dict[str, Any]:
+        """What a value means for the experiment, by config path."""
+        return {self.path: value} if self.arms is None else self.arms[str(value)]
+
+    @property
+    def paths(self) -> set[str]:
+        """Everything in the config that it sets."""
+        if self.arms is None:
+            return {self.path}
+        return {path for arm in self.arms.values() for path in arm}
 
 
 class GridPhase(Config):
@@ -165,7 +178,10 @@ def seeds_of(study: Study, count: int) -> tuple[int, ...]:
 
 def _trial(study: Study, cell: Cell, seed: int) -> Trial:
     name = cell.trial_name(seed, study.base.seed)
-    overrides: dict[str, Any] = {**cell.values, "seed": seed, "name": cell.code}
+    overrides: dict[str, Any] = {}
+    for factor in study.factors:
+        overrides |= factor.settings(cell.values[factor.path])
+    overrides |= {"seed": seed, "name": cell.code}
     experiment = apply_overrides(study.base, json.loads(json.dumps(overrides)))
     return Trial(name=name, phase=cell.phase, cell=cell, seed=seed, experiment=experiment)
 

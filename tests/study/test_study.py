@@ -8,10 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raydet.config import CSSAFusion, Experiment, apply_overrides
+from raydet.errors import StudyError
+from raydet.models.build import describe_parameters
 from raydet.recipes import recipe
+from raydet.tune.journal import Events
 from raydet.tune.options import StudyOptions
+from raydet.tune.phases import all_cells
 from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
+from raydet.tune.spaces import load_space, space_names
 from raydet.tune.study import grid_cells, promotion_cells, seeds_of, trials_of
 from tune_spaces import gaff_phase1, gaff_phase2
 
@@ -149,3 +155,48 @@ def test_a_plan_says_what_is_decided_and_writes_nothing(tmp_path: Path) -> None:
 def test_cells_survive_json(seed_count: int) -> None:
     for trial in trials_of(STUDY, PHASE_1, seeds_of(STUDY, seed_count)):
         assert type(trial).from_json(trial.to_json(), where="test") == trial
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_every_trial_of_every_space_can_be_built(name: str) -> None:
+    study = load_space(name, recipe("demo"), {})
+    trials = trials_of(study, all_cells(study, Events([])), seeds_of(study, 1))
+    assert len({trial.key for trial in trials}) == len({trial.name for trial in trials}) == len(trials)
+    for factor in study.factors:
+        assert factor.default in factor.values
+    for trial in trials:
+        assert describe_parameters(trial.experiment)["total"] > 0
+
+
+def test_fusion_methods_has_controls_of_what_the_data_have() -> None:
+    def arms(missing: list[str]) -> dict[str, Experiment]:
+        study = load_space("fusion_methods", apply_overrides(recipe("demo"), {"data.missing": missing}), {})
+        trials = trials_of(study, all_cells(study, Events([])), seeds_of(study, 1))
+        return {trial.cell.code: trial.experiment for trial in trials}
+
+    everything = arms([])
+    assert list(everything)[:5] == ["rgb", "thermal", "event", "rgb_twice", "thermal_twice"]
+    assert everything["cssa_trained"].model.fusion == CSSAFusion(straight_through=True)
+    assert everything["gaff"].model.aux_modalities == ("thermal", "event")
+    without_event = arms(["event"])
+    assert "event" not in without_event
+    assert without_event["gaff"].model.aux_modalities == ("thermal",)
+    assert without_event["thermal_twice"].model.rgb_modalities == ("thermal",)
+    with pytest.raises(StudyError, match="the data lack thermal, event: nothing is left to fuse with rgb"):
+        arms(["thermal", "event"])
+
+
+def test_a_setting_that_an_arm_makes_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"the space fusion_methods varies model\.fusion"):
+        load_space("fusion_methods", recipe("demo"), {"model.fusion": {"kind": "add"}})
+
+
+def test_a_space_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from tune_spaces.gaff_phase1 import study\n")
+    assert load_space(str(path), recipe("demo"), {}).name == "gaff"
+    path.write_text("studie = 1\n")
+    with pytest.raises(StudyError, match=r"has no function `study\(base\)`"):
+        load_space(str(path), recipe("demo"), {})
+    with pytest.raises(StudyError, match="No such file"):
+        load_space(str(tmp_path / "missing.py"), recipe("demo"), {})

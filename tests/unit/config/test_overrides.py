@@ -66,7 +66,7 @@ def test_an_object_replaces_a_section() -> None:
         ({"optim.lr.x": 1}, "'optim.lr' has no parts"),
         ({"optim.lr": "fast"}, "should be a valid number"),
         ({"optim.lr": -1}, "greater than or equal to 0"),
-        ({"model.fusion.kind": "gaf"}, "'cmx', 'gaff', 'identity'"),
+        ({"model.fusion.kind": "gaf"}, "'cmx', 'gaff', 'cssa'"),
         ({"optim.kind": ["sgd"]}, "'sgd', 'adamw'"),
         ({"optim.schedule.kind": "linear"}, "'constant', 'step', 'cosine'"),
         ({"model.fusion_stages": [4, 3]}, "ascending without repeats"),

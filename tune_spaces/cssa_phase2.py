@@ -1,0 +1,20 @@
+"""CSSA, phase 2: the three best sets of stages, each with three thresholds and three filter lengths.
+
+27 cells, of which the three defaults have run in phase 1: 24 new runs. What is missing of phase 1 runs first.
+"""
+
+from __future__ import annotations
+
+from raydet.config import Experiment
+from raydet.tune.study import Study
+from tune_spaces import cssa_phase1, gaff_phase2
+
+PHASE = gaff_phase2.PHASE.model_copy(
+    update={"vary": (cssa_phase1.THRESHOLD.path, cssa_phase1.KERNEL_SIZE.path)}
+)
+
+
+def study(base: Experiment) -> Study:
+    """Phase 1 and phase 2."""
+    first = cssa_phase1.study(base)
+    return first.model_copy(update={"phases": (*first.phases, PHASE)})

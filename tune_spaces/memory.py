@@ -1,0 +1,23 @@
+"""What precision, activation checkpointing and the pyramid's width cost in accuracy: twelve cells."""
+
+from __future__ import annotations
+
+from raydet.config import Experiment
+from raydet.tune.study import Factor, GridPhase, Study
+
+PRECISION = Factor(path="train.precision", letter="", default="fp32", values=("fp32", "bf16"))
+CHECKPOINTING = Factor(
+    path="train.activation_checkpointing", letter="ac_", default="none", values=("none", "block", "selective")
+)
+CHANNELS = Factor(path="model.neck.channels", letter="fpn", default=256, values=(256, 128))
+FACTORS = (PRECISION, CHECKPOINTING, CHANNELS)
+
+
+def study(base: Experiment) -> Study:
+    """Every combination. Checkpointing is a null factor: what differs between its cells is rounding, or noise."""
+    return Study(
+        name="memory",
+        base=base,
+        factors=FACTORS,
+        phases=(GridPhase(name="settings", vary=tuple(factor.path for factor in FACTORS)),),
+    )

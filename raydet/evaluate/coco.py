@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raydet.evaluate.matches import MatchRecords, match_records
 from raydet.evaluate.names import METRIC_NAMES
 
 ROW_WIDTH = 7
@@ -51,13 +53,26 @@ class CocoResult:
 
 
 def evaluate_coco(truth: GroundTruth, rows: NDArray[np.float64], classes: tuple[str, ...]) -> CocoResult:
-    """Compare detections with the truth.
+    """Compare detections with the truth; see `evaluate_with_records`."""
+    return evaluate_with_records(truth, rows, classes)[0]
+
+
+def evaluate_with_records(
+    truth: GroundTruth,
+    rows: NDArray[np.float64],
+    classes: tuple[str, ...],
+    *,
+    image_ids: Sequence[str] | None = None,
+    group_ids: Sequence[str] | None = None,
+) -> tuple[CocoResult, MatchRecords]:
+    """Compare detections with the truth, and keep which were right.
 
     Args:
         truth: boxes of the set.
         rows: [N, 7] detections (see `ROW_WIDTH`), boxes in source pixels, in any order; within one picture, equal
             scores are taken in row order.
         classes: names in label order.
+        image_ids, group_ids: for the records; default: numbers, and every picture a group of its own.
     """
     from pycocotools.cocoeval import COCOeval
 
@@ -69,7 +84,12 @@ def evaluate_coco(truth: GroundTruth, rows: NDArray[np.float64], classes: tuple[
         evaluation.accumulate()
         evaluation.summarize()
     metrics = dict(zip(METRIC_NAMES, (_or_none(value) for value in evaluation.stats), strict=True))
-    return CocoResult(metrics=metrics, per_class_ap=_per_class_ap(evaluation.eval["precision"], classes))
+    result = CocoResult(metrics=metrics, per_class_ap=_per_class_ap(evaluation.eval["precision"], classes))
+    names = np.array(
+        [str(index) for index in range(truth.num_images)] if image_ids is None else image_ids, str
+    )
+    groups = names if group_ids is None else np.array(group_ids, str)
+    return result, match_records(evaluation, image_ids=names, group_ids=groups)
 
 
 def _coco_truth(truth: GroundTruth, classes: tuple[str, ...]) -> Any:

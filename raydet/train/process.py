@@ -26,7 +26,8 @@ from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
 from raydet.errors import ConfigError
-from raydet.evaluate.coco import CocoResult, evaluate_coco
+from raydet.evaluate.coco import CocoResult, evaluate_with_records
+from raydet.evaluate.matches import MatchRecords
 from raydet.evaluate.run import detect, ground_truth
 from raydet.models.build import build_detector, parameter_counts
 from raydet.models.detector import Detector
@@ -132,6 +133,10 @@ def run_process(
                         publish=publish or (lambda row: None),
                     ),
                 )
+            if evaluator.records is None:  # it was lost after its last epoch, before its end was written down
+                evaluator(state)
+        assert evaluator.records is not None
+        record.matches(evaluator.records)
         results = _results(experiment, state, info)
         record.results(results)
     return results
@@ -152,7 +157,11 @@ class Evaluator:
         )
         self.truth = ground_truth(source.targets(index)[:2] for index in indices)
         self.classes = experiment.data.classes
+        self.image_ids = [source.image_ids[index] for index in indices]
+        self.group_ids = [source.group_ids[index] for index in indices]
         self.world = world
+        self.records: MatchRecords | None = None
+        """Of the newest evaluation."""
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
         """The 12 metrics, AP per class as `AP/<class>`, and the machine's load."""
@@ -170,7 +179,14 @@ class Evaluator:
         """The same on every rank, whatever their number."""
         average_statistics(detector, self.world)
         rows = detect(detector, self._batches(), device=self.world.device)
-        return evaluate_coco(self.truth, gather_rows(rows, self.world), self.classes)
+        result, self.records = evaluate_with_records(
+            self.truth,
+            gather_rows(rows, self.world),
+            self.classes,
+            image_ids=self.image_ids,
+            group_ids=self.group_ids,
+        )
+        return result
 
 
 def _train_loader(

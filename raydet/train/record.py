@@ -6,6 +6,7 @@ training.log           what the main worker logged
 progress.json          the newest state of the loop, for a progress bar in another process
 metrics_per_batch.csv  losses of every optimiser step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
+match_records.npz      which detection of which picture was right in the last evaluation, for comparisons
 final_results.json     metrics of the last epoch, the best epoch, AP per class
 non_finite_step_...    the pictures of a step whose loss was not finite, as they were fed, and what was found
 checkpoints/           see `raydet.parallel.checkpoint`
@@ -21,13 +22,17 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError
 
+if TYPE_CHECKING:
+    from raydet.evaluate.matches import MatchRecords
+
 CONFIG = "config.json"
 FINAL_RESULTS = "final_results.json"
+MATCH_RECORDS = "match_records.npz"
 PROGRESS = "progress.json"
 PROGRESS_INTERVAL_S = 0.5
 
@@ -145,6 +150,11 @@ class RunRecord:
         if self.enabled and (force or now - self._last_progress >= PROGRESS_INTERVAL_S):
             self._last_progress = now
             self._write_json(PROGRESS, values)
+
+    def matches(self, records: MatchRecords) -> None:
+        """Write match_records.npz."""
+        if self.enabled:
+            records.save(self.run_dir / MATCH_RECORDS)
 
     def results(self, results: Mapping[str, Any]) -> None:
         """Write final_results.json: from here on the run has ended."""

@@ -1,0 +1,58 @@
+"""How far a metric would move on other pictures of the same kind: the bootstrap over groups of pictures.
+
+An Introduction to the Bootstrap (Efron and Tibshirani 1993), chapters 8 and 13. Frames of one sequence resemble one
+another, so whole groups are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydet.evaluate.matches import MatchRecords, mean_average_precision
+
+
+def draws(group_ids: NDArray[np.str_], *, count: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each picture counts in each of `count` resampled sets: [I], the same for equal groups and seeds.
+
+    As many groups are drawn, with replacement, as there are; single pictures where all are of one group.
+    """
+    names, group_of_I = np.unique(group_ids, return_inverse=True)
+    if len(names) == 1:
+        group_of_I = np.arange(len(group_ids))
+    num_groups = int(group_of_I.max()) + 1
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        times = np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups)
+        yield times[group_of_I].astype(float)
+
+
+def paired_differences(
+    a: MatchRecords, b: MatchRecords, *, count: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """mAP of `a` less mAP of `b` on the same resampled sets: [count]; sets without an object are left out.
+
+    Raises:
+        ValueError: the records are of other pictures (our own mistake: whoever compares checks the data first).
+    """
+    if not np.array_equal(a.image_ids, b.image_ids) or not np.array_equal(a.group_ids, b.group_ids):
+        raise ValueError("paired differences want records of the same pictures in the same order")
+    differences = np.array(
+        [
+            mean_average_precision(a, weights) - mean_average_precision(b, weights)
+            for weights in draws(a.group_ids, count=count, seed=seed)
+        ]
+    )
+    return differences[~np.isnan(differences)]
+
+
+def interval(values: NDArray[np.float64], *, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval.
+
+    >>> interval(np.arange(1001.0))
+    (25.0, 975.0)
+    """
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

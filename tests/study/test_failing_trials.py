@@ -39,6 +39,7 @@ def test_the_study_goes_on_without_it_and_tries_again_when_told(tmp_path: Path) 
     assert sum(entry["event"] == "promoted" for entry in events(tmp_path)) == 1
 
 
+@pytest.mark.exhaustive  # what is tried again, without running it: test_chances.py
 def test_a_chance_is_taken_at_the_end_of_the_phase(tmp_path: Path) -> None:
     faults = order(tmp_path / "faults", Fault("backward", step=1))
     result = tune(tmp_path, "--max-failures", "0", "--max-trials", "3", space="two_stages", extra=faults)

@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("raydet.bench",),
     ("raydet.train",),
-    ("raydet.tune",),
+    ("raydet.tune", "raydet.report"),
     ("raydet.verify",),
     ("tune_spaces",),
     ("raydet.cli",),

@@ -17,6 +17,7 @@ from raydet.cli.bench import bench
 from raydet.cli.bench_checkpoint import checkpoint
 from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
+from raydet.cli.compare import compare
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
 from raydet.cli.train import train
@@ -33,7 +34,7 @@ app = typer.Typer(
     help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
 )
 
-for command in (recipes, spaces, plan, train, tune):
+for command in (recipes, spaces, plan, train, tune, compare):
     app.command()(command)
 bench.command()(checkpoint)
 app.add_typer(bench, name="bench")

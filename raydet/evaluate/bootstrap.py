@@ -6,7 +6,7 @@ another, so whole groups are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,29 +30,39 @@ def draws(group_ids: NDArray[np.str_], *, count: int, seed: int) -> Iterator[NDA
 
 
 def paired_differences(
-    a: MatchRecords, b: MatchRecords, *, count: int = 1000, seed: int = 0
+    a: Sequence[MatchRecords], b: Sequence[MatchRecords], *, count: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """mAP of `a` less mAP of `b` on the same resampled sets: [count]; sets without an object are left out.
+    """Mean mAP of runs `a` less that of runs `b` on the same resampled sets: [count], without sets that hold no object.
 
     Raises:
         ValueError: the records are of other pictures (our own mistake: whoever compares checks the data first).
     """
-    if not np.array_equal(a.image_ids, b.image_ids) or not np.array_equal(a.group_ids, b.group_ids):
+    if any(not is_same_pictures(a[0], other) for other in (*a, *b)):
         raise ValueError("paired differences want records of the same pictures in the same order")
     differences = np.array(
-        [
-            mean_average_precision(a, weights) - mean_average_precision(b, weights)
-            for weights in draws(a.group_ids, count=count, seed=seed)
-        ]
+        [_mean(a, weights) - _mean(b, weights) for weights in draws(a[0].group_ids, count=count, seed=seed)]
     )
     return differences[~np.isnan(differences)]
+
+
+def is_same_pictures(a: MatchRecords, b: MatchRecords) -> bool:
+    """The same pictures with as many objects, in the same order."""
+    return (
+        np.array_equal(a.image_ids, b.image_ids)
+        and np.array_equal(a.group_ids, b.group_ids)
+        and np.array_equal(a.objects_IK, b.objects_IK)
+    )
+
+
+def _mean(runs: Sequence[MatchRecords], weights_I: NDArray[np.float64]) -> float:
+    return float(np.mean([mean_average_precision(run, weights_I) for run in runs]))
 
 
 def interval(values: NDArray[np.float64], *, level: float = 0.95) -> tuple[float, float]:
     """The percentile interval.
 
-    >>> interval(np.arange(1001.0))
-    (25.0, 975.0)
+    >>> interval(np.arange(1001.0), level=0.5)
+    (250.0, 750.0)
     """
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,0 +1,1 @@
+"""What studies and runs have to say, for people."""

@@ -1,0 +1,93 @@
+"""Runs against runs: the same detector with several seeds on either side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raydet.config import Experiment
+from raydet.errors import ConfigError
+from raydet.evaluate.bootstrap import is_same_pictures, paired_differences
+from raydet.evaluate.compare import Comparison, compare
+from raydet.evaluate.matches import MatchRecords, mean_average_precision
+from raydet.train.record import CONFIG, MATCH_RECORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One detector, trained with one or more seeds."""
+
+    name: str
+    runs: tuple[Path, ...]
+    experiment: Experiment
+    """Of its first run."""
+    records: tuple[MatchRecords, ...]
+
+
+def open_arm(run_dir: Path) -> Arm:
+    """A run and, beside it, its repeats with other seeds (`<run>_seed<n>`).
+
+    Raises:
+        ConfigError: there is no finished run.
+        DataError: its match records cannot be read.
+    """
+    if not (run_dir / CONFIG).is_file():
+        raise ConfigError(f"{run_dir} is no run directory: {CONFIG} is missing")
+    name = re.sub(r"_seed\d+$", "", run_dir.name)
+    repeats = [
+        path for path in sorted(run_dir.parent.glob(f"{name}_seed*")) if re.search(r"_seed\d+$", path.name)
+    ]
+    candidates = [run_dir.with_name(name), *repeats]
+    runs = tuple(path for path in candidates if (path / MATCH_RECORDS).is_file())
+    if not runs:
+        raise ConfigError(f"{run_dir} has not come to its end: {MATCH_RECORDS} is missing")
+    experiment = Experiment.from_json((runs[0] / CONFIG).read_text(), where=str(runs[0]))
+    return Arm(name, runs, experiment, tuple(MatchRecords.load(run / MATCH_RECORDS) for run in runs))
+
+
+def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) -> Comparison:
+    """A against B, on the pictures that both were evaluated on.
+
+    Args:
+        count: resampled sets.
+        is_forced: schedules and canvases may differ.
+
+    Raises:
+        ConfigError: they cannot be compared, or not fairly; why.
+    """
+    differences = list(_unlike(a, b))
+    if differences and not is_forced:
+        raise ConfigError(
+            f"{a.name} and {b.name} cannot be compared fairly: {'; '.join(differences)}; --anyway compares all the same"
+        )
+    if a.experiment.data.classes != b.experiment.data.classes:
+        raise ConfigError(
+            f"{a.name} and {b.name} cannot be compared: their classes differ, {', '.join(a.experiment.data.classes)} "
+            f"against {', '.join(b.experiment.data.classes)}"
+        )
+    if any(not is_same_pictures(a.records[0], other) for other in (*a.records, *b.records)):
+        raise ConfigError(
+            f"{a.name} and {b.name} cannot be compared: they were evaluated on other pictures, or other boxes; "
+            "give both the same data and data.split"
+        )
+    scores_a, scores_b = ([mean_average_precision(run) for run in arm.records] for arm in (a, b))
+    return compare(scores_a, scores_b, paired_differences(a.records, b.records, count=count))
+
+
+def _unlike(a: Arm, b: Arm) -> Sequence[str]:
+    """What should be equal in a fair comparison."""
+    found = []
+    for path in ("train.epochs", "train.global_batch", "data.canvas_hw", "data.source", "data.split"):
+        mine, theirs = (_at(arm.experiment, path) for arm in (a, b))
+        if mine != theirs:
+            found.append(f"{path} is {mine} against {theirs}")
+    return found
+
+
+def _at(experiment: Experiment, path: str) -> object:
+    value: object = experiment
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,114 @@
+"""`raydet compare` on run directories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raydet.cli import main
+from raydet.config import Experiment, apply_overrides
+from raydet.evaluate.coco import GroundTruth, evaluate_with_records
+from raydet.recipes import recipe
+
+EXPERIMENT = recipe("demo")
+
+
+def finished_run(
+    run_dir: Path, *, noise: float, seed: int, experiment: Experiment = EXPERIMENT, num_images: int = 60
+) -> Path:
+    """A run whose detections miss by so many pixels."""
+    truths, generator = np.random.default_rng(0), np.random.default_rng(seed)
+    count = 4 * num_images
+    boxes = np.concatenate([truths.uniform(0, 60, (count, 2)), truths.uniform(15, 60, (count, 2))], axis=1)
+    images, labels = truths.integers(0, num_images, count), truths.integers(0, 3, count)
+    rows = np.column_stack(
+        [images, boxes + generator.normal(0, noise, boxes.shape), generator.random(count), labels]
+    )
+    names = [f"picture_{index:03d}" for index in range(num_images)]
+    _, records = evaluate_with_records(
+        GroundTruth(num_images, images, boxes, labels),
+        rows,
+        experiment.data.classes,
+        image_ids=names,
+        group_ids=[name[:-1] for name in names],
+    )
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text(experiment.to_json())
+    records.save(run_dir / "match_records.npz")
+    return run_dir
+
+
+def arm(directory: Path, name: str, *, noise: float, seeds: int, **settings: Any) -> Path:
+    for seed in range(seeds):
+        suffix = f"_seed{seed}" if seed else ""
+        finished_run(directory / f"{name}{suffix}", noise=noise, seed=seed + len(name), **settings)
+    return directory / name
+
+
+def compared(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", *map(str, arguments), "--resamples", "200"])
+    assert (caught.value.code or 0) == code
+    output = capsys.readouterr()
+    return output.out if code == 0 else output.err
+
+
+def test_a_better_arm_is_called_better_from_either_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = arm(tmp_path, "good", noise=2.0, seeds=3), arm(tmp_path, "worse", noise=5.0, seeds=3)
+    text = compared(capsys, good, bad)
+    assert text.splitlines()[-1] == "A is better"
+    assert "good, 3 runs" in text
+    found = json.loads(compared(capsys, bad.with_name("worse_seed1"), good, "--json"))
+    assert found["verdict"] == "B is better"
+    assert len(found["a"]) == len(found["b"]) == 3
+    assert found["low"] < found["difference"] < found["high"] < 0
+
+
+def test_equal_arms_are_not_distinguishable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = arm(tmp_path, "one", noise=3.0, seeds=3), arm(tmp_path, "other", noise=3.0, seeds=3)
+    assert compared(capsys, one, other).splitlines()[-1].startswith("not distinguishable: ")
+
+
+def test_one_run_on_a_side_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = arm(tmp_path, "one", noise=3.0, seeds=1), arm(tmp_path, "other", noise=9.0, seeds=3)
+    assert "unknown, one run on a side says nothing about the noise of training" in compared(
+        capsys, one, other
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "helps"),
+    [
+        ({"train.epochs": 99}, "train.epochs is", True),
+        ({"data.canvas_hw": [64, 64]}, "data.canvas_hw is", True),
+        ({"data.classes": ["x", "y", "z"]}, "their classes differ", False),
+    ],
+)
+def test_unlike_runs_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str, helps: bool
+) -> None:
+    other = apply_overrides(EXPERIMENT, changes)
+    a = arm(tmp_path, "a", noise=3.0, seeds=2)
+    b = arm(tmp_path, "bb", noise=3.0, seeds=2, experiment=other)
+    refusal = compared(capsys, a, b, code=2)
+    assert message in refusal
+    assert refusal.count("\n") == 1
+    compared(capsys, a, b, "--anyway", code=0 if helps else 2)
+
+
+def test_other_pictures_and_unfinished_runs_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = arm(tmp_path, "a", noise=3.0, seeds=2)
+    b = arm(tmp_path, "bb", noise=3.0, seeds=2, num_images=50)
+    assert "they were evaluated on other pictures" in compared(capsys, a, b, code=2)
+    (b / "match_records.npz").unlink()
+    (tmp_path / "bb_seed1" / "match_records.npz").unlink()
+    assert "has not come to its end" in compared(capsys, a, b, code=2)
+    assert "is no run directory" in compared(capsys, a, tmp_path / "nothing", code=2)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.exhaustive]
 NUM_KILLS = int(os.environ.get("RAYDET_TEST_KILLS", "50"))
 LONGEST_S = 40.0
 """The start of a study takes about ten seconds: kills fall before, into, between and after trials."""
-STUDY = ("--seeds", "2", "--checkpoint-minutes", "0.02", "--set", "train.epochs=30")
+STUDY = ("--seeds", "2", "--checkpoint-minutes", "0.02", "--set", "train.epochs=60")
 
 
 def test_journal_tracker_and_summary_agree(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from raydet.errors import StudyError
 from raydet.tune.study import Factor, GridPhase, Study
 
 ALL_STAGES = [1, 2, 3, 4]
-ALONE = {"model.fusion": {"kind": "identity"}, "model.elsewhere": {"kind": "identity"}}
+ALONE: dict[str, Any] = {"model.fusion_stages": [], "model.elsewhere": {"kind": "identity"}}
+"""No stage fuses."""
 FUSIONS: dict[str, dict[str, Any]] = {
     "add": {"kind": "add"},
     "concat": {"kind": "concat"},
@@ -43,14 +44,10 @@ def arms(base: Experiment) -> dict[str, dict[str, Any]]:
     rgb, aux = sensors(base)
     present = (*rgb, *aux)
     controls: dict[str, dict[str, Any]] = {
-        name: {**ALONE, "model.rgb_modalities": [name], "model.fusion_stages": ALL_STAGES} for name in present
+        name: {**ALONE, "model.rgb_modalities": [name]} for name in present
     }
     # Twice the same sensor: two streams and a fusion, but nothing new to fuse.
-    doubles = {
-        f"{name}_twice": fused({"kind": "cmx"}, rgb=(name,), aux=(name,))
-        for name in present
-        if name != "event"
-    }
+    doubles = {f"{name}_twice": fused({"kind": "cmx"}, rgb=(name,), aux=(name,)) for name in present}
     fusions = {name: fused(fusion, rgb=rgb, aux=aux) for name, fusion in FUSIONS.items()}
     return {**controls, **doubles, **fusions}
 
@@ -66,7 +63,9 @@ def fused(fusion: dict[str, Any], *, rgb: tuple[Modality, ...], aux: tuple[Modal
 
 
 def study(base: Experiment) -> Study:
-    """One cell per arm. What enters the next stage (`model.flow`) is the base's, in every arm alike."""
+    """One cell per arm. What enters the next stage (`model.flow`) is the base's, where an arm has a choice: late
+    concatenation and single sensors keep their streams apart.
+    """
     methods = arms(base)
     method = Factor(path="method", letter="", default="cmx", values=tuple(methods), arms=methods)
     return Study(

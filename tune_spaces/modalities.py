@@ -1,4 +1,4 @@
-"""Which sensors help: each alone, every pair, and all of them, under one fusion."""
+"""Which sensors help: each alone, every pair, and all of them, under the base's fusion."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ def study(base: Experiment) -> Study:
     """One cell per set of sensors that the data have; the first of a set has a stream of its own."""
     rgb, aux = fusion_methods.sensors(base)
     present = (*rgb, *aux)
-    fusion = base.model.fusion.model_dump(mode="json")
     arms: dict[str, dict[str, Any]] = {}
     for size in range(1, len(present) + 1):
         for first, *others in combinations(present, size):
-            arms["_".join((first, *others))] = (
-                fusion_methods.fused(fusion, rgb=(first,), aux=tuple(others))
-                if others
-                else {**fusion_methods.ALONE, "model.rgb_modalities": [first]}
-            )
+            streams = {"model.rgb_modalities": [first], "model.aux_modalities": others}
+            arms["_".join((first, *others))] = streams if others else {**fusion_methods.ALONE, **streams}
     factor = Factor(path="modalities", letter="", default="_".join(present), values=tuple(arms), arms=arms)
     return Study(
         name="modalities",

@@ -186,8 +186,8 @@ def _fuse(fusion: Fusion, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, T
         case GAFF():
             fused_BCHW, rgb_BCHW, aux_BCHW = _gaff(fusion, rgb_BCHW, aux_BCHW)
             return _routed(fusion.flow, fused_BCHW, rgb_BCHW, aux_BCHW)
-        case _:
-            return rgb_BCHW, rgb_BCHW, aux_BCHW
+        case _:  # the others are written the plain way already
+            return tuple(fusion(rgb_BCHW, aux_BCHW))
 
 
 def _routed(flow: Flow, fused: Tensor, rgb: Tensor, aux: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -39,17 +39,28 @@ def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -
     return train, val
 
 
+def groups_of(group_ids: Sequence[str], split: GroupSplit | FrameSplit | FirstSplit) -> list[str]:
+    """What the pictures' groups are taken to be: neighbours resemble one another where a source names no sequences.
+
+    Blocks, as `GroupSplit` cuts them, or the source's sequences; under a split by frames single pictures, where the
+    source has no sequences.
+    """
+    if len(set(group_ids)) >= 2:
+        return list(group_ids)
+    if isinstance(split, GroupSplit):
+        return [f"block {index * split.num_blocks // len(group_ids)}" for index in range(len(group_ids))]
+    return [f"picture {index}" for index in range(len(group_ids))]
+
+
 def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], list[int]]:
     """Whole groups, in shuffled order, validate until the fraction is reached; both sides stay in source order."""
-    num_groups = len(set(group_ids))
-    groups: Sequence[object] = group_ids
-    if num_groups < 2:
+    groups = groups_of(group_ids, split)
+    if len(set(group_ids)) < 2:
         logger.info(
             "Using %d blocks of consecutive pictures as groups, because the source names no sequences",
             split.num_blocks,
         )
-        groups = [i * split.num_blocks // len(group_ids) for i in range(len(group_ids))]
-    members: dict[object, list[int]] = {}
+    members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     names = list(members)

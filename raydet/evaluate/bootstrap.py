@@ -17,12 +17,10 @@ from raydet.evaluate.matches import MatchRecords, mean_average_precision
 def draws(group_ids: NDArray[np.str_], *, count: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """How often each picture counts in each of `count` resampled sets: [I], the same for equal groups and seeds.
 
-    As many groups are drawn, with replacement, as there are; single pictures where all are of one group.
+    As many groups are drawn, with replacement, as there are.
     """
     names, group_of_I = np.unique(group_ids, return_inverse=True)
-    if len(names) == 1:
-        group_of_I = np.arange(len(group_ids))
-    num_groups = int(group_of_I.max()) + 1
+    num_groups = len(names)
     generator = np.random.default_rng(seed)
     for _ in range(count):
         times = np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups)
@@ -56,13 +54,3 @@ def is_same_pictures(a: MatchRecords, b: MatchRecords) -> bool:
 
 def _mean(runs: Sequence[MatchRecords], weights_I: NDArray[np.float64]) -> float:
     return float(np.mean([mean_average_precision(run, weights_I) for run in runs]))
-
-
-def interval(values: NDArray[np.float64], *, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval.
-
-    >>> interval(np.arange(1001.0), level=0.5)
-    (250.0, 750.0)
-    """
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -8,6 +8,8 @@ Legend: N detections, I images, K classes, T IoU thresholds, R recall levels.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -60,9 +62,9 @@ class MatchRecords:
             DataError: the file cannot be read as such.
         """
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 return cls(**{field.name: content[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path} holds no match records: {error}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from raydet.errors import ConfigError
 from raydet.evaluate.bootstrap import is_same_pictures, paired_differences
 from raydet.evaluate.compare import Comparison, compare
 from raydet.evaluate.matches import MatchRecords, mean_average_precision
-from raydet.train.record import CONFIG, MATCH_RECORDS
+from raydet.train.record import CONFIG, FINAL_RESULTS, MATCH_RECORDS, recorded_model_info
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +41,26 @@ def open_arm(run_dir: Path) -> Arm:
     candidates = [run_dir.with_name(name), *repeats]
     runs = tuple(path for path in candidates if (path / MATCH_RECORDS).is_file())
     if not runs:
-        raise ConfigError(f"{run_dir} has not come to its end: {MATCH_RECORDS} is missing")
-    experiment = Experiment.from_json((runs[0] / CONFIG).read_text(), where=str(runs[0]))
-    return Arm(name, runs, experiment, tuple(MatchRecords.load(run / MATCH_RECORDS) for run in runs))
+        raise ConfigError(
+            f"{run_dir} cannot be compared: {MATCH_RECORDS} is missing; {_why_missing(run_dir)}"
+        )
+    experiments = [Experiment.from_json((run / CONFIG).read_text(), where=str(run)) for run in runs]
+    for run, other in zip(runs, experiments, strict=True):
+        if _but_for_the_seed(other) != _but_for_the_seed(experiments[0]):
+            raise ConfigError(
+                f"{run} is no repeat of {runs[0]}: more than the seed differs; move one of them away"
+            )
+    return Arm(name, runs, experiments[0], tuple(MatchRecords.load(run / MATCH_RECORDS) for run in runs))
+
+
+def _why_missing(run_dir: Path) -> str:
+    if (run_dir / FINAL_RESULTS).exists():
+        return f"the run is older than such records: remove its {FINAL_RESULTS} and give its command again"
+    return "the run has not come to its end, give its command again"
+
+
+def _but_for_the_seed(experiment: Experiment) -> Experiment:
+    return experiment.model_copy(update={"seed": 0, "name": ""})
 
 
 def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) -> Comparison:
@@ -57,7 +73,9 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
     Raises:
         ConfigError: they cannot be compared, or not fairly; why.
     """
-    differences = list(_unlike(a, b))
+    if a.runs == b.runs:
+        raise ConfigError(f"{a.name} is compared with itself; name another run")
+    differences = _unlike(a, b)
     if differences and not is_forced:
         raise ConfigError(
             f"{a.name} and {b.name} cannot be compared fairly: {'; '.join(differences)}; --anyway compares all the same"
@@ -73,16 +91,38 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
             "give both the same data and data.split"
         )
     scores_a, scores_b = ([mean_average_precision(run) for run in arm.records] for arm in (a, b))
-    return compare(scores_a, scores_b, paired_differences(a.records, b.records, count=count))
+    resampled = paired_differences(a.records, b.records, count=count)
+    if len(resampled) < 2:
+        raise ConfigError(f"{a.name} and {b.name} cannot be compared: their pictures hold no objects")
+    num_groups = len(set(a.records[0].group_ids.tolist()))
+    return compare(scores_a, scores_b, resampled, num_groups=num_groups)
 
 
-def _unlike(a: Arm, b: Arm) -> Sequence[str]:
-    """What should be equal in a fair comparison."""
+ALIKE = (
+    "train.epochs",
+    "train.global_batch",
+    "train.micro_batch",
+    "optim",
+    "data.source",
+    "data.split",
+    "data.canvas_hw",
+    "data.augmentation",
+    "data.missing",
+)
+"""What should be equal in a fair comparison, by config path."""
+
+
+def _unlike(a: Arm, b: Arm) -> list[str]:
     found = []
-    for path in ("train.epochs", "train.global_batch", "data.canvas_hw", "data.source", "data.split"):
+    for path in ALIKE:
         mine, theirs = (_at(arm.experiment, path) for arm in (a, b))
         if mine != theirs:
             found.append(f"{path} is {mine} against {theirs}")
+    batches = [recorded_model_info(arm.runs[0]).get("micro_batch") for arm in (a, b)]
+    if batches[0] != batches[1] and not found:
+        found.append(
+            f"micro-batches were of {batches[0]} against {batches[1]} pictures, which batch norms see"
+        )
     return found
 
 

@@ -24,7 +24,7 @@ from raydet.data.build import open_source
 from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
-from raydet.data.split import split_indices
+from raydet.data.split import groups_of, split_indices
 from raydet.errors import ConfigError
 from raydet.evaluate.coco import CocoResult, evaluate_with_records
 from raydet.evaluate.matches import MatchRecords
@@ -133,8 +133,10 @@ def run_process(
                         publish=publish or (lambda row: None),
                     ),
                 )
-            if evaluator.records is None:  # it was lost after its last epoch, before its end was written down
-                evaluator(state)
+                if (
+                    evaluator.records is None
+                ):  # it was lost after its last epoch, before its end was written down
+                    evaluator(state)
         assert evaluator.records is not None
         record.matches(evaluator.records)
         results = _results(experiment, state, info)
@@ -158,7 +160,8 @@ class Evaluator:
         self.truth = ground_truth(source.targets(index)[:2] for index in indices)
         self.classes = experiment.data.classes
         self.image_ids = [source.image_ids[index] for index in indices]
-        self.group_ids = [source.group_ids[index] for index in indices]
+        groups = groups_of(source.group_ids, experiment.data.split)
+        self.group_ids = [groups[index] for index in indices]
         self.world = world
         self.records: MatchRecords | None = None
         """Of the newest evaluation."""

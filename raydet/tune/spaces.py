@@ -6,7 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,12 +27,15 @@ def space_summary(name: str) -> str:
     return (importlib.import_module(f"tune_spaces.{name}").__doc__ or "").splitlines()[0]
 
 
-def load_space(name: str, base: Experiment, overrides: Mapping[str, Any]) -> Study:
+def load_space(
+    name: str, base: Experiment, overrides: Mapping[str, Any], *, chosen: Collection[str] = ()
+) -> Study:
     """The study of that name over a base experiment.
 
     Args:
         name: of a module in `tune_spaces`, or the path of a Python file with a function `study` like theirs.
         overrides: changes to the study's base, by config path.
+        chosen: other config paths that the user has set in the base, and so must not be varied.
 
     Raises:
         StudyError: there is no such space, its file is no space, or an override names a factor that it varies.
@@ -40,12 +43,18 @@ def load_space(name: str, base: Experiment, overrides: Mapping[str, Any]) -> Stu
     """
     module = _from_file(Path(name)) if name.endswith(".py") else _by_name(name)
     study: Study = module.study(base)
-    for factor in study.factors:
-        for path in overrides:
-            clash = next((mine for mine in sorted(factor.paths) if f"{mine}.".startswith(f"{path}.")), None)
-            if clash is not None:
-                raise StudyError(f"--set {path}: the space {name} varies {clash}; leave it out")
+    for path in (*overrides, *chosen):
+        for mine in sorted(set().union(*(factor.paths for factor in study.factors))):
+            if _overlap(mine, path):
+                raise StudyError(f"{path} is set, but the space {name} varies {mine}; leave it out")
+    if any(factor.arms is not None for factor in study.factors):  # they are made from the base
+        study = module.study(apply_overrides(base, overrides))
     return study.model_copy(update={"base": apply_overrides(study.base, overrides)})
+
+
+def _overlap(a: str, b: str) -> bool:
+    """One config path is, or lies within, the other."""
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
 def _by_name(name: str) -> ModuleType:

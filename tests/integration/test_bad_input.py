@@ -110,7 +110,7 @@ def test_bad_data(
         ),
         (
             ["tune", "--space", "gaff_phase1", "--set", 'model.fusion={"kind": "gaff"}'],
-            "varies model.fusion.se_red",
+            "varies model.fusion.",
         ),
         (
             ["tune", "--space", "gaff_phase1", "--recipe", "demo", "--workers", "3"],

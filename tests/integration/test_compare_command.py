@@ -87,6 +87,7 @@ def test_one_run_on_a_side_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureF
     [
         ({"train.epochs": 99}, "train.epochs is", True),
         ({"data.canvas_hw": [64, 64]}, "data.canvas_hw is", True),
+        ({"optim.lr": 0.5}, "optim is", True),
         ({"data.classes": ["x", "y", "z"]}, "their classes differ", False),
     ],
 )
@@ -110,5 +111,19 @@ def test_other_pictures_and_unfinished_runs_are_refused(
     assert "they were evaluated on other pictures" in compared(capsys, a, b, code=2)
     (b / "match_records.npz").unlink()
     (tmp_path / "bb_seed1" / "match_records.npz").unlink()
-    assert "has not come to its end" in compared(capsys, a, b, code=2)
+    assert "the run has not come to its end" in compared(capsys, a, b, code=2)
+    (b / "final_results.json").touch()
+    assert "the run is older than such records" in compared(capsys, a, b, code=2)
     assert "is no run directory" in compared(capsys, a, tmp_path / "nothing", code=2)
+
+
+def test_what_is_no_repeat_is_not_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = arm(tmp_path, "a", noise=3.0, seeds=2), arm(tmp_path, "bb", noise=3.0, seeds=2)
+    longer = apply_overrides(EXPERIMENT, {"train.epochs": 99, "seed": 7})
+    finished_run(tmp_path / "a_seed7", noise=3.0, seed=7, experiment=longer)
+    assert "a_seed7 is no repeat of" in compared(capsys, a, b, code=2)
+
+
+def test_an_arm_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = arm(tmp_path, "a", noise=3.0, seeds=2)
+    assert "a is compared with itself" in compared(capsys, a, a.with_name("a_seed1"), code=2)

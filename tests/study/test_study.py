@@ -15,6 +15,7 @@ from raydet.recipes import recipe
 from raydet.tune.journal import Events
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_cells
+from raydet.tune.records import records_of, summary_rows
 from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
 from raydet.tune.spaces import load_space, space_names
@@ -175,7 +176,7 @@ def test_fusion_methods_has_controls_of_what_the_data_have() -> None:
         return {trial.cell.code: trial.experiment for trial in trials}
 
     everything = arms([])
-    assert list(everything)[:5] == ["rgb", "thermal", "event", "rgb_twice", "thermal_twice"]
+    assert list(everything)[:6] == ["rgb", "thermal", "event", "rgb_twice", "thermal_twice", "event_twice"]
     assert everything["cssa_trained"].model.fusion == CSSAFusion(straight_through=True)
     assert everything["gaff"].model.aux_modalities == ("thermal", "event")
     without_event = arms(["event"])
@@ -186,9 +187,33 @@ def test_fusion_methods_has_controls_of_what_the_data_have() -> None:
         arms(["thermal", "event"])
 
 
-def test_a_setting_that_an_arm_makes_is_refused() -> None:
-    with pytest.raises(StudyError, match=r"the space fusion_methods varies model\.fusion"):
-        load_space("fusion_methods", recipe("demo"), {"model.fusion": {"kind": "add"}})
+@pytest.mark.parametrize("path", ["model.fusion", "model.fusion.kind", "model"])
+def test_a_setting_that_an_arm_makes_is_refused(path: str) -> None:
+    with pytest.raises(
+        StudyError, match=rf"{path} is set, but the space fusion_methods varies model\."
+    ):
+        load_space("fusion_methods", recipe("demo"), {path: "add"})
+    with pytest.raises(StudyError, match=r"the space backbones varies model\.backbone\.variant"):
+        load_space("backbones", recipe("demo"), {}, chosen=["model.backbone.variant"])
+
+
+def test_arms_are_made_from_the_base_as_it_is_set() -> None:
+    study = load_space("modalities", recipe("demo"), {"model.fusion.kind": "gaff", "data.missing": ["event"]})
+    trials = trials_of(study, all_cells(study, Events([])), seeds_of(study, 1))
+    assert [trial.cell.code for trial in trials] == ["rgb", "thermal", "rgb_thermal"]
+    assert trials[2].experiment.model.fusion.kind == "gaff"
+    assert all(trials[0].experiment.model.fusion_at(stage).kind == "identity" for stage in (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_what_the_journal_keeps_of_a_space_is_the_space(name: str) -> None:
+    study = load_space(name, recipe("demo"), {})
+    assert type(study).from_json(study.to_json(), where="test") == study
+    trials = trials_of(study, all_cells(study, Events([])), seeds_of(study, 1))
+    assert all(type(trial).from_json(trial.to_json(), where="test") == trial for trial in trials)
+    rows = summary_rows(study, records_of(trials, Events([])))
+    for factor in study.factors:
+        assert {row[factor.path.split(".")[-1]] for row in rows} <= set(factor.values)
 
 
 def test_a_space_of_ones_own(tmp_path: Path) -> None:

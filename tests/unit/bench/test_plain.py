@@ -25,6 +25,8 @@ CASES: dict[str, dict[str, object]] = {
         "model.fusion": {"kind": "gaff", "inter_shared": True, "merge_bottleneck": True},
         "model.elsewhere": IDENTITY,
     },
+    "cross-attention": {"model.fusion": {"kind": "cross_attention"}, "model.fusion_stages": [2, 4]},
+    "late": {"model.fusion": {"kind": "late_concat"}},
     "identity": {"model.fusion": IDENTITY, "model.elsewhere": IDENTITY},
     "four levels": {"model.head.pool_level_rois": False},
     "a missing modality": {"data.missing": ["event"]},

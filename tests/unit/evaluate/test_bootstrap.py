@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raydet.errors import DataError
-from raydet.evaluate.bootstrap import draws, interval, paired_differences
+from raydet.evaluate.bootstrap import draws, paired_differences
 from raydet.evaluate.coco import GroundTruth, evaluate_coco, evaluate_with_records
 from raydet.evaluate.matches import MatchRecords, average_precisions, mean_average_precision
 
@@ -112,9 +112,11 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     again = MatchRecords.load(tmp_path / "records.npz")
     assert again.image_ids.tolist() == names
     assert mean_average_precision(again) == mean_average_precision(records)
-    (tmp_path / "records.npz").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="holds no match records"):
-        MatchRecords.load(tmp_path / "records.npz")
+    whole = (tmp_path / "records.npz").read_bytes()
+    for damaged in (b"nothing", b"", whole[: len(whole) // 2]):
+        (tmp_path / "records.npz").write_bytes(damaged)
+        with pytest.raises(DataError, match="holds no match records"):
+            MatchRecords.load(tmp_path / "records.npz")
 
 
 def test_groups_are_drawn_whole() -> None:
@@ -123,7 +125,6 @@ def test_groups_are_drawn_whole() -> None:
         assert weights[0] == weights[1]
         assert weights[3] == weights[4] == weights[5]
         assert weights[0] + weights[2] + weights[3] == 3
-    assert {weights.sum() for weights in draws(np.array(["x"] * 6), count=50, seed=0)} == {6.0}
 
 
 def test_a_model_does_not_differ_from_itself_and_a_better_one_does() -> None:
@@ -132,7 +133,7 @@ def test_a_model_does_not_differ_from_itself_and_a_better_one_does() -> None:
     a, b = (evaluate_with_records(truth, rows, CLASSES)[1] for rows in (better, worse))
     assert not paired_differences([a], [a], count=50).any()
     differences = paired_differences([a], [b], count=200)
-    low, high = interval(differences)
+    low, high = np.quantile(differences, [0.025, 0.975])
     assert 0 < low < mean_average_precision(a) - mean_average_precision(b) < high
     np.testing.assert_array_equal(paired_differences([b], [a], count=200), -differences)
 
@@ -159,7 +160,8 @@ def test_the_interval_covers_what_it_should() -> None:
     num_studies, covered = 400, 0
     for study in range(num_studies):
         chosen = np.sort(generator.choice(4000, 80, replace=False))
-        low, high = interval(paired_differences([only(a, chosen)], [only(b, chosen)], count=200, seed=study))
+        resampled = paired_differences([only(a, chosen)], [only(b, chosen)], count=200, seed=study)
+        low, high = np.quantile(resampled, [0.025, 0.975])
         covered += low <= population <= high
     assert 0.93 <= covered / num_studies <= 0.97
 

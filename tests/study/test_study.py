@@ -189,9 +189,7 @@ def test_fusion_methods_has_controls_of_what_the_data_have() -> None:
 
 @pytest.mark.parametrize("path", ["model.fusion", "model.fusion.kind", "model"])
 def test_a_setting_that_an_arm_makes_is_refused(path: str) -> None:
-    with pytest.raises(
-        StudyError, match=rf"{path} is set, but the space fusion_methods varies model\."
-    ):
+    with pytest.raises(StudyError, match=rf"{path} is set, but the space fusion_methods varies model\."):
         load_space("fusion_methods", recipe("demo"), {path: "add"})
     with pytest.raises(StudyError, match=r"the space backbones varies model\.backbone\.variant"):
         load_space("backbones", recipe("demo"), {}, chosen=["model.backbone.variant"])

@@ -11,6 +11,8 @@ from raydet.config import Experiment, flatten
 from raydet.errors import TrackingError
 from raydet.track.base import NullTracker, RunView, Tracker
 
+SQLITE = "mlflow.db"
+
 
 def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracker:
     """The tracker of a command.
@@ -28,15 +30,17 @@ def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracke
         raise TrackingError("mlflow is not installed; install it, or pass --tracking-uri none")
     from raydet.track.mlflow import MLflowTracker
 
-    return MLflowTracker(uri or f"sqlite:///{directory.absolute() / 'mlflow.db'}", experiment)
+    return MLflowTracker(uri or f"sqlite:///{directory.absolute() / SQLITE}", experiment)
 
 
 def runs_by_name(uri: str | None, *, directory: Path, experiment: str) -> dict[str, list[RunView]] | None:
-    """What stands in the tracker, see `open_tracker`; None: there is none.
+    """What stands in the tracker, see `open_tracker`; None: there is none, and none is made.
 
     Raises:
         TrackingError: the server cannot be used.
     """
+    if uri is None and not (directory / SQLITE).exists():
+        return None
     tracker = open_tracker(uri, directory=directory, experiment=experiment)
     if isinstance(tracker, NullTracker):
         return None

@@ -145,9 +145,8 @@ class CheckpointWriter:
         try:
             self.wait()
         except RaydetError as error:
-            if kind is None or issubclass(
-                kind, PreemptedError | HostMemoryError
-            ):  # which says that all is saved
+            says_all_is_saved = kind is not None and issubclass(kind, PreemptedError | HostMemoryError)
+            if kind is None or says_all_is_saved:
                 raise
             logger.error("%s", error)
 

@@ -81,6 +81,8 @@ class PhaseBook:
 
     def finished(self, trial: Trial, results: dict[str, Any], wall_s: float | None) -> None:
         """A trial has ended well, after `wall_s` in which its share of the cluster was taken; None: unknown."""
+        if sum(entry["key"] == trial.key for entry in self._journal.of("started")) > 1:
+            wall_s = None  # of its last life only, while the loop's seconds are of all
         overhead_s = None if wall_s is None else round(wall_s - results["loop_s"], 3)
         costs = {"wall_s": wall_s and round(wall_s, 3), "overhead_s": overhead_s}
         self._journal.append("finished", key=trial.key, name=trial.name, results=results | costs)

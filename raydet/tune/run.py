@@ -22,7 +22,7 @@ from raydet.train.preflight import check
 from raydet.train.record import finished_results
 from raydet.train.terminal import own_terminal
 from raydet.tune.bookkeeping import PhaseBook
-from raydet.tune.early_stopping import Screening
+from raydet.tune.early_stopping import EarlyStopping, Screening
 from raydet.tune.journal import Journal, read_journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import (
@@ -245,14 +245,15 @@ class StudyRun:
         self.num_run += len(trials)
         return True
 
-    def _may_stop_early(self, phase: Phase) -> bool:
-        return self.options.early_stopping is not None and phase.is_screening
+    def _early_stopping(self, phase: Phase) -> EarlyStopping | None:
+        return self.options.early_stopping if phase.is_screening else None
 
     def _screening(self, phase: Phase) -> Screening | None:
-        if self.options.early_stopping is None or not phase.is_screening:
+        rule = self._early_stopping(phase)
+        if rule is None:
             return None
         trials = [record.trial for record in self._records_of_phase(phase.name)]
-        return Screening(self.options.early_stopping, trials, root=self.root, metric=self.study.metric)
+        return Screening(rule, trials, root=self.root, metric=self.study.metric)
 
     def _book(self, phase: str, screening: Screening | None = None) -> PhaseBook:
         return PhaseBook(
@@ -291,7 +292,7 @@ class StudyRun:
 
     def missing(self, phase: Phase) -> list[Trial]:
         """What is to be run; trials that failed before come last, so that they cannot hold up the others."""
-        done = {"finished", "stopped"} if self._may_stop_early(phase) else {"finished"}
+        done = {"finished", "stopped"} if self._early_stopping(phase) else {"finished"}
         left = [record for record in self._records_of_phase(phase.name) if record.status not in done]
         left.sort(key=lambda record: record.status == "failed")
         return [record.trial for record in left if self._is_tried_again(record.trial)]

@@ -12,30 +12,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raydet.models.backbones.mit import NORM_EPS, attend, num_chunks_of
+from raydet.models.backbones.mit import NORM_EPS, EfficientAttention, attend, num_chunks_of
 from raydet.models.fusion.base import Flow, Fusion, FusionOutput, route
 from raydet.models.layout import as_map, as_tokens, hw_of, pointwise
 
 
-class Question(nn.Module):
+class Question(EfficientAttention):
     """What one stream takes from the other: queries from the one, keys and values from the other.
 
     Parameters: 4C^2 + 4C, and with sr_ratio > 1 another C^2 sr_ratio^2 + 3C.
     """
 
-    def __init__(self, *, channels: int, num_heads: int, sr_ratio: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(channels, 2 * channels)
-        self.proj = nn.Linear(channels, channels)
-        self.reduce: nn.Conv2d | None = None
-        if sr_ratio > 1:
-            # What is left beyond the last whole patch is looked at, too, unlike in the encoder: maps can be small.
-            self.reduce = nn.Conv2d(channels, channels, sr_ratio, sr_ratio)
-            self.reduce_norm = nn.LayerNorm(channels, eps=NORM_EPS)
-
-    def forward(self, own_BNC: Tensor, other_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+    def forward(self, own_BNC: Tensor, other_BNC: Tensor, hw: tuple[int, int]) -> Tensor:  # type: ignore[override]
         q_BNAD = self.query(own_BNC).unflatten(2, (self.num_heads, -1))
         key_value = self.key_value(self._reduced(other_BNC, hw))
         k_BMAD, v_BMAD = key_value.unflatten(2, (2, self.num_heads, -1)).unbind(2)
@@ -44,6 +32,7 @@ class Question(nn.Module):
         return asked
 
     def _reduced(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+        """What is left beyond the last whole patch is looked at, too, unlike in the encoder: maps can be small."""
         if self.reduce is None:
             return x_BNC
         reduced: Tensor = self.reduce_norm(as_tokens(self.reduce(self._padded(as_map(x_BNC, hw)))))

@@ -14,16 +14,11 @@ from raydet.errors import ConfigError
 from raydet.models.build import build_detector, describe_parameters
 from raydet.recipes import recipe
 from raydet.structures import collate
+from tune_spaces import fusion_methods
 
 FUSIONS: dict[str, dict[str, Any]] = {
-    "add": {"kind": "add"},
-    "concat": {"kind": "concat"},
-    "late_concat": {"kind": "late_concat"},
-    "cmx": {"kind": "cmx"},
-    "gaff": {"kind": "gaff"},
-    "cssa": {"kind": "cssa"},
+    **fusion_methods.FUSIONS,
     "cssa_conv7": {"kind": "cssa", "variant": "conv7", "straight_through": True, "kernel_size": None},
-    "cross_attention": {"kind": "cross_attention"},
 }
 
 

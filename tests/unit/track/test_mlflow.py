@@ -14,7 +14,7 @@ from raydet.errors import TrackingError
 from raydet.recipes import recipe
 from raydet.track.base import NullTracker
 from raydet.track.mlflow import MLflowTracker
-from raydet.track.runs import begin_run, end_run, open_tracker
+from raydet.track.runs import begin_run, end_run, open_tracker, runs_by_name
 
 RESULTS = {
     "fingerprint": "abc",
@@ -85,3 +85,8 @@ def test_none_tracks_nothing() -> None:
     tracker = open_tracker("none", directory=Path(), experiment="study")
     assert isinstance(tracker, NullTracker)
     assert tracker.open_run("a", identity="a") == ""
+
+
+def test_who_only_looks_makes_no_tracker(tmp_path: Path) -> None:
+    assert runs_by_name(None, directory=tmp_path, experiment="gaff") is None
+    assert list(tmp_path.iterdir()) == []

@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "raydet.train.step",
         "raydet.train.loop",
         "raydet.train.process",
+        "raydet.train.trained",
     ),
     ("raydet.bench",),
     ("raydet.train",),

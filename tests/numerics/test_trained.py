@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raydet.config import apply_overrides
 from raydet.errors import ConfigError
+from raydet.evaluate.matches import MatchRecords
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
 from raydet.train.process import Evaluator, run_process
-from raydet.train.record import claim_run_directory
+from raydet.train.record import MATCH_RECORDS, claim_run_directory
 from raydet.train.trained import open_trained
 
 SETTINGS = {
@@ -26,12 +28,15 @@ SETTINGS = {
 def test_an_opened_run_scores_as_it_did(ema_decay: float | None, tmp_path: Path) -> None:
     experiment = apply_overrides(recipe("demo"), SETTINGS | {"optim.ema_decay": ema_decay})
     claim_run_directory(tmp_path, experiment)
-    results = run_process(experiment, run_dir=tmp_path, world=World())
+    run_process(experiment, run_dir=tmp_path, world=World())
     run = open_trained(tmp_path)
     evaluator = Evaluator(run.experiment, run.source, run.val_indices, World())
-    found = evaluator.evaluate(run.detector)
-    assert found.metrics == {name: results["final"][name] for name in found.metrics}
-    assert found.metrics["AR_100"] > 0.0
+    evaluator.evaluate(run.detector)
+    records, earlier = evaluator.records, MatchRecords.load(tmp_path / MATCH_RECORDS)
+    assert records is not None
+    np.testing.assert_array_equal(records.scores_N, earlier.scores_N)
+    np.testing.assert_array_equal(records.image_index_N, earlier.image_index_N)
+    assert len(records.scores_N) > 0
 
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:

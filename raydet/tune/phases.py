@@ -7,8 +7,9 @@ import math
 from typing import Any, assert_never
 
 from raydet.errors import StudyError
+from raydet.tune.cells import Cell, grid_cells, promotion_cells
 from raydet.tune.journal import Events, Journal
-from raydet.tune.study import Cell, GridPhase, PromotionPhase, Study, Value, grid_cells, promotion_cells
+from raydet.tune.study import GridPhase, PromotionPhase, Study, Value
 
 
 def cells_by_phase(study: Study, journal: Events) -> dict[str, tuple[Cell, ...]]:

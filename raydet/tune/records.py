@@ -13,9 +13,10 @@ from rich.table import Table
 
 from raydet.evaluate.names import METRIC_NAMES
 from raydet.train.record import write_atomically
+from raydet.tune.cells import Trial
 from raydet.tune.journal import Events
 from raydet.tune.select import Candidate
-from raydet.tune.study import Study, Trial
+from raydet.tune.study import Study
 
 Status = Literal["pending", "finished", "stopped", "failed"]
 

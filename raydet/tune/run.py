@@ -22,6 +22,7 @@ from raydet.train.preflight import check
 from raydet.train.record import finished_results
 from raydet.train.terminal import own_terminal
 from raydet.tune.bookkeeping import PhaseBook
+from raydet.tune.cells import Trial, seeds_of, trial_directory, trials_of
 from raydet.tune.early_stopping import EarlyStopping, Screening
 from raydet.tune.journal import Journal, read_journal
 from raydet.tune.options import StudyOptions
@@ -34,7 +35,7 @@ from raydet.tune.phases import (
 )
 from raydet.tune.records import TrialRecord, candidates_of, ranking_table, records_of, write_summary
 from raydet.tune.select import promote
-from raydet.tune.study import Phase, PromotionPhase, Study, Trial, seeds_of, trial_directory, trials_of
+from raydet.tune.study import Phase, PromotionPhase, Study
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")

@@ -14,8 +14,8 @@ from raydet.config import TrainConfig, apply_overrides
 from raydet.errors import StudyError
 from raydet.recipes import recipe
 from raydet.train.control import Stop, StopOrder, order_stop, ordered_stop
+from raydet.tune.cells import Trial, grid_cells, seeds_of, trial_directory, trials_of
 from raydet.tune.early_stopping import EarlyStopping, Screening
-from raydet.tune.study import Trial, grid_cells, seeds_of, trial_directory, trials_of
 from tests.study.conftest import events, names, tune
 from tune_spaces import gaff_phase1
 

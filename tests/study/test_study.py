@@ -12,6 +12,7 @@ from raydet.config import CSSAFusion, Experiment, apply_overrides
 from raydet.errors import StudyError
 from raydet.models.build import describe_parameters
 from raydet.recipes import recipe
+from raydet.tune.cells import grid_cells, promotion_cells, seeds_of, trials_of
 from raydet.tune.journal import Events
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_cells
@@ -19,7 +20,6 @@ from raydet.tune.records import records_of, summary_rows
 from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
 from raydet.tune.spaces import load_space, space_names
-from raydet.tune.study import grid_cells, promotion_cells, seeds_of, trials_of
 from tune_spaces import gaff_phase1, gaff_phase2
 
 STUDY = gaff_phase2.study(recipe("rgbte_mit_b1"))

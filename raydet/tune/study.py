@@ -1,9 +1,9 @@
 """A study as data: which runs it has, and how one phase leads to the next.
 
-A study varies factors of a base experiment. A phase is either a full grid over some factors, or a promotion: the best
-values of one factor in an earlier phase, each crossed with a grid over other factors. Whatever a phase does not vary
-stays at the factor's default, so a promoted phase meets its source phase in cells that have run already; these are
-taken over, not run again.
+A study varies factors of a base experiment. A phase is the controls, a full grid over some factors, a promotion (the
+best values of one factor in an earlier phase, each crossed with a grid over other factors), or the confirmation of the
+winner. Whatever a phase does not vary stays at the factor's default, so a promoted phase meets its source phase in
+cells that have run already; these are taken over, not run again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class Factor(Config):
     values: tuple[Value, ...]
     arms: dict[str, dict[str, Any]] | None = None
     """What each value, a name, stands for: settings by config path. None: `path` is set to the value."""
+    twins: tuple[tuple[Value, Value], ...] = ()
+    """Pairs (value, other value) that are the same function class with the same initial distribution. Their runs are
+    repeats: they get seeds of their own, and their differences measure noise, not the factor."""
 
     def code(self, value: Value) -> str:
         """The value as in a trial's name: r4, is0, s34."""
@@ -41,12 +44,25 @@ class Factor(Config):
         """What a value means for the experiment, by config path."""
         return {self.path: value} if self.arms is None else self.arms[str(value)]
 
+    def canonical(self, value: Value) -> Value:
+        """The value that stands for all its twins."""
+        return dict(self.twins).get(value, value)
+
     @property
     def paths(self) -> set[str]:
         """Everything in the config that it sets."""
         if self.arms is None:
             return {self.path}
         return {path for arm in self.arms.values() for path in arm}
+
+
+class ControlPhase(Config):
+    """What a fusion must beat. Runs first, with the study's seeds and schedule; no factor applies to it."""
+
+    kind: Literal["controls"] = "controls"
+    name: Literal["controls"] = "controls"
+    arms: dict[str, dict[str, Any]]
+    """Settings of the base by config path, by the control's name."""
 
 
 class GridPhase(Config):
@@ -76,7 +92,45 @@ class PromotionPhase(Config):
     is_screening: bool = False
 
 
-Phase = Annotated[GridPhase | PromotionPhase, Field(discriminator="kind")]
+class ConfirmationPhase(Config):
+    """The best cell so far and the best control, once more with seeds that had no part in choosing them.
+
+    The best of many noisy scores is too good on average; only fresh runs say how good it is.
+    """
+
+    kind: Literal["confirmation"] = "confirmation"
+    name: Literal["confirmation"] = "confirmation"
+
+
+Phase = Annotated[ControlPhase | GridPhase | PromotionPhase | ConfirmationPhase, Field(discriminator="kind")]
+
+
+def is_screening(phase: Phase) -> bool:
+    """Whether a phase only chooses what goes on."""
+    return isinstance(phase, GridPhase | PromotionPhase) and phase.is_screening
+
+
+class Claim(Config):
+    """That some cells score better than others, each side by the mean of its cells."""
+
+    phase: str
+    """In whose table both sides stand; controls stand in every table."""
+    better: dict[str, tuple[Value, ...]]
+    """Values by config path that a cell of this side has, all of them; `control`: names of controls."""
+    worse: dict[str, tuple[Value, ...]]
+
+
+class Hypothesis(Config):
+    """An expectation, written down before the first run."""
+
+    name: str
+    """E.g. H1."""
+    text: str
+    """One sentence."""
+    claims: tuple[Claim, ...]
+    """All must hold."""
+    measure: Literal["score", "gap"] = "score"
+    """`gap`: the validation loss less the training loss of the last epoch; better is smaller."""
 
 
 class Study(Config):
@@ -89,6 +143,9 @@ class Study(Config):
     phases: tuple[Phase, ...]
     metric: str = "mAP"
     """Column of the last epoch's row that decides; larger is better."""
+    hypotheses: tuple[Hypothesis, ...] = ()
+    needs_controls: bool = True
+    """False: it compares settings, not what sensors and fusions bring."""
 
     def factor(self, path: str) -> Factor:
         """The factor at a config path."""

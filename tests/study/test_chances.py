@@ -21,7 +21,7 @@ from raydet.tune.view import StudyView
 from tune_spaces import gaff_phase1
 
 STUDY = gaff_phase1.study(recipe("demo"))
-(PHASE,) = STUDY.phases
+PHASE = gaff_phase1.PHASE
 
 
 @pytest.fixture

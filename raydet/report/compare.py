@@ -95,7 +95,7 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
     if len(resampled) < 2:
         raise ConfigError(f"{a.name} and {b.name} cannot be compared: their pictures hold no objects")
     num_groups = len(set(a.records[0].group_ids.tolist()))
-    return compare(scores_a, scores_b, resampled, num_groups=num_groups)
+    return compare([scores_a], [scores_b], resampled, num_groups=num_groups)
 
 
 ALIKE = (

@@ -84,8 +84,8 @@ class Comparison:
 def pooled_spread(repeats: Iterable[Sequence[float]]) -> Spread | None:
     """The spread within groups of runs that differ by chance alone; None where every group is a single run.
 
-    >>> pooled_spread([[0.5, 1.0], [0.5, 0.5, 0.5], [0.7]])
-    Spread(sd=0.20412414523193154, degrees=3)
+    >>> pooled_spread([[0.0, 1.0], [0.5, 0.5], [0.7]])
+    Spread(sd=0.5, degrees=2)
     """
     groups = [scores for scores in repeats if len(scores) > 1]
     degrees = sum(len(scores) - 1 for scores in groups)

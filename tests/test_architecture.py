@@ -47,8 +47,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("raydet.bench",),
     ("raydet.train",),
-    ("raydet.tune", "raydet.report"),
-    ("raydet.verify",),
+    ("raydet.tune",),
+    ("raydet.report", "raydet.verify"),
     ("tune_spaces",),
     ("raydet.cli",),
 )

@@ -126,10 +126,7 @@ def compare(
         spread: over seeds, if more is known of it than these scores tell.
     """
     mean_a, mean_b = _mean(a), _mean(b)
-    sd_pictures = None
-    if resampled is not None:
-        # Resampled groups spread a little less than new ones would.
-        sd_pictures = float(np.std(resampled, ddof=1)) * math.sqrt(num_groups / max(1, num_groups - 1))
+    sd_pictures = None if resampled is None else _sd_pictures(resampled, num_groups)
     spread = spread or (pooled_spread([*a, *b]) if min(map(len, (*a, *b))) > 1 else None)
     if spread is None or (resampled is not None and num_groups < 2):
         return Comparison(mean_a, mean_b, None, None, None, None, sd_pictures, num_groups, None)
@@ -154,6 +151,23 @@ def compare(
         num_groups=num_groups,
         seeds_needed=needed,
     )
+
+
+def interval(
+    cells: Cells, resampled: NDArray[np.float64] | None, *, num_groups: int, spread: Spread | None
+) -> tuple[float, float] | None:
+    """Where the mean of one side may lie; arguments as for `compare`. None: its noise is not known."""
+    if spread is None or (resampled is not None and num_groups < 2):
+        return None
+    sd_pictures = 0.0 if resampled is None else _sd_pictures(resampled, num_groups)
+    noise = _Noise.of(spread, _weight(cells), sd_pictures=sd_pictures, num_groups=num_groups)
+    mean, half = _mean(cells), noise.quantile(1 - LEVEL) * noise.error
+    return mean - half, mean + half
+
+
+def _sd_pictures(resampled: NDArray[np.float64], num_groups: int) -> float:
+    """Resampled groups spread a little less than new ones would."""
+    return float(np.std(resampled, ddof=1)) * math.sqrt(num_groups / max(1, num_groups - 1))
 
 
 def _mean(cells: Cells) -> float:

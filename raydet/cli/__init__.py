@@ -20,6 +20,7 @@ from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
+from raydet.cli.report import report
 from raydet.cli.train import train
 from raydet.cli.tune import tune
 from raydet.cli.verify import app as verify
@@ -34,7 +35,7 @@ app = typer.Typer(
     help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
 )
 
-for command in (recipes, spaces, plan, train, tune, compare):
+for command in (recipes, spaces, plan, train, tune, report, compare):
     app.command()(command)
 bench.command()(checkpoint)
 app.add_typer(bench, name="bench")

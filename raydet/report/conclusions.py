@@ -112,15 +112,16 @@ def _baseline(analysis: Analysis) -> Iterator[str]:
     if analysis.baseline is None or not analysis.against_baseline:
         return
     name = analysis.baseline.name
+    name = "baseline" if name == "baseline" else f"baseline {name}"
     better = [versus.a for versus in analysis.against_baseline if versus.verdict == "A is better"]
     worse = [versus.a for versus in analysis.against_baseline if versus.verdict == "B is better"]
     known = any(versus.verdict != "unknown" for versus in analysis.against_baseline)
     if better:
-        yield f"Better than the baseline {name}: {_names(better)}."
+        yield f"Better than the {name}: {_names(better)}."
     elif known:
-        yield f"No arm is better than the baseline {name} by more than chance."
+        yield f"No arm is better than the {name} by more than chance."
     if worse:
-        yield f"Worse than the baseline {name}: {_names(worse)}."
+        yield f"Worse than the {name}: {_names(worse)}."
 
 
 def _noise(analysis: Analysis) -> Iterator[str]:
@@ -165,8 +166,8 @@ def _pictures(analysis: Analysis) -> Iterator[str]:
         )
     elif analysis.num_groups < FEW_GROUPS:
         yield (
-            f"The test pictures come from {_count(analysis.num_groups, 'independent group')}: on others the numbers may "
-            f"move as far as the intervals say ({LEVEL:.0%})."
+            f"The test pictures come from {_count(analysis.num_groups, 'independent group')}: on others the numbers "
+            f"may move as far as the intervals say ({LEVEL:.0%})."
         )
 
 

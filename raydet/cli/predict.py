@@ -49,7 +49,7 @@ def predict(
 
 
 def _draw(run: TrainedRun, rows: NDArray[np.float64], *, count: int, directory: Path) -> None:
-    from torchvision.io import write_png
+    from PIL import Image
 
     from raydet.predict.drawing import drawn
 
@@ -58,5 +58,5 @@ def _draw(run: TrainedRun, rows: NDArray[np.float64], *, count: int, directory: 
         sample = run.source.read(index)
         name = re.sub(r"[^\w.-]", "_", sample.image_id)
         picture = drawn(sample, rows[rows[:, 0] == position], run.source.classes)
-        write_png(picture, str(directory / f"{position:05d}_{name}.png"))
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(directory / f"{position:05d}_{name}.png")
     typer.echo(f"{min(count, len(run.val_indices))} pictures: {directory}")

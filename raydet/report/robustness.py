@@ -70,7 +70,7 @@ class Robustness:
             "severities": self.severities,
             "seed": self.seed,
             "strengths": {
-                kind: [0, *values[: self.severities]] for kind, values in STRENGTHS.items() if kind in kinds
+                kind: values[: self.severities] for kind, values in STRENGTHS.items() if kind in kinds
             },
             "curves": curves,
         }

@@ -17,7 +17,7 @@ from raydet.cli.options import (
     describe_run,
     interruptible,
     opened_run,
-    written,
+    output_directory,
 )
 
 
@@ -30,13 +30,15 @@ def evaluate(
 ) -> None:
     """COCO metrics of a run's newest checkpoint; the run's own files stay as they are."""
     opened = opened_run(run, data=data, use_gpu=use_gpu)
+    if output is not None:
+        output_directory(output.parent)
     from raydet.train.trained import evaluated
 
     with interruptible("nothing was written"):
         result = evaluated(opened)
     found = describe_run(opened) | {"metrics": result.metrics, "per_class_ap": result.per_class_ap}
     if output is not None:
-        written(output, json.dumps(found, indent=2) + "\n")
+        output.write_text(json.dumps(found, indent=2) + "\n")
     typer.echo(json.dumps(found) if as_json else "\n".join(_lines(found)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -162,13 +163,19 @@ def describe_run(run: TrainedRun) -> dict[str, Any]:
     }
 
 
-def written(path: Path, text: str) -> None:
-    """Write a file that a flag names, with its directory."""
+def output_directory(path: Path) -> Path:
+    """Make a directory that a flag names: before the work, not after it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; choose another") from error
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"cannot write {path}: it is read-only for you; choose another")
+    return path
 
 
 def check_json(as_json: bool, dry_run: bool) -> None:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raydet.cli.options import DeviceOption, OtherDataOption, RunArgument, interruptible, opened_run, written
+from raydet.cli.options import (
+    DeviceOption,
+    OtherDataOption,
+    RunArgument,
+    interruptible,
+    opened_run,
+    output_directory,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +39,7 @@ def predict(
 ) -> None:
     """Detections of a run's newest checkpoint as COCO json, in source pixels."""
     opened = opened_run(run, data=data, use_gpu=use_gpu)
+    path = output_directory(output) / DETECTIONS
     from raydet.predict.results import category_ids_of, coco_results
     from raydet.train.trained import detected
 
@@ -42,8 +50,8 @@ def predict(
             image_ids=[opened.source.image_ids[index] for index in opened.val_indices],
             category_ids=category_ids_of(opened.source),
         )
-        written(output / DETECTIONS, json.dumps(results) + "\n")
-        typer.echo(f"{len(results)} detections in {len(opened.val_indices)} pictures: {output / DETECTIONS}")
+        path.write_text(json.dumps(results) + "\n")
+        typer.echo(f"{len(results)} detections in {len(opened.val_indices)} pictures: {path}")
         if draw:
             _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
 

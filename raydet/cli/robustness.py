@@ -18,6 +18,7 @@ from raydet.cli.options import (
     describe_run,
     interruptible,
     opened_run,
+    output_directory,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def robustness(
     known: list[CurveKind] = [*STRENGTHS, ABSENT]
     chosen = choices(kinds, known, "--kinds")
     opened = opened_run(run, data=data, use_gpu=use_gpu)
+    directory = output_directory(output or opened.run_dir)
     with interruptible("nothing was written"):
         found = measure_robustness(
             opened,
@@ -55,7 +57,7 @@ def robustness(
             tell=lambda line: typer.echo(line, err=True),
         )
     about = describe_run(opened)
-    found.write(output or opened.run_dir, about)
+    found.write(directory, about)
     typer.echo(json.dumps(about | found.as_json()) if as_json else "\n".join(_lines(found)))
 
 

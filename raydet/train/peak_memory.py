@@ -20,6 +20,7 @@ def watch_peak_memory(device: torch.device, *, process: Path = PROCESS) -> Calla
     whatever the process has done before, as Ray's processes outlive their runs).
     """
     if device.type == "cuda":
+        torch.cuda.init()  # else there is nothing to set back, which is an error
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device)
     try:

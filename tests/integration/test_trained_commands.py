@@ -185,6 +185,16 @@ def test_pictures_of_which_nothing_is_read_are_refused(
     assert "reads nothing of what --data has" in error
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "robustness"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    command: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    error = output_of(capsys, command, run_dir, "--output", tmp_path / "file" / "x" / "y", code=2)
+    assert error.startswith("error: cannot write ")
+    assert error.count("\n") == 1
+
+
 # --- predict
 
 

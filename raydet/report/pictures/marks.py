@@ -69,7 +69,7 @@ def _label_place(mark: Mark, size_wh: tuple[int, int], labels: Sequence[Box], bo
     left = max(0, min(mark.box[0], size_wh[0] - width))
     steps = range(0, size_wh[1], LABEL_PX + 1)
     tops = [top for step in steps for top in (mark.box[1] - LABEL_PX - step, mark.box[3] + 1 + step)]
-    tops.append(mark.box[1] + LINE_WIDTH_PX)  # a box as high as the panel
+    tops += range(mark.box[1] + LINE_WIDTH_PX, mark.box[3] - LABEL_PX, LABEL_PX + 1)  # within
     places = [
         (left, top, left + width - 1, top + LABEL_PX - 1) for top in tops if 0 <= top <= size_wh[1] - LABEL_PX
     ]

@@ -31,7 +31,7 @@ LONG_SIDE_PX = (384, 640)
 second."""
 LONG_SIDE_STACKED_PX = (768, 1024)
 MIN_PANEL_PX = 160
-"""So wide that its heading can be read."""
+"""So wide that headings and labels can be read."""
 MARGIN_PX = 8
 LINE_PX = 20
 
@@ -87,16 +87,18 @@ def panel_factor(size_hw: tuple[int, int]) -> float:
 
 
 def enlarged(colours_HW3: NDArray[np.uint8], factor: float) -> Image.Image:
-    """A picture in the size of its panel: pixels stay squares, or are averaged."""
+    """A picture in the size of its panel, pixels as squares or averaged; a narrow one has paper at its right."""
     height, width = colours_HW3.shape[:2]
     size = max(1, round(width * factor)), max(1, round(height * factor))
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
-    return Image.fromarray(np.ascontiguousarray(colours_HW3)).resize(size, how)
+    panel = Image.new("RGB", (max(size[0], MIN_PANEL_PX), size[1]), PAPER)
+    panel.paste(Image.fromarray(np.ascontiguousarray(colours_HW3)).resize(size, how))
+    return panel
 
 
 def arranged(panels: Sequence[Panel], *, title: str, legend: Image.Image, stacked: bool) -> Image.Image:
     """Panels side by side or stacked, under a strip with the title and the legend."""
-    widths = [max(panel.image.width, MIN_PANEL_PX) for panel in panels]
+    widths = [panel.image.width for panel in panels]
     heights = [panel.image.height + LINE_PX for panel in panels]
     gaps = MARGIN_PX * (len(panels) - 1)
     inner_w = max(max(widths) if stacked else sum(widths) + gaps, legend.width)

@@ -14,7 +14,7 @@ from raydet.errors import ConfigError, DataError
 from raydet.evaluate.matches import MatchRecords
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.report.pictures.detections import WRONG_MATCH, matched_truths
+from raydet.report.pictures.detections import NO_TRUTH, matched_truths
 from raydet.report.pictures.ranking import image_scores
 from raydet.report.pictures.run import detect_picture, pictures_of_run, unread_modalities
 from raydet.train.process import run_process
@@ -65,8 +65,8 @@ def test_right_and_wrong_are_those_of_the_runs_evaluation(gaff_run: Path) -> Non
     for position, index in enumerate(run.val_indices):
         sample, found = detect_picture(run, index)
         matched = matched_truths(sample, found)[(found.scores >= scores.score_threshold).numpy()]
-        assert (matched != WRONG_MATCH).sum() == scores.right_I[position]
-        assert (matched == WRONG_MATCH).sum() == scores.wrong_I[position]
+        assert (matched != NO_TRUTH).sum() == scores.right_I[position]
+        assert (matched == NO_TRUTH).sum() == scores.wrong_I[position]
 
 
 def test_one_modality_and_nothing_found(tmp_path: Path) -> None:

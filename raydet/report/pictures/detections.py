@@ -42,7 +42,8 @@ RIGHT: Colour = (60, 220, 110)
 WRONG: Colour = (255, 90, 70)
 LONGEST_NAME = 20
 """Characters of a class name in a label."""
-WRONG_MATCH = -1
+NO_TRUTH = -1
+"""Of a detection that is wrong."""
 EXPLANATION = (
     "Green, with a tick: right. Red, with a cross: wrong (another class, less than half overlap, or a second box on "
     "one object). Dashed white: what should be found."
@@ -50,14 +51,14 @@ EXPLANATION = (
 
 
 def matched_truths(sample: Sample, found: Detections, *, iou: float = 0.5) -> NDArray[np.int64]:
-    """For each detection the true box that it found, or WRONG_MATCH: [N], as COCO matches.
+    """For each detection the true box that it found, or NO_TRUTH: [N], as COCO matches.
 
     The best detection chooses first, among the boxes of its class that are still free, that which overlaps it most.
     """
     iou_NG = overlaps(sample.boxes_xyxy.double()[None], found.boxes_xyxy.double()[None])[0].T
     iou_NG = np.nan_to_num(iou_NG.numpy())
     is_free_NG = found.labels.numpy()[:, None] == sample.labels.numpy()
-    result = np.full(len(iou_NG), WRONG_MATCH, dtype=np.int64)
+    result = np.full(len(iou_NG), NO_TRUTH, dtype=np.int64)
     for row in np.argsort(-found.scores.numpy(), kind="stable"):
         candidates_G = np.where(is_free_NG[row], iou_NG[row], -1.0)
         if len(candidates_G) and candidates_G.max() >= iou:
@@ -79,7 +80,7 @@ def draw_detections(
     Detections are green where they are right at IoU 0.5 and red where not; true boxes are dashed.
 
     Args:
-        found: in the pixels of the sample.
+        found: in the pixels of the sample; on the CPU, as the sample is.
         classes: names in label order; any text.
         score_threshold: detections below it are not drawn.
         unread: modalities that the detector was not given; their panels say so.
@@ -95,7 +96,7 @@ def draw_detections(
         image = enlarged(as_colours(x_CHW[:, :height, :width]), factor)
         draw_marks(image, solid=detections, dashed=truths)
         panels.append(Panel(f"{name} (not given to the detector)" if name in unread else name, image))
-    num_right = int((truth_of_N != WRONG_MATCH).sum())
+    num_right = int((truth_of_N != NO_TRUTH).sum())
     counts = num_right, len(truth_of_N) - num_right, len(sample.labels) - num_right
     legend = _legend(*counts, score_threshold=score_threshold)
     return arranged(
@@ -116,7 +117,7 @@ def _marks(
     ]
     detections = []
     for row in np.argsort(-found.scores.numpy(), kind="stable").tolist():
-        is_right = truth_of_N[row] != WRONG_MATCH
+        is_right = truth_of_N[row] != NO_TRUTH
         label = f"{'✓' if is_right else '✗'} {names[int(found.labels[row])]} {float(found.scores[row]):.2f}"
         box = _on_panel(found.boxes_xyxy[row].tolist(), factor)
         detections.append(Mark(box, RIGHT if is_right else WRONG, label))

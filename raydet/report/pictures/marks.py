@@ -64,7 +64,7 @@ def dashed_rectangle(image: Image.Image, box: Box) -> None:
 
 
 def _label_place(mark: Mark, size_wh: tuple[int, int], labels: Sequence[Box], boxes: Sequence[Box]) -> Box:
-    """As near above or below its box as it hides neither a label nor a box; failing that, no label."""
+    """As near above or below its box as it hides neither a label nor a box; failing that, a box only."""
     width = round(font(LABEL_FONT_PX).getlength(_label(mark, size_wh))) + 4
     left = max(0, min(mark.box[0], size_wh[0] - width))
     steps = range(0, size_wh[1], LABEL_PX + 1)

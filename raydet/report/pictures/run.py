@@ -122,18 +122,18 @@ def _attention(run: TrainedRun, index: int) -> list[Picture]:
 
 
 def _attention_caption(attention: Attention) -> str:
-    gates = (
+    layout = (
         "Above, what the detector was given. Below it, a column for each stage with a fusion of this kind, from fine "
         "to coarse. All maps share the colour scale at the right. "
     )
     if attention.stages[0].switch_below is None:
-        return gates + (
+        return layout + (
             "a ← b says how much of stream b each place of stream a takes in, from 0 (nothing) to 1 (all), on average "
-            "over the channels. The curves are the weights by which each "
-            "stream scales its own channels, the largest first. A weight says how far a door is open, not how much "
-            "goes through: the map behind it may be near zero."
+            "over the channels. The curves are the weights by which each stream scales its own channels, the largest "
+            "first. A weight says how far a door is open, not how much goes through: the map behind it may be near "
+            "zero."
         )
-    return gates + (
+    return layout + (
         "A map says how much each place counts in the fused map, from 0 to 1. The strips say which channels a stream "
         "takes from the other one: those in black."
     )

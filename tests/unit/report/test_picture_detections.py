@@ -11,7 +11,7 @@ from PIL import Image
 
 from raydet.evaluate.coco import evaluate_with_records
 from raydet.evaluate.run import ground_truth
-from raydet.report.pictures.detections import RIGHT, WRONG, WRONG_MATCH, draw_detections, matched_truths
+from raydet.report.pictures.detections import NO_TRUTH, RIGHT, WRONG, draw_detections, matched_truths
 from raydet.report.pictures.marks import DASHES
 from raydet.report.pictures.panels import INK, LINE_PX, MARGIN_PX
 from raydet.structures import Detections, Sample
@@ -79,7 +79,17 @@ def test_boxes_stand_at_their_edges_in_every_panel() -> None:
 def test_a_second_box_on_one_object_is_wrong() -> None:
     one = sample([[20, 30, 50, 60]], [0])
     found = detections([([20, 30, 50, 58], 0.6, 0), ([20, 30, 50, 60], 0.9, 0)])
-    assert matched_truths(one, found).tolist() == [WRONG_MATCH, 0]
+    assert matched_truths(one, found).tolist() == [NO_TRUTH, 0]
+
+
+def right_by_pycocotools(one: Sample, found: Detections) -> list[bool]:
+    """In the order of the detections, whose scores must differ."""
+    xyxy = found.boxes_xyxy.double().numpy()
+    wh = xyxy[:, 2:] - xyxy[:, :2]
+    rows = np.column_stack([np.zeros(len(wh)), xyxy[:, :2], wh, found.scores.double(), found.labels])
+    _, records = evaluate_with_records(ground_truth([(one.boxes_xyxy, one.labels)]), rows, CLASSES)
+    is_right = dict(zip(records.scores_N.tolist(), records.is_right_NT[:, 0].tolist(), strict=True))
+    return [is_right[score] for score in found.scores.tolist()]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -90,22 +100,22 @@ def test_right_is_what_pycocotools_calls_right(seed: int) -> None:
         count: int,
     ) -> list[list[float]]:  # on a coarse grid: overlaps are often equal, or exactly one half
         corners = draw.integers(0, 6, (count, 2)) * 4.0
-        return np.concatenate([corners, corners + draw.integers(2, 5, (count, 2)) * 4.0], axis=1).tolist()
+        result: list[list[float]] = np.hstack(
+            [corners, corners + draw.integers(2, 5, (count, 2)) * 4]
+        ).tolist()
+        return result
 
     one = sample(boxes(8), draw.integers(0, 2, 8).tolist())
-    # All scores differ: among equal ones, which comes first is free.
     scores = np.linspace(0.1, 0.9, 12)[draw.permutation(12)].tolist()
     found = detections(list(zip(boxes(12), scores, draw.integers(0, 2, 12).tolist(), strict=True)))
-    xyxy = found.boxes_xyxy.double().numpy()
-    rows = np.column_stack(
-        [np.zeros(12), xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2], found.scores.double(), found.labels]
-    )
-    _, records = evaluate_with_records(ground_truth([(one.boxes_xyxy, one.labels)]), rows, CLASSES)
-    is_right = {
-        round(float(s), 6): bool(r) for s, r in zip(records.scores_N, records.is_right_NT[:, 0], strict=True)
-    }
-    mine = matched_truths(one, found) != WRONG_MATCH
-    assert [is_right[round(score, 6)] for score in scores] == mine.tolist()
+    assert right_by_pycocotools(one, found) == (matched_truths(one, found) != NO_TRUTH).tolist()
+
+
+def test_of_two_objects_that_overlap_alike_the_later_is_found() -> None:
+    one = sample([[0, 0, 20, 20], [10, 0, 30, 20]], [0, 0])
+    found = detections([([5, 0, 25, 20], 0.9, 0), ([0, 0, 20, 20], 0.8, 0)])
+    assert matched_truths(one, found).tolist() == [1, 0]
+    assert right_by_pycocotools(one, found) == [True, True]
 
 
 @pytest.mark.parametrize("size_hw", [(96, 128), (32, 512), (512, 32), (20, 3000), (700, 900)])

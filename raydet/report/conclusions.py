@@ -48,19 +48,19 @@ def decisions(results: StudyResults) -> list[str]:
 
 def hypothesis_sentence(tested: Tested) -> str:
     """The hypothesis with its verdict."""
-    name, text = tested.hypothesis.name, tested.hypothesis.text
+    named = f"{tested.hypothesis.name}, “{tested.hypothesis.text}”"
     match tested.answer:
         case "supported":
-            return f"{name} is supported: {text}"
+            return f"{named}: supported."
         case "refuted":
             against = [claim for claim in tested.claims if claim.verdict == "B is better"]
-            return f"{name} is refuted: {text} {_against(against)}"
+            return f"{named}: refuted. {_against(against)}"
         case "not distinguishable":
-            return f"{name} is not distinguishable from chance: {text}{_seeds_for(tested)}"
+            return f"{named}: not distinguishable from chance.{_seeds_for(tested)}"
         case "unknown":
-            return f"{name} cannot be judged, the noise is not known: {text}"
+            return f"{named}: cannot be judged, the noise is not known."
         case "not tested":
-            return f"{name} was not tested, runs for it are missing: {text}"
+            return f"{named}: not tested, runs for it are missing."
 
 
 def _against(claims: Sequence[Versus]) -> str:

@@ -20,6 +20,7 @@ CurveKind = Kind | Literal["absent"]
 ABSENT: Final = "absent"
 """The modality is taken away altogether: there are no degrees of it."""
 METRIC = "mAP"
+RESULTS = "robustness.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Robustness:
             about: what else the json shall say: which run, which pictures.
         """
         text = json.dumps(about | self.as_json(), indent=2)
-        write_atomically(directory / "robustness.json", text + "\n")
+        write_atomically(directory / RESULTS, text + "\n")
         write_atomically(directory / "robustness.csv", self._as_csv())
 
     def _as_csv(self) -> str:
@@ -96,6 +97,18 @@ class Robustness:
             ends = {"area": curve.area, "relative": curve.relative}
             writer.writerow({"modality": curve.modality, "kind": curve.kind, **scores, **ends})
         return text.getvalue()
+
+
+def read_robustness(directory: Path) -> Robustness | None:
+    """What `Robustness.write` has written there; None where there is nothing, or nothing that can be read."""
+    try:
+        content = json.loads((directory / RESULTS).read_text())
+        curves = tuple(
+            Curve(curve["modality"], curve["kind"], tuple(curve["scores"])) for curve in content["curves"]
+        )
+        return Robustness(content["clean"], content["severities"], content["seed"], curves)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def measure_robustness(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydet.report.analysis import Analysis, Estimate, Versus, short, value_label
-from raydet.report.conclusions import amount
+from raydet.report.figures.robustness import measured
 from raydet.report.study import CellRuns
 
 METRICS = ("mAP_50", "mAP_75", "mAP_small", "mAP_medium", "mAP_large")
@@ -65,6 +65,7 @@ def tables(analysis: Analysis) -> list[Table]:
         *_best(analysis),
         *_hypotheses(analysis),
         *_factors(analysis),
+        *_robustness(analysis),
         *_twins(analysis),
     ]
 
@@ -204,36 +205,55 @@ def _scaled(cell: CellRuns, key: str, unit: float) -> float | None:
     return None if value is None else value / unit
 
 
+def _robustness(analysis: Analysis) -> Iterator[Table]:
+    cells = measured(analysis)
+    if not cells:
+        return
+    keys = dict.fromkeys((curve.modality, curve.kind) for _, found in cells for curve in found.curves)
+    by_cell = [{(curve.modality, curve.kind): curve for curve in found.curves} for _, found in cells]
+    rows = [("as it is", "", *(number(found.clean) for _, found in cells))]
+    for key in keys:
+        curves = [curves.get(key) for curves in by_cell]
+        left = [curve and (curve.scores[-1] if curve.area is None else curve.area) for curve in curves]
+        rows.append((*key, *(number(value) for value in left)))
+    yield Table(
+        "robustness",
+        "Area under AP against severity",
+        '0 to 1, as AP; "absent": AP without the modality. One run per cell.',
+        ("modality", "corruption", *(cell.name for cell, _ in cells)),
+        tuple(rows),
+        num_names=2,
+    )
+
+
 def _hypotheses(analysis: Analysis) -> Iterator[Table]:
-    rows = [
-        (
-            tested.hypothesis.name,
-            tested.hypothesis.text,
-            tested.answer,
-            "; ".join(f"{claim.a} less {claim.b}: {amount(claim)}" for claim in tested.claims) or MISSING,
-            number(max((claim.p_corrected or 0.0 for claim in tested.claims), default=None), 3),
-            _most_seeds(tested.claims),
-        )
-        for tested in analysis.hypotheses
-    ]
+    rows = []
+    for tested in analysis.hypotheses:
+        head: tuple[str, str, str] = (tested.hypothesis.name, tested.hypothesis.text, tested.answer)
+        if not tested.claims:
+            rows.append((*head, MISSING, MISSING, MISSING, MISSING, MISSING))
+        for claim in tested.claims:
+            difference, interval, p, verdict = _outcome(claim)
+            claimed = f"{claim.a} beats {claim.b}: {verdict}"
+            rows.append((*head, claimed, difference, interval, p, _seeds(claim)))
+            head = ("", "", "")
     if rows:
         yield Table(
             "hypotheses",
-            "Hypotheses",
-            "Written down before the first run. p is that of the weakest claim, corrected for all claims of the table.",
-            ("", "hypothesis", "verdict", "seen", "p", "seeds needed"),
+            "Hypotheses and their claims",
+            "Written down before the first run. A hypothesis is supported where all its claims are, and refuted where "
+            "the opposite of one is. p is corrected for all claims of the table.",
+            ("", "hypothesis", "verdict", "claim", "difference", "95 % interval", "p", "seeds needed"),
             tuple(rows),
             num_names=4,
         )
 
 
-def _most_seeds(claims: Sequence[Versus]) -> str:
-    unsettled = [claim.comparison for claim in claims if claim.verdict == "not distinguishable"]
-    needed = [comparison.seeds_needed for comparison in unsettled]
-    known = [count for count in needed if count is not None]
-    if len(known) < len(needed):
-        return "no number"
-    return str(max(known)) if known else MISSING
+def _seeds(claim: Versus) -> str:
+    if claim.verdict != "not distinguishable":
+        return MISSING
+    needed = claim.comparison.seeds_needed
+    return "no number" if needed is None else str(needed)
 
 
 def _factors(analysis: Analysis) -> Iterator[Table]:

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import raydet
-from raydet.errors import ConfigError
+from raydet.errors import ConfigError, RaydetError
 from raydet.report.analysis import Analysis, analyse
 from raydet.report.conclusions import conclusions, decisions, limits
 from raydet.report.figures.effects import effect_figures
+from raydet.report.figures.robustness import robustness_figures
 from raydet.report.figures.scores import score_figures
 from raydet.report.figures.style import Figure, drawing
 from raydet.report.figures.training import cost_figures, curve_figures
 from raydet.report.page import Image, Page, Section, image, render
+from raydet.report.pictures.run import Picture, pictures_of_run
 from raydet.report.study import open_study
 from raydet.report.tables import Table, tables
 from raydet.train.record import write_atomically
@@ -34,7 +36,10 @@ FIGURES: dict[str, Callable[[Analysis], Iterable[Figure]]] = {
     "effects": effect_figures,
     "training": curve_figures,
     "costs": cost_figures,
+    "robustness": robustness_figures,
 }
+NUM_PICTURES = 2
+"""Best, and worst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +68,12 @@ def write_report(directory: Path, *, output: Path | None = None, resamples: int 
     with drawing():
         groups = {name: [_Drawn.of(figure) for figure in make(analysis)] for name, make in FIGURES.items()}
     all_tables = tables(analysis)
-    page = _page(analysis, all_tables, groups)
+    gallery = _gallery(analysis)
+    page = _page(analysis, all_tables, groups, gallery)
     output = output or directory / DIRECTORY
+    figures = [drawn for group in groups.values() for drawn in group]
     try:
-        files = _write(
-            output, render(page), [drawn for group in groups.values() for drawn in group], all_tables
-        )
+        files = _write(output, render(page), figures, all_tables, gallery)
     except OSError as error:
         raise ConfigError(
             f"cannot write the report to {output}: {error.strerror}; choose another --output"
@@ -93,7 +98,32 @@ class _Drawn:
         return image(self.figure.title, self.figure.caption, self.svg.encode(), kind="svg+xml")
 
 
-def _page(analysis: Analysis, all_tables: Sequence[Table], groups: Mapping[str, Sequence[_Drawn]]) -> Page:
+@dataclass(frozen=True, slots=True)
+class _Gallery:
+    """What the best arm sees."""
+
+    sentences: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def _gallery(analysis: Analysis) -> _Gallery:
+    """Of the best arm's first run; a run whose checkpoint or data are elsewhere leaves the rest of the report alone."""
+    best = max(analysis.results.arms, key=lambda cell: cell.mean, default=None)
+    if best is None:
+        return _Gallery()
+    try:
+        pictures = pictures_of_run(best.run_dirs[0], count=NUM_PICTURES)
+    except RaydetError as error:
+        return _Gallery((f"There are no pictures of {best.name}: {error}",))
+    return _Gallery((f"What {best.name}, the best arm, sees (its first run).",), tuple(pictures))
+
+
+def _page(
+    analysis: Analysis,
+    all_tables: Sequence[Table],
+    groups: Mapping[str, Sequence[_Drawn]],
+    gallery: _Gallery,
+) -> Page:
     def named(*prefixes: str) -> list[Table]:
         return [table for table in all_tables if table.name.startswith(prefixes)]
 
@@ -106,6 +136,13 @@ def _page(analysis: Analysis, all_tables: Sequence[Table], groups: Mapping[str, 
         Section("noise", "Noise", tables=named("twins")),
         Section("training", "Training", images=images["training"]),
         Section("costs", "Costs", images=images["costs"]),
+        Section("robustness", "Robustness", tables=named("robustness"), images=images["robustness"]),
+        Section(
+            "pictures",
+            "Pictures",
+            sentences=gallery.sentences,
+            images=[image(shown.title, shown.caption, shown.png, kind="png") for shown in gallery.pictures],
+        ),
     ]
     return Page(
         title=f"Study {analysis.results.name}",
@@ -138,7 +175,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _write(
-    output: Path, html: str, figures: Sequence[_Drawn], all_tables: Sequence[Table]
+    output: Path, html: str, figures: Sequence[_Drawn], all_tables: Sequence[Table], gallery: _Gallery
 ) -> tuple[Path, ...]:
     texts = {output / PAGE: html}
     for drawn in figures:
@@ -147,6 +184,7 @@ def _write(
         texts[output / "tables" / f"{table.name}.csv"] = table.as_csv()
         texts[output / "tables" / f"{table.name}.tex"] = table.as_latex()
     pictures = {output / "figures" / f"{drawn.figure.name}.png": drawn.png for drawn in figures}
+    pictures |= {output / "pictures" / f"{shown.name}.png": shown.png for shown in gallery.pictures}
     for folder in {path.parent for path in (*texts, *pictures)}:
         folder.mkdir(parents=True, exist_ok=True)
     for path, content in pictures.items():

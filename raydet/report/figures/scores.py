@@ -29,6 +29,7 @@ def score_figures(analysis: Analysis) -> Iterator[Figure]:
     for phase, estimates in analysis.estimates.items():
         if estimates:
             yield _bars(analysis, phase, estimates)
+        if len(estimates) > 2 and phase != "controls":
             yield _thresholds(phase, estimates)
             if any(_by_size(estimate) for estimate in estimates):
                 yield _sizes(phase, estimates)

@@ -50,6 +50,8 @@ class Report:
     files: tuple[Path, ...]
     """All of it, the page included."""
     conclusions: tuple[str, ...]
+    phase: str
+    """The newest of which a run has finished."""
 
 
 def write_report(directory: Path, *, output: Path | None = None, resamples: int = 200) -> Report:
@@ -78,7 +80,8 @@ def write_report(directory: Path, *, output: Path | None = None, resamples: int 
         raise ConfigError(
             f"cannot write the report to {output}: {error.strerror}; choose another --output"
         ) from error
-    return Report(output / PAGE, files, tuple(page.conclusions))
+    phase = [name for name, cells in analysis.results.cells.items() if cells][-1]
+    return Report(output / PAGE, files, tuple(page.conclusions), phase)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,16 @@ def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
     }
 
 
+def is_complete(study: Study, options: StudyOptions) -> bool:
+    """Whether all phases are decided, and no run of theirs is left to do but such as have failed for good."""
+    study = _with_micro_batch(study, options.workers)
+    journal = read_journal(options.storage / study.name)
+    records = records_of(all_trials(study, journal, options.seeds), journal)
+    return num_undecided_trials(study, journal, options.seeds) == 0 and all(
+        record.status != "pending" for record in records
+    )
+
+
 def run_study(study: Study, options: StudyOptions) -> int:
     """Run what is missing of a study and print its ranking.
 

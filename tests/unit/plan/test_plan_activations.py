@@ -80,3 +80,25 @@ def test_a_single_modality_control() -> None:
     assert planned(run, 2).activation_bytes == pytest.approx(saved_bytes(run, 2), rel=0.05)
     assert planned(run, 2).bytes_of("stage 1 aux") == 0
     assert planned(run, 2).allocated_bytes == pytest.approx(peak_bytes(run, 2), rel=0.05)
+
+
+def test_extensions_of_gaff() -> None:
+    fusion = {
+        "kind": "gaff",
+        "inter_scales": 3,
+        "merge_weights": "both",
+        "gated": True,
+        "guide_intra": True,
+        "guide_inter": True,
+    }
+    run = experiment(
+        "nano",
+        **{
+            "model.fusion": fusion,
+            "data.canvas_hw": [128, 160],
+            "train.precision": "bf16",
+            "train.activation_checkpointing": "block",
+        },
+    )
+    assert planned(run, 2).activation_bytes == pytest.approx(saved_bytes(run, 2), rel=0.05)
+    assert planned(run, 2).allocated_bytes == pytest.approx(peak_bytes(run, 2), rel=0.05)

@@ -126,5 +126,6 @@ def choice_loss(logits_B2HW: Tensor, errors_B2HW: Tensor, counts_B1HW: Tensor) -
     """
     lead_BHW = errors_B2HW[:, 1] - errors_B2HW[:, 0]
     is_clear_BHW = (lead_BHW.abs() > MARGIN) & counts_B1HW[:, 0]
-    loss_BHW = F.cross_entropy(logits_B2HW, (lead_BHW < 0).long(), reduction="none") * is_clear_BHW
+    log_rgb_BHW, log_aux_BHW = logits_B2HW.log_softmax(dim=1).unbind(dim=1)
+    loss_BHW = -torch.where(lead_BHW > 0, log_rgb_BHW, log_aux_BHW) * is_clear_BHW
     return (loss_BHW.sum(dim=(1, 2)) / is_clear_BHW.sum(dim=(1, 2)).clamp(min=1)).mean()

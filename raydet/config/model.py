@@ -70,7 +70,7 @@ class GAFFFusion(Config):
             raise ValueError("guide_inter picks the modality whose mask errs less: set guide_intra, too")
         if self.gated and self.out_channels is not None:
             raise ValueError(
-                f"gated mixes the fused map with the RGB map, so both have its channels: "
+                "gated mixes the fused map with the RGB map, so both have its channels: "
                 f"leave out out_channels, got {self.out_channels}"
             )
         return self

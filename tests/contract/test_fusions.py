@@ -47,8 +47,7 @@ FUSIONS: dict[str, Factory] = {
     "gaff_both_weights": lambda channels, heads, flow: GAFF(
         channels=channels, merge_weights="both", flow=flow
     ),
-    "gaff_scales": lambda channels, heads, flow: GAFF(channels=channels, inter_scales=3, flow=flow),
-    "gaff_scales_shared": lambda channels, heads, flow: GAFF(
+    "gaff_scales": lambda channels, heads, flow: GAFF(
         channels=channels, inter_scales=3, inter_shared=True, flow=flow
     ),
     "gaff_gated": lambda channels, heads, flow: Gated(

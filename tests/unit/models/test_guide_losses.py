@@ -44,7 +44,7 @@ def test_one_object() -> None:
     rgb = 1 - (2 * 0.5 + 1) / (4 * 0.25 + 1 + 1)
     aux = 1 - (2 * 0.8 + 1) / (0.64 + 0.09 + 0.04 + 0.3025 + 1 + 1)
     assert intra == pytest.approx((rgb + aux) / 2, abs=1e-12)
-    # The other modality errs less by 0.2 or 0.3 in three cells; in the fourth it errs more, by 0.05, which does not count.
+    # The other modality errs less in three cells; in the fourth it errs more, by 0.05, which does not count.
     assert inter == pytest.approx(-math.log(3 / 4), abs=1e-12)
 
 

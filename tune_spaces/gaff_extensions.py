@@ -7,11 +7,15 @@ from typing import Any
 from raydet.config import Experiment, apply_overrides
 from raydet.tune.study import Factor, GridPhase, Study
 
+TWINS = (("gaff_shared", "gaff"),)
+"""The same functions in another form: what differs between these two arms is noise."""
+
 
 def arms(base: Experiment) -> dict[str, dict[str, Any]]:
     """What every arm adds to the block, by its name."""
     return {
         "gaff": {},
+        "gaff_shared": {"inter_shared": True},
         "wide_as_the_pyramid": {"out_channels": base.model.neck.channels},
         "se_by_stage": {"se_reduction": [2, 4, 8, 16]},
         "lite": {"se_reduction": None},
@@ -25,9 +29,11 @@ def arms(base: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def study(base: Experiment) -> Study:
-    """Ten cells at the base's stages, under the rectified flow, where a fused map may have any width."""
+    """Eleven cells at the base's stages, under the rectified flow, where a fused map may have any width."""
     fusions = {name: {"model.fusion": {"kind": "gaff", **added}} for name, added in arms(base).items()}
-    extension = Factor(path="extension", letter="", default="gaff", values=tuple(fusions), arms=fusions)
+    extension = Factor(
+        path="extension", letter="", default="gaff", values=tuple(fusions), arms=fusions, twins=TWINS
+    )
     return Study(
         name="gaff_extensions",
         base=apply_overrides(base, {"model.flow": "rectified"}),

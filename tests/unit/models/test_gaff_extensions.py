@@ -19,8 +19,8 @@ from raydet.models.fusion.gated import Gated
 from raydet.models.fusion.guided import Guided
 from raydet.recipes import recipe
 from raydet.structures import collate
+from raydet.tune.cells import grid_cells, trials_of
 from raydet.tune.spaces import load_space, space_summary
-from raydet.tune.study import grid_cells, trials_of
 
 WIDTHS = (64, 128, 320, 512)
 PLAIN = 2_697_216
@@ -228,8 +228,8 @@ def test_the_fused_flow_keeps_the_width() -> None:
 
 def test_the_space_builds_and_trains_every_arm() -> None:
     study = load_space("gaff_extensions", recipe("demo"), {})
-    trials = trials_of(study, grid_cells(study, study.phases[0], first_number=1), (0,))
-    assert len({trial.key for trial in trials}) == len(trials) == 10
+    trials = trials_of(study, grid_cells(study, study.phases[-1], first_number=1), (0,))
+    assert len({trial.key for trial in trials}) == len(trials) == 11
     assert trials[0].experiment.model.fusion == recipe_gaff()
     assert space_summary("gaff_extensions").endswith("?")
     source = open_source(study.base.data)

@@ -133,6 +133,7 @@ class Analysis:
     has_pictures: bool
     """False: match records are missing, and what is said holds for these pictures only."""
     num_groups: int
+    num_pictures: int
 
 
 def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
@@ -164,6 +165,7 @@ def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
         confirmation=judge.confirmation(),
         has_pictures=judge.resamples.of(everybody) is not None,
         num_groups=judge.resamples.num_groups,
+        num_pictures=judge.resamples.num_pictures,
     )
 
 
@@ -260,10 +262,10 @@ class _Judge:
         for value, mine in cells.items():
             low, high = self._interval(mine)
             mean = sum(cell.mean for cell in mine) / len(mine)
-            levels.append(Level(_value_label(value), mean, low, high))
+            levels.append(Level(value_label(value), mean, low, high))
         first, *others = cells
         changes = [
-            (_value_label(value), _value_label(first), self.compare(cells[value], cells[first]))
+            (value_label(value), value_label(first), self.compare(cells[value], cells[first]))
             for value in others
         ]
         return Effect(phase, factor, tuple(levels), _corrected(changes))
@@ -392,7 +394,8 @@ def _label(cells: Sequence[CellRuns]) -> str:
     return " + ".join(cell.name for cell in cells)
 
 
-def _value_label(value: Value) -> str:
+def value_label(value: Value) -> str:
+    """As in tables: {1,3}, yes, 8."""
     if isinstance(value, tuple):
         return "{" + ",".join(map(str, value)) + "}"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
@@ -401,6 +404,6 @@ def _value_label(value: Value) -> str:
 def _side_label(side: Mapping[str, Sequence[Value]]) -> str:
     return ", ".join(
         (f"{path.split('.')[-1]} " if path not in ("control", "method") else "")
-        + " or ".join(map(_value_label, values))
+        + " or ".join(map(value_label, values))
         for path, values in side.items()
     )

@@ -48,19 +48,19 @@ def decisions(results: StudyResults) -> list[str]:
 
 def hypothesis_sentence(tested: Tested) -> str:
     """The hypothesis with its verdict."""
-    name, text = tested.hypothesis.name, tested.hypothesis.text
+    named = f"{tested.hypothesis.name}, “{tested.hypothesis.text}”"
     match tested.answer:
         case "supported":
-            return f"{name} is supported: {text}"
+            return f"{named}: supported."
         case "refuted":
             against = [claim for claim in tested.claims if claim.verdict == "B is better"]
-            return f"{name} is refuted: {text} {_against(against)}"
+            return f"{named}: refuted. {_against(against)}"
         case "not distinguishable":
-            return f"{name} is not distinguishable from chance: {text}{_seeds_for(tested)}"
+            return f"{named}: not distinguishable from chance.{_seeds_for(tested)}"
         case "unknown":
-            return f"{name} cannot be judged, the noise is not known: {text}"
+            return f"{named}: cannot be judged, the noise is not known."
         case "not tested":
-            return f"{name} was not tested, runs for it are missing: {text}"
+            return f"{named}: not tested, runs for it are missing."
 
 
 def _against(claims: Sequence[Versus]) -> str:
@@ -112,15 +112,16 @@ def _baseline(analysis: Analysis) -> Iterator[str]:
     if analysis.baseline is None or not analysis.against_baseline:
         return
     name = analysis.baseline.name
+    name = "baseline" if name == "baseline" else f"baseline {name}"
     better = [versus.a for versus in analysis.against_baseline if versus.verdict == "A is better"]
     worse = [versus.a for versus in analysis.against_baseline if versus.verdict == "B is better"]
     known = any(versus.verdict != "unknown" for versus in analysis.against_baseline)
     if better:
-        yield f"Better than the baseline {name}: {_names(better)}."
+        yield f"Better than the {name}: {_names(better)}."
     elif known:
-        yield f"No arm is better than the baseline {name} by more than chance."
+        yield f"No arm is better than the {name} by more than chance."
     if worse:
-        yield f"Worse than the baseline {name}: {_names(worse)}."
+        yield f"Worse than the {name}: {_names(worse)}."
 
 
 def _noise(analysis: Analysis) -> Iterator[str]:
@@ -165,8 +166,8 @@ def _pictures(analysis: Analysis) -> Iterator[str]:
         )
     elif analysis.num_groups < FEW_GROUPS:
         yield (
-            f"The test pictures come from {_count(analysis.num_groups, 'independent group')}: on others the numbers may "
-            f"move as far as the intervals say ({LEVEL:.0%})."
+            f"The test pictures come from {_count(analysis.num_groups, 'independent group')}: on others the numbers "
+            f"may move as far as the intervals say ({LEVEL:.0%})."
         )
 
 

@@ -167,6 +167,11 @@ class Resamples:
         self._pictures: MatchRecords | None = None
         self._scores: dict[Path, NDArray[np.float64] | None] = {}
 
+    @property
+    def num_pictures(self) -> int:
+        """Of the set; 0 where it is not known."""
+        return 0 if self._pictures is None else len(self._pictures.image_ids)
+
     def of(self, cells: Sequence[CellRuns]) -> NDArray[np.float64] | None:
         """The mean over some cells, [count]; None where a run has no match records of the same pictures."""
         means = []

@@ -23,7 +23,7 @@ PROMOTED = (
     {
         "event": "promoted",
         "phase": "phase2_hyperparameter_tuning",
-        "choices": [{"pattern": [stage]} for stage in (2, 3, 4)],
+        "choices": [{"pattern": [stage], "mean": 0.6, "reason": "the best left"} for stage in (2, 3, 4)],
     },
     {"event": "confirming", "codes": ["s3_r4_is0_mb1", "thermal"], "metric": "mAP", "means": [0.6, 0.4]},
 )

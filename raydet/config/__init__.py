@@ -33,6 +33,7 @@ from raydet.config.model import (
     MiTConfig,
     MiTVariant,
     ModelConfig,
+    PerStage,
 )
 from raydet.config.overrides import apply_overrides, flatten, parse_override
 from raydet.config.train import (
@@ -84,6 +85,7 @@ __all__ = [
     "Normalization",
     "NpyYoloSource",
     "Optimizer",
+    "PerStage",
     "Precision",
     "SGDConfig",
     "Schedule",

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from raydet.errors import ConfigError
 from raydet.models.backbones.dual import DualStreamEncoder
+from raydet.models.fusion.guided import guide_losses
 from raydet.models.heads.faster_rcnn import FasterRCNN
+from raydet.models.heads.targets import targets_of
 from raydet.models.necks.fpn import FPN
 from raydet.structures import Batch, Detections
 
@@ -130,14 +132,22 @@ class Detector(nn.Module):
             yield
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
-        """Four losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.
+        """Losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.
+
+        The losses are the head's four, and those of the fusions that have any.
 
         Raises:
             ConfigError: the model reads a modality that the batch does not have.
         """
-        maps = self.encoder(self.rgb_input(batch), self.aux_input(batch))
-        result: dict[str, Tensor] | list[Detections] = self.head(self.neck(maps), batch)
-        return result
+        maps, guides = self.encoder(self.rgb_input(batch), self.aux_input(batch))
+        if not (self.training and guides):
+            result: dict[str, Tensor] | list[Detections] = self.head(self.neck(maps), batch)
+            return result
+        # Before the head's, so that the backward pass meets them between the head's and the encoder's.
+        losses = guide_losses(
+            guides, targets_of(batch), canvas_hw=batch.canvas_hw, valid_hw_B2=batch.valid_hw
+        )
+        return {**self.head(self.neck(maps), batch), **losses}
 
 
 def valid_mask(valid_hw: Tensor, canvas_hw: tuple[int, int]) -> Tensor:

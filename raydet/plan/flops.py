@@ -41,7 +41,7 @@ def _forward_flops(experiment: Experiment) -> dict[str, int]:
             torch.empty(1, sum(stream.num_channels.values()), *experiment.data.canvas_hw)
             for stream in (detector.rgb_input, detector.aux_input)
         ]
-        maps, encoder = _counted(lambda: detector.encoder(*streams))
+        maps, encoder = _counted(lambda: detector.encoder(*streams).maps)
         pyramid, neck = _counted(lambda: list(detector.neck(maps).values()))
         _, rpn = _counted(lambda: detector.head.rpn.head(pyramid))
         _, roi_heads = _counted(lambda: _boxes(detector, pyramid))

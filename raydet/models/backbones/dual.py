@@ -12,16 +12,25 @@ Legend: B batch, C channels, H W map.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from raydet.models.backbones.mit import STRIDES, MiTVariant, mit_stages
-from raydet.models.fusion.base import Fusion
+from raydet.models.fusion.base import Fusion, Guides
 from raydet.models.init import init_segformer
 
 Init = Literal["segformer", "seed"]
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of a batch."""
+
+    maps: list[Tensor]
+    """Fused maps at strides 4, 8, 16, 32."""
+    guides: list[Guides]
+    """Of the fusions that have losses of their own."""
 
 
 class DualStreamEncoder(nn.Module):
@@ -52,7 +61,8 @@ class DualStreamEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = tuple(
-            channels * fusion.widening for channels, fusion in zip(variant.channels, fusions, strict=True)
+            fusion.fused_channels(channels)
+            for channels, fusion in zip(variant.channels, fusions, strict=True)
         )
         self.strides = STRIDES
         num_aux_stages = max(
@@ -69,16 +79,18 @@ class DualStreamEncoder(nn.Module):
         if init == "segformer":
             self.apply(init_segformer)
 
-    def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> list[Tensor]:
-        """Fused maps at strides 4, 8, 16, 32; inputs are normalised pictures, at least 32 x 32."""
+    def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> Encoded:
+        """Inputs are normalised pictures, at least 32 x 32."""
         rgb_BCHW = rgb_BCHW.contiguous(memory_format=torch.channels_last)
         aux_BCHW = aux_BCHW.contiguous(memory_format=torch.channels_last)
-        fused_maps = []
+        encoded = Encoded([], [])
         for stage, fusion in enumerate(self.fusions):
             rgb_BCHW = self.rgb_stages[stage](rgb_BCHW)
             if stage < len(self.aux_stages):
                 aux_BCHW = self.aux_stages[stage](aux_BCHW)
             # Beyond the last aux stage every fusion ignores its second input.
-            fused_BCHW, rgb_BCHW, aux_BCHW = fusion(rgb_BCHW, aux_BCHW)
-            fused_maps.append(fused_BCHW)
-        return fused_maps
+            fused_BCHW, rgb_BCHW, aux_BCHW, guides = fusion(rgb_BCHW, aux_BCHW)
+            encoded.maps.append(fused_BCHW)
+            if guides is not None:
+                encoded.guides.append(guides)
+        return encoded

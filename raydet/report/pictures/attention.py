@@ -9,7 +9,7 @@ Legend: C channels, H W map.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from raydet.config import Experiment
 from raydet.data.transforms import eval_transform
 from raydet.models.fusion.cssa import CSSA
-from raydet.models.fusion.gaff import GAFF
+from raydet.models.fusion.gaff import GAFF, SqueezeExcitation
+from raydet.models.fusion.gated import Gated
+from raydet.models.fusion.guided import Guided
 from raydet.structures import Sample, collate
 from raydet.train.trained import TrainedRun
 
@@ -39,7 +41,7 @@ class StageAttention:
     """[H, W] each, by name: GAFF's gates, averaged over the channels (`rgb ← thermal`: how much of thermal flows into
     rgb); CSSA's spatial attention. Padding is cut off."""
     channel_weights: dict[str, NDArray[np.float32]]
-    """[C] by stream: GAFF's squeeze-and-excitation, CSSA's channel weights."""
+    """[C] by stream: GAFF's squeeze-and-excitation, unless it has none, CSSA's channel weights."""
     stride_hw: tuple[float, float]
     """Canvas pixels per pixel of the maps."""
     switch_below: float | None = None
@@ -70,7 +72,7 @@ def attention_maps(run: TrainedRun, index: int) -> Attention:
         DataError: the picture cannot be read.
     """
     sample = eval_transform(run.source.read(index), canvas_hw=run.experiment.data.canvas_hw)
-    fusions = run.detector.encoder.fusions
+    fusions = [_innermost(fusion) for fusion in run.detector.encoder.fusions]
     device = next(run.detector.parameters()).device
     with torch.no_grad(), _inputs_of(fusions) as inputs:
         run.detector(collate([sample]).to(device))
@@ -93,7 +95,7 @@ def stream_names(experiment: Experiment) -> Streams:
 
 
 @contextmanager
-def _inputs_of(modules: nn.ModuleList) -> Iterator[dict[nn.Module, tuple[Tensor, ...]]]:
+def _inputs_of(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, ...]]]:
     """The newest inputs of each module, as long as the context lasts."""
     inputs: dict[nn.Module, tuple[Tensor, ...]] = {}
 
@@ -108,6 +110,11 @@ def _inputs_of(modules: nn.ModuleList) -> Iterator[dict[nn.Module, tuple[Tensor,
             handle.remove()
 
 
+def _innermost(fusion: nn.Module) -> nn.Module:
+    """The fusion that others are put around."""
+    return _innermost(fusion.fusion) if isinstance(fusion, Gated | Guided) else fusion
+
+
 def _stage(
     fusion: nn.Module, rgb_BCHW: Tensor, aux_BCHW: Tensor, *, stage: int, streams: Streams, sample: Sample
 ) -> StageAttention | None:
@@ -116,11 +123,12 @@ def _stage(
         case GAFF():
             into_rgb_BCHW, into_aux_BCHW = fusion.inter(rgb_BCHW, aux_BCHW)
             maps = {f"{rgb} ← {aux}": into_rgb_BCHW, f"{aux} ← {rgb}": into_aux_BCHW}
-            weights = fusion.se_rgb.weights(rgb_BCHW), fusion.se_aux.weights(aux_BCHW)
+            excitations = zip((fusion.se_rgb, fusion.se_aux), (rgb_BCHW, aux_BCHW), strict=True)
+            weights = [se.weights(x_BCHW) for se, x_BCHW in excitations if isinstance(se, SqueezeExcitation)]
             threshold = None
         case CSSA():
             maps = {"spatial attention": fusion.attention(*fusion.switched(rgb_BCHW, aux_BCHW))}
-            weights = fusion.weights_rgb(rgb_BCHW), fusion.weights_aux(aux_BCHW)
+            weights = [fusion.weights_rgb(rgb_BCHW), fusion.weights_aux(aux_BCHW)]
             threshold = fusion.threshold
         case _:
             return None
@@ -131,7 +139,7 @@ def _stage(
         stage=stage,
         maps={name: _valid(x_BCHW, stride_hw, sample.valid_hw) for name, x_BCHW in maps.items()},
         channel_weights={
-            name: x.flatten().float().cpu().numpy() for name, x in zip(streams, weights, strict=True)
+            name: x.flatten().float().cpu().numpy() for name, x in zip(streams, weights, strict=False)
         },
         stride_hw=stride_hw,
         switch_below=threshold,

@@ -116,6 +116,9 @@ def _draw_map(
 
 def _draw_channels(axis: Axes, stage: StageAttention) -> None:
     axis.tick_params(labelsize=7)
+    if not stage.channel_weights:
+        axis.set_axis_off()
+        return
     if stage.switch_below is None:
         for name, weights_C in stage.channel_weights.items():
             axis.plot(np.sort(weights_C)[::-1], label=name, linewidth=1.5)

@@ -98,7 +98,7 @@ def test_cmx_sends_on_what_the_flow_says() -> None:
     assert torch.equal(out.rgb_next, rgb_rectified)
     assert torch.equal(out.aux_next, aux_rectified)
     assert torch.equal(out.fused, rectified.ffm(rgb_rectified, aux_rectified))
-    for x in fused(rgb, aux):
+    for x in fused(rgb, aux).maps:
         assert torch.equal(x, out.fused)
 
 
@@ -165,7 +165,7 @@ def test_shared_gates_are_two_separate_convolutions_stacked() -> None:
     shared = sin_filled(GAFF(channels=8, inter_shared=True))
     with torch.no_grad():
         shared.inter.convs[0].weight.copy_(torch.cat([conv.weight for conv in separate.inter.convs]))
-    for x, y in zip(separate(*two_maps(8)), shared(*two_maps(8)), strict=True):
+    for x, y in zip(separate(*two_maps(8)).maps, shared(*two_maps(8)).maps, strict=True):
         torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
 
 

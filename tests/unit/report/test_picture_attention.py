@@ -195,3 +195,20 @@ def test_any_shape_and_any_channels(size_hw: tuple[int, int], num_channels: int)
     picture = draw_attention(attention, unread={"rgb"})
     assert picture is not None
     assert 250 < min(picture.size) <= max(picture.size) < 1400
+
+
+@torch.no_grad()
+def test_what_stands_around_a_block_does_not_hide_it() -> None:
+    """A guided, gated block without excitation: the gates of what enters the block itself, and nothing on channels."""
+    fusion = {"kind": "gaff", "se_reduction": None, "gated": True, "guide_intra": True, "guide_inter": True}
+    run = untrained_run(fusion=fusion)
+    attention = attention_maps(run, 0)
+    stage, guided = attention.stages[0], run.detector.encoder.fusions[0]
+    seen: list[torch.Tensor] = []
+    with guided.fusion.fusion.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs)):
+        guided(*first_maps(run, attention.sample))
+    into_rgb, _ = guided.fusion.fusion.inter(*seen)
+    shown = stage.maps["rgb ← thermal + event"]
+    np.testing.assert_allclose(shown, into_rgb[0].mean(dim=0)[: len(shown)], atol=1e-6)
+    assert stage.channel_weights == {}
+    assert draw_attention(attention) is not None

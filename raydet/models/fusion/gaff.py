@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydet.models.fusion.base import Flow, Fusion, FusionOutput, route
+from raydet.models.init import StackedConv2d
 from raydet.models.layout import hw_of, pointwise
 
 MergeWeights = Literal["none", "partner", "both"]
@@ -72,17 +73,12 @@ class InterModalityGates(nn.Module):
 
     def __init__(self, *, channels: int, shared: bool, num_scales: int = 1) -> None:
         super().__init__()
-        widths = (2 * channels,) if shared else (channels, channels)
-        self.convs = nn.ModuleList(nn.Conv2d(2 * channels, width, 1, bias=False) for width in widths)
-        self.coarse = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(2 * channels, width, 1, bias=False) for width in widths)
-            for _ in range(1, num_scales)
-        )
+        self.convs = _two_gates(channels, shared=shared)
+        self.coarse = nn.ModuleList(_two_gates(channels, shared=shared) for _ in range(1, num_scales))
 
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Returns: the gate of what flows from aux into RGB, and the gate of the way back."""
         both = torch.cat((rgb_BCHW, aux_BCHW), dim=1)
-        # One convolution with both gates, or one for each.
         logits = [_convolved(conv, both) for conv in self.convs]
         for scale, convs in enumerate(self.coarse, 1):
             assert isinstance(convs, nn.ModuleList)
@@ -94,6 +90,13 @@ class InterModalityGates(nn.Module):
         maps = [x.sigmoid() for x in logits]
         into_rgb_BCHW, into_aux_BCHW = maps if len(maps) == 2 else maps[0].chunk(2, dim=1)
         return into_rgb_BCHW, into_aux_BCHW
+
+
+def _two_gates(channels: int, *, shared: bool) -> nn.ModuleList:
+    """One convolution with both gates, or one for each."""
+    if shared:
+        return nn.ModuleList([StackedConv2d(2 * channels, 2 * channels, num_stacked=2)])
+    return nn.ModuleList(nn.Conv2d(2 * channels, channels, 1, bias=False) for _ in range(2))
 
 
 def _convolved(conv: nn.Module, x_BCHW: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ import typer
 from raydet import __version__
 from raydet.cli.bench import bench
 from raydet.cli.bench_checkpoint import checkpoint
+from raydet.cli.bench_evaluation import evaluation
 from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
+from raydet.cli.score import app as score
 from raydet.cli.train import train
 from raydet.cli.tune import tune
 from raydet.cli.verify import app as verify
@@ -37,9 +39,11 @@ app = typer.Typer(
 for command in (recipes, spaces, plan, train, tune, compare):
     app.command()(command)
 bench.command()(checkpoint)
+bench.command()(evaluation)
 app.add_typer(bench, name="bench")
 app.command(context_settings={"allow_interspersed_args": False})(chaos)
 app.add_typer(ckpt)
+app.add_typer(score)
 app.add_typer(verify)
 
 

@@ -124,9 +124,8 @@ class _Matched:
 
 def _matched(truth: GroundTruth, rows: NDArray[np.float64], num_classes: int, bins: SizeBins) -> _Matched:
     truth_order = np.lexsort((truth.labels, truth.image_index))
-    boxes_M, images_M, labels_M = (
-        x[truth_order] for x in (truth.boxes_xywh, truth.image_index, truth.labels)
-    )
+    images_M, labels_M = truth.image_index[truth_order], truth.labels[truth_order]
+    boxes_M = truth.boxes_xywh[truth_order]
     areas_M = boxes_M[:, 2:].prod(axis=1) if truth.areas is None else truth.areas[truth_order]
     is_crowd_M = np.zeros(len(boxes_M), bool) if truth.is_crowd is None else truth.is_crowd[truth_order]
     objects = Boxes(images_M * num_classes + labels_M, boxes_M)

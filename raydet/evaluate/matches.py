@@ -75,8 +75,8 @@ def average_precisions(
     Args:
         weights_I: how often each picture counts; None: once.
     """
-    weights_N = np.ones(len(records.labels_N)) if weights_I is None else weights_I[records.image_index_N]
-    objects_K = records.objects_IK.sum(axis=0) if weights_I is None else weights_I @ records.objects_IK
+    weights = np.ones(len(records.image_ids)) if weights_I is None else weights_I
+    weights_N, objects_K = weights[records.image_index_N], weights @ records.objects_IK
     result = np.full((records.is_right_NT.shape[1], len(objects_K)), np.nan)
     for label in np.flatnonzero(objects_K):
         mine = records.labels_N == label
@@ -107,10 +107,8 @@ def precision_at_recalls(
         weights_N: how often each detection counts; None: once.
     """
     hits = np.flatnonzero(right_N)  # between them precision only falls
-    if weights_N is None:
-        right, wrong = np.arange(1.0, len(hits) + 1), np.cumsum(wrong_N)[hits]
-    else:
-        right, wrong = np.cumsum(weights_N[hits]), np.cumsum(weights_N * wrong_N)[hits]
+    weights_N = np.ones(len(right_N)) if weights_N is None else weights_N
+    right, wrong = np.cumsum(weights_N[hits]), np.cumsum(weights_N * wrong_N)[hits]
     envelope = np.maximum.accumulate((right / (right + wrong + TINY))[::-1])[::-1]
     first_R = np.searchsorted(right / num_objects, RECALLS_R, side="left")
     return np.append(envelope, 0.0)[first_R]

@@ -60,7 +60,7 @@ def match(
         num_pairs = len(detection_P)
         is_free = ~is_taken_MTA[object_P] | is_region_M[object_P, None, None]
         is_near = overlap_P[:, None, None] >= thresholds_T[None, :, None]
-        # Pairs of one detection stand in ascending order, so the best one is the last; those not ignored beat all others.
+        # Pairs of one detection stand in ascending order: the best is the last, and what is not ignored beats the rest.
         place = np.arange(num_pairs, dtype=np.int32)[:, None, None] + np.where(
             ignored_MA[object_P, None], np.int32(0), np.int32(num_pairs)
         )

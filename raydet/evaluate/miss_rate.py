@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from raydet.evaluate.coco import GroundTruth, best_rows
 from raydet.evaluate.matching import RIGHT, UNMATCHED, Boxes, match
 
-FPPI = np.logspace(-2.0, 0.0, 9)
-"""False positives per picture."""
+FPPI = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
+"""False positives per picture: evenly spaced logarithms, to the four digits of KAIST's script."""
 THRESHOLD = np.array([0.5])
 """IoU; with an object that is to be ignored, the share of the detection that lies on it."""
 SMALLEST = 1e-10
@@ -76,8 +76,14 @@ def mean_miss_rate(
     truth: GroundTruth, rows: NDArray[np.float64], num_classes: int, *, min_height_px: float
 ) -> float | None:
     """Mean over the classes that have objects; None: there are none of that height."""
-    is_low = truth.boxes_xywh[:, 3] < min_height_px
-    ignored = is_low if truth.is_crowd is None else is_low | truth.is_crowd
-    rates = miss_rates(dataclasses.replace(truth, is_crowd=ignored), rows, num_classes)
+    truth = ignoring(truth, truth.boxes_xywh[:, 3] < min_height_px)
+    rates = miss_rates(truth, rows, num_classes)
     known = rates[~np.isnan(rates)]
     return float(known.mean()) if len(known) else None
+
+
+def ignoring(truth: GroundTruth, which_M: NDArray[np.bool_]) -> GroundTruth:
+    """The same set, with more objects that are to be ignored."""
+    return dataclasses.replace(
+        truth, is_crowd=which_M if truth.is_crowd is None else truth.is_crowd | which_M
+    )

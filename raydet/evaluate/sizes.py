@@ -60,9 +60,8 @@ class SizeBins:
 
     def __str__(self) -> str:
         small, large = (f"{edge:g}" for edge in self.edges)
-        if self.unit == "px":
-            return f"small: area up to {small}^2 px, large: from {large}^2 px"
-        return f"small: up to {small} of the square root of the picture's area, large: from {large} of it"
+        of = " px" if self.unit == "px" else " of the picture's"
+        return f"small: area up to {small}^2{of}, large: from {large}^2{of}"
 
 
 COCO_BINS = SizeBins()

@@ -80,7 +80,7 @@ def _settings(overrides: Mapping[str, object]) -> EvaluateConfig:
     from raydet.recipes import recipe
 
     for path in overrides:
-        if not path.startswith("evaluate."):
+        if path.split(".")[0] != "evaluate":
             raise ConfigError(f"--set {path}: only evaluate.... changes how detections are scored")
     return apply_overrides(recipe("demo"), overrides).evaluate
 

@@ -130,7 +130,6 @@ def numbers(values: Sequence[Any], shape: tuple[int, ...], *, where: str) -> NDA
         except (TypeError, ValueError):
             is_good = False
         if not is_good:
-            raise DataError(
-                f"{where} {number} wants {shape[0] if shape else 'one'} finite number(s), got {value!r}"
-            )
+            wanted = f"{shape[0]} finite numbers" if shape else "a finite number"
+            raise DataError(f"{where} {number} wants {wanted}, got {value!r}")
     raise AssertionError("no value was bad")

@@ -92,6 +92,9 @@ def evaluate_with_records(
     Raises:
         ValueError: a detection has a picture or a label that the set has not (our own mistake: readers check).
     """
+    places, ends = rows[:, [0, 6]], (truth.num_images, len(classes))
+    if ((places < 0) | (places >= ends)).any():
+        raise ValueError(f"detections want pictures and labels below {ends}, got {places.max(axis=0)}")
     found = _matched(truth, rows, len(classes), size_bins)
     precision_TRKA, recall_TKAL = _curves(found)
     names = np.array(range(truth.num_images) if image_ids is None else image_ids, str)

@@ -9,7 +9,6 @@ from typing import Any
 
 from raydet.config import Experiment, flatten
 from raydet.errors import TrackingError
-from raydet.evaluate.names import MISS_RATE
 from raydet.track.base import NullTracker, RunView, Tracker
 
 SQLITE = "mlflow.db"
@@ -82,5 +81,5 @@ def end_run(
 def coco_table(results: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     """The metrics and AP per class, last epoch against best epoch."""
     final, best = results["final"], results["best"]
-    names = [key for key in final if key.startswith(("mAP", "AR_", MISS_RATE, "AP/"))]
+    names = [key for key in final if key.startswith(("mAP", "AR_", "LAMR", "AP/"))]
     return [{"metric": name, "last epoch": final[name], "best epoch": best.get(name)} for name in names]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raydet.cli.options import interruptible
+from raydet.cli.options import AsJsonOption, interruptible
 
 if TYPE_CHECKING:
     from raydet.bench.evaluation import EvaluationReport
@@ -20,7 +20,7 @@ def evaluation(
     detections: Annotated[int, typer.Option(min=1, help="Per picture.")] = 100,
     classes: Annotated[int, typer.Option(min=1, help="Object classes.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of either engine.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Time COCO metrics and match records of a random set against pycocotools."""
     from raydet.bench.evaluation import SetSize, bench_evaluation

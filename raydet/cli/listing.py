@@ -22,10 +22,10 @@ def spaces() -> None:
     from raydet.cli.options import DEFAULT_RECIPE
     from raydet.recipes import recipe
     from raydet.tune.journal import Events
-    from raydet.tune.phases import all_cells, num_undecided_cells
+    from raydet.tune.phases import all_trials, num_undecided_trials
     from raydet.tune.spaces import load_space, space_names, space_summary
 
     for name in space_names():
         study, nothing = load_space(name, recipe(DEFAULT_RECIPE), {}), Events([])
-        num_trials = len(all_cells(study, nothing)) + num_undecided_cells(study, nothing)
+        num_trials = len(all_trials(study, nothing, 1)) + num_undecided_trials(study, nothing, 1)
         typer.echo(f"{name:16} {num_trials:3} trials  {space_summary(name)}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from raydet.cli.options import SetOption, parsed
+from raydet.cli.options import AsJsonOption, SetOption, parsed
 from raydet.config import EvaluateConfig, apply_overrides
 from raydet.errors import ConfigError
 
@@ -21,8 +21,6 @@ app = typer.Typer(
     help="Score the detections of any tool, from files.",
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
-
 
 @app.command()
 def coco(
@@ -31,7 +29,7 @@ def coco(
         Path, typer.Argument(help="COCO results: a json list of image_id, category_id, bbox, score.")
     ],
     sets: SetOption = None,
-    as_json: AsJson = False,
+    as_json: AsJsonOption = False,
 ) -> None:
     """COCO metrics and AP per class; --set evaluate.... measures as a run with that config does."""
     config = _settings(parsed(sets))
@@ -58,7 +56,7 @@ def coco(
 def kaist(
     annotations: Annotated[Path, typer.Argument(help="KAIST_annotation.json of the benchmark.")],
     detections: Annotated[Path, typer.Argument(help="Lines of image,x,y,width,height,score; images from 1.")],
-    as_json: AsJson = False,
+    as_json: AsJsonOption = False,
 ) -> None:
     """KAIST's log-average miss rate of the reasonable set; lower is better."""
     from raydet.evaluate.kaist import miss_rates_of, read_annotations, read_detections
@@ -88,4 +86,4 @@ def _settings(overrides: Mapping[str, object]) -> EvaluateConfig:
 def _lines(metrics: Mapping[str, float | None]) -> Iterator[str]:
     width = max(map(len, metrics))
     for name, value in metrics.items():
-        yield f"{name:{width}}  {'no objects' if value is None else f'{value:.4f}'}"
+        yield f"{name:{width}}  {'no objects in this bin' if value is None else f'{value:.4f}'}"

@@ -48,6 +48,10 @@ def tune(
     data: DataOption = None,
     epochs: EpochsOption = None,
     sets: SetOption = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Only these of the space's named arms; controls stay."),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Runs per cell, with different seeds.")] = 1,
     max_trials: Annotated[
         int | None,
@@ -124,7 +128,8 @@ def tune(
     )
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
     chosen = [] if backbone is None else ["model.backbone.variant"]
-    study = load_space(space, base, parsed(sets), chosen=chosen)
+    wanted = None if arms is None else [arm.strip() for arm in arms.split(",")]
+    study = load_space(space, base, parsed(sets), chosen=chosen, arms=wanted)
     if dry_run:
         _print_study_plan(plan_study(study, options), as_json)
         return

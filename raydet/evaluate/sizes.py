@@ -55,13 +55,14 @@ class SizeBins:
         return areas_N / sizes_hw.astype(float).prod(axis=1)[image_index_N]
 
     def as_json(self) -> dict[str, Any]:
-        """For the record, and for the head of a table."""
-        return {"unit": self.unit, "edges": list(self.edges), "text": str(self)}
+        """For the record."""
+        return {"unit": self.unit, "edges": list(self.edges)}
 
     def __str__(self) -> str:
-        small, large = (f"{edge:g}" for edge in self.edges)
-        of = " px" if self.unit == "px" else " of the picture's"
-        return f"small: area up to {small}^2{of}, large: from {large}^2{of}"
+        """For the head of a table."""
+        of = "px²" if self.unit == "px" else "of the picture's"
+        small, large = (f"{edge:g}² {of}" for edge in self.edges)
+        return f"small up to an area of {small}, large from {large} on"
 
 
 COCO_BINS = SizeBins()

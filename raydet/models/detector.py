@@ -7,7 +7,8 @@ Legend: B batch, C channels, H W canvas in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +56,28 @@ class InputStream(nn.Module):
             buffer = torch.tensor(values, dtype=dtype, device="cpu")[:, None, None]
             self.register_buffer(name, buffer, persistent=False)
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it takes from the pictures."""
+        return tuple(name for name in self.num_channels if name not in self.missing)
+
     def forward(self, batch: Batch) -> Tensor:
         """float32 [B, C, H, W]."""
         empty = self.mean.new_empty(batch.size, 0, *batch.canvas_hw)
         x_BCHW = torch.cat([empty, *(self._on_unit_scale(batch, name) for name in self.num_channels)], dim=1)
         is_shown_BCHW = valid_mask(batch.valid_hw, batch.canvas_hw) & self.is_present
         return torch.where(is_shown_BCHW, (x_BCHW - self.mean) / self.std, 0.0)
+
+    @contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """While the block runs, a modality is as good as missing."""
+        before = self.is_present
+        is_other = [other != name for other, count in self.num_channels.items() for _ in range(count)]
+        self.is_present = before & torch.tensor(is_other, device=before.device)[:, None, None]
+        try:
+            yield
+        finally:
+            self.is_present = before
 
     def _on_unit_scale(self, batch: Batch, name: str) -> Tensor:
         if name in self.missing:
@@ -100,6 +117,17 @@ class Detector(nn.Module):
         self.encoder = encoder
         self.neck = neck
         self.head = head
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it takes from the pictures, the first stream's first."""
+        return (*self.rgb_input.modalities, *self.aux_input.modalities)
+
+    @contextmanager
+    def without(self, modality: str) -> Iterator[None]:
+        """While the block runs, a modality is as good as missing: exactly 0 after the normalisation."""
+        with self.rgb_input.without(modality), self.aux_input.without(modality):
+            yield
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
         """Four losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.

@@ -40,6 +40,7 @@ from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
 from raydet.plan.counts import state_copies
+from raydet.plan.flops import forward_flops
 from raydet.structures import Batch
 from raydet.train.averaging import averaged_weights
 from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
@@ -49,6 +50,7 @@ from raydet.train.heartbeat import Heartbeat
 from raydet.train.loop import Services, fit
 from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
+from raydet.train.peak_memory import watch_peak_memory
 from raydet.train.phases import enter
 from raydet.train.record import RunRecord, last_progress, recorded_model_info
 from raydet.train.rehearsal import LONG_RUN_STEPS, rehearse, worst_batch
@@ -94,6 +96,7 @@ def run_process(
         TrainingError: the loss is not finite.
     """
     arm(world, run_dir)
+    peak_memory = watch_peak_memory(world.device)
     started, left = time.time(), last_progress(run_dir)
     check_precision(experiment.train.precision, world.device)
     _check_nodes(experiment, world)
@@ -141,7 +144,9 @@ def run_process(
                     evaluator(state)
         assert evaluator.records is not None
         record.matches(evaluator.records)
-        results = _results(experiment, state, info)
+        results = _results(experiment, state, info) | {
+            "peak_memory_bytes": -smallest_over_ranks(-(peak_memory() or 0), world) or None
+        }
         record.results(results)
     return results
 
@@ -331,6 +336,7 @@ def _model_info(
 ) -> dict[str, Any]:
     return {
         "parameters": parameter_counts(unwrapped(state.model)),
+        "gflops": {part: flops / 1e9 for part, flops in forward_flops(experiment).items()},
         "layout": asdict(layout_of_run(experiment.train, world)),
         "train_images": num_train,
         "val_images": num_val,
@@ -358,6 +364,7 @@ def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) ->
         "size_bins": SizeBins.of(experiment.evaluate).as_json(),
         "history": state.history,
         "parameters": info["parameters"]["total"],
+        "gflops": info["gflops"]["total"],
         "workers": info["workers"],
         "loop_s": round(state.loop_s, 3),
         "checkpoint_s": round(state.checkpoint_s, 3),

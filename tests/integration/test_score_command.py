@@ -13,9 +13,10 @@ from raydet.cli import main
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_DATA, EXIT_USAGE, StudyError
 from raydet.recipes import recipe
+from raydet.tune.cells import grid_cells, trials_of
 from raydet.tune.records import TrialRecord, summary_rows
 from raydet.tune.spaces import load_space
-from raydet.tune.study import grid_cells, trials_of
+from raydet.tune.study import GridPhase
 
 TRUTH: dict[str, Any] = {
     "images": [{"id": 7, "height": 100, "width": 100}, {"id": 3, "height": 100, "width": 100}],
@@ -72,9 +73,9 @@ def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = written(tmp_path / "truth.json", TRUTH), written(tmp_path / "found.json", FOUND)
     text = scored(capsys, "coco", *files)
     assert text.splitlines()[0] == (
-        "2 images, 2 objects, 2 detections; small: area up to 32^2 px, large: from 96^2 px"
+        "2 images, 2 objects, 2 detections; small up to an area of 32² px², large from 96² px² on"
     )
-    assert "mAP_large   no objects" in text
+    assert "mAP_large   no objects in this bin" in text
     settings = ["--set", "evaluate.miss_rate=true", "--set", "evaluate.size_bins_fraction=[0.1, 0.4]"]
     found = json.loads(scored(capsys, "coco", *files, "--json", *settings))
     assert found["per_class_ap"] == {"person": 0.0, "car": pytest.approx(1.0)}
@@ -218,11 +219,7 @@ def test_a_run_measures_what_its_config_asks_for(tmp_path: Path) -> None:
         )
     assert not caught.value.code
     results = json.loads((run_dir / "final_results.json").read_text())
-    assert results["size_bins"] == {
-        "unit": "px",
-        "edges": [16.0, 48.0],
-        "text": "small: area up to 16^2 px, large: from 48^2 px",
-    }
+    assert results["size_bins"] == {"unit": "px", "edges": [16.0, 48.0]}
     assert 0.0 < results["final"]["LAMR"] <= 1.0
     with (run_dir / "metrics_per_epoch.csv").open(newline="") as file:
         assert [float(row["LAMR"]) for row in csv.DictReader(file)] == [results["final"]["LAMR"]]
@@ -230,7 +227,8 @@ def test_a_run_measures_what_its_config_asks_for(tmp_path: Path) -> None:
 
 def test_studies_know_the_miss_rate_but_are_not_decided_by_it(tmp_path: Path) -> None:
     study = load_space("gaff_phase1", recipe("demo"), {"evaluate.miss_rate": True})
-    (trial, *_) = trials_of(study, grid_cells(study, study.phases[0], first_number=1), [0])  # type: ignore[arg-type]
+    phase = next(phase for phase in study.phases if isinstance(phase, GridPhase))
+    (trial, *_) = trials_of(study, grid_cells(study, phase, first_number=1), [0])
     (row,) = summary_rows(
         study, [TrialRecord(trial, "finished", results={"final": {"mAP": 0.5, "LAMR": 0.3}})]
     )

@@ -36,7 +36,12 @@ class SqueezeExcitation(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW * self.gate(x_BCHW.mean(dim=(2, 3)))[..., None, None]
+        return x_BCHW * self.weights(x_BCHW)[..., None, None]
+
+    def weights(self, x_BCHW: Tensor) -> Tensor:
+        """Returns: the scale of each channel, 0..1: [B, C]."""
+        weights_BC: Tensor = self.gate(x_BCHW.mean(dim=(2, 3)))
+        return weights_BC
 
 
 class InterModalityGates(nn.Module):

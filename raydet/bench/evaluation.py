@@ -98,10 +98,8 @@ def random_set(size: SetSize, *, seed: int = 0) -> tuple[GroundTruth, NDArray[np
     generator = np.random.default_rng(seed)
     num_objects = size.images * OBJECTS_PER_IMAGE
     boxes = _random_boxes(generator, num_objects)
-    images, labels = (
-        np.arange(num_objects) // OBJECTS_PER_IMAGE,
-        generator.integers(0, size.classes, num_objects),
-    )
+    images = np.arange(num_objects) // OBJECTS_PER_IMAGE
+    labels = generator.integers(0, size.classes, num_objects)
     truth = GroundTruth(size.images, images, boxes, labels, sizes_hw=np.tile(SIZE_HW, (size.images, 1)))
     num_rows = size.images * size.detections
     row_images = np.arange(num_rows) // size.detections

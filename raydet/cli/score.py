@@ -31,7 +31,7 @@ def coco(
     sets: SetOption = None,
     as_json: AsJsonOption = False,
 ) -> None:
-    """COCO metrics and AP per class; --set evaluate.... measures as a run with that config does."""
+    """COCO metrics and AP per class; --set evaluate.* measures as a run with that config does."""
     config = _settings(parsed(sets))
     from raydet.evaluate.files import read_coco
     from raydet.evaluate.measure import measure
@@ -79,7 +79,7 @@ def _settings(overrides: Mapping[str, object]) -> EvaluateConfig:
 
     for path in overrides:
         if path.split(".")[0] != "evaluate":
-            raise ConfigError(f"--set {path}: only evaluate.... changes how detections are scored")
+            raise ConfigError(f"--set {path}: only evaluate.* changes how detections are scored")
     return apply_overrides(recipe("demo"), overrides).evaluate
 
 

@@ -23,7 +23,8 @@ class EvaluateConfig(Config):
     """The same as parts of the square root of the picture's area, so that a bin is the same share of the picture at
     every resolution; takes the place of `size_bins_px`. COCO's bins are about (0.058, 0.173) of its pictures."""
     miss_rate: bool = False
-    """Add LAMR, KAIST's log-average miss rate (0..1, lower is better), as the mean over the classes."""
+    """Add LAMR, the log-average miss rate (0..1, lower is better), as the mean over the classes. Data sources know no
+    regions to ignore: figures of KAIST's own protocol come from `raydet score kaist`."""
     miss_rate_min_height_px: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 55.0
     """Lower objects (source pixels) need not be found for LAMR, and finding them is no mistake. KAIST's "reasonable"
     set has 55."""

@@ -46,7 +46,7 @@ class GroundTruth:
     """[M], px^2, for the size bins; default: the boxes' own."""
     is_crowd: NDArray[np.bool_] | None = None
     """[M]: regions in which detections count neither way; default: none."""
-    sizes_hw: NDArray[np.int64] | None = None
+    sizes_hw: NDArray[np.int64] | NDArray[np.float64] | None = None
     """[num_images, 2], source pixels; for size bins that are parts of the picture."""
 
 
@@ -105,8 +105,8 @@ def evaluate_with_records(
         image_index_N=found.image_index_N,
         labels_N=found.labels_N,
         scores_N=found.scores_N,
-        is_right_NT=found.is_right_ATN[0].T,
-        is_wrong_NT=found.is_wrong_ATN[0].T,
+        is_right_NT=np.ascontiguousarray(found.is_right_ATN[0].T),  # not a view that keeps all sizes
+        is_wrong_NT=np.ascontiguousarray(found.is_wrong_ATN[0].T),
     )
     return summary(precision_TRKA, recall_TKAL, classes), records
 
@@ -196,9 +196,8 @@ def _curves(found: _Matched) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             levels_R = precision_at_recalls(right_TN[threshold], wrong_TN[threshold], num_objects)
             precision_TRKA[threshold, :, label, size] = levels_R
         for place, limit in enumerate(LIMITS_L):
-            recall_TKAL[:, label, size, place] = (right_TN & (found.ranks_N[mine] < limit)).sum(
-                axis=1
-            ) / num_objects
+            seen_TN = right_TN & (found.ranks_N[mine] < limit)
+            recall_TKAL[:, label, size, place] = np.count_nonzero(seen_TN, axis=1) / num_objects
     return precision_TRKA, recall_TKAL
 
 

@@ -32,25 +32,24 @@ def read_coco(truth: Path, detections: Path) -> tuple[GroundTruth, NDArray[np.fl
         entries_of(tree, key, where=truth) for key in ("images", "annotations", "categories")
     )
     images, labels = (places_by_id(entries, where=truth) for entries in (pictures, categories))
-    by_id = dict(zip(images, sorted(pictures, key=lambda picture: images[picture["id"]]), strict=True))
-    sizes = [(picture.get("height"), picture.get("width")) for picture in by_id.values()]
-    names = column(sorted(categories, key=lambda category: labels[category["id"]]), "name", where=truth)
-    boxes = numbers(column(annotations, "bbox", where=truth), (4,), where=f"{truth}: annotation")
+    pictures.sort(key=lambda picture: images[picture["id"]])
+    categories.sort(key=lambda category: labels[category["id"]])
+    sizes = [(picture.get("height"), picture.get("width")) for picture in pictures]
+    where = f"{truth}: annotation"
+    boxes = numbers(column(annotations, "bbox", where=truth), (4,), where=where)
     areas = [
         annotation.get("area", box[2] * box[3]) for annotation, box in zip(annotations, boxes, strict=True)
     ]
     ground = GroundTruth(
         num_images=len(images),
-        image_index=places(
-            column(annotations, "image_id", where=truth), images, where=f"{truth}: annotation"
-        ),
+        image_index=places(column(annotations, "image_id", where=truth), images, where=where),
         boxes_xywh=boxes,
-        labels=places(column(annotations, "category_id", where=truth), labels, where=f"{truth}: annotation"),
-        areas=numbers(areas, (), where=f"{truth}: annotation"),
+        labels=places(column(annotations, "category_id", where=truth), labels, where=where),
+        areas=numbers(areas, (), where=where),
         is_crowd=np.array([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=bool),
-        sizes_hw=np.array(sizes) if all(None not in size for size in sizes) else None,
+        sizes_hw=numbers(sizes, (2,), where=f"{truth}: size of image") if all(map(all, sizes)) else None,
     )
-    found = entries_of({"": read_json(detections)}, "", where=detections)
+    found = entries_of(read_json(detections), None, where=detections)
     where = f"{detections}: detection"
     rows = np.column_stack(
         [
@@ -60,7 +59,7 @@ def read_coco(truth: Path, detections: Path) -> tuple[GroundTruth, NDArray[np.fl
             places(column(found, "category_id", where=detections), labels, where=where),
         ]
     )
-    return ground, rows, tuple(map(str, names))
+    return ground, rows, tuple(map(str, column(categories, "name", where=truth)))
 
 
 def read_json(path: Path) -> Any:
@@ -73,11 +72,11 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: wanted a json file, got a broken one ({error})") from error
 
 
-def entries_of(tree: Any, key: str, *, where: Path) -> Entries:
-    """A list of objects."""
-    entries = tree.get(key) if isinstance(tree, dict) else None
+def entries_of(tree: Any, key: str | None, *, where: Path) -> Entries:
+    """The list of objects under a key; None: that is all there is."""
+    entries = tree if key is None else tree.get(key) if isinstance(tree, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(f"{where}: wanted a list of objects{f' under {key!r}' if key else ''}")
+        raise DataError(f"{where}: wanted a list of objects{'' if key is None else f' under {key!r}'}")
     return entries
 
 

@@ -48,8 +48,8 @@ def read_annotations(path: Path) -> KaistSet:
     tree = read_json(path)
     images, annotations = (entries_of(tree, key, where=path) for key in ("images", "annotations"))
     place_by_id = places_by_id(images, where=path)
-    column(annotations, "category_id", where=path)
-    people = [annotation for annotation in annotations if annotation["category_id"] == PERSON]
+    labels = column(annotations, "category_id", where=path)
+    people = [entry for entry, label in zip(annotations, labels, strict=True) if label == PERSON]
     where = f"{path}: person"
     boxes = numbers(column(people, "bbox", where=path), (4,), where=where)
     height, occlusion, ignore = (

@@ -41,7 +41,7 @@ class SizeBins:
         self,
         areas_N: NDArray[np.float64],
         image_index_N: NDArray[np.int64],
-        sizes_hw: NDArray[np.int64] | None,
+        sizes_hw: NDArray[np.int64] | NDArray[np.float64] | None,
     ) -> NDArray[np.float64]:
         """Areas in px^2 as `ranges` has them.
 

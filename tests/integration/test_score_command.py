@@ -13,6 +13,7 @@ from raydet.cli import main
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_DATA, EXIT_USAGE, StudyError
 from raydet.recipes import recipe
+from raydet.track.runs import coco_table
 from raydet.tune.cells import grid_cells, trials_of
 from raydet.tune.records import TrialRecord, summary_rows
 from raydet.tune.spaces import load_space
@@ -221,6 +222,7 @@ def test_a_run_measures_what_its_config_asks_for(tmp_path: Path) -> None:
     results = json.loads((run_dir / "final_results.json").read_text())
     assert results["size_bins"] == {"unit": "px", "edges": [16.0, 48.0]}
     assert 0.0 < results["final"]["LAMR"] <= 1.0
+    assert "LAMR" in {row["metric"] for row in coco_table(results)}
     with (run_dir / "metrics_per_epoch.csv").open(newline="") as file:
         assert [float(row["LAMR"]) for row in csv.DictReader(file)] == [results["final"]["LAMR"]]
 

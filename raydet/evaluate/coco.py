@@ -191,10 +191,11 @@ def _curves(found: _Matched) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     ends_K = np.searchsorted(found.labels_N, np.arange(num_classes + 1))
     for label, size in zip(*np.nonzero(objects_KA), strict=True):
         mine, num_objects = slice(ends_K[label], ends_K[label + 1]), objects_KA[label, size]
+        num_objects_1, once_1N = np.array([num_objects]), np.ones((1, len(found.labels_N[mine])))
         right_TN, wrong_TN = found.is_right_ATN[size, :, mine], found.is_wrong_ATN[size, :, mine]
         for threshold in range(len(THRESHOLDS_T)):
-            levels_R = precision_at_recalls(right_TN[threshold], wrong_TN[threshold], num_objects)
-            precision_TRKA[threshold, :, label, size] = levels_R
+            levels_1R = precision_at_recalls(right_TN[threshold], wrong_TN[threshold], num_objects_1, once_1N)
+            precision_TRKA[threshold, :, label, size] = levels_1R[0]
         for place, limit in enumerate(LIMITS_L):
             seen_TN = right_TN & (found.ranks_N[mine] < limit)
             recall_TKAL[:, label, size, place] = np.count_nonzero(seen_TN, axis=1) / num_objects

@@ -3,7 +3,7 @@
 With every picture counted once, AP is COCO's own. Counted as often as a bootstrap has drawn it, AP of a resampled
 set follows without matching, let alone detecting, again.
 
-Legend: N detections, I images, K classes, T IoU thresholds, R recall levels.
+Legend: N detections, H right ones, I images, K classes, T IoU thresholds, R recall levels, B weighings.
 """
 
 from __future__ import annotations
@@ -68,47 +68,65 @@ class MatchRecords:
 
 
 def average_precisions(
-    records: MatchRecords, weights_I: NDArray[np.float64] | None = None
+    records: MatchRecords, weights_BI: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """AP by IoU threshold and class: [T, K], NaN for a class without objects.
+    """AP by weighing, IoU threshold and class: [B, T, K], NaN for a class without objects.
 
     Args:
-        weights_I: how often each picture counts; None: once.
+        weights_BI: how often each picture counts, one weighing per row; None: one, each picture once.
     """
-    weights = np.ones(len(records.image_ids)) if weights_I is None else weights_I
-    weights_N, objects_K = weights[records.image_index_N], weights @ records.objects_IK
-    result = np.full((records.is_right_NT.shape[1], len(objects_K)), np.nan)
-    for label in np.flatnonzero(objects_K):
-        mine = records.labels_N == label
-        for threshold in range(len(result)):
-            right_N, wrong_N = records.is_right_NT[mine, threshold], records.is_wrong_NT[mine, threshold]
-            levels_R = precision_at_recalls(right_N, wrong_N, objects_K[label], weights_N[mine])
-            result[threshold, label] = levels_R.sum() / len(RECALLS_R)
+    weights_BI = np.ones((1, len(records.image_ids))) if weights_BI is None else weights_BI
+    objects_BK = weights_BI @ records.objects_IK
+    num_weighings, num_classes = objects_BK.shape
+    result = np.full((num_weighings, records.is_right_NT.shape[1], num_classes), np.nan)
+    for label in range(num_classes):
+        mine, has_objects_B = records.labels_N == label, objects_BK[:, label] > 0
+        weights_BN = weights_BI[has_objects_B][:, records.image_index_N[mine]]
+        for threshold in range(result.shape[1]):
+            levels_BR = precision_at_recalls(
+                records.is_right_NT[mine, threshold],
+                records.is_wrong_NT[mine, threshold],
+                objects_BK[has_objects_B, label],
+                weights_BN,
+            )
+            result[has_objects_B, threshold, label] = levels_BR.sum(axis=1) / len(RECALLS_R)
     return result
 
 
-def mean_average_precision(records: MatchRecords, weights_I: NDArray[np.float64] | None = None) -> float:
-    """COCO's mAP; NaN where there are no objects at all."""
-    precisions = average_precisions(records, weights_I)
-    return float(np.nanmean(precisions)) if not np.isnan(precisions).all() else float("nan")
+def mean_average_precisions(records: MatchRecords, weights_BI: NDArray[np.float64]) -> NDArray[np.float64]:
+    """COCO's mAP of every weighing: [B]; NaN where there are no objects at all."""
+    precisions = average_precisions(records, weights_BI).reshape(len(weights_BI), -1)
+    known = ~np.isnan(precisions)
+    counts = known.sum(axis=1)
+    sums = np.where(known, precisions, 0.0).sum(axis=1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def mean_average_precision(records: MatchRecords) -> float:
+    """COCO's mAP, each picture counted once; NaN where there are no objects at all."""
+    return float(mean_average_precisions(records, np.ones((1, len(records.image_ids))))[0])
 
 
 def precision_at_recalls(
     right_N: NDArray[np.bool_],
     wrong_N: NDArray[np.bool_],
-    num_objects: float,
-    weights_N: NDArray[np.float64] | None = None,
+    num_objects_B: NDArray[np.float64],
+    weights_BN: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Largest precision at COCO's levels of recall and beyond: [R], 0 beyond the largest recall.
+    """Largest precision at COCO's levels of recall and beyond: [B, R], 0 beyond the largest recall.
 
     Args:
         right_N, wrong_N: of one class, descending by score.
-        num_objects: above 0.
-        weights_N: how often each detection counts; None: once.
+        num_objects_B: above 0.
+        weights_BN: how often each detection counts, one weighing per row.
     """
     hits = np.flatnonzero(right_N)  # between them precision only falls
-    weights_N = np.ones(len(right_N)) if weights_N is None else weights_N
-    right, wrong = np.cumsum(weights_N[hits]), np.cumsum(weights_N * wrong_N)[hits]
-    envelope = np.maximum.accumulate((right / (right + wrong + TINY))[::-1])[::-1]
-    first_R = np.searchsorted(right / num_objects, RECALLS_R, side="left")
-    return np.append(envelope, 0.0)[first_R]
+    right_BH = np.cumsum(weights_BN[:, hits], axis=1)
+    wrong_BH = np.cumsum(weights_BN * wrong_N, axis=1)[:, hits]
+    precision_BH = right_BH / (right_BH + wrong_BH + TINY)
+    envelope_BH = np.maximum.accumulate(precision_BH[:, ::-1], axis=1)[:, ::-1]
+    recall_BH = right_BH / num_objects_B[:, None]
+    first_BR = np.empty((len(recall_BH), len(RECALLS_R)), np.intp)
+    for row, recall_H in enumerate(recall_BH):
+        first_BR[row] = np.searchsorted(recall_H, RECALLS_R, side="left")
+    return np.take_along_axis(np.pad(envelope_BH, ((0, 0), (0, 1))), first_BR, axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,30 +14,44 @@ from raydet.evaluate.coco import ROW_WIDTH, GroundTruth
 from raydet.structures import Batch, Detections
 
 
+class Found(NamedTuple):
+    """What a detector made of pictures."""
+
+    rows: NDArray[np.float64]
+    """[N, 7] as `evaluate_coco` takes them."""
+    losses_L2: NDArray[np.float64]
+    """The loss of every batch, all its parts added, and its number of pictures."""
+
+
 @torch.no_grad()
-def detect(
-    model: nn.Module, batches: Iterable[tuple[Batch, list[int]]], *, device: torch.device
-) -> NDArray[np.float64]:
-    """Detections of all pictures, in source pixels.
+def detect(model: nn.Module, batches: Iterable[tuple[Batch, list[int]]], *, device: torch.device) -> Found:
+    """Detections of all pictures, in source pixels, and the losses.
 
     Args:
-        model: returns one `Detections` per picture in evaluation mode; left in the mode in which it came.
-        batches: batches with the position of each picture in the evaluation set.
+        model: a `Detector`, wrapped or not; left in the mode in which it came.
+        batches: batches with the position of each picture in the evaluation set; none for a batch that another
+            worker has, too.
         device: where the model lives.
-
-    Returns:
-        Rows [N, 7] as `evaluate_coco` takes them.
     """
     was_training = model.training
     model.eval()
-    rows = [np.zeros((0, ROW_WIDTH))]
+    rows, losses = [np.zeros((0, ROW_WIDTH))], []
     for batch, positions in batches:
-        detections = model(batch.to(device))  # by all workers together where the model is sharded
+        torch.manual_seed(positions[0] if positions else 0)  # losses are of a sample of the boxes
+        # By all workers together where the model is sharded.
+        detections, parts = model(batch.to(device), with_losses=True)
         for row, position in enumerate(positions):
             valid_hw, source_hw = _hw(batch.valid_hw, row), _hw(batch.source_hw, row)
             rows.append(_rows(detections[row], position, valid_hw, source_hw))
+        losses.append((float(sum(parts.values())), len(positions)))
     model.train(was_training)
-    return np.concatenate(rows)
+    return Found(np.concatenate(rows), np.array(losses, dtype=float).reshape(-1, 2))
+
+
+def mean_loss(losses_L2: NDArray[np.float64]) -> float | None:
+    """Per picture, the same bits in whatever order the batches come; None without pictures."""
+    losses_L, sizes_L = losses_L2[np.lexsort(losses_L2.T)].T
+    return float(losses_L @ sizes_L / sizes_L.sum()) if sizes_L.sum() else None
 
 
 def ground_truth(targets: Iterable[tuple[Tensor, Tensor, tuple[int, int]]]) -> GroundTruth:

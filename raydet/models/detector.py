@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raydet.errors import ConfigError
 from raydet.models.backbones.dual import DualStreamEncoder
 from raydet.models.fusion.guided import guide_losses
-from raydet.models.heads.faster_rcnn import FasterRCNN
+from raydet.models.heads.faster_rcnn import FasterRCNN, Judged
 from raydet.models.heads.targets import targets_of
 from raydet.models.necks.fpn import FPN
 from raydet.structures import Batch, Detections
@@ -131,17 +131,22 @@ class Detector(nn.Module):
         with self.rgb_input.without(modality), self.aux_input.without(modality):
             yield
 
-    def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
+    def forward(
+        self, batch: Batch, *, with_losses: bool = False
+    ) -> dict[str, Tensor] | list[Detections] | Judged:
         """Losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.
 
-        The losses are the head's four, and those of the fusions that have any.
+        The losses are the head's four, and those of the fusions that have any. In evaluation mode `with_losses` gives
+        the detections with the head's losses.
 
         Raises:
             ConfigError: the model reads a modality that the batch does not have.
         """
         maps, guides = self.encoder(self.rgb_input(batch), self.aux_input(batch))
         if not (self.training and guides):
-            result: dict[str, Tensor] | list[Detections] = self.head(self.neck(maps), batch)
+            result: dict[str, Tensor] | list[Detections] | Judged = self.head(
+                self.neck(maps), batch, with_losses=with_losses
+            )
             return result
         # Before the head's, so that the backward pass meets them between the head's and the encoder's.
         losses = guide_losses(

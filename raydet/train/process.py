@@ -29,7 +29,7 @@ from raydet.errors import ConfigError
 from raydet.evaluate.coco import CocoResult
 from raydet.evaluate.matches import MatchRecords
 from raydet.evaluate.measure import measure
-from raydet.evaluate.run import detect, ground_truth
+from raydet.evaluate.run import detect, ground_truth, mean_loss
 from raydet.evaluate.sizes import SizeBins
 from raydet.models.build import build_detector, parameter_counts
 from raydet.models.detector import Detector
@@ -173,13 +173,15 @@ class Evaluator:
         self.world = world
         self.records: MatchRecords | None = None
         """Of the newest evaluation."""
+        self.loss: float | None = None
+        """Likewise: as in training, on pictures as they are."""
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
-        """The 12 metrics, LAMR if wanted, AP per class as `AP/<class>`, and the machine's load."""
+        """The loss (`val_loss`), the 12 metrics, LAMR if wanted, AP per class as `AP/<class>`, and the machine's load."""
         with during("evaluate", (), self.world.device), averaged_weights(state.optimizer):
             result = self.evaluate(unwrapped(state.model))
         per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
-        return {**result.metrics, **per_class, **system_metrics(self.world.device)}
+        return {"val_loss": self.loss, **result.metrics, **per_class, **system_metrics(self.world.device)}
 
     def _batches(self) -> Iterator[tuple[Batch, list[int]]]:
         for batch, positions in self.loader:
@@ -189,7 +191,8 @@ class Evaluator:
     def evaluate(self, detector: torch.nn.Module) -> CocoResult:
         """The same on every rank, whatever their number."""
         average_statistics(detector, self.world)
-        rows = detect(detector, self._batches(), device=self.world.device)
+        rows, losses = detect(detector, self._batches(), device=self.world.device)
+        self.loss = mean_loss(gather_rows(losses, self.world))
         result, self.records = measure(
             self.config,
             self.truth,

@@ -99,7 +99,7 @@ def detected(run: TrainedRun) -> NDArray[np.float64]:
     loader = EvalLoader(
         run.source, run.val_indices, data=run.experiment.data, batch_size=run.experiment.train.eval_batch
     )
-    return detect(run.detector, loader, device=run.device)
+    return detect(run.detector, loader, device=run.device).rows
 
 
 def _on_other_data(experiment: Experiment, data: SourceConfig, run_dir: Path) -> Experiment:

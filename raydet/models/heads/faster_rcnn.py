@@ -14,6 +14,7 @@ Legend: B batch, C channels, H W map.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,6 +25,13 @@ from raydet.ops.rows import row_table
 from raydet.structures import Batch, Detections
 
 
+class Judged(NamedTuple):
+    """Detections and losses of the same pictures."""
+
+    detections: list[Detections]
+    losses: dict[str, Tensor]
+
+
 class FasterRCNN(nn.Module):
     """Both stages on one pyramid."""
 
@@ -32,15 +40,19 @@ class FasterRCNN(nn.Module):
         self.rpn = rpn
         self.roi_heads = roi_heads
 
-    def forward(self, pyramid: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor] | list[Detections]:
-        """Four losses in training mode, one `Detections` per picture (canvas pixels) in evaluation mode."""
+    def forward(
+        self, pyramid: Mapping[str, Tensor], batch: Batch, *, with_losses: bool = False
+    ) -> dict[str, Tensor] | list[Detections] | Judged:
+        """Four losses in training mode, one `Detections` per picture (canvas pixels) in evaluation mode; there both
+        with `with_losses`, the losses of as many proposals as at test.
+        """
         maps_BCHW = list(pyramid.values())
         finest = maps_BCHW[0]
         # A CPU pools boxes from the table, in full precision; a GPU reads the sampled anchors' surroundings only.
         dtype = full_precision(finest.new_empty(0)).dtype if finest.device.type == "cpu" else finest.dtype
         table = row_table(maps_BCHW, dtype=dtype)
         valid_hw = [(height, width) for height, width in batch.valid_hw.tolist()]  # host sync
-        targets = targets_of(batch) if self.training else None
+        targets = targets_of(batch) if self.training or with_losses else None
         proposals, losses = self.rpn(
             maps_BCHW, table, canvas_hw=batch.canvas_hw, valid_hw=valid_hw, targets=targets
         )
@@ -49,4 +61,6 @@ class FasterRCNN(nn.Module):
         losses = {**losses, **self.roi_heads.losses(maps_BCHW, table, proposals, targets)}
         # A box that is not finite overlaps nothing and would be learnt from as background, without a word.
         losses["loss_box_reg"] = losses["loss_box_reg"] * (1.0 + 0.0 * targets.boxes_BG4.sum())
-        return losses
+        if self.training:
+            return losses
+        return Judged(self.roi_heads.detections(maps_BCHW, table, proposals, valid_hw), losses)

@@ -123,7 +123,7 @@ def tune(
         tracking_uri=tracking_uri,
     )
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
-    chosen = [] if backbone is None else ["model.backbone.variant"]
+    chosen = [] if backbone is None else ["model.backbone"]
     study = load_space(space, base, parsed(sets), chosen=chosen)
     if dry_run:
         _print_study_plan(plan_study(study, options), as_json)

@@ -19,6 +19,7 @@ from raydet.config.data import (
 from raydet.config.experiment import Experiment
 from raydet.config.model import (
     AddFusion,
+    Backbone,
     CMXFusion,
     ConcatFusion,
     CrossAttentionFusion,
@@ -33,6 +34,8 @@ from raydet.config.model import (
     MiTConfig,
     MiTVariant,
     ModelConfig,
+    TimmConfig,
+    WeightsConfig,
 )
 from raydet.config.overrides import apply_overrides, flatten, parse_override
 from raydet.config.train import (
@@ -56,6 +59,7 @@ __all__ = [
     "AdamWConfig",
     "AddFusion",
     "Augmentation",
+    "Backbone",
     "CMXFusion",
     "CSSAFusion",
     "CocoSource",
@@ -92,7 +96,9 @@ __all__ = [
     "StepSchedule",
     "Strategy",
     "SyntheticSource",
+    "TimmConfig",
     "TrainConfig",
+    "WeightsConfig",
     "apply_overrides",
     "flatten",
     "parse_override",

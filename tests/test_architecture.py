@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "raydet.train.losses",
         "raydet.train.memory",
         "raydet.train.phases",
+        "raydet.train.pretrained",
         "raydet.train.rehearsal",
         "raydet.train.system",
         "raydet.train.terminal",

@@ -24,7 +24,9 @@ RecipeOption = Annotated[
 ]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(help="mit_b0 ... mit_b5, or a model of timm, e.g. resnet50: replaces the recipe's backbone."),
+    typer.Option(
+        help="mit_b0 ... mit_b5, or a model of timm, e.g. resnet50: replaces the recipe's backbone."
+    ),
 ]
 DataOption = Annotated[
     str | None,

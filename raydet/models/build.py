@@ -16,6 +16,7 @@ from torch import nn
 from raydet.config import (
     MODALITY_CHANNELS,
     AddFusion,
+    Backbone,
     CMXFusion,
     ConcatFusion,
     CSSAFusion,
@@ -36,7 +37,7 @@ from raydet.errors import ConfigError
 from raydet.models.backbones.dual import DualStreamEncoder, Init, num_aux_stages
 from raydet.models.backbones.mit import MIT_VARIANTS, mit_stages
 from raydet.models.backbones.stage import StageSizes
-from raydet.models.backbones.timm import timm_sizes, timm_stages
+from raydet.models.backbones.timm import TimmStage, timm_licence, timm_sizes, timm_stages
 from raydet.models.detector import Detector, InputStream
 from raydet.models.fusion.add import Add
 from raydet.models.fusion.base import Fusion
@@ -51,6 +52,9 @@ from raydet.models.heads.box import BoxHeads
 from raydet.models.heads.faster_rcnn import FasterRCNN
 from raydet.models.heads.rpn import RegionProposals
 from raydet.models.necks.fpn import FPN, LEVELS
+from raydet.models.pretrained.files import read_weights
+from raydet.models.pretrained.load import LoadedWeights, load_weights
+from raydet.models.pretrained.names import MIT_NAMINGS, Naming, timm_naming
 
 
 def build_detector(experiment: Experiment) -> Detector:
@@ -71,6 +75,36 @@ def build_detector(experiment: Experiment) -> Detector:
         neck=neck,
         head=head,
     )
+
+
+def load_pretrained(detector: Detector, experiment: Experiment) -> LoadedWeights | None:
+    """Set the detector's encoder to the published weights that the experiment names; None where it names none.
+
+    Raises:
+        ConfigError: the file cannot be had, or does not fit the backbone.
+    """
+    backbone = experiment.model.backbone
+    if backbone.pretrained.path is None:
+        return None
+    return load_weights(
+        detector.encoder,
+        read_weights(backbone.pretrained.path),
+        namings=_namings(backbone, detector),
+        strict=backbone.pretrained.strict,
+        label=backbone.label,
+    )
+
+
+def _namings(backbone: Backbone, detector: Detector) -> tuple[Naming, ...]:
+    match backbone:
+        case MiTConfig():
+            return MIT_NAMINGS
+        case TimmConfig(name=name):
+            stages = [stage for stage in detector.encoder.rgb_stages if isinstance(stage, TimmStage)]
+            layers = [tuple(stage.layers) for stage in stages]
+            return (timm_naming(layers, licence=timm_licence(name)),)
+        case unreachable:
+            assert_never(unreachable)
 
 
 def describe_parameters(experiment: Experiment) -> dict[str, int]:

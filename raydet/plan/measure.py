@@ -246,9 +246,7 @@ class _Watch:
                 for run in stage.runs:
                     (block,) = run.blocks
                     is_first, is_last = run is stage.runs[0], run is stage.runs[-1]
-                    self._forward(
-                        block, stage.name, before=run.name, after=stage.norm if is_last else None
-                    )
+                    self._forward(block, stage.name, before=run.name, after=stage.norm if is_last else None)
                     self._backward(block, run.name, above=stage.embedding if is_first else None)
             self._forward(section.fusion, section.fusion_name, before=section.fusion_name)
             self._backward(section.fusion, section.fusion_name)

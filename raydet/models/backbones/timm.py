@@ -139,9 +139,9 @@ def _num_heads(channels: int) -> int:
 
 
 def timm_licence(name: str) -> str:
-    """What timm notes for the model's published weights, or for those that the name's tag means."""
-    config = timm.get_pretrained_cfg(name)
-    return (config and config.license) or "unknown to timm; see where the file comes from"
+    """What timm notes for the model's published weights: those that the name's tag means, or the default ones."""
+    licence = timm.get_pretrained_cfg(name).license
+    return f"{licence or 'none'}, as timm notes for its weights of {name}; see where the file comes from"
 
 
 def _feature_net(name: str, in_channels: int, drop_path_rate: float) -> Any:
@@ -162,9 +162,7 @@ def _check_kind(name: str, net: Any) -> None:
     strides = net.feature_info.reduction()
     if not {*STRIDES} <= {*strides}:
         wanted, came = (", ".join(map(str, x)) for x in (STRIDES, strides))
-        raise ConfigError(
-            f"model.backbone.name={name} wants maps at strides {wanted}, got {came}; {_ADVICE}"
-        )
+        raise ConfigError(f"model.backbone.name={name} wants maps at strides {wanted}, got {came}; {_ADVICE}")
     if not isinstance(net, FeatureListNet) or net.output_fmt.value != "NCHW":
         raise ConfigError(
             f"model.backbone.name={name}: timm runs it as a whole or with channels last in shape "

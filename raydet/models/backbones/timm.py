@@ -122,7 +122,7 @@ def timm_sizes(name: str, *, drop_path_rate: float = 0.0) -> TimmSizes:
         net = _feature_net(name, 3, drop_path_rate)
         _check_kind(name, net)
         stages = _stages_of(net)
-        _check_modules(name, stages, drop_path_rate)
+        _check_buffers(name, stages)
         _check_maps(name, stages)
     channels = tuple(stage.channels for stage in stages)
     return TimmSizes(channels=_four(channels), num_heads=_four(tuple(map(_num_heads, channels))))
@@ -170,11 +170,13 @@ def _check_kind(name: str, net: Any) -> None:
         )
 
 
-def _check_modules(name: str, stages: list[TimmStage], drop_path_rate: float) -> None:
-    modules = [module for stage in stages for module in stage.modules()]
-    if drop_path_rate and not any(isinstance(module, DropPath) and module.p for module in modules):
-        raise ConfigError(f"model.backbone.drop_path_rate={drop_path_rate}: {name} has none; set it to 0")
-    hidden = [buffer for module in modules for buffer in module._non_persistent_buffers_set]
+def _check_buffers(name: str, stages: list[TimmStage]) -> None:
+    hidden = [
+        buffer
+        for stage in stages
+        for module in stage.modules()
+        for buffer in module._non_persistent_buffers_set
+    ]
     if hidden:
         raise ConfigError(
             f"model.backbone.name={name} keeps {hidden[0]!r} out of its state, so other workers could not receive "

@@ -31,6 +31,7 @@ class WeightFile:
     sha256: str
     """Its first twelve digits."""
     tensors: dict[str, Tensor]
+    """In the order of their names."""
 
 
 def read_weights(path: str) -> WeightFile:
@@ -53,7 +54,7 @@ def read_weights(path: str) -> WeightFile:
         case other:
             raise ConfigError(f"{SETTING}={path}: wants a local path, file:// or https://, got {other}://")
     try:
-        tensors = load(content)
+        tensors = dict(sorted(load(content).items()))
     except SafetensorError as error:
         raise ConfigError(
             f"{SETTING}={path} is no intact safetensors file ({error}); get it again, or convert it"

@@ -80,7 +80,7 @@ def load_weights(
     source = renamed(file.tensors, namings, first=first)
     if source is None:
         raise ConfigError(
-            f"{SETTING}={file.path}: none of its {len(file.tensors)} tensors ({_some(sorted(file.tensors))}) is the "
+            f"{SETTING}={file.path}: none of its {len(file.tensors)} tensors ({_some(list(file.tensors))}) is the "
             f"first convolution of {label} in the names of {' or '.join(naming.publisher for naming in namings)}; "
             "give weights of this backbone"
         )

@@ -121,7 +121,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.exhaustive), "fsdp"])
 def test_every_rank_gets_them_or_hears_why_not(
     strategy: str, weights: Path, tmp_path: Path, start: Start
 ) -> None:

@@ -12,7 +12,10 @@ from raydet.plan.counts import PARAMETER_BYTES, parts_of
 from raydet.plan.fit import fit_table
 from raydet.plan.ledger import ledger
 from raydet.plan.sizes import GIB
+from raydet.recipes import recipe
 from tests.unit.plan.real import experiment, peak_bytes
+
+DEMO = recipe("demo")
 
 
 def timm_run(name: str, mode: str = "none", **overrides: Any) -> Experiment:
@@ -27,8 +30,7 @@ def timm_run(name: str, mode: str = "none", **overrides: Any) -> Experiment:
     return apply_overrides(experiment("b0"), changes)
 
 
-@pytest.mark.parametrize("mode", ["none", "block"])
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
+@pytest.mark.parametrize(("name", "mode"), [("test_resnet", "none"), ("test_convnext", "block")])
 def test_the_peak_is_the_real_one(name: str, mode: str) -> None:
     run = timm_run(name, mode, **{"model.head.box_hidden": 64})
     planned = ledger(run, world_size=1, strategy="single", micro_batch=2, num_objects=3, device_type="cpu")
@@ -48,5 +50,13 @@ def test_every_block_is_a_part() -> None:
 
 
 def test_the_table_begins_with_the_own_backbone() -> None:
-    table = fit_table(timm_run("test_resnet"), world_size=1, memory_bytes=80 * GIB, backbones=("b0",))
-    assert [name for name, _ in table] == ["test_resnet"] * 2 + ["mit_b0"] * 2
+    run = apply_overrides(DEMO, {"model.backbone": {"kind": "timm", "name": "test_resnet"}})
+    table = fit_table(run, world_size=1, memory_bytes=80 * GIB, backbones=("nano",))
+    assert [name for name, _ in table] == ["test_resnet"] * 2 + ["mit_nano"] * 2
+    # It takes the other recipe's place, with a MiT's defaults.
+    assert table[2:] == fit_table(
+        apply_overrides(DEMO, {"model.backbone.drop_path_rate": 0.1}),
+        world_size=1,
+        memory_bytes=80 * GIB,
+        backbones=("nano",),
+    )

@@ -13,11 +13,12 @@ PHASE = gaff_phase1.PHASE
 
 
 def study(base: Experiment) -> Study:
-    """Eight cells; stages without CSSA keep the baseline's FRM + FFM, as in the GAFF study."""
+    """Eight cells and the controls; stages without CSSA keep the baseline's FRM + FFM, as in the GAFF study."""
     cssa = apply_overrides(base, {"model.fusion": {"kind": "cssa"}, "model.flow": "fused"})
     return Study(
         name="cssa",
         base=cssa,
         factors=(gaff_phase1.STAGES, THRESHOLD, KERNEL_SIZE),
-        phases=(PHASE,),
+        phases=(gaff_phase1.controls(cssa), PHASE),
+        hypotheses=gaff_phase1.HYPOTHESES,
     )

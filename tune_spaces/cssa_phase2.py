@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from raydet.config import Experiment
-from raydet.tune.study import Study
+from raydet.tune.study import ConfirmationPhase, Study
 from tune_spaces import cssa_phase1, gaff_phase2
 
 PHASE = gaff_phase2.PHASE.model_copy(
@@ -15,6 +15,6 @@ PHASE = gaff_phase2.PHASE.model_copy(
 
 
 def study(base: Experiment) -> Study:
-    """Phase 1 and phase 2."""
+    """Phase 1, phase 2, and the winner once more with fresh seeds."""
     first = cssa_phase1.study(base)
-    return first.model_copy(update={"phases": (*first.phases, PHASE)})
+    return first.model_copy(update={"phases": (*first.phases, PHASE, ConfirmationPhase())})

@@ -5,72 +5,104 @@ from __future__ import annotations
 from typing import Any
 
 from raydet.config import Experiment, Modality
-from raydet.errors import StudyError
-from raydet.tune.study import Factor, GridPhase, Study
+from raydet.tune.controls import present_modalities, single_sensors, streams
+from raydet.tune.study import Claim, ControlPhase, Factor, GridPhase, Hypothesis, Study
 
-ALL_STAGES = [1, 2, 3, 4]
-ALONE: dict[str, Any] = {"model.fusion_stages": [], "model.elsewhere": {"kind": "identity"}}
-"""No stage fuses."""
 FUSIONS: dict[str, dict[str, Any]] = {
     "add": {"kind": "add"},
     "concat": {"kind": "concat"},
     "late_concat": {"kind": "late_concat"},
     "cmx": {"kind": "cmx"},
     "gaff": {"kind": "gaff"},
+    "gaff_shared": {"kind": "gaff", "inter_shared": True},
     "cssa": {"kind": "cssa"},
     "cssa_trained": {"kind": "cssa", "straight_through": True},
     "cross_attention": {"kind": "cross_attention"},
 }
-
-
-def sensors(base: Experiment) -> tuple[tuple[Modality, ...], tuple[Modality, ...]]:
-    """What the data have for either stream of the base.
-
-    Raises:
-        StudyError: there is nothing to fuse.
-    """
-    model, missing = base.model, base.data.missing
-    rgb = tuple(name for name in model.rgb_modalities if name not in missing)
-    aux = tuple(name for name in model.aux_modalities if name not in missing)
-    if not rgb or not aux:
-        raise StudyError(
-            f"the data lack {', '.join(missing)}: nothing is left to fuse with {', '.join(rgb or aux) or 'anything'}"
-        )
-    return rgb, aux
-
-
-def arms(base: Experiment) -> dict[str, dict[str, Any]]:
-    """Settings of every arm by its name, the controls first."""
-    rgb, aux = sensors(base)
-    present = (*rgb, *aux)
-    controls: dict[str, dict[str, Any]] = {
-        name: {**ALONE, "model.rgb_modalities": [name]} for name in present
-    }
-    # Twice the same sensor: two streams and a fusion, but nothing new to fuse.
-    doubles = {f"{name}_twice": fused({"kind": "cmx"}, rgb=(name,), aux=(name,)) for name in present}
-    fusions = {name: fused(fusion, rgb=rgb, aux=aux) for name, fusion in FUSIONS.items()}
-    return {**controls, **doubles, **fusions}
+BASELINE = "cmx"
+TWINS = (("gaff_shared", "gaff"),)
+"""One convolution or two of half the width: what differs between these two arms is noise."""
+EARLY, LATE = "cmx_early", "cmx_late"
+STAGES = {EARLY: [1, 2], LATE: [3, 4]}
+"""The baseline at two of the stages; at the others the first stream goes to the detector as it is."""
+PHASE = "methods"
 
 
 def fused(fusion: dict[str, Any], *, rgb: tuple[Modality, ...], aux: tuple[Modality, ...]) -> dict[str, Any]:
     """Settings of an arm with two streams and one fusion at every stage."""
     return {
         "model.fusion": fusion,
-        "model.fusion_stages": ALL_STAGES,
+        "model.fusion_stages": [1, 2, 3, 4],
         "model.rgb_modalities": list(rgb),
         "model.aux_modalities": list(aux),
     }
+
+
+def arms(base: Experiment) -> dict[str, dict[str, Any]]:
+    """Settings of every fusion by its name."""
+    rgb, aux = streams(base)
+    whole = {name: fused(fusion, rgb=rgb, aux=aux) for name, fusion in FUSIONS.items()}
+    identity = {"model.elsewhere": {"kind": "identity"}}
+    parts = {
+        name: {**whole[BASELINE], **identity, "model.fusion_stages": stages}
+        for name, stages in STAGES.items()
+    }
+    return whole | parts
+
+
+def controls(base: Experiment) -> dict[str, dict[str, Any]]:
+    """Each sensor alone; and twice: two streams and a fusion, but nothing new to fuse."""
+    twice = {
+        f"{name}_twice": fused(FUSIONS[BASELINE], rgb=(name,), aux=(name,))
+        for name in present_modalities(base)
+    }
+    return single_sensors(base) | twice
+
+
+def hypotheses(names: tuple[str, ...]) -> tuple[Hypothesis, ...]:
+    """What a fusion is for.
+
+    Args:
+        names: of the controls.
+    """
+
+    def beats(better: str, kind: str, worse: str) -> Claim:
+        return Claim(phase=PHASE, better={"method": (better,)}, worse={kind: (worse,)})
+
+    alone = tuple(beats(BASELINE, "control", name) for name in names if not name.endswith("_twice"))
+    twice = tuple(beats(BASELINE, "control", name) for name in names if name.endswith("_twice"))
+    return (
+        Hypothesis(name="F1", text=f"Fusing ({BASELINE}) beats every sensor alone.", claims=alone),
+        Hypothesis(
+            name="F2",
+            text=f"It is the other sensor that helps, not the second stream: {BASELINE} beats every sensor twice.",
+            claims=twice,
+        ),
+        Hypothesis(
+            name="F3",
+            text="Fusing late (stages 3, 4) beats fusing early (stages 1, 2).",
+            claims=(beats(LATE, "method", EARLY),),
+        ),
+        Hypothesis(
+            name="F4",
+            text=f"GAFF beats the baseline {BASELINE}.",
+            claims=(beats("gaff", "method", BASELINE),),
+        ),
+    )
 
 
 def study(base: Experiment) -> Study:
     """One cell per arm. What enters the next stage (`model.flow`) is the base's, where an arm has a choice: late
     concatenation and single sensors keep their streams apart.
     """
-    methods = arms(base)
-    method = Factor(path="method", letter="", default="cmx", values=tuple(methods), arms=methods)
+    methods, beaten = arms(base), controls(base)
+    method = Factor(
+        path="method", letter="", default=BASELINE, values=tuple(methods), arms=methods, twins=TWINS
+    )
     return Study(
         name="fusion_methods",
         base=base,
         factors=(method,),
-        phases=(GridPhase(name="methods", vary=(method.path,)),),
+        phases=(ControlPhase(arms=beaten), GridPhase(name=PHASE, vary=(method.path,))),
+        hypotheses=hypotheses(tuple(beaten)),
     )

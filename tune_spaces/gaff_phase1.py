@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from raydet.config import Experiment, apply_overrides
-from raydet.tune.study import Factor, GridPhase, Study
+from raydet.tune.controls import single_sensors
+from raydet.tune.study import Claim, ControlPhase, Factor, GridPhase, Hypothesis, Study
 
-STAGES = Factor(
-    path="model.fusion_stages",
-    letter="s",
-    default=(1, 2, 3, 4),
-    values=((1,), (2,), (3,), (4,), (2, 3), (3, 4), (2, 3, 4), (1, 2, 3, 4)),
-)
+STAGE_SETS = ((1,), (2,), (3,), (4,), (2, 3), (3, 4), (2, 3, 4), (1, 2, 3, 4))
+STAGES = Factor(path="model.fusion_stages", letter="s", default=(1, 2, 3, 4), values=STAGE_SETS)
 SE_REDUCTION = Factor(path="model.fusion.se_reduction", letter="r", default=4, values=(4, 8))
-INTER_SHARED = Factor(path="model.fusion.inter_shared", letter="is", default=False, values=(False, True))
+# One convolution or two of half the width: the same functions, so that pairs of cells are repeats.
+INTER_SHARED = Factor(
+    path="model.fusion.inter_shared",
+    letter="is",
+    default=False,
+    values=(False, True),
+    twins=((True, False),),
+)
 MERGE_BOTTLENECK = Factor(
     path="model.fusion.merge_bottleneck", letter="mb", default=False, values=(False, True)
 )
@@ -20,8 +24,51 @@ MERGE_BOTTLENECK = Factor(
 PHASE = GridPhase(name="phase1_stage_selection", vary=(STAGES.path,), is_screening=True)
 
 
+def stages_beat(better: tuple[int, ...], *worse: tuple[int, ...]) -> tuple[Claim, ...]:
+    """One set of stages is better than each of some others."""
+    return tuple(
+        Claim(phase=PHASE.name, better={STAGES.path: (better,)}, worse={STAGES.path: (other,)})
+        for other in worse
+    )
+
+
+HYPOTHESES = (
+    Hypothesis(
+        name="P1", text="Stage 3 is the best single stage.", claims=stages_beat((3,), (1,), (2,), (4,))
+    ),
+    Hypothesis(
+        name="P2",
+        text="Late stages together, {3,4} or {2,3,4}, beat the other sets of several stages.",
+        claims=tuple(
+            Claim(
+                phase=PHASE.name,
+                better={STAGES.path: ((3, 4), (2, 3, 4))},
+                worse={STAGES.path: (other,)},
+            )
+            for other in ((2, 3), (1, 2, 3, 4))
+        ),
+    ),
+    Hypothesis(
+        name="P3",
+        text="Stage 1 alone is the worst.",
+        claims=tuple(claim for other in STAGE_SETS[1:] for claim in stages_beat(other, (1,))),
+    ),
+    Hypothesis(
+        name="P4",
+        text="All four stages give the best accuracy.",
+        claims=stages_beat((1, 2, 3, 4), *STAGE_SETS[:-1]),
+    ),
+)
+"""What the study's guide expects of phase 1."""
+
+
+def controls(base: Experiment) -> ControlPhase:
+    """Each sensor alone, and the baseline's fusion at every stage."""
+    return ControlPhase(arms={**single_sensors(base), "baseline": {"model.fusion_stages": []}})
+
+
 def study(base: Experiment) -> Study:
-    """Eight cells.
+    """Eight cells and the controls.
 
     Stages without GAFF keep the baseline's FRM + FFM, and the fused map enters both streams at every stage, in every
     arm alike: as in the published runs.
@@ -31,5 +78,6 @@ def study(base: Experiment) -> Study:
         name="gaff",
         base=gaff,
         factors=(STAGES, SE_REDUCTION, INTER_SHARED, MERGE_BOTTLENECK),
-        phases=(PHASE,),
+        phases=(controls(gaff), PHASE),
+        hypotheses=HYPOTHESES,
     )

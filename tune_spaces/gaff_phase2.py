@@ -1,12 +1,13 @@
 """GAFF, phase 2: the three best sets of stages, each with every combination of the block's hyper-parameters.
 
-24 cells, of which the three defaults have run in phase 1: 21 new runs. What is missing of phase 1 runs first.
+24 cells, of which the three defaults have run in phase 1: 21 new runs. What is missing of phase 1 runs first; at the
+end the winner runs against the best control with fresh seeds.
 """
 
 from __future__ import annotations
 
 from raydet.config import Experiment
-from raydet.tune.study import PromotionPhase, Study
+from raydet.tune.study import Claim, ConfirmationPhase, Factor, Hypothesis, PromotionPhase, Study, Value
 from tune_spaces import gaff_phase1
 
 PHASE = PromotionPhase(
@@ -24,7 +25,43 @@ PHASE = PromotionPhase(
 )
 
 
+def one_beats(factor: Factor, better: Value, worse: Value) -> Claim:
+    """One value is better than another, over all cells of this phase."""
+    return Claim(phase=PHASE.name, better={factor.path: (better,)}, worse={factor.path: (worse,)})
+
+
+HYPOTHESES = (
+    Hypothesis(
+        name="H1",
+        text="A lower SE reduction improves accuracy: 4 beats 8.",
+        claims=(one_beats(gaff_phase1.SE_REDUCTION, 4, 8),),
+    ),
+    Hypothesis(
+        name="H2",
+        text="Separate gates for the two directions help: not shared beats shared (they are the same functions).",
+        claims=(one_beats(gaff_phase1.INTER_SHARED, False, True),),
+    ),
+    Hypothesis(
+        name="H3",
+        text="A bottleneck in the merge adds expressiveness: with it beats without.",
+        claims=(one_beats(gaff_phase1.MERGE_BOTTLENECK, True, False),),
+    ),
+    Hypothesis(
+        name="H4",
+        text="A higher SE reduction reduces overfitting: 8 has the smaller gap between validation and training loss.",
+        claims=(one_beats(gaff_phase1.SE_REDUCTION, 8, 4),),
+        measure="gap",
+    ),
+)
+"""What the study's guide expects of phase 2."""
+
+
 def study(base: Experiment) -> Study:
-    """Phase 1 and phase 2."""
+    """Phase 1, phase 2, and the winner once more with fresh seeds."""
     first = gaff_phase1.study(base)
-    return first.model_copy(update={"phases": (*first.phases, PHASE)})
+    return first.model_copy(
+        update={
+            "phases": (*first.phases, PHASE, ConfirmationPhase()),
+            "hypotheses": (*first.hypotheses, *HYPOTHESES),
+        }
+    )

@@ -20,4 +20,5 @@ def study(base: Experiment) -> Study:
         base=base,
         factors=FACTORS,
         phases=(GridPhase(name="settings", vary=tuple(factor.path for factor in FACTORS)),),
+        needs_controls=False,
     )

@@ -1,4 +1,4 @@
-"""Which sensors help: each alone, every pair, and all of them, under the base's fusion."""
+"""Which sensors help: every pair, and all of them, under the base's fusion, against each alone."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from itertools import combinations
 from typing import Any
 
 from raydet.config import Experiment
+from raydet.tune.controls import streams
 from raydet.tune.study import Factor, GridPhase, Study
-from tune_spaces import fusion_methods
 
 
 def study(base: Experiment) -> Study:
     """One cell per set of sensors that the data have; the first of a set has a stream of its own."""
-    rgb, aux = fusion_methods.sensors(base)
+    rgb, aux = streams(base)
     present = (*rgb, *aux)
-    arms: dict[str, dict[str, Any]] = {}
-    for size in range(1, len(present) + 1):
-        for first, *others in combinations(present, size):
-            streams = {"model.rgb_modalities": [first], "model.aux_modalities": others}
-            arms["_".join((first, *others))] = streams if others else {**fusion_methods.ALONE, **streams}
+    arms: dict[str, dict[str, Any]] = {
+        "_".join(chosen): {"model.rgb_modalities": [chosen[0]], "model.aux_modalities": list(chosen[1:])}
+        for size in range(2, len(present) + 1)
+        for chosen in combinations(present, size)
+    }
     factor = Factor(path="modalities", letter="", default="_".join(present), values=tuple(arms), arms=arms)
     return Study(
         name="modalities",

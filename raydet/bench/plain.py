@@ -15,6 +15,7 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the usual name
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
@@ -24,9 +25,11 @@ from torchvision.ops.poolers import LevelMapper, MultiScaleRoIAlign
 from raydet.config import Experiment, FasterRCNNConfig
 from raydet.models.backbones.mit import Block, EfficientAttention, MiTStage, MixFFN
 from raydet.models.detector import Detector
-from raydet.models.fusion.base import Flow, Fusion
+from raydet.models.fusion.base import Fusion, FusionOutput, Guides, route
 from raydet.models.fusion.cmx import CMX, FFM, FRM
-from raydet.models.fusion.gaff import GAFF
+from raydet.models.fusion.gaff import GAFF, InterModalityGates, SqueezeExcitation
+from raydet.models.fusion.guided import guide_losses
+from raydet.models.heads.targets import Targets
 from raydet.structures import Batch
 
 SEEDS_MIN_SIZE = 800
@@ -62,7 +65,7 @@ class PlainDetector(nn.Module):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Four losses by name."""
+        """Losses by name."""
         pictures = _pictures(self.parts, batch)
         targets = [
             {"boxes": boxes[:count], "labels": labels[:count] + 1}
@@ -75,12 +78,12 @@ class PlainDetector(nn.Module):
         else:
             images = _on_canvas(pictures, batch.canvas_hw)
         num_rgb = sum(self.parts.rgb_input.num_channels.values())
-        maps = _encode(self.parts, images.tensors[:, :num_rgb], images.tensors[:, num_rgb:])
+        maps, guides = _encode(self.parts, images.tensors[:, :num_rgb], images.tensors[:, num_rgb:])
         pyramid = self.parts.neck.fpn(OrderedDict(zip(LEVELS, maps, strict=False)))
         rpn, roi_heads = self.stages
         proposals, rpn_losses = rpn.train()(images, pyramid, targets)
         _, box_losses = roi_heads.train()(pyramid, proposals, images.image_sizes, targets)
-        return {**rpn_losses, **box_losses}
+        return {**rpn_losses, **box_losses, **_guide_losses(guides, targets, images)}
 
 
 # --- pictures
@@ -115,16 +118,16 @@ def _on_canvas(pictures: list[Tensor], canvas_hw: tuple[int, int]) -> ImageList:
 # --- encoder
 
 
-def _encode(parts: Detector, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> list[Tensor]:
-    encoder, fused_maps = parts.encoder, []
+def _encode(parts: Detector, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[list[Tensor], list[Guides]]:
+    encoder, outputs = parts.encoder, []
     for stage, fusion in enumerate(encoder.fusions):
         assert isinstance(fusion, Fusion)
         rgb_BCHW = _stage(encoder.rgb_stages[stage], rgb_BCHW)
         if stage < len(encoder.aux_stages):
             aux_BCHW = _stage(encoder.aux_stages[stage], aux_BCHW)
-        fused_BCHW, rgb_BCHW, aux_BCHW = _fuse(fusion, rgb_BCHW, aux_BCHW)
-        fused_maps.append(fused_BCHW)
-    return fused_maps
+        outputs.append(_fuse(fusion, rgb_BCHW, aux_BCHW))
+        rgb_BCHW, aux_BCHW = outputs[-1].rgb_next, outputs[-1].aux_next
+    return [out.fused for out in outputs], [out.guides for out in outputs if out.guides is not None]
 
 
 def _stage(stage: nn.Module, x_BCHW: Tensor) -> Tensor:
@@ -178,22 +181,17 @@ def _ffn(ffn: MixFFN, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
 # --- fusions
 
 
-def _fuse(fusion: Fusion, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns: the fused map, and what enters the next stage of either stream."""
+def _fuse(fusion: Fusion, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> FusionOutput:
     match fusion:
         case CMX():
             rgb_BCHW, aux_BCHW = _frm(fusion.frm, rgb_BCHW, aux_BCHW)
             fused_BCHW = _ffm(fusion.ffm, rgb_BCHW, aux_BCHW)
-            return _routed(fusion.flow, fused_BCHW, rgb_BCHW, aux_BCHW)
         case GAFF():
             fused_BCHW, rgb_BCHW, aux_BCHW = _gaff(fusion, rgb_BCHW, aux_BCHW)
-            return _routed(fusion.flow, fused_BCHW, rgb_BCHW, aux_BCHW)
         case _:  # the others are written the plain way already
-            return tuple(fusion(rgb_BCHW, aux_BCHW))
-
-
-def _routed(flow: Flow, fused: Tensor, rgb: Tensor, aux: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return (fused, fused, fused) if flow == "fused" else (fused, rgb, aux)
+            output: FusionOutput = fusion(rgb_BCHW, aux_BCHW)
+            return output
+    return route(fusion.flow, fused=fused_BCHW, rgb_rectified=rgb_BCHW, aux_rectified=aux_BCHW)
 
 
 def _frm(frm: FRM, x1_BCHW: Tensor, x2_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,13 +235,48 @@ def _context(key_value: nn.Linear, u_BNC: Tensor, heads: int) -> Tensor:
 
 
 def _gaff(gaff: GAFF, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    both = torch.cat((rgb_BCHW, aux_BCHW), dim=1)
-    gates = torch.cat([conv(both) for conv in gaff.inter.convs], dim=1).sigmoid()
-    into_rgb, into_aux = gates.chunk(2, dim=1)
-    excited_rgb = rgb_BCHW * gaff.se_rgb.gate(F.adaptive_avg_pool2d(rgb_BCHW, 1).flatten(1))[..., None, None]
-    excited_aux = aux_BCHW * gaff.se_aux.gate(F.adaptive_avg_pool2d(aux_BCHW, 1).flatten(1))[..., None, None]
+    into_rgb, into_aux = _gates(gaff.inter, torch.cat((rgb_BCHW, aux_BCHW), dim=1)).chunk(2, dim=1)
+    excited_rgb, excited_aux = _excited(gaff.se_rgb, rgb_BCHW), _excited(gaff.se_aux, aux_BCHW)
+    if gaff.own is not None:
+        excited_rgb, excited_aux = gaff.own[0] * excited_rgb, gaff.own[1] * excited_aux
+    if gaff.partner is not None:
+        into_rgb, into_aux = gaff.partner[0] * into_rgb, gaff.partner[1] * into_aux
     rgb_guided, aux_guided = excited_rgb + into_rgb * aux_BCHW, excited_aux + into_aux * rgb_BCHW
     return gaff.merge(torch.cat((rgb_guided, aux_guided), dim=1)), rgb_guided, aux_guided
+
+
+def _gates(inter: InterModalityGates, both_BCHW: Tensor) -> Tensor:
+    levels, (height, width) = (
+        [torch.cat([conv(both_BCHW) for conv in inter.convs], dim=1)],
+        both_BCHW.shape[2:],
+    )
+    for scale, convs in enumerate(inter.coarse, 1):
+        assert isinstance(convs, nn.ModuleList)
+        pooled = F.avg_pool2d(both_BCHW, 2**scale, ceil_mode=True)
+        logits = torch.cat([conv(pooled) for conv in convs], dim=1)
+        levels.append(F.interpolate(logits, scale_factor=2**scale, mode="bilinear")[..., :height, :width])
+    return (torch.stack(levels).mean(dim=0) if inter.coarse else levels[0]).sigmoid()
+
+
+def _excited(excitation: nn.Module, x_BCHW: Tensor) -> Tensor:
+    if not isinstance(excitation, SqueezeExcitation):
+        return x_BCHW
+    return x_BCHW * excitation.gate(F.adaptive_avg_pool2d(x_BCHW, 1).flatten(1))[..., None, None]
+
+
+def _guide_losses(
+    guides: list[Guides], targets: list[dict[str, Tensor]], images: ImageList
+) -> dict[str, Tensor]:
+    if not guides:
+        return {}
+    boxes_BG4 = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+    labels_BG = pad_sequence([target["labels"] for target in targets], batch_first=True)
+    return guide_losses(
+        guides,
+        Targets(boxes_BG4, labels_BG, labels_BG > 0),
+        canvas_hw=images.tensors.shape[-2:],
+        valid_hw_B2=torch.tensor(images.image_sizes, device=boxes_BG4.device),
+    )
 
 
 # --- head

@@ -15,11 +15,16 @@ import typer
 from raydet import __version__
 from raydet.cli.bench import bench
 from raydet.cli.bench_checkpoint import checkpoint
+from raydet.cli.bench_inference import inference
 from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
+from raydet.cli.evaluate import evaluate
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
+from raydet.cli.predict import predict
+from raydet.cli.report import report
+from raydet.cli.robustness import robustness
 from raydet.cli.train import train
 from raydet.cli.tune import tune
 from raydet.cli.verify import app as verify
@@ -34,9 +39,10 @@ app = typer.Typer(
     help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
 )
 
-for command in (recipes, spaces, plan, train, tune, compare):
+for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, predict, robustness):
     app.command()(command)
 bench.command()(checkpoint)
+bench.command()(inference)
 app.add_typer(bench, name="bench")
 app.command(context_settings={"allow_interspersed_args": False})(chaos)
 app.add_typer(ckpt)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raydet.bench.train_step import Run, StepReport
 
 bench = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Measure what a step, or a checkpoint, costs."
+    no_args_is_help=True, rich_markup_mode=None, help="Measure what a step, a checkpoint or a picture costs."
 )
 
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+
+from raydet.cli.options import (
+    BackboneOption,
+    DataOption,
+    EpochsOption,
+    RecipeOption,
+    adjusted,
+    starting_experiment,
+)
 
 
 def recipes() -> None:
@@ -17,15 +28,26 @@ def recipes() -> None:
         )
 
 
-def spaces() -> None:
-    """List the studies, with the trials that they take on the default recipe, per seed."""
-    from raydet.cli.options import DEFAULT_RECIPE
-    from raydet.recipes import recipe
-    from raydet.tune.journal import Events
-    from raydet.tune.phases import all_cells, num_undecided_cells
+def spaces(
+    recipe: RecipeOption = None,
+    backbone: BackboneOption = None,
+    data: DataOption = None,
+    epochs: EpochsOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per cell.")] = 3,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="What your GPU sustains in training, 10^12 operations a second.")
+    ] = 30.0,
+) -> None:
+    """List the studies with what they cost on your data: trials, and hours of one GPU."""
+    from raydet.tune.cost import study_cost
     from raydet.tune.spaces import load_space, space_names, space_summary
 
+    base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
     for name in space_names():
-        study, nothing = load_space(name, recipe(DEFAULT_RECIPE), {}), Events([])
-        num_trials = len(all_cells(study, nothing)) + num_undecided_cells(study, nothing)
-        typer.echo(f"{name:16} {num_trials:3} trials  {space_summary(name)}")
+        cost = study_cost(load_space(name, base, {}), num_seeds=seeds)
+        hours = f"{cost.hours(tflops):.3g}"
+        typer.echo(f"{name:18} {cost.num_trials:4} trials {hours:>7} h  {space_summary(name)}")
+    typer.echo(
+        f"{base.name}, {seeds} seeds per cell, {base.train.epochs} epochs of the {base.data.source.kind} data; hours "
+        f"of one GPU at {tflops:g} TFLOP/s sustained, waiting for data not counted"
+    )

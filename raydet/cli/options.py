@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
 from raydet.config import Experiment, MiTConfig, MiTVariant, apply_overrides, parse_override
 from raydet.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Terminated
+
+if TYPE_CHECKING:
+    from raydet.train.trained import TrainedRun
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -77,6 +81,19 @@ TrackingOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would run, run nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
+OtherDataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Other pictures with the same classes, all of them (see `raydet train --data`); default: those that "
+        "the run was validated on.",
+    ),
+]
+DeviceOption = Annotated[
+    bool | None, typer.Option("--gpu/--cpu", help="Default: the GPU where there is one.")
+]
+AsJsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 ConfigOption = Annotated[Path | None, typer.Option(help="A run's config.json, instead of a recipe.")]
 
 
@@ -124,6 +141,44 @@ def local_directory(text: str, flag: str) -> Path:
     if "://" in text:
         raise ConfigError(f"{flag} wants a directory, got {text}; object storage is not supported yet")
     return Path(text).absolute()
+
+
+def opened_run(run: Path, *, data: str | None, use_gpu: bool | None) -> TrainedRun:
+    """The run that a command was given, with its own pictures or others."""
+    from raydet.data.build import detect_source
+    from raydet.parallel.collectives import wanted_device
+    from raydet.train.trained import open_trained
+
+    source = None if data is None else detect_source(data)
+    return open_trained(run.absolute(), data=source, device=wanted_device(use_gpu))
+
+
+def describe_run(run: TrainedRun) -> dict[str, Any]:
+    """Which detector, on which pictures."""
+    data = run.experiment.data
+    return {
+        "run": str(run.run_dir),
+        "checkpoint": run.checkpoint.name,
+        "data": data.source.model_dump(mode="json"),
+        "images": len(run.val_indices),
+        "modalities": list(run.detector.modalities),
+        "device": str(run.device),
+    }
+
+
+def output_directory(path: Path) -> Path:
+    """Make a directory that a flag names: before the work, not after it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another") from error
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"cannot write {path}: it is read-only for you; choose another")
+    return path
 
 
 def check_json(as_json: bool, dry_run: bool) -> None:

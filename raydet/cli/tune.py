@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +34,8 @@ from raydet.cli.options import (
     parsed,
     starting_experiment,
 )
-from raydet.errors import ConfigError
+from raydet.cli.report import written_and_kept
+from raydet.errors import ConfigError, RaydetError
 
 if TYPE_CHECKING:
     from raydet.tune.early_stopping import EarlyStopping
@@ -48,6 +50,10 @@ def tune(
     data: DataOption = None,
     epochs: EpochsOption = None,
     sets: SetOption = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Only these of the space's named arms; controls stay."),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Runs per cell, with different seeds.")] = 1,
     max_trials: Annotated[
         int | None,
@@ -90,6 +96,9 @@ def tune(
     host_memory_percent: HostMemoryOption = 93.0,
     heartbeat_seconds: HeartbeatOption = 30.0,
     stall_minutes: StallMinutesOption = 30.0,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write the report when everything has run.")
+    ] = True,
     tracking_uri: TrackingOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -97,7 +106,7 @@ def tune(
     """Run a study. The same command again runs what is missing, and nothing twice."""
     from raydet.train.control import Upkeep
     from raydet.tune.options import StudyOptions
-    from raydet.tune.run import plan_study, run_study
+    from raydet.tune.run import is_complete, plan_study, run_study
     from raydet.tune.spaces import load_space
 
     check_json(as_json, dry_run)
@@ -124,12 +133,26 @@ def tune(
     )
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
     chosen = [] if backbone is None else ["model.backbone"]
-    study = load_space(space, base, parsed(sets), chosen=chosen)
+    wanted = None if arms is None else [arm.strip() for arm in arms.split(",")]
+    study = load_space(space, base, parsed(sets), chosen=chosen, arms=wanted)
     if dry_run:
         _print_study_plan(plan_study(study, options), as_json)
         return
     with interruptible():
-        raise typer.Exit(run_study(study, options))
+        code = run_study(study, options)
+        if report and is_complete(study, options):
+            _report(options.storage / study.name, tracking_uri)
+    raise typer.Exit(code)
+
+
+def _report(directory: Path, tracking_uri: str | None) -> None:
+    """The study is done, whatever becomes of its report."""
+    try:
+        written = written_and_kept(directory, tracking_uri=tracking_uri)
+    except RaydetError as error:
+        typer.echo(f"no report: {error}; `raydet report {directory}` tries again", err=True)
+    else:
+        typer.echo(f"report: {written.page}")
 
 
 def _early_stopping(epochs: int | None, reduction: int | None) -> EarlyStopping | None:

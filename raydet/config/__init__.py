@@ -34,6 +34,7 @@ from raydet.config.model import (
     MiTConfig,
     MiTVariant,
     ModelConfig,
+    PerStage,
     TimmConfig,
     WeightsConfig,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "Normalization",
     "NpyYoloSource",
     "Optimizer",
+    "PerStage",
     "Precision",
     "SGDConfig",
     "Schedule",

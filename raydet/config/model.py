@@ -12,6 +12,9 @@ from raydet.config.data import Modality
 MiTVariant = Literal["nano", "b0", "b1", "b2", "b3", "b4", "b5"]
 Stage = Annotated[int, Field(ge=1, le=4)]
 Flow = Literal["rectified", "fused"]
+Count = Annotated[int, Field(ge=1)]
+PerStage = Count | tuple[Count, Count, Count, Count]
+"""One number, or one for each of the four stages."""
 
 
 def _odd(value: int) -> int:
@@ -83,10 +86,34 @@ class GAFFFusion(Config):
     """Squeeze-and-excitation per modality, pixelwise cross-modal gates, 1x1 merge (after GAFF, WACV 2021)."""
 
     kind: Literal["gaff"] = "gaff"
-    se_reduction: Annotated[int, Field(ge=1)] = 4
+    se_reduction: PerStage | None = 4
+    """Width of the squeeze is that of the map over this; null leaves the excitation out (GAFF-Lite)."""
     inter_shared: bool = False
     """One 2C -> 2C gate convolution instead of two 2C -> C: the same function class, so a null factor."""
+    inter_scales: Annotated[int, Field(ge=1, le=6)] = 1
+    """Resolutions at which the gates are computed, each half as fine as the one before."""
     merge_bottleneck: bool = False
+    merge_weights: Literal["none", "partner", "both"] = "none"
+    """Learnt numbers, 1 at first, in front of what each stream takes from its partner, or of its own part as well."""
+    out_channels: PerStage | None = None
+    """Channels of the fused map; null: those of a stream. Others fit where the fused map enters no next stage."""
+    gated: bool = False
+    """The fused map is mixed with the RGB map, by a gate per pixel and channel."""
+    guide_intra: bool = False
+    """The paper's masks, one per modality, in front of the block: trained to show the objects (`loss_guide_intra`)."""
+    guide_inter: bool = False
+    """The paper's weights, too: trained to pick the modality whose mask errs less (`loss_guide_inter`)."""
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        if self.guide_inter and not self.guide_intra:
+            raise ValueError("guide_inter picks the modality whose mask errs less: set guide_intra, too")
+        if self.gated and self.out_channels is not None:
+            raise ValueError(
+                "gated mixes the fused map with the RGB map, so both have its channels: "
+                f"leave out out_channels, got {self.out_channels}"
+            )
+        return self
 
 
 class AddFusion(Config):

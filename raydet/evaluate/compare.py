@@ -1,16 +1,17 @@
 """Is A better than B, or is it noise? Two kinds of noise: other pictures, and other seeds.
 
 The difference of the mean scores has a variance from the pictures, which the bootstrap tells, and one from training,
-which the spread over the seeds tells. Both are added. Each is known from few values only, runs here and groups of
-pictures there, so the quantile is that of a t distribution for either, weighed by its variance (Cochran and Cox 1957,
-"Experimental Designs", section 4.14). Welch and Satterthwaite's degrees of freedom are too many with two seeds:
-they call equal arms different in 6 to 9 % of studies.
+which the spread over the seeds tells. Both are added. The spread may be pooled over all arms of a study, as in an
+analysis of variance: that takes it for equal in all of them. Either is known from few values only, runs here and
+groups of pictures there, so the quantile is that of a t distribution for each, weighed by its variance (Cochran and
+Cox 1957, "Experimental Designs", section 4.14). Welch and Satterthwaite's degrees of freedom are too many with two
+seeds: they call equal arms different in 6 to 9 % of studies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -19,10 +20,21 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 Verdict = Literal["A is better", "B is better", "not distinguishable", "unknown"]
+Cells = Sequence[Sequence[float]]
+"""One side of a comparison: the scores of the runs of each of its cells. All cells count alike."""
 LEVEL = 0.95
 MOST_SEEDS = 100
 POWER = 0.8
 """Chance to find a difference of the size seen, for which the number of seeds is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far a score moves from one training to the next."""
+
+    sd: float
+    degrees: int
+    """Of freedom: runs less groups of repeats that it was estimated from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +44,14 @@ class Comparison:
     mean_a: float
     mean_b: float
     low: float | None
-    """Ends of the interval of the difference; None: one run on either side tells nothing about its noise."""
+    """Ends of the interval of the difference; None: single runs tell nothing about their noise."""
     high: float | None
     p_value: float | None
     """Two-sided, of no difference."""
     sd_seeds: float | None
-    """Pooled standard deviation of a score over seeds."""
-    sd_pictures: float
-    """Standard deviation of the difference over sets of pictures."""
+    """Standard deviation of a score over seeds."""
+    sd_pictures: float | None
+    """Standard deviation of the difference over sets of pictures; None: unknown, what is said holds for these only."""
     num_groups: int
     """Of pictures that resemble one another: so many independent ones there are."""
     seeds_needed: int | None
@@ -51,53 +63,120 @@ class Comparison:
         return self.mean_a - self.mean_b
 
     @property
+    def effect(self) -> float | None:
+        """The difference in standard deviations of a run (Cohen's d)."""
+        return self.difference / self.sd_seeds if self.sd_seeds else None
+
+    @property
     def verdict(self) -> Verdict:
-        """In words."""
-        if self.low is None or self.high is None:
+        """In words, for this comparison alone."""
+        return self.verdict_at(self.p_value)
+
+    def verdict_at(self, p_value: float | None) -> Verdict:
+        """In words, at a p value that was corrected for other comparisons made beside this one."""
+        if p_value is None:
             return "unknown"
-        if self.low > 0:
-            return "A is better"
-        return "B is better" if self.high < 0 else "not distinguishable"
+        if p_value > 1 - LEVEL:
+            return "not distinguishable"
+        return "A is better" if self.difference > 0 else "B is better"
+
+
+def pooled_spread(repeats: Iterable[Sequence[float]]) -> Spread | None:
+    """The spread within groups of runs that differ by chance alone; None where every group is a single run.
+
+    >>> pooled_spread([[0.0, 1.0], [0.5, 0.5], [0.7]])
+    Spread(sd=0.5, degrees=2)
+    """
+    groups = [scores for scores in repeats if len(scores) > 1]
+    degrees = sum(len(scores) - 1 for scores in groups)
+    if not degrees:
+        return None
+    squares = sum(float(np.var(scores)) * len(scores) for scores in groups)
+    return Spread(math.sqrt(squares / degrees), degrees)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction (1979): the chance of one or more wrong verdicts among all stays at the level of one.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 def compare(
-    scores_a: Sequence[float],
-    scores_b: Sequence[float],
-    resampled: NDArray[np.float64],
+    a: Cells,
+    b: Cells,
+    resampled: NDArray[np.float64] | None,
     *,
     num_groups: int,
+    spread: Spread | None = None,
 ) -> Comparison:
-    """Compare two arms by the scores of their runs.
+    """Compare two sides by the scores of their runs.
 
     Args:
-        scores_a, scores_b: one per seed, on the same pictures.
-        resampled: differences of the arms' mean scores on resampled sets of these pictures.
+        a, b: scores on the same pictures.
+        resampled: differences of the sides' mean scores on resampled sets of these pictures; None: not known.
         num_groups: that were drawn for each of these sets.
+        spread: over seeds, if more is known of it than these scores tell.
     """
-    mean_a, mean_b = float(np.mean(scores_a)), float(np.mean(scores_b))
-    # Resampled groups spread a little less than new ones would.
-    sd_pictures = float(np.std(resampled, ddof=1)) * math.sqrt(num_groups / max(1, num_groups - 1))
-    sizes = len(scores_a), len(scores_b)
-    if min(sizes) < 2 or num_groups < 2:
+    mean_a, mean_b = _mean(a), _mean(b)
+    sd_pictures = None if resampled is None else _sd_pictures(resampled, num_groups)
+    spread = spread or (pooled_spread([*a, *b]) if min(map(len, (*a, *b))) > 1 else None)
+    if spread is None or (resampled is not None and num_groups < 2):
         return Comparison(mean_a, mean_b, None, None, None, None, sd_pictures, num_groups, None)
-    spread = sum(np.var(scores, ddof=1) * (len(scores) - 1) for scores in (scores_a, scores_b)) / (
-        sum(sizes) - 2
-    )
-    difference, sd_seeds = mean_a - mean_b, math.sqrt(spread)
-    noise = _Noise.of(sizes, sd_seeds=sd_seeds, sd_pictures=sd_pictures, num_groups=num_groups)
+    difference = mean_a - mean_b
+    noise = _Noise.of(spread, _weight(a) + _weight(b), sd_pictures=sd_pictures or 0.0, num_groups=num_groups)
     half = noise.quantile(1 - LEVEL) * noise.error
-    needed = seeds_needed(difference, sd_seeds=sd_seeds, sd_pictures=sd_pictures, num_groups=num_groups)
+    needed = seeds_needed(
+        difference,
+        spread=spread,
+        sd_pictures=sd_pictures or 0.0,
+        num_groups=num_groups,
+        num_cells=(len(a), len(b)),
+    )
     return Comparison(
         mean_a=mean_a,
         mean_b=mean_b,
         low=difference - half,
         high=difference + half,
         p_value=noise.p_value(difference),
-        sd_seeds=sd_seeds,
+        sd_seeds=spread.sd,
         sd_pictures=sd_pictures,
         num_groups=num_groups,
         seeds_needed=needed,
     )
+
+
+def interval(
+    cells: Cells, resampled: NDArray[np.float64] | None, *, num_groups: int, spread: Spread | None
+) -> tuple[float, float] | None:
+    """Where the mean of one side may lie; arguments as for `compare`. None: its noise is not known."""
+    if spread is None or (resampled is not None and num_groups < 2):
+        return None
+    sd_pictures = 0.0 if resampled is None else _sd_pictures(resampled, num_groups)
+    noise = _Noise.of(spread, _weight(cells), sd_pictures=sd_pictures, num_groups=num_groups)
+    mean, half = _mean(cells), noise.quantile(1 - LEVEL) * noise.error
+    return mean - half, mean + half
+
+
+def _sd_pictures(resampled: NDArray[np.float64], num_groups: int) -> float:
+    """Resampled groups spread a little less than new ones would."""
+    return float(np.std(resampled, ddof=1)) * math.sqrt(num_groups / max(1, num_groups - 1))
+
+
+def _mean(cells: Cells) -> float:
+    return float(np.mean([np.mean(scores) for scores in cells]))
+
+
+def _weight(cells: Cells) -> float:
+    """The variance of their mean, in units of that of a run."""
+    return sum(1 / len(scores) for scores in cells) / len(cells) ** 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +191,11 @@ class _Noise:
     degrees_pictures: int
 
     @classmethod
-    def of(cls, sizes: tuple[int, int], *, sd_seeds: float, sd_pictures: float, num_groups: int) -> Self:
-        var_seeds = sd_seeds**2 * (1 / sizes[0] + 1 / sizes[1])
+    def of(cls, spread: Spread, weight: float, *, sd_pictures: float, num_groups: int) -> Self:
+        var_seeds = spread.sd**2 * weight
         variance = var_seeds + sd_pictures**2
         share = var_seeds / variance if variance else 0.0
-        return cls(math.sqrt(variance), share, sum(sizes) - 2, num_groups - 1)
+        return cls(math.sqrt(variance), share, spread.degrees, max(1, num_groups - 1))
 
     def quantile(self, tails: float) -> float:
         """In standard errors: beyond it, on both sides, lies the probability `tails`."""
@@ -135,16 +214,25 @@ class _Noise:
         return float(optimize.brentq(lambda tails: self.quantile(tails) - distance, smallest, 1.0))
 
 
-def seeds_needed(difference: float, *, sd_seeds: float, sd_pictures: float, num_groups: int) -> int | None:
-    """Runs on either side with which such a difference is found with the chance `POWER`; None: no number will do.
+def seeds_needed(
+    difference: float,
+    *,
+    spread: Spread,
+    sd_pictures: float,
+    num_groups: int,
+    num_cells: tuple[int, int] = (1, 1),
+) -> int | None:
+    """Runs of each cell with which such a difference is found with the chance `POWER`; None: no number will do.
 
-    >>> seeds_needed(0.03, sd_seeds=0.0066, sd_pictures=0.005, num_groups=100)
+    >>> seeds_needed(0.03, spread=Spread(0.0066, 2), sd_pictures=0.005, num_groups=100)
     3
-    >>> seeds_needed(0.01, sd_seeds=0.0066, sd_pictures=0.005, num_groups=100) is None
+    >>> seeds_needed(0.01, spread=Spread(0.0066, 2), sd_pictures=0.005, num_groups=100) is None
     True
     """
+    weight = sum(1 / count for count in num_cells)
     for count in range(2, MOST_SEEDS + 1):
-        noise = _Noise.of((count, count), sd_seeds=sd_seeds, sd_pictures=sd_pictures, num_groups=num_groups)
+        known = Spread(spread.sd, max(spread.degrees, sum(num_cells) * (count - 1)))
+        noise = _Noise.of(known, weight / count, sd_pictures=sd_pictures, num_groups=num_groups)
         if abs(difference) >= (noise.quantile(1 - LEVEL) + stats.norm.isf(1 - POWER)) * noise.error:
             return count
     return None

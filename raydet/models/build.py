@@ -23,6 +23,7 @@ from raydet.config import (
     DataConfig,
     Experiment,
     FasterRCNNConfig,
+    Flow,
     FPNConfig,
     GAFFFusion,
     IdentityFusion,
@@ -30,6 +31,7 @@ from raydet.config import (
     MiTConfig,
     Modality,
     ModelConfig,
+    PerStage,
     TimmConfig,
 )
 from raydet.config import CrossAttentionFusion as CrossAttentionConfig
@@ -46,6 +48,8 @@ from raydet.models.fusion.concat import Concat
 from raydet.models.fusion.cross_attention import CrossAttentionFusion
 from raydet.models.fusion.cssa import CSSA
 from raydet.models.fusion.gaff import GAFF
+from raydet.models.fusion.gated import Gated
+from raydet.models.fusion.guided import Guided
 from raydet.models.fusion.identity import Identity
 from raydet.models.fusion.late_concat import LateConcat
 from raydet.models.heads.box import BoxHeads
@@ -191,13 +195,7 @@ def _build_fusion(model: ModelConfig, sizes: StageSizes, stage: int) -> Fusion:
         case CMXFusion():
             return CMX(channels=channels, num_heads=num_heads, flow=flow)
         case GAFFFusion() as gaff:
-            return GAFF(
-                channels=channels,
-                se_reduction=gaff.se_reduction,
-                inter_shared=gaff.inter_shared,
-                merge_bottleneck=gaff.merge_bottleneck,
-                flow=flow,
-            )
+            return _build_gaff(gaff, stage, channels=channels, flow=flow)
         case CSSAFusion() as cssa:
             return CSSA(
                 channels=channels,
@@ -215,6 +213,32 @@ def _build_fusion(model: ModelConfig, sizes: StageSizes, stage: int) -> Fusion:
             return Identity()
         case unreachable:
             assert_never(unreachable)
+
+
+def _build_gaff(config: GAFFFusion, stage: int, *, channels: int, flow: Flow) -> Fusion:
+    out_channels = _at_stage(config.out_channels, stage) or channels
+    if flow == "fused" and stage < 4 and out_channels != channels:
+        raise ConfigError(
+            f"model.fusion.out_channels wants {channels} at stage {stage}, got {out_channels}: under model.flow=fused "
+            "the fused map enters the next stage of both streams; use model.flow=rectified, or keep that stage's width"
+        )
+    fusion: Fusion = GAFF(
+        channels=channels,
+        out_channels=out_channels,
+        se_reduction=_at_stage(config.se_reduction, stage),
+        inter_shared=config.inter_shared,
+        inter_scales=config.inter_scales,
+        merge_bottleneck=config.merge_bottleneck,
+        merge_weights=config.merge_weights,
+        flow=flow,
+    )
+    if config.gated:
+        fusion = Gated(fusion, channels=channels, flow=flow)
+    return Guided(fusion, channels=channels, has_choice=config.guide_inter) if config.guide_intra else fusion
+
+
+def _at_stage(value: PerStage | None, stage: int) -> int | None:
+    return value[stage - 1] if isinstance(value, tuple) else value
 
 
 def _aux_modalities(model: ModelConfig) -> tuple[Modality, ...]:

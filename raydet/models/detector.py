@@ -7,14 +7,17 @@ Legend: B batch, C channels, H W canvas in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from raydet.errors import ConfigError
 from raydet.models.backbones.dual import DualStreamEncoder
+from raydet.models.fusion.guided import guide_losses
 from raydet.models.heads.faster_rcnn import FasterRCNN
+from raydet.models.heads.targets import targets_of
 from raydet.models.necks.fpn import FPN
 from raydet.structures import Batch, Detections
 
@@ -55,12 +58,28 @@ class InputStream(nn.Module):
             buffer = torch.tensor(values, dtype=dtype, device="cpu")[:, None, None]
             self.register_buffer(name, buffer, persistent=False)
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it takes from the pictures."""
+        return tuple(name for name in self.num_channels if name not in self.missing)
+
     def forward(self, batch: Batch) -> Tensor:
         """float32 [B, C, H, W]."""
         empty = self.mean.new_empty(batch.size, 0, *batch.canvas_hw)
         x_BCHW = torch.cat([empty, *(self._on_unit_scale(batch, name) for name in self.num_channels)], dim=1)
         is_shown_BCHW = valid_mask(batch.valid_hw, batch.canvas_hw) & self.is_present
         return torch.where(is_shown_BCHW, (x_BCHW - self.mean) / self.std, 0.0)
+
+    @contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """While the block runs, a modality is as good as missing."""
+        before = self.is_present
+        is_other = [other != name for other, count in self.num_channels.items() for _ in range(count)]
+        self.is_present = before & torch.tensor(is_other, device=before.device)[:, None, None]
+        try:
+            yield
+        finally:
+            self.is_present = before
 
     def _on_unit_scale(self, batch: Batch, name: str) -> Tensor:
         if name in self.missing:
@@ -101,15 +120,34 @@ class Detector(nn.Module):
         self.neck = neck
         self.head = head
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it takes from the pictures, the first stream's first."""
+        return (*self.rgb_input.modalities, *self.aux_input.modalities)
+
+    @contextmanager
+    def without(self, modality: str) -> Iterator[None]:
+        """While the block runs, a modality is as good as missing: exactly 0 after the normalisation."""
+        with self.rgb_input.without(modality), self.aux_input.without(modality):
+            yield
+
     def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
-        """Four losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.
+        """Losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.
+
+        The losses are the head's four, and those of the fusions that have any.
 
         Raises:
             ConfigError: the model reads a modality that the batch does not have.
         """
-        maps = self.encoder(self.rgb_input(batch), self.aux_input(batch))
-        result: dict[str, Tensor] | list[Detections] = self.head(self.neck(maps), batch)
-        return result
+        maps, guides = self.encoder(self.rgb_input(batch), self.aux_input(batch))
+        if not (self.training and guides):
+            result: dict[str, Tensor] | list[Detections] = self.head(self.neck(maps), batch)
+            return result
+        # Before the head's, so that the backward pass meets them between the head's and the encoder's.
+        losses = guide_losses(
+            guides, targets_of(batch), canvas_hw=batch.canvas_hw, valid_hw_B2=batch.valid_hw
+        )
+        return {**self.head(self.neck(maps), batch), **losses}
 
 
 def valid_mask(valid_hw: Tensor, canvas_hw: tuple[int, int]) -> Tensor:

@@ -7,6 +7,14 @@ import math
 from torch import nn
 
 
+class StackedConv2d(nn.Conv2d):
+    """Several convolutions of one input as one; their weights are drawn as those of each by itself would be."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, num_stacked: int) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=False)
+        self.num_stacked = num_stacked
+
+
 def init_segformer(module: nn.Module) -> None:
     """Set the weights of one layer; for `nn.Module.apply`. Layers that are not named here keep PyTorch's defaults.
 
@@ -19,6 +27,8 @@ def init_segformer(module: nn.Module) -> None:
         case nn.Conv2d():
             kernel_h, kernel_w = module.kernel_size
             fan_out = kernel_h * kernel_w * module.out_channels // module.groups
+            if isinstance(module, StackedConv2d):
+                fan_out //= module.num_stacked
             nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
         case nn.LayerNorm():
             nn.init.ones_(module.weight)

@@ -33,7 +33,7 @@ DeviceType = Literal["cuda", "cpu"]
 
 
 class HeadInOutline(nn.Module):
-    """Takes the real head's place and returns one loss.
+    """Takes the real head's place, with one loss for all.
 
     Args:
         rpn: the real one.
@@ -58,7 +58,7 @@ class HeadInOutline(nn.Module):
         self.device_type = device_type
         self.tell = tell
 
-    def forward(self, pyramid: dict[str, Tensor], batch: Batch) -> Tensor:
+    def forward(self, pyramid: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         maps_BCHW = list(pyramid.values())
         is_cpu = self.device_type == "cpu"
         self.tell(RPN)
@@ -76,7 +76,7 @@ class HeadInOutline(nn.Module):
         with torch.no_grad():
             self._match_proposals(batch)
         self.tell(ROI_HEADS)
-        return loss + self._box_loss(maps_BCHW, table, batch.size)
+        return {"loss": loss + self._box_loss(maps_BCHW, table, batch.size)}
 
     def _propose(self, maps_BCHW: Sequence[Tensor]) -> None:
         with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu"), cache_enabled=False):

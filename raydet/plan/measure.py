@@ -28,6 +28,7 @@ from raydet.models.backbones.mit import MIT_VARIANTS
 from raydet.models.backbones.stage import STRIDES
 from raydet.models.build import build_detector
 from raydet.models.detector import Detector
+from raydet.models.fusion.base import FusionOutput
 from raydet.models.units import units_of
 from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
@@ -180,7 +181,7 @@ def _one_thread() -> Iterator[None]:
 
 def _step(detector: Detector, live: LiveBytes, batch: Batch, precision: Precision) -> Run:
     with autocast(precision, torch.device("cpu")):
-        loss = detector(batch)
+        loss = torch.stack([loss.float() for loss in detector(batch).values()]).sum()
         at_end = live.live_bytes()
     kept = live.live_bytes()
     last = f"{HEAD}, {ROI_HEADS}"
@@ -262,7 +263,7 @@ class _Watch:
 
     def _backward(self, module: nn.Module, place: str, *, above: str | None = None) -> None:
         """The gradient of an output begins `place`; that of an input begins the place before, `above`."""
-        module.register_forward_hook(lambda _, inputs, outputs: self._begin(outputs, place))
+        module.register_forward_hook(lambda _, inputs, outputs: self._begin(_maps(outputs), place))
         if above is not None:
             module.register_forward_pre_hook(lambda _, inputs: self._begin(inputs, above))
 
@@ -281,3 +282,8 @@ class _Watch:
     def _note_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self.live.retag(parameter.grad, Tag(GRADIENTS, ""))
+
+
+def _maps(outputs: Any) -> Any:
+    """Guides are left out: their gradients come before those of all maps."""
+    return outputs.maps if isinstance(outputs, FusionOutput) else outputs

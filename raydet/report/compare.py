@@ -11,7 +11,8 @@ from raydet.errors import ConfigError
 from raydet.evaluate.bootstrap import is_same_pictures, paired_differences
 from raydet.evaluate.compare import Comparison, compare
 from raydet.evaluate.matches import MatchRecords, mean_average_precision
-from raydet.train.record import CONFIG, FINAL_RESULTS, MATCH_RECORDS, recorded_model_info
+from raydet.train.record import FINAL_RESULTS, MATCH_RECORDS, recorded_model_info
+from raydet.train.trained import recorded_experiment
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,7 @@ def open_arm(run_dir: Path) -> Arm:
         ConfigError: there is no finished run.
         DataError: its match records cannot be read.
     """
-    if not (run_dir / CONFIG).is_file():
-        raise ConfigError(f"{run_dir} is no run directory: {CONFIG} is missing")
+    recorded_experiment(run_dir)
     name = re.sub(r"_seed\d+$", "", run_dir.name)
     repeats = [
         path for path in sorted(run_dir.parent.glob(f"{name}_seed*")) if re.search(r"_seed\d+$", path.name)
@@ -44,7 +44,7 @@ def open_arm(run_dir: Path) -> Arm:
         raise ConfigError(
             f"{run_dir} cannot be compared: {MATCH_RECORDS} is missing; {_why_missing(run_dir)}"
         )
-    experiments = [Experiment.from_json((run / CONFIG).read_text(), where=str(run)) for run in runs]
+    experiments = [recorded_experiment(run) for run in runs]
     for run, other in zip(runs, experiments, strict=True):
         if _but_for_the_seed(other) != _but_for_the_seed(experiments[0]):
             raise ConfigError(
@@ -95,7 +95,7 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
     if len(resampled) < 2:
         raise ConfigError(f"{a.name} and {b.name} cannot be compared: their pictures hold no objects")
     num_groups = len(set(a.records[0].group_ids.tolist()))
-    return compare(scores_a, scores_b, resampled, num_groups=num_groups)
+    return compare([scores_a], [scores_b], resampled, num_groups=num_groups)
 
 
 ALIKE = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 RunStatus = Literal["finished", "failed", "killed"]
@@ -45,6 +46,9 @@ class Tracker(Protocol):
     def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None:
         """Store a table as an artifact that the UI can show (`path` ends in .json)."""
 
+    def log_files(self, run_id: str, directory: Path) -> None:
+        """Store a directory, by its name, as artifacts; files that are there already are replaced."""
+
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Note where things lie."""
 
@@ -70,6 +74,8 @@ class NullTracker:
     def log_text(self, run_id: str, text: str, path: str) -> None: ...
 
     def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None: ...
+
+    def log_files(self, run_id: str, directory: Path) -> None: ...
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None: ...
 

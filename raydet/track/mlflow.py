@@ -117,6 +117,10 @@ class MLflowTracker:
         tag = f'[{{"path": "{path}", "type": "table"}}]'
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", tag)
 
+    def log_files(self, run_id: str, directory: Path) -> None:
+        """See `Tracker`."""
+        self._client.log_artifacts(run_id, str(directory), directory.name)
+
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """See `Tracker`."""
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -39,15 +39,33 @@ def runs_by_name(uri: str | None, *, directory: Path, experiment: str) -> dict[s
     Raises:
         TrackingError: the server cannot be used.
     """
-    if uri is None and not (directory / SQLITE).exists():
-        return None
-    tracker = open_tracker(uri, directory=directory, experiment=experiment)
-    if isinstance(tracker, NullTracker):
+    tracker = existing_tracker(uri, directory=directory, experiment=experiment)
+    if tracker is None:
         return None
     runs: dict[str, list[RunView]] = {}
     for run in tracker.runs():
         runs.setdefault(run.name, []).append(run)
     return runs
+
+
+def existing_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracker | None:
+    """The tracker that a study's command has used, see `open_tracker`; None: there is none, and none is made."""
+    if uri is None and not (directory / SQLITE).exists():
+        return None
+    tracker = open_tracker(uri, directory=directory, experiment=experiment)
+    return None if isinstance(tracker, NullTracker) else tracker
+
+
+def keep_report(tracker: Tracker, phase: str, directory: Path) -> None:
+    """Put a study's report into the run of its newest phase.
+
+    Args:
+        directory: of the report's files.
+    """
+    run_id = tracker.open_run(phase, identity=phase)
+    tracker.log_files(run_id, directory)
+    tracker.set_tags(run_id, {"raydet.report": str(directory)})
+    tracker.close_run(run_id, "finished")
 
 
 def begin_run(

@@ -51,6 +51,11 @@ def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         _swap(optimizer)
 
 
+def take_average(optimizer: torch.optim.Optimizer) -> None:
+    """Give the model the averages for good, where there are some."""
+    _swap(optimizer)
+
+
 @torch.no_grad()
 def _swap(optimizer: torch.optim.Optimizer) -> None:
     for parameter, state in optimizer.state.items():

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,12 +29,15 @@ from raydet.parallel.collectives import (
 from raydet.structures import Batch
 from raydet.train.record import RunRecord, write_atomically
 from raydet.train.state import TrainState
-from raydet.train.step import LOSS_NAMES, pictures_of
+from raydet.train.step import pictures_of
 
 KEPT = "non_finite_step_"
 MAX_KEPT = 3
 FLUSH_STEPS = 20
 """Steps between two looks at the losses: each look makes the host wait for the device once."""
+
+Losses = Mapping[str, Tensor]
+"""One number each, by name."""
 
 logger = logging.getLogger("raydet")
 
@@ -68,7 +71,7 @@ class LossLog:
     total_steps: int
     global_batch: int
     _since: float = 0.0
-    _pending: list[tuple[int, float, Tensor]] = field(default_factory=list)
+    _pending: list[tuple[int, float, Losses]] = field(default_factory=list)
     first_bad_step: int = -1
     """The first step whose loss was not finite."""
 
@@ -77,7 +80,7 @@ class LossLog:
         self._since = time.perf_counter()
 
     def add(
-        self, step: int, lr: float, losses: Tensor, micro_batches: Sequence[Batch], *, is_updated: bool = True
+        self, step: int, lr: float, losses: Losses, micro_batches: Sequence[Batch], *, is_updated: bool = True
     ) -> None:
         """Note this rank's losses of one step; where there was no update, only say so."""
         if not is_updated:
@@ -87,7 +90,7 @@ class LossLog:
             return
         self._pending.append((step, lr, losses))
         # On a CPU the losses are there already: look at once, so that the progress bar moves.
-        if losses.device.type == "cpu" or len(self._pending) == FLUSH_STEPS:
+        if self.world.device.type == "cpu" or len(self._pending) == FLUSH_STEPS:
             self._flush()
 
     def settle(self) -> None:
@@ -126,7 +129,8 @@ class LossLog:
     def _flush(self) -> None:
         if not self._pending:
             return
-        mine = torch.stack([losses for _, _, losses in self._pending])
+        names = tuple(self._pending[0][2])
+        mine = torch.stack([stacked(losses) for _, _, losses in self._pending])
         means = mean_over_ranks(mine, self.world)
         is_finite = torch.isfinite(means).all(dim=1)
         if not is_finite.all():
@@ -137,7 +141,7 @@ class LossLog:
         for (step, lr, _), values in zip(self._pending, means.tolist(), strict=True):
             loss = math.fsum(values)
             self.state.epoch_loss += loss
-            named = dict(zip(LOSS_NAMES, values, strict=True))
+            named = dict(zip(names, values, strict=True))
             rows.append({"step": step, "epoch": self.state.epoch + 1, "lr": lr, "loss": loss} | named)
         self._pending.clear()
         self.record.batches(rows)
@@ -165,13 +169,13 @@ class LossLog:
         self.record.rewind()
 
     def _not_finite(
-        self, step: int, lr: float, losses: Tensor, batches: Callable[[], Sequence[Batch]]
+        self, step: int, lr: float, losses: Losses, batches: Callable[[], Sequence[Batch]]
     ) -> str:
         """The same on every rank: what the first says whose own loss is not finite, who alone knows the pictures.
 
         It keeps them, as they were fed, for whoever wants to look.
         """
-        is_mine = not bool(torch.isfinite(losses).all())
+        is_mine = not bool(torch.isfinite(stacked(losses)).all())
         ranks = gather_rows(np.array([[0.0 if is_mine else 1.0]]), self.world)[:, 0]
         culprit = int(ranks.argmin())
         text = ""
@@ -181,10 +185,10 @@ class LossLog:
             keep_batches(self.record.run_dir, step, micro_batches, text)
         return broadcast_text(text, self.world, source=culprit)
 
-    def _describe(self, step: int, lr: float, losses: Tensor, micro_batches: Sequence[Batch]) -> str:
+    def _describe(self, step: int, lr: float, losses: Losses, micro_batches: Sequence[Batch]) -> str:
         bad = bad_pictures(micro_batches)
-        named = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
-        subject = "gradient" if torch.isfinite(losses).all() else "loss"
+        named = {name: loss.item() for name, loss in losses.items()}
+        subject = "gradient" if all(map(math.isfinite, named.values())) else "loss"
         where = f"step {step} (epoch {self.state.epoch + 1})"
         what = f"rank {self.world.rank}: the {subject} is not finite at {where}: {named}"
         if bad:
@@ -200,6 +204,11 @@ class LossLog:
     def _batches_of(self, step: int) -> Sequence[Batch]:
         first_of_epoch = self.state.step - self.state.epoch_step
         return next(self.loader.epoch(self.state.epoch, step - first_of_epoch))
+
+
+def stacked(losses: Losses) -> Tensor:
+    """[number of losses], in their order."""
+    return torch.stack(list(losses.values()))
 
 
 def are_finite(parameters: Iterable[nn.Parameter], world: World) -> bool:

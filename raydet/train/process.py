@@ -38,6 +38,7 @@ from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
 from raydet.plan.counts import state_copies
+from raydet.plan.flops import forward_flops
 from raydet.structures import Batch
 from raydet.train.averaging import averaged_weights
 from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
@@ -47,6 +48,7 @@ from raydet.train.heartbeat import Heartbeat
 from raydet.train.loop import Services, fit
 from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
+from raydet.train.peak_memory import watch_peak_memory
 from raydet.train.phases import enter
 from raydet.train.pretrained import KEY as PRETRAINED
 from raydet.train.pretrained import start_from_published
@@ -94,6 +96,7 @@ def run_process(
         TrainingError: the loss is not finite.
     """
     arm(world, run_dir)
+    peak_memory = watch_peak_memory(world.device)
     started, left = time.time(), last_progress(run_dir)
     check_precision(experiment.train.precision, world.device)
     _check_nodes(experiment, world)
@@ -142,7 +145,9 @@ def run_process(
                     evaluator(state)
         assert evaluator.records is not None
         record.matches(evaluator.records)
-        results = _results(experiment, state, info)
+        results = _results(experiment, state, info) | {
+            "peak_memory_bytes": -smallest_over_ranks(-(peak_memory() or 0), world) or None
+        }
         record.results(results)
     return results
 
@@ -338,6 +343,7 @@ def _model_info(
 ) -> dict[str, Any]:
     return {
         "parameters": parameter_counts(unwrapped(state.model)),
+        "gflops": {part: flops / 1e9 for part, flops in forward_flops(experiment).items()},
         "layout": asdict(layout_of_run(experiment.train, world)),
         "train_images": num_train,
         "val_images": num_val,
@@ -364,6 +370,7 @@ def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) ->
         "best": best,
         "history": state.history,
         "parameters": info["parameters"]["total"],
+        "gflops": info["gflops"]["total"],
         "workers": info["workers"],
         "loop_s": round(state.loop_s, 3),
         "checkpoint_s": round(state.checkpoint_s, 3),

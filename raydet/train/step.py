@@ -16,7 +16,8 @@ from raydet.parallel.precision import autocast
 from raydet.structures import Batch
 from raydet.train.memory import during
 
-LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+HEAD_LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+"""The first columns; a fusion's own losses come after them."""
 
 
 def train_step(
@@ -31,7 +32,7 @@ def train_step(
     world: World,
     precision: Precision,
     skip_non_finite: bool = False,
-) -> tuple[Tensor, bool]:
+) -> tuple[dict[str, Tensor], bool]:
     """Forward and backward over this rank's micro-batches, then one update.
 
     Args:
@@ -40,8 +41,8 @@ def train_step(
         skip_non_finite: leave the update out where the gradient is not finite; a GPU is waited for to tell.
 
     Returns:
-        float32 [4] on the model's device: this rank's mean of each loss in `LOSS_NAMES`, and whether there was an
-        update. But for `skip_non_finite` nothing is copied to the host, so a GPU is not waited for.
+        This rank's mean of each loss by name, float32 on the model's device, and whether there was an update. But
+        for `skip_non_finite` nothing is copied to the host, so a GPU is not waited for.
 
     Raises:
         OutOfMemoryError: in which phase, with which pictures.
@@ -75,16 +76,16 @@ def accumulate_gradients(
     step: int,
     world: World,
     precision: Precision,
-) -> Tensor:
+) -> dict[str, Tensor]:
     """The gradients of the mean loss, over all micro-batches of all workers.
 
     Random choices (drop-path, anchor sampling) depend on (seed, step, slot) alone, where a slot is one micro-batch
     of the global batch: one worker with accumulation 2 and two workers without see the same ones.
 
     Returns:
-        float32 [4]: see `train_step`.
+        This rank's losses: see `train_step`.
     """
-    total = torch.zeros(len(LOSS_NAMES), device=world.device)
+    total, names = torch.zeros((), device=world.device), HEAD_LOSSES
     for micro, batch in enumerate(micro_batches):
         seed_slot(seed, step, slot=world.rank * len(micro_batches) + micro)
         is_last = micro == len(micro_batches) - 1
@@ -94,11 +95,12 @@ def accumulate_gradients(
                 autocast(precision, world.device),
             ):
                 losses = model(batch.to(world.device))
-            values = torch.stack([losses[name].float() for name in LOSS_NAMES])
+            names = (*HEAD_LOSSES, *(name for name in losses if name not in HEAD_LOSSES))
+            values = torch.stack([losses[name].float() for name in names])
             with during("backward", batch.image_ids, world.device):
                 (values.sum() / len(micro_batches)).backward()
-        total += values.detach() / len(micro_batches)
-    return total
+        total = total + values.detach() / len(micro_batches)
+    return dict(zip(names, total.unbind(), strict=True))
 
 
 def seed_slot(seed: int, step: int, *, slot: int) -> None:

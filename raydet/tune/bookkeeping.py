@@ -14,10 +14,10 @@ from raydet.track.base import RunStatus, Tracker
 from raydet.track.runs import begin_run, end_run
 from raydet.train.checkpoints import newest_checkpoint
 from raydet.train.watch import EpochWatcher
+from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.early_stopping import Screening
 from raydet.tune.journal import Journal
 from raydet.tune.records import TrialRecord
-from raydet.tune.study import Trial, trial_directory
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")

@@ -19,7 +19,7 @@ from raydet.config import TrainConfig
 from raydet.errors import StudyError
 from raydet.train.control import StopOrder, order_stop
 from raydet.train.watch import EPOCHS, read_epochs
-from raydet.tune.study import Trial, trial_directory
+from raydet.tune.cells import Trial, trial_directory
 
 DEFAULT_REDUCTION = 3
 Rows = Sequence[Mapping[str, Any]]

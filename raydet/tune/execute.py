@@ -22,8 +22,8 @@ from raydet.train.cluster import Workers, workers_for
 from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
 from raydet.train.launch import GRACE_S, in_a_thread, launch
 from raydet.train.record import claim_run_directory
+from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.options import StudyOptions
-from raydet.tune.study import Trial, trial_directory
 
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """A trial itself only waits for its workers: it takes no CPU, and stands on the node that is not pre-empted."""

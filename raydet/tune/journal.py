@@ -2,11 +2,15 @@
 
 Events:
     study      once, first: the study as data, so that a later command can tell whether it means the same one
+    phase      once for each phase: the same
+    protocol   once, before the first run: seeds, metric, controls
+    deviation  a later command has other rules than the one before
     started    a trial begins (again)
     finished   a trial has ended, with its results
     failed     a trial has ended without results, with the reason
     stopped    a trial was stopped early, with epoch, score and what it would have needed
     promoted   a phase was decided, with the reasons
+    confirming what runs again with fresh seeds was decided
     tracked    a finished trial stands complete in the tracker
 """
 

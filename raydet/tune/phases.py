@@ -7,49 +7,106 @@ import math
 from typing import Any, assert_never
 
 from raydet.errors import StudyError
+from raydet.tune.cells import (
+    Cell,
+    Trial,
+    control_cells,
+    fresh_seeds_of,
+    grid_cells,
+    promotion_cells,
+    seeds_of,
+    trials_of,
+)
 from raydet.tune.journal import Events, Journal
-from raydet.tune.study import Cell, GridPhase, PromotionPhase, Study, Value, grid_cells, promotion_cells
+from raydet.tune.study import (
+    ConfirmationPhase,
+    ControlPhase,
+    GridPhase,
+    Phase,
+    PromotionPhase,
+    Study,
+    Value,
+)
 
 
 def cells_by_phase(study: Study, journal: Events) -> dict[str, tuple[Cell, ...]]:
-    """Cells of every phase that is decided, in order; a promotion is decided by its `promoted` event."""
+    """Cells of every phase that is decided, in order; later phases are decided by their event in the journal."""
     decided: dict[str, tuple[Cell, ...]] = {}
     for phase in study.phases:
         known = tuple({cell.code: cell for cells in decided.values() for cell in cells}.values())
         match phase:
+            case ControlPhase():
+                decided[phase.name] = control_cells(phase)
             case GridPhase():
-                decided[phase.name] = grid_cells(study, phase, first_number=len(known) + 1)
+                number = sum(not cell.is_control for cell in known) + 1
+                decided[phase.name] = grid_cells(study, phase, first_number=number)
             case PromotionPhase():
                 promoted = promoted_values(journal, phase)
                 if promoted is None:
                     break  # later phases wait for this one
                 decided[phase.name] = promotion_cells(study, phase, promoted, known=known)
+            case ConfirmationPhase():
+                codes = confirmed_codes(journal)
+                if codes is None:
+                    break
+                decided[phase.name] = tuple(cell for cell in known if cell.code in codes)
             case _:
                 assert_never(phase)
     return decided
 
 
-def all_cells(study: Study, journal: Events) -> tuple[Cell, ...]:
-    """Every decided cell once, by number."""
-    cells = {cell.code: cell for cells in cells_by_phase(study, journal).values() for cell in cells}
-    return tuple(sorted(cells.values(), key=lambda cell: cell.number))
+def trials_by_phase(study: Study, journal: Events, num_seeds: int) -> dict[str, tuple[Trial, ...]]:
+    """Runs of every phase that is decided, in order; a run may stand in several phases."""
+    seeds, fresh = seeds_of(study, num_seeds), fresh_seeds_of(study, num_seeds)
+    confirmations = {phase.name for phase in study.phases if isinstance(phase, ConfirmationPhase)}
+    return {
+        name: (
+            trials_of(study, cells, fresh, phase=name)
+            if name in confirmations
+            else trials_of(study, cells, seeds)
+        )
+        for name, cells in cells_by_phase(study, journal).items()
+    }
 
 
-def num_undecided_cells(study: Study, journal: Events) -> int:
-    """How many new cells the phases that are still open will have."""
+def all_trials(study: Study, journal: Events, num_seeds: int) -> tuple[Trial, ...]:
+    """Every decided run once, in the order in which they come."""
+    by_phase = trials_by_phase(study, journal, num_seeds)
+    return tuple({trial.key: trial for trials in by_phase.values() for trial in trials}.values())
+
+
+def num_undecided_trials(study: Study, journal: Events, num_seeds: int) -> int:
+    """How many new runs the phases that are still open will have."""
     decided = cells_by_phase(study, journal)
-    total = 0
-    for phase in study.phases:
-        if isinstance(phase, PromotionPhase) and phase.name not in decided:
+    return sum(
+        _num_new_trials(study, phase, num_seeds) for phase in study.phases if phase.name not in decided
+    )
+
+
+def _num_new_trials(study: Study, phase: Phase, num_seeds: int) -> int:
+    match phase:
+        case PromotionPhase():
             # In each grid, the cell of all defaults has run in the source phase.
-            total += phase.top * (math.prod(len(study.factor(path).values) for path in phase.vary) - 1)
-    return total
+            cells = math.prod(len(study.factor(path).values) for path in phase.vary) - 1
+            return phase.top * cells * num_seeds
+        case ConfirmationPhase():
+            return 2 * len(fresh_seeds_of(study, num_seeds))
+        case ControlPhase() | GridPhase():
+            return 0  # always decided
+        case _:
+            assert_never(phase)
 
 
 def promoted_values(journal: Events, phase: PromotionPhase) -> list[Value] | None:
     """What went on into a phase, best first; None while that is open. Once written it stands."""
     decisions = [entry for entry in journal.of("promoted") if entry["phase"] == phase.name]
     return [tuple(choice["pattern"]) for choice in decisions[0]["choices"]] if decisions else None
+
+
+def confirmed_codes(journal: Events) -> list[str] | None:
+    """Cells that run again with fresh seeds, the winner first; None while that is open. Once written it stands."""
+    decisions = journal.of("confirming")
+    return decisions[0]["codes"] if decisions else None
 
 
 def remember_study(study: Study, journal: Journal) -> None:

@@ -7,15 +7,17 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from rich.table import Table
 
 from raydet.evaluate.names import METRIC_NAMES
 from raydet.train.record import write_atomically
+from raydet.tune.cells import Trial
 from raydet.tune.journal import Events
 from raydet.tune.select import Candidate
-from raydet.tune.study import Study, Trial
+from raydet.tune.study import Study
 
 Status = Literal["pending", "finished", "stopped", "failed"]
 
@@ -81,6 +83,20 @@ def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> lis
     return candidates
 
 
+def contenders(records: Sequence[TrialRecord], metric: str) -> list[tuple[str, float]]:
+    """Codes and mean scores of the best cell and of the best control; without what has no finished run."""
+    best: dict[bool, tuple[str, float]] = {}
+    by_cell: dict[str, list[TrialRecord]] = {}
+    for record in ranked(records, metric):
+        by_cell.setdefault(record.trial.cell.code, []).append(record)
+    for code, runs in by_cell.items():
+        is_control = runs[0].trial.cell.is_control
+        mean = fmean(run.score(metric) or 0.0 for run in runs)
+        if is_control not in best or mean > best[is_control][1]:
+            best[is_control] = (code, mean)
+    return [best[is_control] for is_control in (False, True) if is_control in best]
+
+
 def ranked(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
     """Finished trials, best first."""
     finished = [record for record in records if record.status == "finished"]
@@ -93,7 +109,7 @@ def summary_rows(study: Study, records: Sequence[TrialRecord]) -> list[dict[str,
     for record in records:
         trial, results = record.trial, record.results or {}
         row: dict[str, Any] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
-        row |= {factor.path.split(".")[-1]: trial.cell.values[factor.path] for factor in study.factors}
+        row |= {factor.path.split(".")[-1]: trial.cell.values.get(factor.path) for factor in study.factors}
         row |= {"status": record.status}
         row |= {name: results.get("final", {}).get(name) for name in METRIC_NAMES}
         row |= {

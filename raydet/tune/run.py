@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from raydet.config import apply_overrides
 from raydet.data.sampler import batch_plan
@@ -22,19 +22,38 @@ from raydet.train.preflight import check
 from raydet.train.record import finished_results
 from raydet.train.terminal import own_terminal
 from raydet.tune.bookkeeping import PhaseBook
+from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.early_stopping import EarlyStopping, Screening
 from raydet.tune.journal import Journal, read_journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import (
-    all_cells,
+    all_trials,
     cells_by_phase,
-    num_undecided_cells,
+    confirmed_codes,
+    num_undecided_trials,
     promoted_values,
     remember_study,
+    trials_by_phase,
 )
-from raydet.tune.records import TrialRecord, candidates_of, ranking_table, records_of, write_summary
+from raydet.tune.protocol import protocol_of, remember_protocol
+from raydet.tune.records import (
+    TrialRecord,
+    candidates_of,
+    contenders,
+    ranking_table,
+    records_of,
+    write_summary,
+)
 from raydet.tune.select import promote
-from raydet.tune.study import Phase, PromotionPhase, Study, Trial, seeds_of, trial_directory, trials_of
+from raydet.tune.study import (
+    ConfirmationPhase,
+    ControlPhase,
+    GridPhase,
+    Phase,
+    PromotionPhase,
+    Study,
+    is_screening,
+)
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")
@@ -49,7 +68,7 @@ def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
     """
     study = _with_micro_batch(study, options.workers)
     journal = read_journal(options.storage / study.name)
-    trials = trials_of(study, all_cells(study, journal), seeds_of(study, options.seeds))
+    trials = all_trials(study, journal, options.seeds)
     return {
         "trials": [
             {
@@ -63,6 +82,16 @@ def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
             phase.name for phase in study.phases if phase.name not in cells_by_phase(study, journal)
         ],
     }
+
+
+def is_complete(study: Study, options: StudyOptions) -> bool:
+    """Whether all phases are decided, and no run of theirs is left to do but such as have failed for good."""
+    study = _with_micro_batch(study, options.workers)
+    journal = read_journal(options.storage / study.name)
+    records = records_of(all_trials(study, journal, options.seeds), journal)
+    return num_undecided_trials(study, journal, options.seeds) == 0 and all(
+        record.status != "pending" for record in records
+    )
 
 
 def run_study(study: Study, options: StudyOptions) -> int:
@@ -83,6 +112,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(root))
         remember_study(study, journal)
+        deviation = remember_protocol(journal, protocol_of(study, options))
         tracker = open_tracker(options.tracking_uri, directory=options.storage, experiment=study.name)
         console = stack.enter_context(own_terminal(root / "noise.log"))
         stack.enter_context(_log_file(root / "master_log.txt"))
@@ -96,6 +126,8 @@ def run_study(study: Study, options: StudyOptions) -> int:
             view=view,
             stack=stack,
         )
+        if deviation is not None:
+            view.say(f"other rules than before, the report will say so: {'; '.join(deviation.changes)}")
         with view.live():
             code = run.all_phases()
         console.print(ranking_table(study, run.records()))
@@ -120,7 +152,7 @@ def _check_early_stopping(study: Study, options: StudyOptions) -> None:
     if options.early_stopping is None:
         return
     options.early_stopping.rungs(study.base.train)
-    if not any(phase.is_screening for phase in study.phases):
+    if not any(is_screening(phase) for phase in study.phases):
         raise StudyError(
             f"--asha: every phase of {study.name} is a comparison, none only chooses what goes on"
         )
@@ -145,7 +177,7 @@ class StudyRun:
     def all_phases(self) -> int:
         """Phase after phase; stops early where `--max-trials` is reached, or where nothing can be promoted."""
         for phase in self.study.phases:
-            if isinstance(phase, PromotionPhase) and not self._decide(phase):
+            if not self._decide(phase):
                 return EXIT_TRIALS_FAILED
             records, known = self._records_of_phase(phase.name), self.records()
             self.view.begin_phase(
@@ -154,7 +186,7 @@ class StudyRun:
                 known,
                 num_missing=len(self.missing(phase)),
                 num_done=len(known) - self._num_left(),
-                num_undecided=num_undecided_cells(self.study, self.journal) * self.options.seeds,
+                num_undecided=num_undecided_trials(self.study, self.journal, self.options.seeds),
             )
             self._catch_up(records)
             while missing := self.missing(phase):
@@ -192,18 +224,42 @@ class StudyRun:
 
     def records(self) -> list[TrialRecord]:
         """Every trial that is decided so far."""
-        return self._records_of_cells(all_cells(self.study, self.journal))
+        return records_of(all_trials(self.study, self.journal, self.options.seeds), self.journal)
 
     def _records_of_phase(self, phase: str) -> list[TrialRecord]:
-        return self._records_of_cells(cells_by_phase(self.study, self.journal)[phase])
+        trials = trials_by_phase(self.study, self.journal, self.options.seeds)[phase]
+        return records_of(trials, self.journal)
 
-    def _records_of_cells(self, cells: Sequence[Any]) -> list[TrialRecord]:
-        return records_of(
-            trials_of(self.study, cells, seeds_of(self.study, self.options.seeds)), self.journal
+    def _decide(self, phase: Phase) -> bool:
+        """Fix the runs of a phase, once: it stands, whatever is run later. False where nothing can be chosen."""
+        match phase:
+            case ControlPhase() | GridPhase():
+                return True
+            case PromotionPhase():
+                return self._promote(phase)
+            case ConfirmationPhase():
+                return self._choose_for_confirmation(phase)
+            case _:
+                assert_never(phase)
+
+    def _choose_for_confirmation(self, phase: ConfirmationPhase) -> bool:
+        if confirmed_codes(self.journal) is not None:
+            return True
+        chosen = contenders(self.records(), self.study.metric)
+        if not chosen:
+            self.view.say(f"{phase.name}: nothing can be confirmed, every trial failed")
+            return False
+        self.journal.append(
+            "confirming",
+            metric=self.study.metric,
+            codes=[code for code, _ in chosen],
+            means=[mean for _, mean in chosen],
         )
+        named = " against ".join(f"{code} (mean {mean:.4f})" for code, mean in chosen)
+        self.view.say(f"{phase.name}: {named}, with fresh seeds")
+        return True
 
-    def _decide(self, phase: PromotionPhase) -> bool:
-        """Promote, once: a decision stands, whatever is run later. False where no pattern has a result."""
+    def _promote(self, phase: PromotionPhase) -> bool:
         if promoted_values(self.journal, phase) is not None:
             return True
         records = self._records_of_phase(phase.source)
@@ -246,7 +302,7 @@ class StudyRun:
         return True
 
     def _early_stopping(self, phase: Phase) -> EarlyStopping | None:
-        return self.options.early_stopping if phase.is_screening else None
+        return self.options.early_stopping if is_screening(phase) else None
 
     def _screening(self, phase: Phase) -> Screening | None:
         rule = self._early_stopping(phase)

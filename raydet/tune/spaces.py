@@ -6,7 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import tune_spaces
 from raydet.config import Experiment, apply_overrides
 from raydet.errors import StudyError
-from raydet.tune.study import Study
+from raydet.tune.controls import with_controls
+from raydet.tune.study import Study, Value
 
 
 def space_names() -> tuple[str, ...]:
@@ -28,17 +29,23 @@ def space_summary(name: str) -> str:
 
 
 def load_space(
-    name: str, base: Experiment, overrides: Mapping[str, Any], *, chosen: Collection[str] = ()
+    name: str,
+    base: Experiment,
+    overrides: Mapping[str, Any],
+    *,
+    chosen: Collection[str] = (),
+    arms: Collection[str] | None = None,
 ) -> Study:
-    """The study of that name over a base experiment.
+    """The study of that name over a base experiment, with its controls.
 
     Args:
         name: of a module in `tune_spaces`, or the path of a Python file with a function `study` like theirs.
         overrides: changes to the study's base, by config path.
         chosen: other config paths that the user has set in the base, and so must not be varied.
+        arms: only these of the named arms; controls stay. None: all.
 
     Raises:
-        StudyError: there is no such space, its file is no space, or an override names a factor that it varies.
+        StudyError: there is no such space or arm, its file is no space, or an override names a factor that it varies.
         ConfigError: an override is wrong.
     """
     module = _from_file(Path(name)) if name.endswith(".py") else _by_name(name)
@@ -47,9 +54,40 @@ def load_space(
         for mine in sorted(set().union(*(factor.paths for factor in study.factors))):
             if _overlap(mine, path):
                 raise StudyError(f"{path} is set, but the space {name} varies {mine}; leave it out")
-    if any(factor.arms is not None for factor in study.factors):  # they are made from the base
-        study = module.study(apply_overrides(base, overrides))
-    return study.model_copy(update={"base": apply_overrides(study.base, overrides)})
+    base = apply_overrides(study.base, overrides)
+    study = module.study(base).model_copy(update={"base": base})  # arms and controls are made from the base
+    return with_controls(study if arms is None else with_arms(study, arms))
+
+
+def with_arms(study: Study, arms: Collection[str]) -> Study:
+    """The study with some of its named arms only, and what can still be said of them.
+
+    Raises:
+        StudyError: it has no such arm.
+    """
+    known = [str(value) for factor in study.factors if factor.arms is not None for value in factor.values]
+    for arm in arms:
+        if arm not in known:
+            raise StudyError(f"--arms: {study.name} has no arm {arm!r}; it has {', '.join(known) or 'none'}")
+    factors = []
+    for factor in study.factors:
+        if factor.arms is not None:
+            values = tuple(value for value in factor.values if value in arms)
+            default = factor.default if factor.default in values else values[0]
+            twins = tuple(pair for pair in factor.twins if set(pair) <= set(values))
+            factor = factor.model_copy(update={"values": values, "default": default, "twins": twins})
+        factors.append(factor)
+    kept = {factor.path: factor.values for factor in factors}
+    hypotheses = tuple(
+        hypothesis
+        for hypothesis in study.hypotheses
+        if all(_has(kept, side) for claim in hypothesis.claims for side in (claim.better, claim.worse))
+    )
+    return study.model_copy(update={"factors": tuple(factors), "hypotheses": hypotheses})
+
+
+def _has(kept: Mapping[str, Sequence[Value]], side: Mapping[str, Sequence[Value]]) -> bool:
+    return all(set(values) <= set(kept.get(path, values)) for path, values in side.items())
 
 
 def _overlap(a: str, b: str) -> bool:

@@ -1,22 +1,18 @@
 """A study as data: which runs it has, and how one phase leads to the next.
 
-A study varies factors of a base experiment. A phase is either a full grid over some factors, or a promotion: the best
-values of one factor in an earlier phase, each crossed with a grid over other factors. Whatever a phase does not vary
-stays at the factor's default, so a promoted phase meets its source phase in cells that have run already; these are
-taken over, not run again.
+A study varies factors of a base experiment. A phase is the controls, a full grid over some factors, a promotion (the
+best values of one factor in an earlier phase, each crossed with a grid over other factors), or the confirmation of the
+winner. Whatever a phase does not vary stays at the factor's default, so a promoted phase meets its source phase in
+cells that have run already; these are taken over, not run again.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from raydet.config import Config, Experiment, apply_overrides
+from raydet.config import Config, Experiment
 
 Value = bool | int | float | str | tuple[int, ...]
 
@@ -32,6 +28,9 @@ class Factor(Config):
     values: tuple[Value, ...]
     arms: dict[str, dict[str, Any]] | None = None
     """What each value, a name, stands for: settings by config path. None: `path` is set to the value."""
+    twins: tuple[tuple[Value, Value], ...] = ()
+    """Pairs (value, other value) that are the same function class with the same initial distribution. Their runs are
+    repeats: they get seeds of their own, and their differences measure noise, not the factor."""
 
     def code(self, value: Value) -> str:
         """The value as in a trial's name: r4, is0, s34."""
@@ -45,12 +44,25 @@ class Factor(Config):
         """What a value means for the experiment, by config path."""
         return {self.path: value} if self.arms is None else self.arms[str(value)]
 
+    def canonical(self, value: Value) -> Value:
+        """The value that stands for all its twins."""
+        return dict(self.twins).get(value, value)
+
     @property
     def paths(self) -> set[str]:
         """Everything in the config that it sets."""
         if self.arms is None:
             return {self.path}
         return {path for arm in self.arms.values() for path in arm}
+
+
+class ControlPhase(Config):
+    """What a fusion must beat. Runs first, with the study's seeds and schedule; no factor applies to it."""
+
+    kind: Literal["controls"] = "controls"
+    name: Literal["controls"] = "controls"
+    arms: dict[str, dict[str, Any]]
+    """Settings of the base by config path, by the control's name."""
 
 
 class GridPhase(Config):
@@ -80,7 +92,45 @@ class PromotionPhase(Config):
     is_screening: bool = False
 
 
-Phase = Annotated[GridPhase | PromotionPhase, Field(discriminator="kind")]
+class ConfirmationPhase(Config):
+    """The best cell so far and the best control, once more with seeds that had no part in choosing them.
+
+    The best of many noisy scores is too good on average; only fresh runs say how good it is.
+    """
+
+    kind: Literal["confirmation"] = "confirmation"
+    name: Literal["confirmation"] = "confirmation"
+
+
+Phase = Annotated[ControlPhase | GridPhase | PromotionPhase | ConfirmationPhase, Field(discriminator="kind")]
+
+
+def is_screening(phase: Phase) -> bool:
+    """Whether a phase only chooses what goes on."""
+    return isinstance(phase, GridPhase | PromotionPhase) and phase.is_screening
+
+
+class Claim(Config):
+    """That some cells score better than others, each side by the mean of its cells."""
+
+    phase: str
+    """In whose table both sides stand; controls stand in every table."""
+    better: dict[str, tuple[Value, ...]]
+    """Values by config path that a cell of this side has, all of them; `control`: names of controls."""
+    worse: dict[str, tuple[Value, ...]]
+
+
+class Hypothesis(Config):
+    """An expectation, written down before the first run."""
+
+    name: str
+    """E.g. H1."""
+    text: str
+    """One sentence."""
+    claims: tuple[Claim, ...]
+    """All must hold."""
+    measure: Literal["score", "gap"] = "score"
+    """`gap`: the validation loss less the training loss of the last epoch; better is smaller."""
 
 
 class Study(Config):
@@ -93,107 +143,10 @@ class Study(Config):
     phases: tuple[Phase, ...]
     metric: str = "mAP"
     """Column of the last epoch's row that decides; larger is better."""
+    hypotheses: tuple[Hypothesis, ...] = ()
+    needs_controls: bool = True
+    """False: it compares settings, not what sensors and fusions bring."""
 
     def factor(self, path: str) -> Factor:
         """The factor at a config path."""
         return next(factor for factor in self.factors if factor.path == path)
-
-
-class Cell(Config):
-    """One row of a phase's table: a value for every factor, run once per seed."""
-
-    number: int
-    """Counts the study's cells from 1; a cell that was taken over keeps the number of its first run."""
-    phase: str
-    """The phase in which it runs (first)."""
-    code: str
-    values: dict[str, Value]
-    """By config path."""
-
-    def trial_name(self, seed: int, base_seed: int) -> str:
-        """`exp_009_s3_r8_is1_mb1`; repeats with other seeds than the base's say so at the end."""
-        name = f"exp_{self.number:03d}_{self.code}"
-        return name if seed == base_seed else f"{name}_seed{seed}"
-
-
-class Trial(Config):
-    """One run of one cell."""
-
-    name: str
-    phase: str
-    cell: Cell
-    seed: int
-    experiment: Experiment
-
-    @property
-    def key(self) -> str:
-        """Names the run by what it computes: equal keys, equal results."""
-        return self.experiment.fingerprint()
-
-
-def trial_directory(root: Path, trial: Trial) -> Path:
-    """Where a trial's files lie: `<study>/<phase>/<trial>`."""
-    return root / trial.phase / trial.name
-
-
-def grid_cells(study: Study, phase: GridPhase, *, first_number: int) -> tuple[Cell, ...]:
-    """The cells of a grid phase, numbered from `first_number`."""
-    combinations = _combinations(study, phase.vary)
-    return tuple(
-        _cell(study, phase.name, values, number)
-        for number, values in enumerate(combinations, start=first_number)
-    )
-
-
-def promotion_cells(
-    study: Study, phase: PromotionPhase, promoted: Sequence[Value], *, known: Sequence[Cell]
-) -> tuple[Cell, ...]:
-    """The cells of a promotion phase: a pure function of what was promoted.
-
-    Args:
-        promoted: values of `phase.promote`, best first.
-        known: cells of earlier phases; a cell with the same values is taken over as it is.
-    """
-    by_code = {cell.code: cell for cell in known}
-    number = max((cell.number for cell in known), default=0)
-    cells = []
-    for value in promoted:
-        for values in _combinations(study, phase.vary, fixed={phase.promote: value}):
-            cell = _cell(study, phase.name, values, number + 1)
-            if cell.code not in by_code:
-                number += 1
-            cells.append(by_code.get(cell.code, cell))
-    return tuple(cells)
-
-
-def trials_of(study: Study, cells: Iterable[Cell], seeds: Sequence[int]) -> tuple[Trial, ...]:
-    """All runs of some cells, repeats of one cell next to one another."""
-    return tuple(_trial(study, cell, seed) for cell in cells for seed in seeds)
-
-
-def seeds_of(study: Study, count: int) -> tuple[int, ...]:
-    """The base's seed and the numbers that follow it."""
-    return tuple(study.base.seed + offset for offset in range(count))
-
-
-def _trial(study: Study, cell: Cell, seed: int) -> Trial:
-    name = cell.trial_name(seed, study.base.seed)
-    overrides: dict[str, Any] = {}
-    for factor in study.factors:
-        overrides |= factor.settings(cell.values[factor.path])
-    overrides |= {"seed": seed, "name": cell.code}
-    experiment = apply_overrides(study.base, json.loads(json.dumps(overrides)))
-    return Trial(name=name, phase=cell.phase, cell=cell, seed=seed, experiment=experiment)
-
-
-def _cell(study: Study, phase: str, values: Mapping[str, Value], number: int) -> Cell:
-    code = "_".join(factor.code(values[factor.path]) for factor in study.factors)
-    return Cell(number=number, phase=phase, code=code, values=dict(values))
-
-
-def _combinations(
-    study: Study, vary: Sequence[str], fixed: Mapping[str, Value] | None = None
-) -> Iterable[dict[str, Value]]:
-    choices = [factor.values if factor.path in vary else (factor.default,) for factor in study.factors]
-    for values in itertools.product(*choices):
-        yield dict(zip((factor.path for factor in study.factors), values, strict=True)) | dict(fixed or {})

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raydet.train.record import read_progress
+from raydet.tune.cells import Trial
 from raydet.tune.records import TrialRecord, duration, number
-from raydet.tune.study import Trial
 
 
 @dataclass

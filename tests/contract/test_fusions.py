@@ -12,12 +12,14 @@ from torch import Tensor
 from raydet.models.backbones.dual import DualStreamEncoder, num_aux_stages
 from raydet.models.backbones.mit import MIT_VARIANTS, mit_stages
 from raydet.models.fusion.add import Add
-from raydet.models.fusion.base import Flow, Fusion
+from raydet.models.fusion.base import Flow, Fusion, FusionOutput
 from raydet.models.fusion.cmx import CMX
 from raydet.models.fusion.concat import Concat
 from raydet.models.fusion.cross_attention import CrossAttentionFusion
 from raydet.models.fusion.cssa import CSSA
 from raydet.models.fusion.gaff import GAFF
+from raydet.models.fusion.gated import Gated
+from raydet.models.fusion.guided import Guided
 from raydet.models.fusion.identity import Identity
 from raydet.models.fusion.late_concat import LateConcat
 from raydet.parallel.recompute import recompute_activations
@@ -30,6 +32,34 @@ FUSIONS: dict[str, Factory] = {
     "gaff_shared": lambda channels, heads, flow: GAFF(channels=channels, inter_shared=True, flow=flow),
     "gaff_bottleneck": lambda channels, heads, flow: GAFF(
         channels=channels, merge_bottleneck=True, flow=flow
+    ),
+    # Another width fits where the fused map goes to the detector only.
+    "gaff_wider": lambda channels, heads, flow: GAFF(
+        channels=channels,
+        out_channels=channels + (8 if flow == "rectified" else 0),
+        merge_bottleneck=True,
+        flow=flow,
+    ),
+    "gaff_lite": lambda channels, heads, flow: GAFF(channels=channels, se_reduction=None, flow=flow),
+    "gaff_partner_weights": lambda channels, heads, flow: GAFF(
+        channels=channels, merge_weights="partner", flow=flow
+    ),
+    "gaff_both_weights": lambda channels, heads, flow: GAFF(
+        channels=channels, merge_weights="both", flow=flow
+    ),
+    "gaff_scales": lambda channels, heads, flow: GAFF(
+        channels=channels, inter_scales=3, inter_shared=True, flow=flow
+    ),
+    "gaff_gated": lambda channels, heads, flow: Gated(
+        GAFF(channels=channels, flow=flow), channels=channels, flow=flow
+    ),
+    "gaff_guided_intra": lambda channels, heads, flow: Guided(
+        GAFF(channels=channels, flow=flow), channels=channels, has_choice=False
+    ),
+    "gaff_guided": lambda channels, heads, flow: Guided(
+        Gated(GAFF(channels=channels, flow=flow), channels=channels, flow=flow),
+        channels=channels,
+        has_choice=True,
     ),
     "add": lambda channels, heads, flow: Add(flow=flow),
     "concat": lambda channels, heads, flow: Concat(channels=channels, flow=flow),
@@ -54,6 +84,11 @@ every_flow = pytest.mark.parametrize("flow", FLOWS)
 
 def maps(height: int = 8, width: int = 12) -> tuple[Tensor, Tensor]:
     return torch.randn(2, 16, height, width), torch.randn(2, 16, height, width)
+
+
+def tensors(out: FusionOutput) -> list[Tensor]:
+    """The maps, and what the fusion's own losses read."""
+    return [*out.maps, *(x for x in out.guides or () if x is not None)]
 
 
 @every_flow
@@ -82,9 +117,9 @@ def test_every_parameter_and_every_input_that_is_read_gets_a_gradient(make: Fact
 def test_shapes_are_kept_at_odd_sizes(make: Factory, flow: Flow, hw: tuple[int, int]) -> None:
     fusion = make(16, 2, flow)
     out = fusion(*maps(*hw))
-    assert out.fused.shape == (2, 16 * fusion.widening, *hw)
+    assert out.fused.shape == (2, fusion.fused_channels(16), *hw)
     assert out.rgb_next.shape == out.aux_next.shape == (2, 16, *hw)
-    assert all(x.isfinite().all() for x in out)
+    assert all(x.isfinite().all() for x in tensors(out))
 
 
 @pytest.mark.parametrize("zeroed", [0, 1])
@@ -95,8 +130,8 @@ def test_a_dead_stream_is_survived(make: Factory, flow: Flow, zeroed: int) -> No
     streams[zeroed] = torch.zeros_like(streams[zeroed], requires_grad=True)
     fusion = make(16, 2, flow)
     out = fusion(*streams)
-    assert all(x.isfinite().all() for x in out)
-    sum(x.square().sum() for x in out).backward()
+    assert all(x.isfinite().all() for x in tensors(out))
+    sum(x.square().sum() for x in tensors(out)).backward()
     trained = [parameter for parameter in fusion.parameters() if parameter.requires_grad]
     assert all(parameter.grad.isfinite().all() for parameter in trained)
     assert streams[zeroed].grad.isfinite().all()
@@ -109,7 +144,7 @@ def test_state_travels(make: Factory, flow: Flow) -> None:
     fusion(*maps())  # moves the running statistics
     other.load_state_dict(fusion.state_dict())
     inputs = maps()
-    for x, y in zip(fusion.eval()(*inputs), other.eval()(*inputs), strict=True):
+    for x, y in zip(tensors(fusion.eval()(*inputs)), tensors(other.eval()(*inputs)), strict=True):
         assert torch.equal(x, y)
 
 
@@ -146,7 +181,7 @@ def test_no_parameter_of_an_encoder_is_without_gradient(
         for channels, num_stages in ((3, 4), (2, num_aux_stages(fusions)))
     )
     encoder = DualStreamEncoder(rgb_stages=rgb_stages, aux_stages=aux_stages, fusions=fusions)
-    maps = encoder(torch.randn(2, 3, 64, 64), torch.randn(2, 2, 64, 64))
+    maps, _ = encoder(torch.randn(2, 3, 64, 64), torch.randn(2, 2, 64, 64))
     sum((x * torch.randn_like(x)).sum() for x in maps).backward()
     trained = {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     without = [name for name, parameter in trained.items() if parameter.grad is None]
@@ -179,12 +214,13 @@ def test_recomputing_changes_nothing_in_the_published_sizes(
             for _ in range(2)
         ]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-            fused = [fusion(rgb, aux).fused for fusion, rgb, aux in zip(fusions, *streams, strict=True)]
+            outputs = [fusion(rgb, aux) for fusion, rgb, aux in zip(fusions, *streams, strict=True)]
+        results = [x for out in outputs for x in (out.fused, *tensors(out)[3:])]
         trained = [
             parameter for fusion in fusions for parameter in fusion.parameters() if parameter.requires_grad
         ]
         if trained:
-            sum((x.float() * torch.randn(x.shape)).sum() for x in fused).backward()
+            sum((x.float() * torch.randn(x.shape)).sum() for x in results).backward()
         return {str(number): parameter.grad for number, parameter in enumerate(trained)}
 
     plain, recomputed = gradients("none"), gradients("block")

@@ -70,7 +70,7 @@ def count(module: nn.Module) -> int:
 def test_published_channels_and_strides_are_true(name: str) -> None:
     with torch.device("meta"):
         backbone = encoder(name).eval()
-        maps = backbone(*pictures(64, 96))
+        maps = backbone(*pictures(64, 96)).maps
     assert tuple(x.shape[1] for x in maps) == backbone.channels
     assert tuple(64 // x.shape[2] for x in maps) == backbone.strides
     assert tuple(96 // x.shape[3] for x in maps) == backbone.strides
@@ -91,7 +91,7 @@ def test_stage_by_stage_is_what_timm_computes(name: str, hw: tuple[int, int]) ->
     rgb = torch.randn(2, 3, *hw).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         features = {x.shape[2]: x for x in theirs(rgb)}
-        maps = ours(rgb, torch.zeros(2, 0, *hw))
+        maps = ours(rgb, torch.zeros(2, 0, *hw)).maps
     assert len(maps) == 4
     for x in maps:
         assert torch.equal(x, features[x.shape[2]])
@@ -101,7 +101,7 @@ def test_stage_by_stage_is_what_timm_computes(name: str, hw: tuple[int, int]) ->
 def test_the_fused_map_enters_the_next_stage_of_both_streams(name: str) -> None:
     backbone = encoder(name, **{"model.flow": "fused"}).eval()
     rgb, aux = pictures(64, 64)
-    maps, x, y = backbone(rgb, aux), rgb, aux
+    maps, x, y = backbone(rgb, aux).maps, rgb, aux
     for fused, ours, others in zip(maps, backbone.rgb_stages, backbone.aux_stages, strict=True):
         x = y = ours(x) + others(y)
         torch.testing.assert_close(x, fused)
@@ -111,7 +111,7 @@ def test_the_fused_map_enters_the_next_stage_of_both_streams(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_gets_a_gradient(name: str, fusion: str) -> None:
     backbone = encoder(name, fusion=fusion)
-    weighed(backbone(*pictures(64, 64))).backward()
+    weighed(backbone(*pictures(64, 64)).maps).backward()
     assert [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
@@ -120,7 +120,7 @@ def test_every_parameter_gets_a_gradient(name: str, fusion: str) -> None:
 def test_stages_that_no_fusion_reads_are_not_built(name: str, stages: list[int]) -> None:
     backbone = encoder(name, **{"model.fusion_stages": stages})
     assert len(backbone.aux_stages) == max(stages, default=0)
-    weighed(backbone(*pictures(64, 64))).backward()
+    weighed(backbone(*pictures(64, 64)).maps).backward()
     assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
 
 
@@ -128,7 +128,7 @@ def test_stages_that_no_fusion_reads_are_not_built(name: str, stages: list[int])
 @pytest.mark.parametrize("hw", [(72, 104), (33, 47), (32, 32)])
 def test_odd_sizes_run(name: str, hw: tuple[int, int]) -> None:
     with torch.no_grad():
-        maps = encoder(name).eval()(*pictures(*hw))
+        maps = encoder(name).eval()(*pictures(*hw)).maps
     assert [x.shape[1] for x in maps] == list(timm_sizes(name).channels)
     assert all(x.isfinite().all() for x in maps)
 
@@ -142,7 +142,7 @@ def test_odd_sizes_run(name: str, hw: tuple[int, int]) -> None:
 def test_any_number_of_channels(name: str, modalities: list[str]) -> None:
     backbone = encoder(name, **ALONE, **{"model.rgb_modalities": modalities})
     channels = sum({"rgb": 3}.get(modality, 1) for modality in modalities)
-    assert len(backbone(torch.randn(2, channels, 64, 64), torch.zeros(2, 0, 64, 64))) == 4
+    assert len(backbone(torch.randn(2, channels, 64, 64), torch.zeros(2, 0, 64, 64)).maps) == 4
 
 
 @pytest.mark.parametrize("mode", ["block", "selective"])
@@ -154,7 +154,7 @@ def test_recomputing_changes_nothing(name: str, mode: Literal["block", "selectiv
     inputs, results = pictures(64, 64), []
     for built in (plain, again):
         torch.manual_seed(3)  # both drop the same branches
-        maps = built.encoder(*inputs)
+        maps = built.encoder(*inputs).maps
         weighed(maps).backward()
         after = torch.rand(3)
         results.append([*maps, *(p.grad for p in built.encoder.parameters()), *built.buffers(), after])
@@ -181,7 +181,7 @@ def test_state_travels(name: str) -> None:
     backbone(*inputs)  # moves the running statistics
     other.load_state_dict(backbone.eval().state_dict())
     with torch.no_grad():
-        for x, y in zip(backbone(*inputs), other(*inputs), strict=True):
+        for x, y in zip(backbone(*inputs).maps, other(*inputs).maps, strict=True):
             assert torch.equal(x, y)
 
 

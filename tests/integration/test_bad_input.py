@@ -153,6 +153,11 @@ def test_bad_data(
         (["plan", "--set", "train.strategy=fsdp"], "fsdp wants several workers, got 1"),
         (["ckpt", "ls", "nowhere"], "no checkpoints in nowhere"),
         (["bench", "train-step", "--precision", "fp8"], "--precision wants"),
+        (["bench", "inference", "nowhere"], "is no run directory"),
+        (["evaluate", "nowhere"], "is no run directory"),
+        (["predict", "nowhere", "--output", "boxes"], "is no run directory"),
+        (["robustness", "nowhere"], "is no run directory"),
+        (["robustness", "nowhere", "--kinds", "fog"], "--kinds: unknown 'fog'; known: noise, blur"),
         (["verify", "resume", "--recipe", "demo", "--steps", "2"], "--steps wants 4 or more, got 2"),
         (
             ["verify", "resume", "--recipe", "demo", "--workers", "2;3"],

@@ -14,7 +14,7 @@ from raydet.data.split import split_indices
 from raydet.models.build import build_detector
 from raydet.parallel.collectives import World
 from raydet.train.optim import build_optimizer
-from raydet.train.step import LOSS_NAMES, seed_slot, train_step
+from raydet.train.step import HEAD_LOSSES, seed_slot, train_step
 from tests.integration.test_real_pairs import base
 
 STEPS = 200
@@ -47,15 +47,15 @@ def test_bf16_follows_fp32_for_200_steps(shared_data: Path) -> None:
     torch.manual_seed(0)
     detector = build_detector(experiment).train()
     optimizer = build_optimizer(experiment.optim, detector.parameters())
-    losses = torch.zeros(2, STEPS, len(LOSS_NAMES))
+    losses = torch.zeros(2, STEPS, len(HEAD_LOSSES))
     for step in range(STEPS):
         epoch, position = divmod(step, loader.steps_per_epoch)
         (batch,) = next(loader.epoch(epoch, first_step=position))
         seed_slot(0, step, slot=0)
         with torch.no_grad():
             fp32 = detector(batch)
-        losses[0, step] = torch.stack([fp32[name] for name in LOSS_NAMES])
-        losses[1, step], _ = train_step(
+        losses[0, step] = torch.stack([fp32[name] for name in HEAD_LOSSES])
+        bf16, _ = train_step(
             detector,
             [batch],
             optimizer,
@@ -66,6 +66,7 @@ def test_bf16_follows_fp32_for_200_steps(shared_data: Path) -> None:
             world=World(),
             precision="bf16",
         )
+        losses[1, step] = torch.stack([bf16[name] for name in HEAD_LOSSES])
     assert torch.isfinite(losses).all()
     fp32_mean, bf16_mean = losses.sum(dim=2).mean(dim=1).tolist()
     assert bf16_mean == pytest.approx(fp32_mean, rel=0.02)

@@ -151,7 +151,7 @@ def detector(world: World, strategy: str, *, seed: int, kind: str) -> Built:
             world=world,
             precision="fp32",
         )
-        return mean(losses.sum(), world)
+        return mean(torch.stack(list(losses.values())).sum(), world)
 
     return model, optimizer, step
 

@@ -42,9 +42,9 @@ def experiment(**overrides: object) -> Experiment:
     )
 
 
-def losses(run_dir: Path) -> list[float]:
+def losses(run_dir: Path, column: str = "loss") -> list[float]:
     with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+        return [float(row[column]) for row in csv.DictReader(file)]
 
 
 LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
@@ -200,3 +200,30 @@ def test_a_loss_that_is_not_finite_is_named_by_every_rank(start: Start, tmp_path
     for output in start(command, workers=2, code=1):
         assert "the loss is not finite at step" in output
         assert "pictures sequence_" in output
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings"),
+    [
+        pytest.param("ddp", {}, marks=pytest.mark.exhaustive),
+        ("fsdp-block", {"train.strategy": "fsdp", "train.activation_checkpointing": "block"}),
+    ],
+)
+def test_losses_of_a_fusion_are_those_of_one_worker(
+    layout: str, settings: dict[str, object], train: Launch, tmp_path: Path
+) -> None:
+    """Guided attention in front of a gated block with learnt weights: each is a unit that is wrapped as a whole."""
+    fusion = {
+        "kind": "gaff",
+        "guide_intra": True,
+        "guide_inter": True,
+        "gated": True,
+        "merge_weights": "both",
+    }
+    common = {**MICRO, "model.fusion": fusion, "train.epochs": 1, "train.eval_every": 1}
+    train(experiment(**common), workers=1, name="alone")
+    train(experiment(**common, **settings), workers=2, name=layout)
+    for column in ("loss", "loss_guide_intra", "loss_guide_inter"):
+        expected = losses(tmp_path / "alone", column)
+        assert len(expected) == 4
+        assert losses(tmp_path / layout, column) == pytest.approx(expected, rel=1e-5)

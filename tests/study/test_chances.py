@@ -11,17 +11,17 @@ from rich.console import Console
 
 from raydet.recipes import recipe
 from raydet.track.base import NullTracker
+from raydet.tune.cells import Trial, seeds_of, trials_of
 from raydet.tune.early_stopping import EarlyStopping
 from raydet.tune.journal import Journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import cells_by_phase
 from raydet.tune.run import StudyRun
-from raydet.tune.study import Trial, seeds_of, trials_of
 from raydet.tune.view import StudyView
 from tune_spaces import gaff_phase1
 
 STUDY = gaff_phase1.study(recipe("demo"))
-(PHASE,) = STUDY.phases
+PHASE = gaff_phase1.PHASE
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from raydet.config import TrainConfig, apply_overrides
 from raydet.errors import StudyError
 from raydet.recipes import recipe
 from raydet.train.control import Stop, StopOrder, order_stop, ordered_stop
+from raydet.tune.cells import Trial, grid_cells, seeds_of, trial_directory, trials_of
 from raydet.tune.early_stopping import EarlyStopping, Screening
-from raydet.tune.study import Trial, grid_cells, seeds_of, trial_directory, trials_of
 from tests.study.conftest import events, names, tune
 from tune_spaces import gaff_phase1
 
@@ -59,7 +59,7 @@ def write_epochs(root: Path, trial: Trial, scores: list[float]) -> list[dict[str
 
 def test_a_trial_far_behind_is_ordered_to_stop_once(tmp_path: Path) -> None:
     study = gaff_phase1.study(BASE)
-    trials = trials_of(study, grid_cells(study, study.phases[0], first_number=1), seeds_of(study, 1))
+    trials = trials_of(study, grid_cells(study, gaff_phase1.PHASE, first_number=1), seeds_of(study, 1))
     screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric="mAP")
     good, bad = trials[:2]
     screening.begin(good)
@@ -83,7 +83,7 @@ def test_a_trial_far_behind_is_ordered_to_stop_once(tmp_path: Path) -> None:
 
 def test_a_driver_that_comes_later_does_not_judge_again(tmp_path: Path) -> None:
     study = gaff_phase1.study(BASE)
-    trials = trials_of(study, grid_cells(study, study.phases[0], first_number=1), seeds_of(study, 1))
+    trials = trials_of(study, grid_cells(study, gaff_phase1.PHASE, first_number=1), seeds_of(study, 1))
     good, bad = trials[:2]
     write_epochs(tmp_path, good, [0.9] * 3)
     rows = write_epochs(tmp_path, bad, [0.1] * 3)

@@ -84,12 +84,12 @@ def test_a_submitted_study(head: dict[str, str], tmp_path: Path) -> None:
     command = [str(RAY), "job", "submit", "--working-dir", str(ROOT), "--", *entrypoint.split()]
     job = subprocess.run(command, env=head, capture_output=True, text=True, timeout=400)
     assert job.returncode == 0, job.stdout + job.stderr
-    assert "phase1_stage_selection: 8 trials, 0 finished already, 8 to run" in job.stdout
-    assert "[2/29]" in job.stdout
-    assert "gaff: 2 of 8 trials finished, by mAP" in job.stdout
+    assert "controls: 4 trials, 0 finished already, 4 to run" in job.stdout
+    assert "[2/37]" in job.stdout
+    assert "gaff: 2 of 12 trials finished, by mAP" in job.stdout
     finished = names(storage, "finished")
     assert len(finished) == 2
     assert set(finished.values()) == {1}
     runs = mlflow_runs(storage)
-    assert {name for name in runs if name.startswith("exp_")} == set(finished)
+    assert {name for name in runs if name.startswith("control_")} == set(finished)
     assert {status for status, _ in runs.values()} == {"FINISHED"}

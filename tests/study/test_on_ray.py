@@ -35,10 +35,10 @@ def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
     first = tune(tmp_path, "--max-trials", "2", "--workers", "2")
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stderr == ""
-    assert "[1/29] exp_001_s1_r4_is0_mb0  mAP " in first.stdout
-    assert "6 trials left after --max-trials 2; the same command goes on" in first.stdout
+    assert "[1/37] control_rgb  mAP " in first.stdout
+    assert "2 trials left after --max-trials 2; the same command goes on" in first.stdout
 
-    run_dir = tmp_path / "gaff" / "phase1_stage_selection" / "exp_001_s1_r4_is0_mb0"
+    run_dir = tmp_path / "gaff" / "controls" / "control_rgb"
     files = {path.name for path in run_dir.iterdir()}
     assert files >= {
         "config.json",
@@ -51,19 +51,20 @@ def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
     }
     assert json.loads((run_dir / "model_info.json").read_text())["workers"] == 2
     experiment = Experiment.from_json((run_dir / "config.json").read_text(), where="test")
-    assert experiment.model.fusion_stages == (1,)
+    assert experiment.model.rgb_modalities == ("rgb",)
+    assert experiment.model.fusion_stages == ()
     with (tmp_path / "gaff" / "summary_all_experiments.csv").open(newline="") as file:
-        assert [row["status"] for row in csv.DictReader(file)] == ["finished"] * 2 + ["pending"] * 6
+        assert [row["status"] for row in csv.DictReader(file)] == ["finished"] * 2 + ["pending"] * 10
 
     second = tune(tmp_path, "--max-trials", "1", "--workers", "2")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "8 trials, 2 finished already, 6 to run" in second.stdout
-    started = ["exp_001_s1_r4_is0_mb0", "exp_002_s2_r4_is0_mb0", "exp_003_s3_r4_is0_mb0"]
+    assert "4 trials, 2 finished already, 2 to run" in second.stdout
+    started = ["control_rgb", "control_thermal", "control_event"]
     assert names(tmp_path, "started") == dict.fromkeys(started, 1)
     assert names(tmp_path, "tracked") == dict.fromkeys(started, 1)
     assert mlflow_runs(tmp_path) == {
-        "phase1_stage_selection": ("FINISHED", None),
-        **dict.fromkeys(started, ("FINISHED", "phase1_stage_selection")),
+        "controls": ("FINISHED", None),
+        **dict.fromkeys(started, ("FINISHED", "controls")),
     }
 
     # A driver that was killed right after a trial's end: its files are there, the journal does not know.
@@ -74,7 +75,7 @@ def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
     journal.write_text("".join(json.dumps(entry) + "\n" for entry in lost))
     third = tune(tmp_path, "--max-trials", "1", "--workers", "2")
     assert third.returncode == 0, third.stdout + third.stderr
-    four = [*started, "exp_004_s4_r4_is0_mb0"]
+    four = [*started, "control_baseline"]
     assert names(tmp_path, "started") == dict.fromkeys(four, 1)
     assert names(tmp_path, "finished") == dict.fromkeys(four, 1)
     assert names(tmp_path, "tracked") == dict.fromkeys(four, 1)
@@ -142,12 +143,12 @@ def test_the_whole_two_phase_study(tmp_path: Path) -> None:
     whole = tune(tmp_path, "--concurrency", "2", "--set", "train.epochs=1")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert "phase2_hyperparameter_tuning: 24 trials, 3 finished already, 21 to run" in whole.stdout
-    assert len(names(tmp_path, "finished")) == 29
+    assert len(names(tmp_path, "finished")) == 37  # with 4 controls, and 2 x 2 for the confirmation
     assert set(names(tmp_path, "started").values()) == {1}
     runs = mlflow_runs(tmp_path)
-    assert len(runs) == 31
+    assert len(runs) == 41
     again = tune(tmp_path, "--concurrency", "2", "--set", "train.epochs=1")
     assert again.returncode == 0
     assert "everything has run already, nothing to do" in again.stdout
-    assert len(names(tmp_path, "started")) == 29
+    assert len(names(tmp_path, "started")) == 37
     assert mlflow_runs(tmp_path) == runs

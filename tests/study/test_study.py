@@ -12,18 +12,20 @@ from raydet.config import CSSAFusion, Experiment, apply_overrides
 from raydet.errors import StudyError
 from raydet.models.build import describe_parameters
 from raydet.recipes import recipe
-from raydet.tune.journal import Events
+from raydet.tune.cells import grid_cells, promotion_cells, seeds_of, trials_of, twin_of
+from raydet.tune.journal import Events, Journal, read_journal
 from raydet.tune.options import StudyOptions
-from raydet.tune.phases import all_cells
+from raydet.tune.phases import all_trials, trials_by_phase
+from raydet.tune.protocol import Protocol, deviations, newest_protocol, protocol_of, remember_protocol
 from raydet.tune.records import records_of, summary_rows
 from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
 from raydet.tune.spaces import load_space, space_names
-from raydet.tune.study import grid_cells, promotion_cells, seeds_of, trials_of
 from tune_spaces import gaff_phase1, gaff_phase2
 
 STUDY = gaff_phase2.study(recipe("rgbte_mit_b1"))
-PHASE_1 = grid_cells(STUDY, STUDY.phases[0], first_number=1)
+CONTROLS, FIRST, SECOND, CONFIRMATION = STUDY.phases
+PHASE_1 = grid_cells(STUDY, FIRST, first_number=1)
 
 
 def test_phase_1_has_the_eight_cells_of_the_guide() -> None:
@@ -40,7 +42,7 @@ def test_phase_1_has_the_eight_cells_of_the_guide() -> None:
 
 
 def test_phase_2_has_24_cells_of_which_21_are_new() -> None:
-    cells = promotion_cells(STUDY, STUDY.phases[1], [(3,), (2, 3), (3, 4)], known=PHASE_1)
+    cells = promotion_cells(STUDY, SECOND, [(3,), (2, 3), (3, 4)], known=PHASE_1)
     assert len(cells) == 24
     assert len({cell.code for cell in (*PHASE_1, *cells)}) == 29
     new = [cell for cell in cells if cell not in PHASE_1]
@@ -79,7 +81,7 @@ def test_repeats_differ_in_seed_name_and_key() -> None:
 def test_both_spaces_agree_on_phase_1() -> None:
     alone = gaff_phase1.study(recipe("rgbte_mit_b1"))
     assert alone.base == STUDY.base
-    assert alone.phases == STUDY.phases[:1]
+    assert alone.phases == (CONTROLS, FIRST)
 
 
 def candidates_from(scores: dict[tuple[int, ...], list[float]]) -> list[Candidate]:
@@ -146,9 +148,11 @@ def test_promotion_does_not_depend_on_the_order_and_stays_near_the_best(
 
 def test_a_plan_says_what_is_decided_and_writes_nothing(tmp_path: Path) -> None:
     plan = plan_study(STUDY, StudyOptions(storage=tmp_path))
-    assert [trial["name"] for trial in plan["trials"]] == [cell.trial_name(42, 42) for cell in PHASE_1]
+    controls = ["control_rgb", "control_thermal", "control_event", "control_baseline"]
+    cells = [cell.trial_name(42, 42) for cell in PHASE_1]
+    assert [trial["name"] for trial in plan["trials"]] == [*controls, *cells]
     assert {trial["status"] for trial in plan["trials"]} == {"pending"}
-    assert plan["undecided"] == ["phase2_hyperparameter_tuning"]
+    assert plan["undecided"] == ["phase2_hyperparameter_tuning", "confirmation"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,7 +165,7 @@ def test_cells_survive_json(seed_count: int) -> None:
 @pytest.mark.parametrize("name", space_names())
 def test_every_trial_of_every_space_can_be_built(name: str) -> None:
     study = load_space(name, recipe("demo"), {})
-    trials = trials_of(study, all_cells(study, Events([])), seeds_of(study, 1))
+    trials = all_trials(study, Events([]), 1)
     assert len({trial.key for trial in trials}) == len({trial.name for trial in trials}) == len(trials)
     for factor in study.factors:
         assert factor.default in factor.values
@@ -172,7 +176,7 @@ def test_every_trial_of_every_space_can_be_built(name: str) -> None:
 def test_fusion_methods_has_controls_of_what_the_data_have() -> None:
     def arms(missing: list[str]) -> dict[str, Experiment]:
         study = load_space("fusion_methods", apply_overrides(recipe("demo"), {"data.missing": missing}), {})
-        trials = trials_of(study, all_cells(study, Events([])), seeds_of(study, 1))
+        trials = all_trials(study, Events([]), 1)
         return {trial.cell.code: trial.experiment for trial in trials}
 
     everything = arms([])
@@ -197,7 +201,7 @@ def test_a_setting_that_an_arm_makes_is_refused(path: str) -> None:
 
 def test_arms_are_made_from_the_base_as_it_is_set() -> None:
     study = load_space("modalities", recipe("demo"), {"model.fusion.kind": "gaff", "data.missing": ["event"]})
-    trials = trials_of(study, all_cells(study, Events([])), seeds_of(study, 1))
+    trials = all_trials(study, Events([]), 1)
     assert [trial.cell.code for trial in trials] == ["rgb", "thermal", "rgb_thermal"]
     assert trials[2].experiment.model.fusion.kind == "gaff"
     assert all(trials[0].experiment.model.fusion_at(stage).kind == "identity" for stage in (1, 2, 3, 4))
@@ -207,11 +211,11 @@ def test_arms_are_made_from_the_base_as_it_is_set() -> None:
 def test_what_the_journal_keeps_of_a_space_is_the_space(name: str) -> None:
     study = load_space(name, recipe("demo"), {})
     assert type(study).from_json(study.to_json(), where="test") == study
-    trials = trials_of(study, all_cells(study, Events([])), seeds_of(study, 1))
+    trials = all_trials(study, Events([]), 1)
     assert all(type(trial).from_json(trial.to_json(), where="test") == trial for trial in trials)
     rows = summary_rows(study, records_of(trials, Events([])))
     for factor in study.factors:
-        assert {row[factor.path.split(".")[-1]] for row in rows} <= set(factor.values)
+        assert {row[factor.path.split(".")[-1]] for row in rows} <= {*factor.values, None}
 
 
 def test_a_space_of_ones_own(tmp_path: Path) -> None:
@@ -223,3 +227,73 @@ def test_a_space_of_ones_own(tmp_path: Path) -> None:
         load_space(str(path), recipe("demo"), {})
     with pytest.raises(StudyError, match="No such file"):
         load_space(str(tmp_path / "missing.py"), recipe("demo"), {})
+
+
+def test_controls_come_into_every_space_that_compares_fusions() -> None:
+    for name in space_names():
+        study = load_space(name, recipe("demo"), {"data.missing": ["event"]})
+        codes = [trial.cell.code for trial in all_trials(study, Events([]), 1) if trial.cell.is_control]
+        assert codes[:2] == ([] if name == "memory" else ["rgb", "thermal"]), name
+
+
+def test_a_twin_has_seeds_of_its_own_and_stands_for_the_same_function() -> None:
+    cells = promotion_cells(STUDY, SECOND, [(3,)], known=PHASE_1)
+    trials = {trial.cell.code: trial for trial in trials_of(STUDY, cells, seeds_of(STUDY, 1))}
+    plain, twin = trials["s3_r4_is0_mb0"], trials["s3_r4_is1_mb0"]
+    assert (plain.experiment.seed, twin.experiment.seed) == (42, 1042)
+    assert twin.name == "exp_010_s3_r4_is1_mb0"
+    assert twin_of(STUDY, twin.cell) == plain.cell.code
+    assert len({twin_of(STUDY, cell) for cell in cells}) == 4
+
+
+def test_the_winner_and_the_best_control_run_again_with_fresh_seeds() -> None:
+    journal = Events(
+        [
+            {"event": "promoted", "phase": SECOND.name, "choices": [{"pattern": [3]}]},
+            {"event": "confirming", "codes": ["s3_r8_is0_mb1", "thermal"]},
+        ]
+    )
+    *_, again = trials_by_phase(STUDY, journal, 3).values()
+    assert [trial.name for trial in again] == [
+        *(f"control_thermal_seed{seed}" for seed in (100042, 100043, 100044)),
+        *(f"exp_013_s3_r8_is0_mb1_seed{seed}" for seed in (100042, 100043, 100044)),
+    ]
+    assert {trial.phase for trial in again} == {"confirmation"}
+    assert len({trial.key for trial in all_trials(STUDY, journal, 3)}) == 3 * (4 + 8 + 7) + 6
+
+
+def test_arms_can_be_chosen_but_controls_stay() -> None:
+    study = load_space("fusion_methods", recipe("demo"), {}, arms=["add", "cmx", "gaff"])
+    codes = [trial.cell.code for trial in all_trials(study, Events([]), 1)]
+    assert codes == [
+        "rgb",
+        "thermal",
+        "event",
+        "rgb_twice",
+        "thermal_twice",
+        "event_twice",
+        "add",
+        "cmx",
+        "gaff",
+    ]
+    assert study.factors[0].twins == ()
+    assert [hypothesis.name for hypothesis in study.hypotheses] == ["F1", "F2", "F4"]
+    with pytest.raises(StudyError, match="fusion_methods has no arm 'gaf'; it has add, concat"):
+        load_space("fusion_methods", recipe("demo"), {}, arms=["gaf"])
+
+
+def test_other_rules_than_before_are_a_deviation(tmp_path: Path) -> None:
+    def rules(seeds: int) -> Protocol:
+        return protocol_of(STUDY, StudyOptions(storage=tmp_path, seeds=seeds))
+
+    with Journal(tmp_path) as journal:
+        assert remember_protocol(journal, rules(3)) is None
+        assert remember_protocol(journal, rules(3)) is None
+        journal.append("finished", key="a", name="a", results={})
+        deviation = remember_protocol(journal, rules(4))
+        assert deviation is not None
+        assert deviation.changes[0] == "seeds (42, 43, 44) became (42, 43, 44, 45)"
+        assert deviation.num_finished == 1
+        assert remember_protocol(journal, rules(4)) is None
+        assert newest_protocol(read_journal(tmp_path)) == rules(4)
+        assert len(deviations(journal)) == 1

@@ -69,6 +69,7 @@ class CocoSet:
         path = Path(annotations)
         tree = _read_json(path)
         self.classes, label_of = _read_categories(tree["categories"], path)
+        self.category_ids = tuple(label_of)  # by label
         self.modalities = tuple(name for name in _modalities(tree["images"], path) if name not in missing)
         directory = Path(root) if root is not None else path.parent
         pictures: dict[str, _Picture] = {}

@@ -13,16 +13,25 @@ Legend: B batch, C channels, H W map.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from raydet.models.backbones.stage import STRIDES, Stage
-from raydet.models.fusion.base import Fusion
+from raydet.models.fusion.base import Fusion, Guides
 from raydet.models.init import init_segformer
 
 Init = Literal["segformer", "fusions", "seed"]
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of a batch."""
+
+    maps: list[Tensor]
+    """Fused maps at strides 4, 8, 16, 32."""
+    guides: list[Guides]
+    """Of the fusions that have losses of their own."""
 
 
 class DualStreamEncoder(nn.Module):
@@ -47,7 +56,8 @@ class DualStreamEncoder(nn.Module):
         super().__init__()
         assert len(aux_stages) == num_aux_stages(fusions), "a stage would be missing, or never be read"
         self.channels = tuple(
-            stage.channels * fusion.widening for stage, fusion in zip(_each(rgb_stages), fusions, strict=True)
+            fusion.fused_channels(stage.channels)
+            for stage, fusion in zip(_each(rgb_stages), fusions, strict=True)
         )
         self.strides = STRIDES
         self.rgb_stages = rgb_stages
@@ -61,19 +71,21 @@ class DualStreamEncoder(nn.Module):
         yield from _each(self.rgb_stages)
         yield from _each(self.aux_stages)
 
-    def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> list[Tensor]:
-        """Fused maps at strides 4, 8, 16, 32; inputs are normalised pictures, at least 32 x 32."""
+    def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> Encoded:
+        """Inputs are normalised pictures, at least 32 x 32."""
         rgb_BCHW = rgb_BCHW.contiguous(memory_format=torch.channels_last)
         aux_BCHW = aux_BCHW.contiguous(memory_format=torch.channels_last)
-        fused_maps = []
+        encoded = Encoded([], [])
         for stage, fusion in enumerate(self.fusions):
             rgb_BCHW = self.rgb_stages[stage](rgb_BCHW)
             if stage < len(self.aux_stages):
                 aux_BCHW = self.aux_stages[stage](aux_BCHW)
             # Beyond the last aux stage every fusion ignores its second input.
-            fused_BCHW, rgb_BCHW, aux_BCHW = fusion(rgb_BCHW, aux_BCHW)
-            fused_maps.append(fused_BCHW)
-        return fused_maps
+            fused_BCHW, rgb_BCHW, aux_BCHW, guides = fusion(rgb_BCHW, aux_BCHW)
+            encoded.maps.append(fused_BCHW)
+            if guides is not None:
+                encoded.guides.append(guides)
+        return encoded
 
 
 def num_aux_stages(fusions: Sequence[Fusion]) -> int:

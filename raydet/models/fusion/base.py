@@ -20,15 +20,31 @@ from torch import Tensor, nn
 Flow = Literal["rectified", "fused"]
 
 
+class Guides(NamedTuple):
+    """What a fusion believes about the picture, to be compared with its boxes; see `fusion.guided`."""
+
+    masks_B2HW: Tensor
+    """Where the RGB map shows an object, and where the other one does: logits."""
+    choice_B2HW: Tensor | None
+    """Which of the two to trust: logits of a softmax."""
+
+
 class FusionOutput(NamedTuple):
-    """Three maps [B, C, H, W], but for `Fusion.widening`."""
+    """Three maps [B, C, H, W], but for `Fusion.fused_channels`."""
 
     fused: Tensor
-    """For the detector; C times the fusion's `widening` channels."""
+    """For the detector."""
     rgb_next: Tensor
     """Enters the next stage of the RGB stream."""
     aux_next: Tensor
     """Enters the next stage of the other stream."""
+    guides: Guides | None = None
+    """Where the fusion has losses of its own."""
+
+    @property
+    def maps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All but the guides."""
+        return self.fused, self.rgb_next, self.aux_next
 
 
 class Fusion(nn.Module, ABC):
@@ -36,12 +52,14 @@ class Fusion(nn.Module, ABC):
 
     reads_aux: ClassVar[bool] = True
     """False: the second input has no influence on the fused map."""
-    widening: ClassVar[int] = 1
-    """Channels of the fused map over those of one input."""
 
     @abstractmethod
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> FusionOutput:
         """Fuse two maps of one shape."""
+
+    def fused_channels(self, channels: int) -> int:
+        """Channels of the fused map, by those of one input."""
+        return channels
 
 
 def route(flow: Flow, *, fused: Tensor, rgb_rectified: Tensor, aux_rectified: Tensor) -> FusionOutput:

@@ -101,11 +101,16 @@ class CSSA(Fusion):
         self.conv7 = nn.Conv2d(2, 1, 7, padding=3) if variant == "conv7" else None
 
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> FusionOutput:
-        rgb_switched = self._switched(self.weights_rgb(rgb_BCHW), rgb_BCHW, aux_BCHW)
-        aux_switched = self._switched(self.weights_aux(aux_BCHW), aux_BCHW, rgb_BCHW)
-        attention_B1HW = self._attention(rgb_switched, aux_switched)
+        rgb_switched, aux_switched = self.switched(rgb_BCHW, aux_BCHW)
+        attention_B1HW = self.attention(rgb_switched, aux_switched)
         fused_BCHW = (rgb_switched + aux_switched) / 2 * attention_B1HW
         return route(self.flow, fused=fused_BCHW, rgb_rectified=rgb_switched, aux_rectified=aux_switched)
+
+    def switched(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps after the switch."""
+        rgb_switched = self._switched(self.weights_rgb(rgb_BCHW), rgb_BCHW, aux_BCHW)
+        aux_switched = self._switched(self.weights_aux(aux_BCHW), aux_BCHW, rgb_BCHW)
+        return rgb_switched, aux_switched
 
     def _switched(self, weight_BC11: Tensor, own_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
         is_switched = weight_BC11 < self.threshold
@@ -115,8 +120,11 @@ class CSSA(Fusion):
         switch = is_switched.to(own_BCHW.dtype) + (soft - soft.detach()).to(own_BCHW.dtype)
         return switch * other_BCHW + (1 - switch) * own_BCHW
 
-    def _attention(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> Tensor:
-        """Mean and maximum are those of all 2C channels, to the last bit the same if the streams change places."""
+    def attention(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> Tensor:
+        """How much each pixel of two switched maps matters, 0..1: [B, 1, H, W].
+
+        Mean and maximum are those of all 2C channels, to the last bit the same if the streams change places.
+        """
         mean_B1HW = (rgb_BCHW.mean(dim=1, keepdim=True) + aux_BCHW.mean(dim=1, keepdim=True)) / 2
         most_B1HW = torch.maximum(rgb_BCHW.amax(dim=1, keepdim=True), aux_BCHW.amax(dim=1, keepdim=True))
         if self.conv7 is None:

@@ -12,4 +12,11 @@ STAGES = gaff_phase1.STAGES.model_copy(update={"values": gaff_phase1.STAGES.valu
 def study(base: Experiment) -> Study:
     """Six cells."""
     whole = gaff_phase1.study(base)
-    return whole.model_copy(update={"factors": (STAGES, *whole.factors[1:])})
+    return whole.model_copy(
+        update={
+            "factors": (STAGES, *whole.factors[1:]),
+            "phases": whole.phases[-1:],
+            "hypotheses": (),
+            "needs_controls": False,
+        }
+    )

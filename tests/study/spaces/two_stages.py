@@ -12,7 +12,7 @@ STAGES = gaff_phase1.STAGES.model_copy(update={"values": ((3,), (4,))})
 def study(base: Experiment) -> Study:
     """Two cells of phase 1, two new ones of phase 2."""
     whole = gaff_phase2.study(base)
-    first, second = whole.phases
+    _, first, second, _ = whole.phases
     return whole.model_copy(
         update={
             "factors": (STAGES, *whole.factors[1:]),
@@ -20,5 +20,7 @@ def study(base: Experiment) -> Study:
                 first,
                 second.model_copy(update={"top": 2, "vary": (gaff_phase1.MERGE_BOTTLENECK.path,)}),
             ),
+            "hypotheses": (),
+            "needs_controls": False,
         }
     )

@@ -26,6 +26,18 @@ CASES: dict[str, dict[str, object]] = {
         "model.fusion": {"kind": "gaff", "inter_shared": True, "merge_bottleneck": True},
         "model.elsewhere": IDENTITY,
     },
+    "gaff extended": {
+        "model.fusion": {"kind": "gaff", "merge_weights": "both", "inter_scales": 3, "out_channels": 24},
+    },
+    "gaff guided": {
+        "model.fusion": {
+            "kind": "gaff",
+            "se_reduction": None,
+            "gated": True,
+            "guide_intra": True,
+            "guide_inter": True,
+        },
+    },
     "cross-attention": {"model.fusion": {"kind": "cross_attention"}, "model.fusion_stages": [2, 4]},
     "late": {"model.fusion": {"kind": "late_concat"}},
     "identity": {"model.fusion": IDENTITY, "model.elsewhere": IDENTITY},

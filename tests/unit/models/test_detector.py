@@ -400,3 +400,26 @@ def test_the_model_config_covers_what_is_built() -> None:
         "identity",
     ]
     assert len(detector.encoder.aux_stages) == 3
+
+
+# --- a modality taken away
+
+
+@pytest.mark.parametrize("modality", ["rgb", "thermal", "event"])
+def test_without_a_modality_is_as_built_without_it(modality: str) -> None:
+    experiment = recipe("demo")
+    batch = make_batch()
+    whole = build_detector(experiment).eval()
+    data = experiment.data.model_copy(update={"missing": (modality,)})
+    lacking = build_detector(experiment.model_copy(update={"data": data})).eval()
+    lacking.load_state_dict(whole.state_dict())
+    streams = (whole.rgb_input, whole.aux_input), (lacking.rgb_input, lacking.aux_input)
+    as_it_is = [stream(batch) for stream in streams[0]]
+    with whole.without(modality):
+        for stream, other in zip(*streams, strict=True):
+            assert torch.equal(stream(batch), other(batch))
+        assert torch.equal(whole(batch)[0].boxes_xyxy, lacking(batch)[0].boxes_xyxy)
+    for stream, before in zip(streams[0], as_it_is, strict=True):
+        assert torch.equal(stream(batch), before), "it is back again"
+    assert whole.modalities == ("rgb", "thermal", "event")
+    assert modality not in lacking.modalities

@@ -15,6 +15,7 @@ from raydet.models.fusion.cssa import CSSA, ChannelWeights
 from raydet.models.fusion.gaff import GAFF, InterModalityGates
 from raydet.models.fusion.identity import Identity
 from raydet.models.fusion.late_concat import LateConcat
+from raydet.models.init import init_segformer
 
 
 def two_maps(channels: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +99,7 @@ def test_cmx_sends_on_what_the_flow_says() -> None:
     assert torch.equal(out.rgb_next, rgb_rectified)
     assert torch.equal(out.aux_next, aux_rectified)
     assert torch.equal(out.fused, rectified.ffm(rgb_rectified, aux_rectified))
-    for x in fused(rgb, aux):
+    for x in fused(rgb, aux).maps:
         assert torch.equal(x, out.fused)
 
 
@@ -165,8 +166,21 @@ def test_shared_gates_are_two_separate_convolutions_stacked() -> None:
     shared = sin_filled(GAFF(channels=8, inter_shared=True))
     with torch.no_grad():
         shared.inter.convs[0].weight.copy_(torch.cat([conv.weight for conv in separate.inter.convs]))
-    for x, y in zip(separate(*two_maps(8)), shared(*two_maps(8)), strict=True):
+    for x, y in zip(separate(*two_maps(8)).maps, shared(*two_maps(8)).maps, strict=True):
         torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("init", ["segformer", "seed"])
+def test_both_forms_of_the_gates_start_alike(init: str) -> None:
+    """Twins must be drawn from one distribution: with equal seeds they are the same function."""
+    weights = []
+    for inter_shared in (False, True):
+        torch.manual_seed(0)
+        gaff = GAFF(channels=8, inter_shared=inter_shared)
+        if init == "segformer":
+            gaff.inter.apply(init_segformer)
+        weights.append(torch.cat([conv.weight for conv in gaff.inter.convs]))
+    assert torch.equal(*weights)
 
 
 def test_gates_without_weights_are_one_half() -> None:

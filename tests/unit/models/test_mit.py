@@ -85,7 +85,7 @@ B0_MEAN_MAGNITUDES = [0.043902453, 0.326431625, 0.167559709, 0.019248509]
 @pytest.mark.parametrize("name", WHOLE_ENCODER_SUMS)
 def test_whole_encoder(name: str) -> None:
     encoder = sin_filled(cmx_encoder(name))
-    maps = encoder(sin_input(1, 3, 64, 96), sin_input(1, 2, 64, 96, phase=1))
+    maps = encoder(sin_input(1, 3, 64, 96), sin_input(1, 2, 64, 96, phase=1)).maps
     c1, c2, c3, c4 = encoder.channels
     assert [tuple(x.shape[1:]) for x in maps] == [(c1, 16, 24), (c2, 8, 12), (c3, 4, 6), (c4, 2, 3)]
     assert [x.sum().item() for x in maps] == pytest.approx(WHOLE_ENCODER_SUMS[name], abs=1e-6)

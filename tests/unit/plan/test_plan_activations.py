@@ -11,6 +11,15 @@ from raydet.plan.fit import with_train
 from raydet.plan.ledger import Ledger, ledger
 from tests.unit.plan.real import NUM_OBJECTS, experiment, peak_bytes, saved_bytes
 
+EXTENDED = {
+    "kind": "gaff",
+    "inter_scales": 3,
+    "merge_weights": "both",
+    "gated": True,
+    "guide_intra": True,
+    "guide_inter": True,
+}
+
 
 def planned(run: Experiment, pictures: int) -> Ledger:
     """One rank, no accumulation, the CPU's kernels."""
@@ -28,7 +37,7 @@ def run_of(variant: str, precision: str, mode: str, fusion: str) -> Experiment:
     overrides: dict[str, Any] = {
         "train.precision": precision,
         "train.activation_checkpointing": mode,
-        "model.fusion": {"kind": fusion},
+        "model.fusion": EXTENDED if fusion == "gaff_extended" else {"kind": fusion},
     }
     return experiment(variant, **overrides)
 
@@ -37,7 +46,7 @@ def run_of(variant: str, precision: str, mode: str, fusion: str) -> Experiment:
     ("variant", "precision", "mode", "fusion"),
     [
         ("nano", "fp32", "none", "gaff"),
-        ("nano", "bf16", "block", "gaff"),
+        ("nano", "bf16", "block", "gaff_extended"),
         ("nano", "fp32", "none", "cross_attention"),
         ("nano", "bf16", "none", "cssa"),
         ("nano", "fp32", "none", "late_concat"),
@@ -55,7 +64,7 @@ def test_what_autograd_keeps(variant: str, precision: str, mode: str, fusion: st
 @pytest.mark.parametrize(
     ("variant", "precision", "mode", "fusion"),
     [
-        ("nano", "bf16", "block", "gaff"),
+        ("nano", "bf16", "block", "gaff_extended"),
         ("nano", "fp32", "none", "cross_attention"),
         ("nano", "bf16", "none", "cssa"),
         ("nano", "fp32", "none", "late_concat"),

@@ -1,0 +1,120 @@
+"""How many pictures per second finished runs look at, one beside the other.
+
+Timed is the detector alone, from a batch on the device to detections: no disk, no drawing, no way back to source
+pixels. The runs take turns, and the device has done everything that it was asked for before the clock is read.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raydet.bench.machine import device_name, wait_for
+from raydet.data.loader import EvalLoader
+from raydet.plan.flops import forward_flops
+from raydet.structures import Batch
+from raydet.train.trained import TrainedRun, open_trained
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of one run, over the rounds."""
+
+    run: str
+    images_per_s: float
+    """Median."""
+    slowest: float
+    """Round, images/s."""
+    fastest: float
+    of_first: float
+    """Median ratio to the first run's speed in the same round."""
+    images: int
+    """Per round."""
+    canvas_hw: tuple[int, int]
+    parameters: int
+    gflops: float
+    """Forward, per picture: see `raydet.plan.flops`."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceReport:
+    """Everything that was measured; fp32, as runs are evaluated."""
+
+    device: str
+    torch_version: str
+    batch: int
+    rounds: int
+    speeds: list[Speed]
+
+
+def bench_inference(
+    run_dirs: Sequence[Path],
+    *,
+    batch_size: int = 1,
+    num_images: int = 32,
+    rounds: int = 5,
+    device: torch.device | None = None,
+) -> InferenceReport:
+    """Time the detectors of finished runs on their own validation pictures.
+
+    Args:
+        num_images: of each run's pictures, at most; repeated where they do not fill the last batch.
+        rounds: that count; one more before them warms up.
+
+    Raises:
+        ConfigError: a directory holds no run, or one without a checkpoint.
+        DataError: a picture cannot be read.
+    """
+    device = device or torch.device("cpu")
+    runs = [open_trained(run_dir, device=device) for run_dir in run_dirs]
+    batches = [_batches(run, batch_size, num_images) for run in runs]
+    turns: list[list[float]] = [[] for _ in runs]
+    for turn in range(rounds + 1):
+        for run, pictures, mine in zip(runs, batches, turns, strict=True):
+            elapsed_s = _pass_s(run, pictures)
+            if turn:
+                mine.append(len(pictures) * batch_size / elapsed_s)
+    return InferenceReport(
+        device=device_name(device),
+        torch_version=torch.__version__,
+        batch=batch_size,
+        rounds=rounds,
+        speeds=[
+            Speed(
+                run=str(run.run_dir),
+                images_per_s=statistics.median(mine),
+                slowest=min(mine),
+                fastest=max(mine),
+                of_first=statistics.median(a / b for a, b in zip(mine, turns[0], strict=True)),
+                images=len(pictures) * batch_size,
+                canvas_hw=run.experiment.data.canvas_hw,
+                parameters=sum(parameter.numel() for parameter in run.detector.parameters()),
+                gflops=forward_flops(run.experiment)["total"] / 1e9,
+            )
+            for run, pictures, mine in zip(runs, batches, turns, strict=True)
+        ],
+    )
+
+
+def _batches(run: TrainedRun, batch_size: int, num_images: int) -> list[Batch]:
+    """Full batches on the device."""
+    indices = run.val_indices[:num_images]
+    missing = -len(indices) % batch_size
+    indices = [*indices, *(indices * missing)[:missing]]
+    loader = EvalLoader(run.source, indices, data=run.experiment.data, batch_size=batch_size)
+    return [batch.to(run.device) for batch, _ in loader]
+
+
+@torch.no_grad()
+def _pass_s(run: TrainedRun, batches: Sequence[Batch]) -> float:
+    wait_for(run.device)
+    started = time.perf_counter()
+    for batch in batches:
+        run.detector(batch)
+    wait_for(run.device)
+    return time.perf_counter() - started

@@ -1,0 +1,57 @@
+"""`raydet evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raydet.cli.options import (
+    AsJsonOption,
+    DeviceOption,
+    OtherDataOption,
+    RunArgument,
+    describe_run,
+    interruptible,
+    opened_run,
+    output_directory,
+)
+
+
+def evaluate(
+    run: RunArgument,
+    data: OtherDataOption = None,
+    output: Annotated[Path | None, typer.Option(help="Write the JSON object to this file, too.")] = None,
+    use_gpu: DeviceOption = None,
+    as_json: AsJsonOption = False,
+) -> None:
+    """COCO metrics of a run's newest checkpoint; the run's own files stay as they are."""
+    opened = opened_run(run, data=data, use_gpu=use_gpu)
+    if output is not None:
+        output_directory(output.parent)
+    from raydet.train.trained import evaluated
+
+    with interruptible("nothing was written"):
+        result = evaluated(opened)
+    found = describe_run(opened) | {"metrics": result.metrics, "per_class_ap": result.per_class_ap}
+    if output is not None:
+        output.write_text(json.dumps(found, indent=2) + "\n")
+    typer.echo(json.dumps(found) if as_json else "\n".join(_lines(found)))
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"{found['run']}, {found['checkpoint']}: {found['images']} pictures ({found['data']['kind']}), "
+        f"{', '.join(found['modalities'])}"
+    )
+    for name, value in found["metrics"].items():
+        yield _row(name, value)
+    for name, value in found["per_class_ap"].items():
+        yield _row(f"AP {name}", value)
+
+
+def _row(name: str, value: float | None) -> str:
+    return f"{name:20} " + ("no objects in this bin" if value is None else f"{value:.4f}")

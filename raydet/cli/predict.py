@@ -1,0 +1,70 @@
+"""`raydet predict`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raydet.cli.options import (
+    DeviceOption,
+    OtherDataOption,
+    RunArgument,
+    interruptible,
+    opened_run,
+    output_directory,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from raydet.train.trained import TrainedRun
+
+DETECTIONS = "detections.json"
+
+
+def predict(
+    run: RunArgument,
+    output: Annotated[Path, typer.Option(help="Directory for detections.json and pictures/.")],
+    data: OtherDataOption = None,
+    draw: Annotated[int, typer.Option(min=0, help="Pictures to draw, the first ones.")] = 0,
+    draw_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Draw detections from this score on.")
+    ] = 0.5,
+    use_gpu: DeviceOption = None,
+) -> None:
+    """Detections of a run's newest checkpoint as COCO json, in source pixels."""
+    opened = opened_run(run, data=data, use_gpu=use_gpu)
+    path = output_directory(output) / DETECTIONS
+    from raydet.predict.results import category_ids_of, coco_results
+    from raydet.train.trained import detected
+
+    with interruptible("the same command begins again"):
+        rows = detected(opened)
+        results = coco_results(
+            rows,
+            image_ids=[opened.source.image_ids[index] for index in opened.val_indices],
+            category_ids=category_ids_of(opened.source),
+        )
+        path.write_text(json.dumps(results) + "\n")
+        typer.echo(f"{len(results)} detections in {len(opened.val_indices)} pictures: {path}")
+        if draw:
+            _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
+
+
+def _draw(run: TrainedRun, rows: NDArray[np.float64], *, count: int, directory: Path) -> None:
+    from PIL import Image
+
+    from raydet.predict.drawing import drawn
+
+    directory.mkdir(exist_ok=True)
+    for position, index in enumerate(run.val_indices[:count]):
+        sample = run.source.read(index)
+        name = re.sub(r"[^\w.-]", "_", sample.image_id)
+        picture = drawn(sample, rows[rows[:, 0] == position], run.source.classes)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(directory / f"{position:05d}_{name}.png")
+    typer.echo(f"{min(count, len(run.val_indices))} pictures: {directory}")

@@ -1,0 +1,44 @@
+"""`raydet report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raydet.cli.options import TrackingOption
+
+if TYPE_CHECKING:
+    from raydet.report.write import Report
+
+
+def report(
+    study: Annotated[Path, typer.Argument(help="A study's directory, `<storage>/<study>`.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Directory for the files; default: `report` in the study's.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="Resampled sets of pictures.")] = 200,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """What a study has found: one HTML page, figures and tables, in its directory and in its tracker."""
+    written = written_and_kept(
+        study.absolute(), output=output, resamples=resamples, tracking_uri=tracking_uri
+    )
+    for sentence in written.conclusions:
+        typer.echo(f"- {sentence}")
+    typer.echo(str(written.page))
+
+
+def written_and_kept(
+    study: Path, *, tracking_uri: str | None, output: Path | None = None, resamples: int = 200
+) -> Report:
+    """Write a report and put it into the tracker that the study has used."""
+    from raydet.report.write import write_report
+    from raydet.track.runs import existing_tracker, keep_report
+
+    written = write_report(study, output=output and output.absolute(), resamples=resamples)
+    tracker = existing_tracker(tracking_uri, directory=study.parent, experiment=study.name)
+    if tracker is not None:
+        keep_report(tracker, written.phase, written.page.parent)
+    return written

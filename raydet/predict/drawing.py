@@ -1,0 +1,43 @@
+"""Pictures with the boxes that were found: every modality side by side.
+
+Legend: C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes
+
+from raydet.structures import Sample
+
+
+def drawn(sample: Sample, rows: NDArray[np.float64], classes: Sequence[str]) -> Tensor:
+    """uint8 [3, H, W * modalities].
+
+    Args:
+        sample: without padding, in source pixels.
+        rows: the detections to draw, as `evaluate.run.detect` returns them.
+    """
+    boxes_xyxy = torch.from_numpy(np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]], axis=1))
+    labels = [f"{classes[int(row[6])]} {row[5]:.2f}" for row in rows]
+    pictures = []
+    for x_CHW in sample.modalities.values():
+        picture = as_colours(x_CHW)
+        pictures.append(
+            draw_bounding_boxes(picture, boxes_xyxy, labels, colors="lime") if labels else picture
+        )
+    return torch.cat(pictures, dim=2)
+
+
+def as_colours(x_CHW: Tensor) -> Tensor:
+    """uint8 [3, H, W] of uint8 in 0..255 or float32 in 0..1: three channels are colours, of others the mean is
+    shown."""
+    scaled = x_CHW.float() if x_CHW.dtype == torch.uint8 else x_CHW * 255
+    if len(scaled) != 3:
+        scaled = scaled.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    return scaled.round().to(torch.uint8)

@@ -1,0 +1,44 @@
+"""Detections in COCO's results format, which pycocotools and most viewers read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydet.data.sources.base import Source
+from raydet.data.sources.coco import CocoSet
+
+
+def coco_results(
+    rows: NDArray[np.float64], *, image_ids: Sequence[str], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """One object per detection.
+
+    Args:
+        rows: as `evaluate.run.detect` returns them.
+        image_ids: by the rows' picture number. Where all of them are whole numbers, as COCO's own are, they are
+            written as such.
+        category_ids: by label.
+
+    >>> coco_results(np.array([[0, 1, 2, 3, 4, 0.5, 1]]), image_ids=["7"], category_ids=[1, 18])
+    [{'image_id': 7, 'category_id': 18, 'bbox': [1.0, 2.0, 3.0, 4.0], 'score': 0.5}]
+    """
+    are_numbers = all(name.isdecimal() and str(int(name)) == name for name in image_ids)
+    names: list[Any] = [int(name) for name in image_ids] if are_numbers else list(image_ids)
+    return [
+        {
+            "image_id": names[int(row[0])],
+            "category_id": category_ids[int(row[6])],
+            "bbox": row[1:5].tolist(),
+            "score": float(row[5]),
+        }
+        for row in rows
+    ]
+
+
+def category_ids_of(source: Source) -> Sequence[int]:
+    """By label: those of the source's own json; labels themselves where it has none."""
+    return source.category_ids if isinstance(source, CocoSet) else range(len(source.classes))

@@ -1,0 +1,8 @@
+"""`python -m raydet.report` is `raydet report`."""
+
+import sys
+
+from raydet.cli import main
+
+if __name__ == "__main__":
+    main(["report", *sys.argv[1:]])

@@ -1,0 +1,209 @@
+"""A study's outcome in plain sentences, and first of all what cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from raydet.evaluate.compare import LEVEL
+from raydet.report.analysis import Analysis, Tested, Versus
+from raydet.report.study import StudyResults
+from raydet.tune.study import PromotionPhase
+
+MOST_NAMED = 6
+"""Names in one sentence; the rest is counted."""
+FEW_GROUPS = 30
+
+
+def conclusions(analysis: Analysis) -> list[str]:
+    """What a reader should take away, most important first."""
+    return [
+        *_confirmation(analysis),
+        *_fusion(analysis),
+        *_baseline(analysis),
+        *(hypothesis_sentence(tested) for tested in analysis.hypotheses),
+        *_noise(analysis),
+    ]
+
+
+def limits(analysis: Analysis) -> list[str]:
+    """What weakens the conclusions."""
+    return [*_seeds(analysis), *_pictures(analysis), *_controls(analysis), *_protocol(analysis.results)]
+
+
+def decisions(results: StudyResults) -> list[str]:
+    """What was chosen between phases, and why."""
+    found = []
+    for phase in results.study.phases:
+        for entry in results.events.of("promoted"):
+            if isinstance(phase, PromotionPhase) and entry["phase"] == phase.name:
+                for choice in entry["choices"]:
+                    stages = ", ".join(map(str, choice["pattern"]))
+                    found.append(f"Into {phase.name} went {{{stages}}}: {choice['reason']}.")
+    for entry in results.events.of("confirming"):
+        pairs = zip(entry["codes"], entry["means"], strict=True)
+        named = " against ".join(f"{code} (mean so far {mean:.4f})" for code, mean in pairs)
+        found.append(f"Confirmed with fresh seeds: {named}.")
+    return found
+
+
+def hypothesis_sentence(tested: Tested) -> str:
+    """The hypothesis with its verdict."""
+    named = f"{tested.hypothesis.name}, “{tested.hypothesis.text}”"
+    match tested.answer:
+        case "supported":
+            return f"{named}: supported."
+        case "refuted":
+            against = [claim for claim in tested.claims if claim.verdict == "B is better"]
+            return f"{named}: refuted. {_against(against)}"
+        case "not distinguishable":
+            return f"{named}: not distinguishable from chance.{_seeds_for(tested)}"
+        case "unknown":
+            return f"{named}: cannot be judged, the noise is not known."
+        case "not tested":
+            return f"{named}: not tested, runs for it are missing."
+
+
+def _against(claims: Sequence[Versus]) -> str:
+    return f"The opposite was seen: {'; '.join(f'{claim.b} beats {claim.a}' for claim in claims)}."
+
+
+def _seeds_for(tested: Tested) -> str:
+    open_claims = [claim for claim in tested.claims if claim.verdict == "not distinguishable"]
+    needed = [claim.comparison.seeds_needed for claim in open_claims]
+    known = [count for count in needed if count is not None]
+    if len(known) < len(needed):
+        return " No number of seeds would settle it on these pictures."
+    return f" Differences of the size seen would take about {max(known)} seeds." if known else ""
+
+
+def _confirmation(analysis: Analysis) -> Iterator[str]:
+    found = analysis.confirmation
+    if found is None:
+        return
+    words = {
+        "A is better": f"The winner {found.a} is confirmed on fresh seeds: it beats the best control {found.b}",
+        "B is better": f"The winner {found.a} is not confirmed: on fresh seeds the control {found.b} beats it",
+        "not distinguishable": f"The winner {found.a} is not confirmed: on fresh seeds it cannot be told from the best "
+        f"control {found.b}",
+        "unknown": f"Whether {found.a} beats the control {found.b} cannot be judged",
+    }
+    yield f"{words[found.verdict]} ({amount(found)})."
+
+
+def _fusion(analysis: Analysis) -> Iterator[str]:
+    control = analysis.best_control
+    if control is None:
+        return
+    yield f"The best control is {control.name} with {analysis.results.study.metric} {control.mean:.4f}."
+    texts = {
+        "A is better": "beat it",
+        "B is better": "fall below it",
+        "not distinguishable": "cannot be told from it",
+        "unknown": "cannot be compared with it, as the noise is not known",
+    }
+    for verdict, text in texts.items():
+        mine = [versus for versus in analysis.against_control if versus.verdict == verdict]
+        if mine:
+            total = len(analysis.against_control)
+            yield f"{len(mine)} of {total} arms {text}: {_names([versus.a for versus in mine])}."
+
+
+def _baseline(analysis: Analysis) -> Iterator[str]:
+    if analysis.baseline is None or not analysis.against_baseline:
+        return
+    name = analysis.baseline.name
+    name = "baseline" if name == "baseline" else f"baseline {name}"
+    better = [versus.a for versus in analysis.against_baseline if versus.verdict == "A is better"]
+    worse = [versus.a for versus in analysis.against_baseline if versus.verdict == "B is better"]
+    known = any(versus.verdict != "unknown" for versus in analysis.against_baseline)
+    if better:
+        yield f"Better than the {name}: {_names(better)}."
+    elif known:
+        yield f"No arm is better than the {name} by more than chance."
+    if worse:
+        yield f"Worse than the {name}: {_names(worse)}."
+
+
+def _noise(analysis: Analysis) -> Iterator[str]:
+    noise = analysis.noise
+    if noise.spread is None:
+        return
+    num_seeds = len(analysis.results.protocol.seeds)
+    floor = noise.smallest_difference(num_seeds)
+    yield (
+        f"Two trainings of the same detector differ by a standard deviation of {noise.spread.sd:.4f} "
+        f"({noise.spread.degrees} degrees of freedom): with {_count(num_seeds, 'seed')} per cell, differences below "
+        f"{floor:.4f} are noise, other pictures not even counted."
+    )
+    if noise.twins:
+        apart = [versus for versus in noise.twins if versus.verdict in ("A is better", "B is better")]
+        pairs = _count(len(noise.twins), "pair")
+        if apart:
+            yield (
+                f"Of {pairs} of cells that are the same function, {len(apart)} came out different, "
+                f"{_names([versus.a for versus in apart])}: something other than chance differs there, or the spread "
+                "is understated. Do not trust small differences in this study."
+            )
+        else:
+            yield f"Of {pairs} of cells that are the same function none came out different, as it should be."
+
+
+def _seeds(analysis: Analysis) -> Iterator[str]:
+    num_seeds = len(analysis.results.protocol.seeds)
+    if num_seeds > 1:
+        return
+    if analysis.noise.spread is None:
+        yield "Each cell ran once, and nothing repeats anything: no difference can be judged. Run with --seeds 3."
+    else:
+        yield "Each cell ran once; the noise is known from cells that are the same function, or from the confirmation."
+
+
+def _pictures(analysis: Analysis) -> Iterator[str]:
+    if not analysis.has_pictures:
+        yield (
+            "Match records are missing for some runs: intervals leave out the noise of the test pictures, and hold for "
+            "these pictures only."
+        )
+    elif analysis.num_groups < FEW_GROUPS:
+        yield (
+            f"The test pictures come from {_count(analysis.num_groups, 'independent group')}: on others the numbers "
+            f"may move as far as the intervals say ({LEVEL:.0%})."
+        )
+
+
+def _controls(analysis: Analysis) -> Iterator[str]:
+    if not analysis.results.controls:
+        yield "There are no controls: nothing is said of fusion against a single sensor."
+
+
+def _protocol(results: StudyResults) -> Iterator[str]:
+    for deviation in results.deviations:
+        seen = (
+            f"after {_count(deviation.num_finished, 'result')} could be seen"
+            if deviation.num_finished
+            else ""
+        )
+        yield f"The rules were changed {seen} ({deviation.time[:16]} UTC): {'; '.join(deviation.changes)}."
+    by_status: dict[str, list[str]] = {}
+    for record in results.unfinished:
+        by_status.setdefault(record.status, []).append(record.trial.name)
+    words = {"failed": "failed", "pending": "have not run", "stopped": "were stopped early"}
+    for status, names in by_status.items():
+        yield f"{_count(len(names), 'run')} {words[status]}: {_names(names)}."
+
+
+def amount(versus: Versus) -> str:
+    """`+0.012, 95 % interval +0.004 to +0.020`."""
+    found = versus.comparison
+    if found.low is None or found.high is None:
+        return f"{found.difference:+.4f}"
+    return f"{found.difference:+.4f}, {LEVEL:.0%} interval {found.low:+.4f} to {found.high:+.4f}"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMED])
+    return shown if len(names) <= MOST_NAMED else f"{shown} and {len(names) - MOST_NAMED} more"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

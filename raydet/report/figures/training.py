@@ -1,0 +1,131 @@
+"""How the runs learnt, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+from raydet.report.analysis import Analysis, loss_gap
+from raydet.report.figures.style import ARM, CONTROL, CYCLE, Figure, axes, name_rows, row_height, shortened
+from raydet.report.study import CellRuns
+
+MOST_CURVES = 8
+"""Cells with a colour of their own; the others are grey."""
+COSTS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], float | None]], ...] = (
+    ("parameters", "parameters, millions", "Parameters", lambda r: _scaled(r.get("parameters"), 1e6)),
+    ("operations", "forward operations per picture, GFLOP", "Operations", lambda r: r.get("gflops")),
+    ("time", "training time, minutes", "Training time", lambda r: _scaled(r.get("loop_s"), 60)),
+    ("memory", "peak memory, GiB", "Memory", lambda r: _scaled(r.get("peak_memory_bytes"), 2**30)),
+)
+"""Name, axis, title, and where it stands in a run's results."""
+
+
+def curve_figures(analysis: Analysis) -> Iterator[Figure]:
+    """Losses and scores over the epochs, and the gap at their end."""
+    cells = (*analysis.results.controls, *analysis.results.arms)
+    metric = analysis.results.study.metric
+    yield _curves(cells, "loss", "training loss", "loss")
+    if any(_history(cell, "val_loss") for cell in cells):
+        yield _curves(cells, "val_loss", "validation loss", "val_loss")
+    yield _curves(cells, metric, metric, "metric")
+    gaps = [(cell, gap) for cell in cells if (gap := _gap(cell)) is not None]
+    if gaps:
+        yield _gap_bars(gaps)
+
+
+def cost_figures(analysis: Analysis) -> Iterator[Figure]:
+    """Scores against what they cost; without costs that are the same for all, or unknown."""
+    cells = (*analysis.results.controls, *analysis.results.arms)
+    metric = analysis.results.study.metric
+    for name, label, title, cost in COSTS:
+        points = [(value, cell) for cell in cells if (value := cell.mean_of(cost)) is not None]
+        if len({value for value, _ in points}) > 1:
+            yield _against_cost(name, label, title, points, metric)
+
+
+def _history(cell: CellRuns, column: str) -> list[tuple[int, float]]:
+    """Means over the runs by epoch."""
+    values: dict[int, list[float]] = {}
+    for run in cell.runs:
+        for row in (run.results or {}).get("history", []):
+            if row.get(column) is not None:
+                values.setdefault(row["epoch"], []).append(row[column])
+    return [(epoch, sum(mine) / len(mine)) for epoch, mine in sorted(values.items())]
+
+
+def _curves(cells: Sequence[CellRuns], column: str, label: str, name: str) -> Figure:
+    canvas, (plot,) = axes(3.4)
+    best = sorted(cells, key=lambda cell: -cell.mean)[:MOST_CURVES]
+    for cell in cells:
+        if cell not in best and (curve := _history(cell, column)):
+            plot.plot(*zip(*curve, strict=True), color="#d0d0d0", linewidth=0.7, zorder=1)
+    for colour, cell in zip(CYCLE, best, strict=False):
+        if curve := _history(cell, column):
+            style = "--" if cell.cell.is_control else "-"
+            plot.plot(
+                *zip(*curve, strict=True), style, color=colour, label=shortened(cell.name, 24), zorder=2
+            )
+    plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plot.set_xlabel("epoch")
+    plot.set_ylabel(label)
+    plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    rest = f"; the other {len(cells) - len(best)} are grey" if len(cells) > len(best) else ""
+    return Figure(
+        f"curves_{name}",
+        f"{label[0].upper()}{label[1:]} over the epochs",
+        f"Means over seeds of the {len(best)} cells with the best final score{rest}; controls are dashed.",
+        canvas,
+    )
+
+
+def _gap(cell: CellRuns) -> float | None:
+    return cell.mean_of(lambda results: loss_gap(results.get("final", {})))
+
+
+def _gap_bars(gaps: Sequence[tuple[CellRuns, float]]) -> Figure:
+    rows = sorted(gaps, key=lambda row: row[1])[:40]
+    canvas, (plot,) = axes(row_height(len(rows)))
+    places = list(range(len(rows), 0, -1))
+    for place, (cell, gap) in zip(places, rows, strict=True):
+        plot.barh(place, gap, color=CONTROL if cell.cell.is_control else ARM, height=0.7, alpha=0.85)
+    name_rows(plot, [cell.name for cell, _ in rows])
+    plot.set_xlabel("validation loss less training loss, last epoch")
+    plot.grid(visible=False, axis="y")
+    return Figure(
+        "gap",
+        "Overfitting: the gap between validation and training",
+        "Means over seeds. The training loss is that of augmented pictures during the last epoch, so the gap may be "
+        "negative early on.",
+        canvas,
+    )
+
+
+def _against_cost(
+    name: str, label: str, title: str, points: Sequence[tuple[float, CellRuns]], metric: str
+) -> Figure:
+    canvas, (plot,) = axes(3.4)
+    for value, cell in points:
+        plot.plot([value], [cell.mean], "o", color=CONTROL if cell.cell.is_control else ARM, ms=5, alpha=0.85)
+    for value, cell in sorted(points, key=lambda point: -point[1].mean)[:6]:
+        plot.annotate(
+            shortened(cell.name, 22),
+            (value, cell.mean),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    plot.margins(x=0.18, y=0.1)
+    plot.set_xlabel(label)
+    plot.set_ylabel(metric)
+    return Figure(
+        f"cost_{name}",
+        f"{title} against {metric}",
+        "Means over seeds; grey: controls. The six best are named. Up and to the left is better.",
+        canvas,
+    )
+
+
+def _scaled(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit

@@ -1,0 +1,205 @@
+"""A study's directory, read: what it was to be, what has run, and the scores of every cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydet.errors import StudyError
+from raydet.evaluate.bootstrap import is_same_pictures, resampled_scores
+from raydet.evaluate.matches import MatchRecords
+from raydet.train.record import MATCH_RECORDS
+from raydet.tune.cells import Cell, trial_directory
+from raydet.tune.journal import Events, read_journal
+from raydet.tune.phases import cells_by_phase, trials_by_phase
+from raydet.tune.protocol import Deviation, Protocol, deviations, newest_protocol
+from raydet.tune.records import TrialRecord, records_of
+from raydet.tune.study import Study
+
+T = TypeVar("T")
+Score = Callable[[TrialRecord], float | None]
+
+
+@dataclass(frozen=True)
+class CellRuns:
+    """The finished runs of one cell in one phase."""
+
+    cell: Cell
+    runs: tuple[TrialRecord, ...]
+    run_dirs: tuple[Path, ...]
+    metric: str
+
+    @property
+    def name(self) -> str:
+        """As in tables and figures."""
+        return self.cell.code
+
+    @cached_property
+    def scores(self) -> list[float]:
+        """One per run."""
+        return [run.score(self.metric) or 0.0 for run in self.runs]
+
+    @property
+    def mean(self) -> float:
+        """Of the scores."""
+        return fmean(self.scores)
+
+    def mean_of(self, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+        """The mean of something in the runs' results; None where a run does not have it."""
+        values = [value(run.results or {}) for run in self.runs]
+        known = [number for number in values if number is not None]
+        return fmean(known) if known and len(known) == len(values) else None
+
+    def final(self, metric: str) -> float | None:
+        """The mean of a metric of the last epoch."""
+        return self.mean_of(lambda results: results.get("final", {}).get(metric))
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All that a report is made from."""
+
+    directory: Path
+    study: Study
+    protocol: Protocol
+    deviations: list[Deviation]
+    events: Events
+    cells: dict[str, tuple[CellRuns, ...]]
+    """Cells with a finished run, by phase, in the order of its table."""
+    records: dict[str, tuple[TrialRecord, ...]]
+    """All runs that are decided, by phase."""
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+        return self.study.name
+
+    @property
+    def controls(self) -> tuple[CellRuns, ...]:
+        """What a fusion must beat."""
+        return self.cells.get("controls", ())
+
+    @cached_property
+    def arms(self) -> tuple[CellRuns, ...]:
+        """Every cell under test, once."""
+        arms = {
+            cell.name: cell
+            for phase, cells in self.cells.items()
+            for cell in cells
+            if phase != "confirmation" and not cell.cell.is_control
+        }
+        return tuple(arms.values())
+
+    @property
+    def unfinished(self) -> list[TrialRecord]:
+        """Runs without a result, each once."""
+        missing = {
+            record.trial.key: record
+            for records in self.records.values()
+            for record in records
+            if record.status != "finished"
+        }
+        return list(missing.values())
+
+
+def open_study(directory: Path) -> StudyResults:
+    """Read a study.
+
+    Args:
+        directory: `<storage>/<study>`.
+
+    Raises:
+        StudyError: there is none, it is older than protocols, or nothing of it has finished.
+    """
+    events = read_journal(directory)
+    study, protocol = _study_of(events), newest_protocol(events)
+    if study is None:
+        raise StudyError(f"{directory} holds no study: journal.jsonl is missing or empty")
+    if protocol is None:
+        raise StudyError(f"{directory} holds a study of an older version, without a protocol; run it anew")
+    trials = trials_by_phase(study, events, len(protocol.seeds))
+    records = {phase: tuple(records_of(mine, events)) for phase, mine in trials.items()}
+    tables = cells_by_phase(study, events)
+    cells = {
+        phase: tuple(
+            runs for cell in tables[phase] if (runs := _runs_of(cell, mine, directory, study.metric)).runs
+        )
+        for phase, mine in records.items()
+    }
+    if not any(cells.values()):
+        raise StudyError(f"{directory}: no run has finished yet, there is nothing to report")
+    return StudyResults(directory, study, protocol, deviations(events), events, cells, records)
+
+
+def _study_of(events: Events) -> Study | None:
+    found = events.of("study")
+    if not found:
+        return None
+    phases = [entry["settings"] for entry in events.of("phase")]
+    return Study.from_json(json.dumps(found[0]["settings"] | {"phases": phases}), where="the journal")
+
+
+def _runs_of(cell: Cell, records: Sequence[TrialRecord], directory: Path, metric: str) -> CellRuns:
+    mine = tuple(
+        record
+        for record in records
+        if record.trial.cell.code == cell.code
+        and record.trial.cell.is_control == cell.is_control
+        and record.status == "finished"
+    )
+    return CellRuns(cell, mine, tuple(trial_directory(directory, run.trial) for run in mine), metric)
+
+
+class Resamples:
+    """mAP of every run on the same resampled sets of pictures, computed once, on demand."""
+
+    def __init__(self, *, count: int) -> None:
+        self.count = count
+        self.num_groups = 0
+        self._pictures: MatchRecords | None = None
+        self._scores: dict[Path, NDArray[np.float64] | None] = {}
+
+    @property
+    def num_pictures(self) -> int:
+        """Of the set; 0 where it is not known."""
+        return 0 if self._pictures is None else len(self._pictures.image_ids)
+
+    def of(self, cells: Sequence[CellRuns]) -> NDArray[np.float64] | None:
+        """The mean over some cells, [count]; None where a run has no match records of the same pictures."""
+        means = []
+        for cell in cells:
+            runs = [self._run(run_dir) for run_dir in cell.run_dirs]
+            known = [scores for scores in runs if scores is not None]
+            if len(known) < len(runs):
+                return None
+            means.append(np.mean(known, axis=0))
+        mean: NDArray[np.float64] = np.mean(means, axis=0)
+        return mean
+
+    def difference(self, a: Sequence[CellRuns], b: Sequence[CellRuns]) -> NDArray[np.float64] | None:
+        """Of two means; NaN for sets that hold no object."""
+        mine, theirs = self.of(a), self.of(b)
+        return None if mine is None or theirs is None else mine - theirs
+
+    def _run(self, run_dir: Path) -> NDArray[np.float64] | None:
+        if run_dir not in self._scores:
+            self._scores[run_dir] = self._resampled(run_dir / MATCH_RECORDS)
+        return self._scores[run_dir]
+
+    def _resampled(self, path: Path) -> NDArray[np.float64] | None:
+        if not path.is_file():
+            return None
+        records = MatchRecords.load(path)
+        if self._pictures is None:
+            self._pictures, self.num_groups = records, len(set(records.group_ids.tolist()))
+        if not is_same_pictures(self._pictures, records):
+            return None
+        return resampled_scores(records, count=self.count)

@@ -1,0 +1,197 @@
+"""`raydet report`: a study's page, figures and tables as files.
+
+report/
+  report.html          one self-contained page
+  figures/             every figure as PNG and SVG
+  tables/              every table as CSV and LaTeX
+  pictures/            detections and attention of the best arm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import raydet
+from raydet.errors import ConfigError, RaydetError
+from raydet.report.analysis import Analysis, analyse
+from raydet.report.conclusions import conclusions, decisions, limits
+from raydet.report.figures.effects import effect_figures
+from raydet.report.figures.robustness import robustness_figures
+from raydet.report.figures.scores import score_figures
+from raydet.report.figures.style import Figure, drawing
+from raydet.report.figures.training import cost_figures, curve_figures
+from raydet.report.page import Image, Page, Section, image, render
+from raydet.report.pictures.run import Picture, pictures_of_run
+from raydet.report.study import open_study
+from raydet.report.tables import Table, tables
+from raydet.train.record import write_atomically
+
+DIRECTORY = "report"
+PAGE = "report.html"
+
+FIGURES: dict[str, Callable[[Analysis], Iterable[Figure]]] = {
+    "scores": score_figures,
+    "effects": effect_figures,
+    "training": curve_figures,
+    "costs": cost_figures,
+    "robustness": robustness_figures,
+}
+NUM_PICTURES = 2
+"""Best, and worst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written."""
+
+    page: Path
+    files: tuple[Path, ...]
+    """All of it, the page included."""
+    conclusions: tuple[str, ...]
+    phase: str
+    """The newest of which a run has finished."""
+
+
+def write_report(directory: Path, *, output: Path | None = None, resamples: int = 200) -> Report:
+    """Make the report of a study.
+
+    Args:
+        directory: `<storage>/<study>`.
+        output: where it goes; default: `report/` in there.
+        resamples: sets of pictures for the bootstrap.
+
+    Raises:
+        StudyError: there is no study, or nothing of it has finished.
+        ConfigError: the files cannot be written.
+    """
+    analysis = analyse(open_study(directory), resamples=resamples)
+    with drawing():
+        groups = {name: [_Drawn.of(figure) for figure in make(analysis)] for name, make in FIGURES.items()}
+    all_tables = tables(analysis)
+    gallery = _gallery(analysis)
+    page = _page(analysis, all_tables, groups, gallery)
+    output = output or directory / DIRECTORY
+    figures = [drawn for group in groups.values() for drawn in group]
+    try:
+        files = _write(output, render(page), figures, all_tables, gallery)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the report to {output}: {error.strerror}; choose another --output"
+        ) from error
+    phase = [name for name, cells in analysis.results.cells.items() if cells][-1]
+    return Report(output / PAGE, files, tuple(page.conclusions), phase)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A figure as bytes."""
+
+    figure: Figure
+    svg: str
+    png: bytes
+
+    @classmethod
+    def of(cls, figure: Figure) -> _Drawn:
+        return cls(figure, figure.svg(), figure.png())
+
+    @property
+    def image(self) -> Image:
+        return image(self.figure.title, self.figure.caption, self.svg.encode(), kind="svg+xml")
+
+
+@dataclass(frozen=True, slots=True)
+class _Gallery:
+    """What the best arm sees."""
+
+    sentences: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def _gallery(analysis: Analysis) -> _Gallery:
+    """Of the best arm's first run; a run whose checkpoint or data are elsewhere leaves the rest of the report alone."""
+    best = max(analysis.results.arms, key=lambda cell: cell.mean, default=None)
+    if best is None:
+        return _Gallery()
+    try:
+        pictures = pictures_of_run(best.run_dirs[0], count=NUM_PICTURES)
+    except RaydetError as error:
+        return _Gallery((f"There are no pictures of {best.name}: {error}",))
+    return _Gallery((f"What {best.name}, the best arm, sees (its first run).",), tuple(pictures))
+
+
+def _page(
+    analysis: Analysis,
+    all_tables: Sequence[Table],
+    groups: Mapping[str, Sequence[_Drawn]],
+    gallery: _Gallery,
+) -> Page:
+    def named(*prefixes: str) -> list[Table]:
+        return [table for table in all_tables if table.name.startswith(prefixes)]
+
+    images = {name: [drawn.image for drawn in group] for name, group in groups.items()}
+    sections = [
+        Section("hypotheses", "Hypotheses", tables=named("hypotheses")),
+        Section("cells", "What was compared", tables=named("best", "cells"), images=images["scores"]),
+        Section("decisions", "What was decided between phases", sentences=decisions(analysis.results)),
+        Section("factors", "Factors", tables=named("effects"), images=images["effects"]),
+        Section("noise", "Noise", tables=named("twins")),
+        Section("training", "Training", images=images["training"]),
+        Section("costs", "Costs", images=images["costs"]),
+        Section("robustness", "Robustness", tables=named("robustness"), images=images["robustness"]),
+        Section(
+            "pictures",
+            "Pictures",
+            sentences=gallery.sentences,
+            images=[image(shown.title, shown.caption, shown.png, kind="png") for shown in gallery.pictures],
+        ),
+    ]
+    return Page(
+        title=f"Study {analysis.results.name}",
+        facts=_facts(analysis),
+        conclusions=conclusions(analysis),
+        limits=limits(analysis),
+        sections=[section for section in sections if not section.is_empty],
+        footer=f"Made by raydet {raydet.__version__} from the journal of {analysis.results.directory.name}.",
+    )
+
+
+def _facts(analysis: Analysis) -> list[tuple[str, str]]:
+    results = analysis.results
+    base, protocol = results.study.base, results.protocol
+    trials = {record.trial.key: record for records in results.records.values() for record in records}
+    finished = sum(record.status == "finished" for record in trials.values())
+    seconds = sum((record.results or {}).get("loop_s") or 0.0 for record in trials.values())
+    groups = f" in {analysis.num_groups} groups" if analysis.has_pictures else ""
+    pictures = analysis.num_pictures
+    return [
+        ("runs", f"{finished} of {len(trials)} finished"),
+        ("decided by", protocol.metric),
+        ("seeds per cell", str(len(protocol.seeds))),
+        ("data", base.data.source.kind),
+        ("test pictures", f"{pictures}{groups}" if pictures else "unknown"),
+        ("classes", ", ".join(base.data.classes)),
+        ("schedule", f"{base.train.epochs} epochs, batch {base.train.global_batch}"),
+        ("training time", f"{seconds / 3600:.2f} h"),
+    ]
+
+
+def _write(
+    output: Path, html: str, figures: Sequence[_Drawn], all_tables: Sequence[Table], gallery: _Gallery
+) -> tuple[Path, ...]:
+    texts = {output / PAGE: html}
+    for drawn in figures:
+        texts[output / "figures" / f"{drawn.figure.name}.svg"] = drawn.svg
+    for table in all_tables:
+        texts[output / "tables" / f"{table.name}.csv"] = table.as_csv()
+        texts[output / "tables" / f"{table.name}.tex"] = table.as_latex()
+    pictures = {output / "figures" / f"{drawn.figure.name}.png": drawn.png for drawn in figures}
+    pictures |= {output / "pictures" / f"{shown.name}.png": shown.png for shown in gallery.pictures}
+    for folder in {path.parent for path in (*texts, *pictures)}:
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, content in pictures.items():
+        path.write_bytes(content)
+    for path, text in texts.items():
+        write_atomically(path, text)
+    return (*texts, *pictures)

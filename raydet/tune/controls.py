@@ -1,0 +1,55 @@
+"""What every fusion must beat: each sensor alone, at the schedule of the study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raydet.config import Experiment, Modality
+from raydet.errors import StudyError
+from raydet.tune.study import ControlPhase, Study
+
+ALONE: dict[str, Any] = {
+    "model.fusion": {"kind": "identity"},
+    "model.elsewhere": {"kind": "identity"},
+    "model.fusion_stages": [],
+}
+"""No stage fuses: one stream."""
+
+
+def present_modalities(base: Experiment) -> tuple[Modality, ...]:
+    """What the model reads and the data have, in the streams' order."""
+    model = base.model
+    return tuple(
+        name for name in (*model.rgb_modalities, *model.aux_modalities) if name not in base.data.missing
+    )
+
+
+def streams(base: Experiment) -> tuple[tuple[Modality, ...], tuple[Modality, ...]]:
+    """What the data have for either stream of the base.
+
+    Raises:
+        StudyError: there is nothing to fuse.
+    """
+    present = present_modalities(base)
+    rgb = tuple(name for name in base.model.rgb_modalities if name in present)
+    aux = tuple(name for name in base.model.aux_modalities if name in present)
+    if not rgb or not aux:
+        raise StudyError(
+            f"the data lack {', '.join(base.data.missing)}: nothing is left to fuse with "
+            f"{', '.join(present) or 'anything'}"
+        )
+    return rgb, aux
+
+
+def single_sensors(base: Experiment) -> dict[str, dict[str, Any]]:
+    """Settings of each sensor's control, by its name."""
+    return {name: {**ALONE, "model.rgb_modalities": [name]} for name in present_modalities(base)}
+
+
+def with_controls(study: Study) -> Study:
+    """The study with its controls before everything else; as it is where it has some, or compares settings only."""
+    has_some = any(isinstance(phase, ControlPhase) for phase in study.phases)
+    if has_some or not study.needs_controls:
+        return study
+    controls = ControlPhase(arms=single_sensors(study.base))
+    return study.model_copy(update={"phases": (controls, *study.phases)})

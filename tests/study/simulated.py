@@ -1,0 +1,115 @@
+"""Studies whose runs were never trained: scores by a rule, written by the real journal into real directories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raydet.evaluate.bootstrap import is_same_pictures
+from raydet.evaluate.matches import MatchRecords, mean_average_precision
+from raydet.evaluate.names import METRIC_NAMES
+from raydet.train.record import MATCH_RECORDS, claim_run_directory
+from raydet.tune.cells import Trial, trial_directory
+from raydet.tune.journal import Journal
+from raydet.tune.options import StudyOptions
+from raydet.tune.phases import all_trials, remember_study
+from raydet.tune.protocol import protocol_of, remember_protocol
+from raydet.tune.study import Study
+
+Quality = Callable[[Trial], float]
+"""How much of what there is a trial finds, in 0..1."""
+__all__ = ["is_same_pictures", "match_records", "simulate", "simulated_results"]
+
+
+def match_records(quality: float, *, seed: int, num_images: int = 60, num_groups: int = 20) -> MatchRecords:
+    """Detections of a detector that finds about `quality` of the objects, at all IoU thresholds or none.
+
+    The pictures are the same for all; how hard each object is, too.
+    """
+    pictures, run = np.random.default_rng(0), np.random.default_rng(seed)
+    objects_IK = pictures.integers(1, 5, (num_images, 3))
+    image_N = np.repeat(np.arange(num_images), objects_IK.sum(axis=1))
+    label_N = np.concatenate([np.repeat(np.arange(3), row) for row in objects_IK])
+    ease_N = pictures.random(len(image_N)) * 0.9 + run.random(len(image_N)) * 0.1
+    found_N = ease_N < quality
+    score_N = np.where(found_N, 0.5 + 0.5 * run.random(len(found_N)), 0.6 * run.random(len(found_N)))
+    order = np.lexsort((-score_N, label_N))
+    right_NT = np.repeat(found_N[order, None], 10, axis=1)
+    names = np.array([f"picture_{index:03d}" for index in range(num_images)])
+    groups = np.array([f"group_{index % num_groups:02d}" for index in range(num_images)])
+    return MatchRecords(
+        names, groups, objects_IK, image_N[order], label_N[order], score_N[order], right_NT, ~right_NT
+    )
+
+
+def simulated_results(trial: Trial, score: float, *, epochs: int = 5) -> dict[str, Any]:
+    """As a run writes them."""
+    history = [
+        {
+            "epoch": epoch,
+            "loss": 2.0 / epoch,
+            "val_loss": 2.2 / epoch,
+            "train_s": 1.0,
+            "images_per_s": 100.0,
+            **dict.fromkeys(METRIC_NAMES, score * (1 - 0.5**epoch) / (1 - 0.5**epochs)),
+            "eval_s": 0.1,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    return {
+        "fingerprint": trial.key,
+        "final": history[-1],
+        "best": history[-1],
+        "history": history,
+        "parameters": 1_000_000 + 1000 * trial.cell.number,
+        "gflops": 1.5,
+        "workers": 1,
+        "loop_s": 5.5,
+        "wall_s": 6.0,
+        "overhead_s": 0.5,
+        "checkpoint_s": 0.1,
+        "lost_s": 0.0,
+        "skipped_steps": [],
+        "digest": "",
+    }
+
+
+def simulate(
+    study: Study,
+    storage: Path,
+    quality: Quality,
+    *,
+    seeds: int = 3,
+    epochs: int = 5,
+    decisions: tuple[dict[str, Any], ...] = (),
+    has_records: bool = True,
+) -> Path:
+    """Run a study on paper; returns its directory.
+
+    Args:
+        decisions: journal events by which later phases are decided.
+    """
+    directory = storage / study.name
+    options = StudyOptions(storage=storage, seeds=seeds)
+    with Journal(directory) as journal:
+        remember_study(study, journal)
+        remember_protocol(journal, protocol_of(study, options))
+        for decision in decisions:
+            journal.append(**decision)
+        for trial in all_trials(study, journal, seeds):
+            run_dir = trial_directory(directory, trial)
+            claim_run_directory(run_dir, trial.experiment)
+            found = quality(trial)
+            records = match_records(found, seed=int(trial.key, 16) % 2**32)
+            score = mean_average_precision(records) if has_records else found
+            results = simulated_results(trial, score, epochs=epochs)
+            if has_records:
+                records.save(run_dir / MATCH_RECORDS)
+            (run_dir / "final_results.json").write_text(json.dumps(results))
+            journal.append("started", key=trial.key, name=trial.name)
+            journal.append("finished", key=trial.key, name=trial.name, results=results)
+    return directory

@@ -69,7 +69,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "mlflow": ("raydet/track/mlflow.py",),
     "timm": ("raydet/models/backbones/timm.py",),
     "matplotlib": ("raydet/report/",),
-    "pycocotools": ("raydet/evaluate/coco.py",),
+    "pycocotools": ("raydet/evaluate/reference.py",),
     "pyarrow": ("raydet/data/",),
 }
 

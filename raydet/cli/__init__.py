@@ -15,6 +15,7 @@ import typer
 from raydet import __version__
 from raydet.cli.bench import bench
 from raydet.cli.bench_checkpoint import checkpoint
+from raydet.cli.bench_evaluation import evaluation
 from raydet.cli.bench_inference import inference
 from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
@@ -25,6 +26,7 @@ from raydet.cli.plan import plan
 from raydet.cli.predict import predict
 from raydet.cli.report import report
 from raydet.cli.robustness import robustness
+from raydet.cli.score import app as score
 from raydet.cli.train import train
 from raydet.cli.tune import tune
 from raydet.cli.verify import app as verify
@@ -42,10 +44,12 @@ app = typer.Typer(
 for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, predict, robustness):
     app.command()(command)
 bench.command()(checkpoint)
+bench.command()(evaluation)
 bench.command()(inference)
 app.add_typer(bench, name="bench")
 app.command(context_settings={"allow_interspersed_args": False})(chaos)
 app.add_typer(ckpt)
+app.add_typer(score)
 app.add_typer(verify)
 
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from raydet.bench.train_step import Run, StepReport
 
 bench = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Measure what a step, a checkpoint or a picture costs."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure what a step, a checkpoint, a picture or an evaluation costs.",
 )
 
 

@@ -32,11 +32,13 @@ def evaluate(
     opened = opened_run(run, data=data, use_gpu=use_gpu)
     if output is not None:
         output_directory(output.parent)
+    from raydet.evaluate.sizes import SizeBins
     from raydet.train.trained import evaluated
 
     with interruptible("nothing was written"):
         result = evaluated(opened)
-    found = describe_run(opened) | {"metrics": result.metrics, "per_class_ap": result.per_class_ap}
+    found = describe_run(opened) | {"size_bins": SizeBins.of(opened.experiment.evaluate).as_json()}
+    found |= {"metrics": result.metrics, "per_class_ap": result.per_class_ap}
     if output is not None:
         output.write_text(json.dumps(found, indent=2) + "\n")
     typer.echo(json.dumps(found) if as_json else "\n".join(_lines(found)))

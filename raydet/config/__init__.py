@@ -16,6 +16,7 @@ from raydet.config.data import (
     Split,
     SyntheticSource,
 )
+from raydet.config.evaluate import EvaluateConfig
 from raydet.config.experiment import Experiment
 from raydet.config.model import (
     AddFusion,
@@ -70,6 +71,7 @@ __all__ = [
     "CosineSchedule",
     "CrossAttentionFusion",
     "DataConfig",
+    "EvaluateConfig",
     "Experiment",
     "FPNConfig",
     "FasterRCNNConfig",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from raydet.config.base import Config
 from raydet.config.data import DataConfig
+from raydet.config.evaluate import EvaluateConfig
 from raydet.config.model import ModelConfig
 from raydet.config.train import Optimizer, TrainConfig
 
@@ -21,6 +22,7 @@ class Experiment(Config):
     model: ModelConfig
     optim: Optimizer
     train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @property
     def num_classes(self) -> int:

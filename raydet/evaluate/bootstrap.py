@@ -7,11 +7,15 @@ another, so whole groups are drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.evaluate.matches import MatchRecords, mean_average_precision
+from raydet.evaluate.matches import MatchRecords, mean_average_precisions
+
+DRAWS_AT_A_TIME = 50
+"""Bounds the memory: so many numbers per detection."""
 
 
 def draws(group_ids: NDArray[np.str_], *, count: int, seed: int) -> Iterator[NDArray[np.float64]]:
@@ -47,7 +51,8 @@ def paired_differences(
 def resampled_scores(records: MatchRecords, *, count: int = 1000, seed: int = 0) -> NDArray[np.float64]:
     """mAP on resampled sets: [count], NaN where a set holds no object. Equal groups and seeds give equal sets."""
     sets = draws(records.group_ids, count=count, seed=seed)
-    return np.array([mean_average_precision(records, weights) for weights in sets])
+    chunks = [np.array(chunk) for chunk in iter(lambda: list(islice(sets, DRAWS_AT_A_TIME)), [])]
+    return np.concatenate([mean_average_precisions(records, weights_BI) for weights_BI in chunks])
 
 
 def is_same_pictures(a: MatchRecords, b: MatchRecords) -> bool:

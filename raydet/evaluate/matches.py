@@ -1,9 +1,9 @@
 """Which detection of which picture was right: all that is needed to know AP on any weighing of the pictures.
 
-With every picture counted once, AP is pycocotools' own. Counted as often as a bootstrap has drawn it, AP of a resampled
+With every picture counted once, AP is COCO's own. Counted as often as a bootstrap has drawn it, AP of a resampled
 set follows without matching, let alone detecting, again.
 
-Legend: N detections, I images, K classes, T IoU thresholds, R recall levels.
+Legend: N detections, H right ones, I images, K classes, T IoU thresholds, R recall levels, B weighings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from raydet.errors import DataError
 
 RECALLS_R = np.linspace(0.0, 1.0, 101)
 """COCO's levels of recall."""
-Columns = tuple[NDArray[Any], ...]
 TINY = np.spacing(1)
 """As pycocotools adds to the number of detections."""
 
@@ -68,81 +67,66 @@ class MatchRecords:
             raise DataError(f"{path} holds no match records: {error}") from error
 
 
-def match_records(
-    evaluation: Any, *, image_ids: NDArray[np.str_], group_ids: NDArray[np.str_]
-) -> MatchRecords:
-    """From a COCOeval that has evaluated.
-
-    Args:
-        image_ids, group_ids: [I], in the order of the set.
-    """
-    params = evaluation.params
-    num_images, num_classes, num_areas = len(params.imgIds), len(params.catIds), len(params.areaRng)
-    objects = np.zeros((num_images, num_classes), dtype=np.int64)
-    parts: list[Columns] = []
-    for label in range(num_classes):
-        found: list[Columns] = []
-        for image in range(num_images):
-            # By class, area and picture; the first area is "all".
-            entry = evaluation.evalImgs[(label * num_areas) * num_images + image]
-            if entry is None:
-                continue
-            objects[image, label] = np.count_nonzero(np.asarray(entry["gtIgnore"]) == 0)
-            is_match, is_ignored = np.asarray(entry["dtMatches"]) > 0, np.asarray(entry["dtIgnore"]) > 0
-            scores = np.asarray(entry["dtScores"], dtype=float)
-            right, wrong = (is_match & ~is_ignored).T, (~is_match & ~is_ignored).T
-            found.append((np.full(len(scores), image), scores, right, wrong))
-        parts += _sorted_by_score(found, label)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else _nothing()
-    index, labels, scores, right, wrong = columns
-    return MatchRecords(image_ids, group_ids, objects, index, labels, scores, right, wrong)
-
-
 def average_precisions(
-    records: MatchRecords, weights_I: NDArray[np.float64] | None = None
+    records: MatchRecords, weights_BI: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """AP by IoU threshold and class: [T, K], NaN for a class without objects.
+    """AP by weighing, IoU threshold and class: [B, T, K], NaN for a class without objects.
 
     Args:
-        weights_I: how often each picture counts; None: once.
+        weights_BI: how often each picture counts, one weighing per row; None: one, each picture once.
     """
-    weights = np.ones(len(records.image_ids)) if weights_I is None else weights_I
-    objects_K = weights @ records.objects_IK
-    result = np.full((records.is_right_NT.shape[1], len(objects_K)), np.nan)
-    for label in np.flatnonzero(objects_K):
-        mine = records.labels_N == label
-        weight_N1 = weights[records.image_index_N[mine], None]
-        right_NT = np.cumsum(weight_N1 * records.is_right_NT[mine], axis=0)
-        wrong_NT = np.cumsum(weight_N1 * records.is_wrong_NT[mine], axis=0)
-        recall_NT, precision_NT = right_NT / objects_K[label], right_NT / (right_NT + wrong_NT + TINY)
-        result[:, label] = _area_under(recall_NT, precision_NT)
+    weights_BI = np.ones((1, len(records.image_ids))) if weights_BI is None else weights_BI
+    objects_BK = weights_BI @ records.objects_IK
+    num_weighings, num_classes = objects_BK.shape
+    result = np.full((num_weighings, records.is_right_NT.shape[1], num_classes), np.nan)
+    for label in range(num_classes):
+        mine, has_objects_B = records.labels_N == label, objects_BK[:, label] > 0
+        weights_BN = weights_BI[has_objects_B][:, records.image_index_N[mine]]
+        for threshold in range(result.shape[1]):
+            levels_BR = precision_at_recalls(
+                records.is_right_NT[mine, threshold],
+                records.is_wrong_NT[mine, threshold],
+                objects_BK[has_objects_B, label],
+                weights_BN,
+            )
+            result[has_objects_B, threshold, label] = levels_BR.sum(axis=1) / len(RECALLS_R)
     return result
 
 
-def mean_average_precision(records: MatchRecords, weights_I: NDArray[np.float64] | None = None) -> float:
-    """COCO's mAP; NaN where there are no objects at all."""
-    precisions = average_precisions(records, weights_I)
-    return float(np.nanmean(precisions)) if not np.isnan(precisions).all() else float("nan")
+def mean_average_precisions(records: MatchRecords, weights_BI: NDArray[np.float64]) -> NDArray[np.float64]:
+    """COCO's mAP of every weighing: [B]; NaN where there are no objects at all."""
+    precisions = average_precisions(records, weights_BI).reshape(len(weights_BI), -1)
+    known = ~np.isnan(precisions)
+    counts = known.sum(axis=1)
+    sums = np.where(known, precisions, 0.0).sum(axis=1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _area_under(recall_NT: NDArray[np.float64], precision_NT: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the precision's envelope, at COCO's levels of recall."""
-    envelope_NT = np.maximum.accumulate(precision_NT[::-1], axis=0)[::-1]
-    areas = np.zeros(recall_NT.shape[1])
-    for threshold, (recall_N, envelope_N) in enumerate(zip(recall_NT.T, envelope_NT.T, strict=True)):
-        first_R = np.searchsorted(recall_N, RECALLS_R, side="left")
-        areas[threshold] = envelope_N[first_R[first_R < len(recall_N)]].sum() / len(RECALLS_R)
-    return areas
+def mean_average_precision(records: MatchRecords) -> float:
+    """COCO's mAP, each picture counted once; NaN where there are no objects at all."""
+    return float(mean_average_precisions(records, np.ones((1, len(records.image_ids))))[0])
 
 
-def _sorted_by_score(found: list[Columns], label: int) -> list[Columns]:
-    if not found:
-        return []
-    index, scores, right, wrong = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.argsort(-scores, kind="mergesort")  # stable, as pycocotools sorts
-    return [(index[order], np.full(len(order), label), scores[order], right[order], wrong[order])]
+def precision_at_recalls(
+    right_N: NDArray[np.bool_],
+    wrong_N: NDArray[np.bool_],
+    num_objects_B: NDArray[np.float64],
+    weights_BN: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Largest precision at COCO's levels of recall and beyond: [B, R], 0 beyond the largest recall.
 
-
-def _nothing() -> list[NDArray[Any]]:
-    flags = np.zeros((0, 10), dtype=bool)
-    return [np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), flags, flags]
+    Args:
+        right_N, wrong_N: of one class, descending by score.
+        num_objects_B: above 0.
+        weights_BN: how often each detection counts, one weighing per row.
+    """
+    hits = np.flatnonzero(right_N)  # between them precision only falls
+    right_BH = np.cumsum(weights_BN[:, hits], axis=1)
+    wrong_BH = np.cumsum(weights_BN * wrong_N, axis=1)[:, hits]
+    precision_BH = right_BH / (right_BH + wrong_BH + TINY)
+    envelope_BH = np.maximum.accumulate(precision_BH[:, ::-1], axis=1)[:, ::-1]
+    recall_BH = right_BH / num_objects_B[:, None]
+    first_BR = np.empty((len(recall_BH), len(RECALLS_R)), np.intp)
+    for row, recall_H in enumerate(recall_BH):
+        first_BR[row] = np.searchsorted(recall_H, RECALLS_R, side="left")
+    return np.take_along_axis(np.pad(envelope_BH, ((0, 0), (0, 1))), first_BR, axis=1)

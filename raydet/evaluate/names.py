@@ -1,4 +1,4 @@
-"""Names of the COCO metrics, importable without numpy."""
+"""Names of the metrics, importable without numpy."""
 
 METRIC_NAMES = (
     "mAP",
@@ -14,4 +14,8 @@ METRIC_NAMES = (
     "AR_medium",
     "AR_large",
 )
-"""In pycocotools' order. small: area < 32^2, medium: < 96^2, large: the rest, in source pixels."""
+"""COCO's, in pycocotools' order. What is small, medium and large says `evaluate.size_bins_px` of the config, in COCO:
+area up to 32^2, up to 96^2, and beyond, in source pixels."""
+
+MISS_RATE = "LAMR"
+"""Log-average miss rate, see `raydet.evaluate.miss_rate`: in 0..1, and lower is better."""

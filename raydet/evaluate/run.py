@@ -39,19 +39,25 @@ def detect(
     return np.concatenate(rows)
 
 
-def ground_truth(targets: Iterable[tuple[Tensor, Tensor]]) -> GroundTruth:
-    """The truth of an evaluation set, from (boxes_xyxy [N, 4] in source pixels, labels [N]) of each picture."""
+def ground_truth(targets: Iterable[tuple[Tensor, Tensor, tuple[int, int]]]) -> GroundTruth:
+    """The truth of an evaluation set, from what a source says of each picture.
+
+    Args:
+        targets: boxes_xyxy [N, 4] in source pixels, labels [N], (height, width).
+    """
     boxes, labels, index = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    position = -1
-    for position, (boxes_xyxy, picture_labels) in enumerate(targets):
+    sizes_hw = []
+    for position, (boxes_xyxy, picture_labels, size_hw) in enumerate(targets):
+        sizes_hw.append(size_hw)
         boxes.append(_xywh(boxes_xyxy))
         labels.append(picture_labels.numpy())
         index.append(np.full(len(picture_labels), position))
     return GroundTruth(
-        num_images=position + 1,
+        num_images=len(sizes_hw),
         image_index=np.concatenate(index),
         boxes_xywh=np.concatenate(boxes),
         labels=np.concatenate(labels),
+        sizes_hw=np.array(sizes_hw, dtype=np.int64).reshape(-1, 2),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raydet.evaluate.sizes import SizeBins
 from raydet.report.analysis import Analysis, Estimate, Versus, short, value_label
 from raydet.report.figures.robustness import measured
 from raydet.report.study import CellRuns
@@ -123,7 +124,8 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
     return Table(
         f"cells_{phase}",
         f"Cells of {phase}",
-        "Means over the runs of a cell. " + _bins(analysis) + "A dash stands for what there is not.",
+        f"Means over the runs of a cell. Objects are {SizeBins.of(study.base.evaluate)}. A dash stands for what there "
+        "is not.",
         columns,
         tuple(rows),
         num_names=1 + len(factors),
@@ -135,14 +137,6 @@ def _default_cell(analysis: Analysis, phase: str) -> CellRuns | None:
     defaults = {factor.path: factor.default for factor in analysis.results.study.factors}
     cells = analysis.results.cells[phase]
     return next((cell for cell in cells if not cell.cell.is_control and cell.cell.values == defaults), None)
-
-
-def _bins(analysis: Analysis) -> str:
-    for cell in (*analysis.results.controls, *analysis.results.arms):
-        bins = (cell.runs[0].results or {}).get("size_bins")
-        if bins:
-            return f"Objects are small below, large from {bins} on. "
-    return "Objects are small below 32² and large from 96² px² on. "
 
 
 def costs(cell: CellRuns, baseline: CellRuns | None) -> tuple[str, str, str, str]:

@@ -97,7 +97,7 @@ def end_run(
 
 
 def coco_table(results: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """The 12 metrics and AP per class, last epoch against best epoch."""
+    """The metrics and AP per class, last epoch against best epoch."""
     final, best = results["final"], results["best"]
-    names = [key for key in final if key.startswith(("mAP", "AR_", "AP/"))]
+    names = [key for key in final if key.startswith(("mAP", "AR_", "LAMR", "AP/"))]
     return [{"metric": name, "last epoch": final[name], "best epoch": best.get(name)} for name in names]

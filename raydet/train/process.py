@@ -26,9 +26,11 @@ from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
 from raydet.data.split import groups_of, split_indices
 from raydet.errors import ConfigError
-from raydet.evaluate.coco import CocoResult, evaluate_with_records
+from raydet.evaluate.coco import CocoResult
 from raydet.evaluate.matches import MatchRecords
+from raydet.evaluate.measure import measure
 from raydet.evaluate.run import detect, ground_truth
+from raydet.evaluate.sizes import SizeBins
 from raydet.models.build import build_detector, parameter_counts
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
@@ -153,7 +155,7 @@ def run_process(
 
 
 class Evaluator:
-    """COCO metrics of the model on the validation pictures, shared out over the workers."""
+    """Metrics of the model on the validation pictures, shared out over the workers."""
 
     def __init__(self, experiment: Experiment, source: Source, indices: list[int], world: World) -> None:
         self.loader = EvalLoader(
@@ -165,7 +167,8 @@ class Evaluator:
             world_size=world.world_size,
             in_step=layout_of_run(experiment.train, world).is_sharded,
         )
-        self.truth = ground_truth(source.targets(index)[:2] for index in indices)
+        self.truth = ground_truth(source.targets(index) for index in indices)
+        self.config = experiment.evaluate
         self.classes = experiment.data.classes
         self.image_ids = [source.image_ids[index] for index in indices]
         groups = groups_of(source.group_ids, experiment.data.split)
@@ -175,7 +178,7 @@ class Evaluator:
         """Of the newest evaluation."""
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
-        """The 12 metrics, AP per class as `AP/<class>`, and the machine's load."""
+        """The 12 metrics, LAMR if wanted, AP per class as `AP/<class>`, and the machine's load."""
         with during("evaluate", (), self.world.device), averaged_weights(state.optimizer):
             result = self.evaluate(unwrapped(state.model))
         per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
@@ -190,7 +193,8 @@ class Evaluator:
         """The same on every rank, whatever their number."""
         average_statistics(detector, self.world)
         rows = detect(detector, self._batches(), device=self.world.device)
-        result, self.records = evaluate_with_records(
+        result, self.records = measure(
+            self.config,
             self.truth,
             gather_rows(rows, self.world),
             self.classes,
@@ -368,6 +372,7 @@ def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) ->
         "fingerprint": experiment.fingerprint(),
         "final": evaluated[-1],
         "best": best,
+        "size_bins": SizeBins.of(experiment.evaluate).as_json(),
         "history": state.history,
         "parameters": info["parameters"]["total"],
         "gflops": info["gflops"]["total"],

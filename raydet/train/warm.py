@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ("raydet.train.process", "torch.distributed", "torch._dynamo", "pandas", "pycocotools.cocoeval")
+PRELOADED = ("raydet.train.process", "torch.distributed", "torch._dynamo", "pandas")
 CLIENT = Path(__file__).with_name("warm_client.py")
 CLIENT_TIMEOUT_S = 5
 PR_SET_PDEATHSIG = 1

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from raydet.evaluate.names import METRIC_NAMES
+from raydet.evaluate.names import METRIC_NAMES, MISS_RATE
 from raydet.train.record import write_atomically
 from raydet.tune.cells import Trial
 from raydet.tune.journal import Events
@@ -104,14 +104,15 @@ def ranked(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
 
 
 def summary_rows(study: Study, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """One row per trial: factors, status, the 12 metrics, cost."""
+    """One row per trial: factors, status, metrics, cost."""
+    metrics = (*METRIC_NAMES, MISS_RATE) if study.base.evaluate.miss_rate else METRIC_NAMES
     rows = []
     for record in records:
         trial, results = record.trial, record.results or {}
         row: dict[str, Any] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
         row |= {factor.path.split(".")[-1]: trial.cell.values.get(factor.path) for factor in study.factors}
         row |= {"status": record.status}
-        row |= {name: results.get("final", {}).get(name) for name in METRIC_NAMES}
+        row |= {name: results.get("final", {}).get(name) for name in metrics}
         row |= {
             name: results.get(name) for name in ("parameters", "wall_s", "loop_s", "overhead_s", "lost_s")
         }

@@ -14,6 +14,7 @@ from typing import Any
 import tune_spaces
 from raydet.config import Experiment, apply_overrides
 from raydet.errors import StudyError
+from raydet.evaluate.names import MISS_RATE
 from raydet.tune.controls import with_controls
 from raydet.tune.study import Study, Value
 
@@ -45,11 +46,16 @@ def load_space(
         arms: only these of the named arms; controls stay. None: all.
 
     Raises:
-        StudyError: there is no such space or arm, its file is no space, or an override names a factor that it varies.
+        StudyError: there is no such space or arm, its file is no space, an override names a factor that it varies, or
+            its metric is better the lower it is.
         ConfigError: an override is wrong.
     """
     module = _from_file(Path(name)) if name.endswith(".py") else _by_name(name)
     study: Study = module.study(base)
+    if study.metric == MISS_RATE:
+        raise StudyError(
+            f"the space {name} is decided by {MISS_RATE}: lower is better, and a study wants the largest"
+        )
     for path in (*overrides, *chosen):
         for mine in sorted(set().union(*(factor.paths for factor in study.factors))):
             if _overlap(mine, path):

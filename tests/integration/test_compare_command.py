@@ -88,6 +88,7 @@ def test_one_run_on_a_side_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureF
         ({"train.epochs": 99}, "train.epochs is", True),
         ({"data.canvas_hw": [64, 64]}, "data.canvas_hw is", True),
         ({"optim.lr": 0.5}, "optim is", True),
+        ({"evaluate.size_bins_px": [16, 48]}, "evaluate is", True),
         ({"data.classes": ["x", "y", "z"]}, "their classes differ", False),
     ],
 )

@@ -39,6 +39,18 @@ def test_a_value_is_replaced_and_the_rest_stays() -> None:
     assert changed.fingerprint() != BASE.fingerprint()
 
 
+def test_size_bins_are_read_as_on_the_command_line_and_survive_json() -> None:
+    changed = apply_overrides(BASE, dict([parse_override("evaluate.size_bins_px=[16, 48.5]")]))
+    assert changed.evaluate.size_bins_px == (16.0, 48.5)
+    assert Experiment.from_json(changed.to_json(), where="test") == changed
+
+
+def test_a_config_without_evaluate_measures_as_before() -> None:
+    tree = json.loads(BASE.to_json())
+    del tree["evaluate"]
+    assert Experiment.from_json(json.dumps(tree), where="test") == BASE
+
+
 def test_zero_is_a_value() -> None:
     assert apply_overrides(BASE, {"optim.lr": 0.0}).optim.lr == 0.0
 
@@ -79,6 +91,8 @@ def test_an_object_replaces_a_section() -> None:
         ({"data.classes": []}, "one or more different names"),
         ({"train.epochs": 0}, "greater than or equal to 1"),
         ({"train.epochs": 2.5}, "valid integer"),
+        ({"evaluate.size_bins_px": [0, 96]}, "greater than 0"),
+        ({"evaluate.size_bins_fraction": [0.2, 0.2]}, "wants two ascending numbers"),
     ],
 )
 def test_a_wrong_override_is_one_clear_line(override: dict[str, object], message: str) -> None:

@@ -1,0 +1,89 @@
+"""`raydet score`: detections of any tool, scored as runs are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raydet.cli.options import AsJsonOption, SetOption, parsed
+from raydet.config import EvaluateConfig, apply_overrides
+from raydet.errors import ConfigError
+
+app = typer.Typer(
+    name="score",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Score the detections of any tool, from files.",
+)
+
+
+@app.command()
+def coco(
+    truth: Annotated[Path, typer.Argument(help="COCO json: images, annotations, categories.")],
+    detections: Annotated[
+        Path, typer.Argument(help="COCO results: a json list of image_id, category_id, bbox, score.")
+    ],
+    sets: SetOption = None,
+    as_json: AsJsonOption = False,
+) -> None:
+    """COCO metrics and AP per class; --set evaluate.* measures as a run with that config does."""
+    config = _settings(parsed(sets))
+    from raydet.evaluate.files import read_coco
+    from raydet.evaluate.measure import measure
+    from raydet.evaluate.sizes import SizeBins
+
+    ground, rows, classes = read_coco(truth, detections)
+    bins = SizeBins.of(config)
+    if bins.unit == "fraction" and ground.sizes_hw is None:
+        raise ConfigError(f"evaluate.size_bins_fraction wants the height and width of every image of {truth}")
+    result, _ = measure(config, ground, rows, classes)
+    counts = {"images": ground.num_images, "objects": len(ground.labels), "detections": len(rows)}
+    if as_json:
+        content = {**counts, "size_bins": bins.as_json(), "metrics": result.metrics}
+        typer.echo(json.dumps(content | {"per_class_ap": result.per_class_ap}))
+        return
+    typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()) + f"; {bins}")
+    per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
+    typer.echo("\n".join(_lines(result.metrics | per_class)))
+
+
+@app.command()
+def kaist(
+    annotations: Annotated[Path, typer.Argument(help="KAIST_annotation.json of the benchmark.")],
+    detections: Annotated[Path, typer.Argument(help="Lines of image,x,y,width,height,score; images from 1.")],
+    as_json: AsJsonOption = False,
+) -> None:
+    """KAIST's log-average miss rate of the reasonable set; lower is better."""
+    from raydet.evaluate.kaist import miss_rates_of, read_annotations, read_detections
+
+    test_set = read_annotations(annotations)
+    rows = read_detections(detections, test_set)
+    published, complete = (miss_rates_of(test_set, rows, as_published=flag) for flag in (True, False))
+    if as_json:
+        typer.echo(json.dumps({"as_published": published, "all_objects": complete}))
+        return
+    typer.echo("log-average miss rate, reasonable set, 0..1, lower is better")
+    typer.echo("as the benchmark's script counts, without objects in pictures in which nothing was detected:")
+    typer.echo("\n".join(_lines(published)))
+    typer.echo("all objects counted:")
+    typer.echo("\n".join(_lines(complete)))
+
+
+def _settings(overrides: Mapping[str, object]) -> EvaluateConfig:
+    from raydet.recipes import recipe
+
+    for path in overrides:
+        if path.split(".")[0] != "evaluate":
+            raise ConfigError(f"--set {path}: only evaluate.* changes how detections are scored")
+    return apply_overrides(recipe("demo"), overrides).evaluate
+
+
+def _lines(metrics: Mapping[str, float | None]) -> Iterator[str]:
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        yield f"{name:{width}}  {'no objects in this bin' if value is None else f'{value:.4f}'}"

@@ -1,0 +1,68 @@
+"""What counts as small, medium and large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydet.config import EvaluateConfig
+
+LARGEST_AREA = 1e10
+"""pycocotools' bound of all sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeBins:
+    """Two sides of a square: an area up to that of the first is small, from that of the second on it is large.
+
+    An area that lies on an edge is in both bins, as in pycocotools.
+    """
+
+    edges: tuple[float, float] = (32.0, 96.0)
+    unit: Literal["px", "fraction"] = "px"
+    """Source pixels, or parts of the square root of the picture's area."""
+
+    @classmethod
+    def of(cls, config: EvaluateConfig) -> Self:
+        """As configured."""
+        if config.size_bins_fraction is not None:
+            return cls(config.size_bins_fraction, "fraction")
+        return cls(config.size_bins_px)
+
+    def ranges(self) -> NDArray[np.float64]:
+        """Smallest and largest area of all, small, medium and large objects: [4, 2], in units."""
+        small, large = (edge**2 for edge in self.edges)
+        return np.array([[0.0, LARGEST_AREA], [0.0, small], [small, large], [large, LARGEST_AREA]])
+
+    def in_units(
+        self,
+        areas_N: NDArray[np.float64],
+        image_index_N: NDArray[np.int64],
+        sizes_hw: NDArray[np.int64] | NDArray[np.float64] | None,
+    ) -> NDArray[np.float64]:
+        """Areas in px^2 as `ranges` has them.
+
+        Args:
+            sizes_hw: [I, 2] of the pictures, which fractions want.
+        """
+        if self.unit == "px":
+            return areas_N
+        if sizes_hw is None:
+            raise ValueError("size bins that are parts of the picture want the pictures' sizes")
+        return areas_N / sizes_hw.astype(float).prod(axis=1)[image_index_N]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        return {"unit": self.unit, "edges": list(self.edges)}
+
+    def __str__(self) -> str:
+        """For the head of a table."""
+        of = "px²" if self.unit == "px" else "of the picture's"
+        small, large = (f"{edge:g}² {of}" for edge in self.edges)
+        return f"small up to an area of {small}, large from {large} on"
+
+
+COCO_BINS = SizeBins()

@@ -1,0 +1,33 @@
+"""`raydet bench evaluation`: what it reports; no times are judged."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from raydet.bench.evaluation import SetSize, is_equal, random_set
+from raydet.cli import app
+from raydet.evaluate.coco import evaluate_with_records
+
+SIZE = ["--images", "20", "--detections", "10", "--classes", "3", "--repeats", "2"]
+
+
+def test_the_report() -> None:
+    done = CliRunner().invoke(app, ["bench", "evaluation", *SIZE, "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    assert report["size"] == {"images": 20, "detections": 10, "classes": 3}
+    assert report["is_equal"]
+    assert set(report["seconds"]) == set(report["peak_bytes"]) == {"raydet", "pycocotools"}
+    assert 0 < report["ratio_low"] <= report["ratio"] <= report["ratio_high"]
+    assert min(report["peak_bytes"].values()) >= report["set_bytes"] * 0.9 > 1e7
+
+
+def test_it_would_say_so_if_the_engines_differed() -> None:
+    truth, rows, classes = random_set(SetSize(images=20, detections=10, classes=3))
+    _, records = evaluate_with_records(truth, rows, classes)
+    rows[:, 5] += 1e-9
+    _, others = evaluate_with_records(truth, rows, classes)
+    assert is_equal(records, records)
+    assert not is_equal(records, others)

@@ -32,7 +32,7 @@ from raydet.errors import ConfigError
 from raydet.models.backbones.stage import STRIDES, Four, Stage
 
 HEAD_CHANNELS = 64
-"""Channels per attention head: with them MiT's published numbers of heads, 1, 2, 5, 8, follow from its widths."""
+"""Channels per attention head: with them the heads of MiT b1 to b5, 1, 2, 5, 8, follow from their widths."""
 PROBE_PX = 128
 _ADVICE = "choose another, such as resnet50 or convnext_tiny"
 

@@ -86,7 +86,8 @@ def load_weights(
         )
     placement = _Placement(encoder, source, first)
     # Blocks that this backbone does not have: the file is another model's, though all else may fit.
-    surplus = [theirs for ours, theirs in source.names.items() if ours not in encoder.rgb_stages.state_dict()]
+    known = encoder.rgb_stages.state_dict().keys()
+    surplus = [theirs for ours, theirs in source.names.items() if ours not in known]
     if strict:
         _refuse_misfits(file.path, label, placement, surplus)
     placement.copy()

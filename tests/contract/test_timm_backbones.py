@@ -26,11 +26,11 @@ PUBLISHED = ("resnet50", "convnext_tiny")
 OTHERS = (
     "densenet121",
     "darknet17",
-    "dla34",
     "hgnet_tiny",
     "mobilevit_s",
     "pvt_v2_b0",
     "regnety_002",
+    "repvit_m0_9",
     "vgg11",
 )
 ALONE = {"model.fusion_stages": [], "model.elsewhere": {"kind": "identity"}}

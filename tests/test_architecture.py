@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "raydet.train.memory",
         "raydet.train.peak_memory",
         "raydet.train.phases",
+        "raydet.train.pretrained",
         "raydet.train.rehearsal",
         "raydet.train.system",
         "raydet.train.terminal",

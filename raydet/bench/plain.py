@@ -131,7 +131,9 @@ def _encode(parts: Detector, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[list[T
 
 
 def _stage(stage: nn.Module, x_BCHW: Tensor) -> Tensor:
-    assert isinstance(stage, MiTStage)
+    if not isinstance(stage, MiTStage):  # timm's are written the plain way already
+        plain_BCHW: Tensor = stage(x_BCHW.contiguous())
+        return plain_BCHW
     x_BCHW = stage.patch_embed.proj(x_BCHW.contiguous())
     hw = (x_BCHW.shape[2], x_BCHW.shape[3])
     x_BNC = stage.patch_embed.norm(x_BCHW.flatten(2).transpose(1, 2))

@@ -23,7 +23,7 @@ def recipes() -> None:
     for name, make in RECIPES.items():
         experiment = make()
         typer.echo(
-            f"{name:16}  mit_{experiment.model.backbone.variant:4}  canvas {experiment.data.canvas_hw}  "
+            f"{name:16}  {experiment.model.backbone.label:8}  canvas {experiment.data.canvas_hw}  "
             f"{experiment.train.epochs} epochs, batch {experiment.train.global_batch}"
         )
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from raydet.config import Experiment, apply_overrides, parse_override
+from raydet.config import Experiment, MiTConfig, MiTVariant, apply_overrides, parse_override
 from raydet.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Terminated
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ RecipeOption = Annotated[
     typer.Option("--recipe", help=f"A run to start from, see `raydet recipes`; default: {DEFAULT_RECIPE}."),
 ]
 BackboneOption = Annotated[
-    str | None, typer.Option(help="mit_b0 ... mit_b5: replaces the recipe's backbone.")
+    str | None,
+    typer.Option(
+        help="mit_b0 ... mit_b5, or a model of timm, e.g. resnet50: replaces the recipe's backbone."
+    ),
 ]
 DataOption = Annotated[
     str | None,
@@ -199,12 +202,22 @@ def adjusted(
         experiment = adopt_source(experiment, detect_source(data))
     flags: dict[str, Any] = {}
     if backbone is not None:
-        flags["model.backbone.variant"] = backbone.removeprefix("mit_")
-        old = f"mit_{experiment.model.backbone.variant}"
-        flags["name"] = experiment.name.replace(old, f"mit_{backbone.removeprefix('mit_')}")
+        label, settings = _backbone_settings(experiment, backbone)
+        flags |= settings
+        flags["name"] = experiment.name.replace(experiment.model.backbone.label, label)
     if epochs is not None:
         flags["train.epochs"] = epochs
     return apply_overrides(apply_overrides(experiment, flags), parsed(sets))
+
+
+def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, dict[str, Any]]:
+    """The label of a backbone, and what it sets; another variant of a MiT keeps the rest of it."""
+    variant = text.removeprefix("mit_")
+    if variant == text and variant not in get_args(MiTVariant):
+        return text, {"model.backbone": {"kind": "timm", "name": text}}
+    if isinstance(experiment.model.backbone, MiTConfig):
+        return f"mit_{variant}", {"model.backbone.variant": variant}
+    return f"mit_{variant}", {"model.backbone": {"kind": "mit", "variant": variant}}
 
 
 def parsed(sets: Sequence[str] | None) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from raydet.config import Experiment
 from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raydet.config import MiTVariant
     from raydet.plan.fit import Option, Recommendation
     from raydet.plan.ledger import Ledger
 
@@ -43,7 +42,7 @@ def plan(
         bool,
         typer.Option(
             "--table",
-            help="Every backbone, ddp and fsdp, with and without checkpointing; takes longer.",
+            help="Every MiT and this backbone, ddp and fsdp, with and without checkpointing; takes longer.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object; sizes in bytes.")] = False,
@@ -74,7 +73,7 @@ class _Answer:
     largest: int | None
     """Micro-batch; None: not even one picture fits."""
     recommendation: Recommendation
-    table: list[tuple[MiTVariant, Option]] | None
+    table: list[tuple[str, Option]] | None
 
     @property
     def fits(self) -> bool:
@@ -84,7 +83,7 @@ class _Answer:
         best = self.recommendation
         answer = {
             "name": self.experiment.name,
-            "backbone": f"mit_{self.experiment.model.backbone.variant}",
+            "backbone": self.experiment.model.backbone.label,
             "gpus": self.gpus,
             "gpu_memory_bytes": self.memory_bytes,
             "objects": self.objects,
@@ -115,7 +114,7 @@ class _Answer:
         }
         if self.table is not None:
             answer["table"] = [
-                {"backbone": f"mit_{variant}", **_option_json(option)} for variant, option in self.table
+                {"backbone": backbone, **_option_json(option)} for backbone, option in self.table
             ]
         return answer
 
@@ -126,7 +125,7 @@ class _Answer:
         height, width = self.experiment.data.canvas_hw
         pictures = f"micro-batch {found.micro_batch} x {found.accumulation}"
         lines = [
-            f"{self.experiment.name}: mit_{self.experiment.model.backbone.variant}, canvas {height} x {width}, "
+            f"{self.experiment.name}: {self.experiment.model.backbone.label}, canvas {height} x {width}, "
             f"{train.precision}, activation checkpointing {train.activation_checkpointing}",
             f"{self.gpus} x {in_words(self.memory_bytes)}, {found.layout.kind}, global batch {train.global_batch} "
             f"({pictures}), {self.objects} objects per picture",
@@ -165,7 +164,7 @@ class _Answer:
             ("backbone", "strategy", "checkpointing", "weights", "micro-batch", "peak", ""),
             [
                 (
-                    f"mit_{variant}",
+                    backbone,
                     option.strategy,
                     option.activation_checkpointing,
                     in_words(option.ledger.bytes_of("weights")),
@@ -173,7 +172,7 @@ class _Answer:
                     in_words(option.ledger.peak_bytes),
                     "fits" if option.micro_batch else "does not fit",
                 )
-                for variant, option in self.table
+                for backbone, option in self.table
             ],
         )
 

@@ -132,7 +132,7 @@ def tune(
         tracking_uri=tracking_uri,
     )
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
-    chosen = [] if backbone is None else ["model.backbone.variant"]
+    chosen = [] if backbone is None else ["model.backbone"]
     wanted = None if arms is None else [arm.strip() for arm in arms.split(",")]
     study = load_space(space, base, parsed(sets), chosen=chosen, arms=wanted)
     if dry_run:

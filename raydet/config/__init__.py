@@ -20,6 +20,7 @@ from raydet.config.evaluate import EvaluateConfig
 from raydet.config.experiment import Experiment
 from raydet.config.model import (
     AddFusion,
+    Backbone,
     CMXFusion,
     ConcatFusion,
     CrossAttentionFusion,
@@ -35,6 +36,8 @@ from raydet.config.model import (
     MiTVariant,
     ModelConfig,
     PerStage,
+    TimmConfig,
+    WeightsConfig,
 )
 from raydet.config.overrides import apply_overrides, flatten, parse_override
 from raydet.config.train import (
@@ -58,6 +61,7 @@ __all__ = [
     "AdamWConfig",
     "AddFusion",
     "Augmentation",
+    "Backbone",
     "CMXFusion",
     "CSSAFusion",
     "CocoSource",
@@ -96,7 +100,9 @@ __all__ = [
     "StepSchedule",
     "Strategy",
     "SyntheticSource",
+    "TimmConfig",
     "TrainConfig",
+    "WeightsConfig",
     "apply_overrides",
     "flatten",
     "parse_override",

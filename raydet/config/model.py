@@ -23,6 +23,15 @@ def _odd(value: int) -> int:
     return value
 
 
+class WeightsConfig(Config):
+    """What both streams start from, in place of random weights: the same file."""
+
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """A safetensors file: a path on the machine of the first worker, file:// or https://; null: none."""
+    strict: bool = True
+    """Every tensor of the backbone must be in the file. Off: what is not keeps the seed's weights."""
+
+
 class MiTConfig(Config):
     """Mix Transformer encoder (SegFormer, arXiv 2105.15203), two streams without weight sharing."""
 
@@ -34,6 +43,37 @@ class MiTConfig(Config):
     init: Literal["segformer", "seed"] = "segformer"
     """Initial weights: as the SegFormer and CMX papers, or PyTorch's defaults everywhere but in FFM, as the
     published runs that we compare with."""
+    pretrained: WeightsConfig = WeightsConfig()
+    """SegFormer's weights, in its authors' names or in Transformers'."""
+
+    @property
+    def label(self) -> str:
+        """As `--backbone` takes it."""
+        return f"mit_{self.variant}"
+
+
+class TimmConfig(Config):
+    """A model of timm that gives maps at strides 4, 8, 16 and 32, such as resnet50 and convnext_tiny.
+
+    Fusions grow with the square of a stage's width, which is up to 2048 in resnet50: cmx takes 240 million parameters
+    there, ten times the trunk's.
+    """
+
+    kind: Literal["timm"] = "timm"
+    name: Annotated[str, Field(min_length=1)]
+    """As timm.create_model takes it."""
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Rate of the last block, where the model knows one; grows as the model does it."""
+    pretrained: WeightsConfig = WeightsConfig()
+    """Weights of the same model in timm's names."""
+
+    @property
+    def label(self) -> str:
+        """As `--backbone` takes it."""
+        return self.name
+
+
+Backbone = Annotated[MiTConfig | TimmConfig, Field(discriminator="kind")]
 
 
 class CMXFusion(Config):
@@ -164,7 +204,7 @@ class FasterRCNNConfig(Config):
 class ModelConfig(Config):
     """The whole detector."""
 
-    backbone: MiTConfig
+    backbone: Backbone
     rgb_modalities: tuple[Modality, ...] = ("rgb",)
     """Modalities stacked into the first stream."""
     aux_modalities: tuple[Modality, ...] = ("thermal", "event")

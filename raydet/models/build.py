@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import assert_never
+from functools import partial
+from typing import Protocol, assert_never
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from raydet.config import (
     MODALITY_CHANNELS,
     AddFusion,
+    Backbone,
     CMXFusion,
     ConcatFusion,
     CSSAFusion,
@@ -30,11 +32,14 @@ from raydet.config import (
     Modality,
     ModelConfig,
     PerStage,
+    TimmConfig,
 )
 from raydet.config import CrossAttentionFusion as CrossAttentionConfig
 from raydet.errors import ConfigError
-from raydet.models.backbones.dual import DualStreamEncoder
-from raydet.models.backbones.mit import MIT_VARIANTS, MiTVariant
+from raydet.models.backbones.dual import DualStreamEncoder, Init, num_aux_stages
+from raydet.models.backbones.mit import MIT_VARIANTS, mit_stages
+from raydet.models.backbones.stage import StageSizes
+from raydet.models.backbones.timm import TimmStage, timm_licence, timm_sizes, timm_stages
 from raydet.models.detector import Detector, InputStream
 from raydet.models.fusion.add import Add
 from raydet.models.fusion.base import Fusion
@@ -51,13 +56,17 @@ from raydet.models.heads.box import BoxHeads
 from raydet.models.heads.faster_rcnn import FasterRCNN
 from raydet.models.heads.rpn import RegionProposals
 from raydet.models.necks.fpn import FPN, LEVELS
+from raydet.models.pretrained.files import read_weights
+from raydet.models.pretrained.load import LoadedWeights, load_weights
+from raydet.models.pretrained.names import MIT_NAMINGS, Naming, timm_naming
 
 
 def build_detector(experiment: Experiment) -> Detector:
     """The detector with its initial weights, on the CPU (or under `torch.device("meta")`, without any).
 
     Raises:
-        ConfigError: the modalities do not fit the fusions or their normalisation.
+        ConfigError: the modalities do not fit the fusions or their normalisation; timm has no such backbone, or none
+            that can be cut into stages.
     """
     model = experiment.model
     encoder = _build_encoder(model)
@@ -70,6 +79,36 @@ def build_detector(experiment: Experiment) -> Detector:
         neck=neck,
         head=head,
     )
+
+
+def load_pretrained(detector: Detector, experiment: Experiment) -> LoadedWeights | None:
+    """Set the detector's encoder to the published weights that the experiment names; None where it names none.
+
+    Raises:
+        ConfigError: the file cannot be had, or does not fit the backbone.
+    """
+    backbone = experiment.model.backbone
+    if backbone.pretrained.path is None:
+        return None
+    return load_weights(
+        detector.encoder,
+        read_weights(backbone.pretrained.path),
+        namings=_namings(backbone, detector),
+        strict=backbone.pretrained.strict,
+        label=backbone.label,
+    )
+
+
+def _namings(backbone: Backbone, detector: Detector) -> tuple[Naming, ...]:
+    match backbone:
+        case MiTConfig():
+            return MIT_NAMINGS
+        case TimmConfig(name=name):
+            stages = [stage for stage in detector.encoder.rgb_stages if isinstance(stage, TimmStage)]
+            layers = [tuple(stage.layers) for stage in stages]
+            return (timm_naming(layers, licence=timm_licence(name)),)
+        case unreachable:
+            assert_never(unreachable)
 
 
 def describe_parameters(experiment: Experiment) -> dict[str, int]:
@@ -94,6 +133,8 @@ def _part_of(parameter_name: str) -> str:
             return f"blocks_{stages[:3]}"
         case ["encoder", "rgb_stages" | "aux_stages" as stages, _, "norm", *_]:
             return f"norms_{stages[:3]}"
+        case ["encoder", "rgb_stages" | "aux_stages" as stages, _, "layers", *_]:
+            return f"trunk_{stages[:3]}"
         case ["encoder", "fusions", *_]:
             return "fusion"
         case ["neck", *_]:
@@ -108,23 +149,41 @@ def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
     if not model.rgb_modalities:
         raise ConfigError("model.rgb_modalities wants at least one modality, got none")
     match model.backbone:
-        case MiTConfig(variant=name, drop_path_rate=drop_path_rate, init=init):
+        case MiTConfig(variant=name, drop_path_rate=rate, init=init):
             variant = MIT_VARIANTS[name]
-            return DualStreamEncoder(
-                variant=variant,
-                rgb_channels=sum(MODALITY_CHANNELS[name] for name in model.rgb_modalities),
-                aux_channels=sum(MODALITY_CHANNELS[name] for name in _aux_modalities(model)),
-                fusions=[_build_fusion(model, variant, stage) for stage in (1, 2, 3, 4)],
-                drop_path_rate=drop_path_rate,
-                init=init,
-            )
+            return _dual(model, variant, partial(mit_stages, variant=variant, drop_path_rate=rate), init)
+        case TimmConfig(name=name, drop_path_rate=rate):
+            sizes = timm_sizes(name, drop_path_rate=rate)
+            # The trunk as its authors start it, the fusions as elsewhere.
+            return _dual(model, sizes, partial(timm_stages, name=name, drop_path_rate=rate), "fusions")
         case unreachable:
             assert_never(unreachable)
 
 
-def _build_fusion(model: ModelConfig, variant: MiTVariant, stage: int) -> Fusion:
+class _MakeStages(Protocol):
+    """The first stages of one stream."""
+
+    def __call__(self, *, in_channels: int, num_stages: int) -> nn.ModuleList: ...
+
+
+def _dual(model: ModelConfig, sizes: StageSizes, make_stages: _MakeStages, init: Init) -> DualStreamEncoder:
+    rgb_channels, aux_channels = (
+        sum(MODALITY_CHANNELS[name] for name in modalities)
+        for modalities in (model.rgb_modalities, _aux_modalities(model))
+    )
+    # The order matters: all of them draw from one generator.
+    fusions = [_build_fusion(model, sizes, stage) for stage in (1, 2, 3, 4)]
+    return DualStreamEncoder(
+        rgb_stages=make_stages(in_channels=rgb_channels, num_stages=4),
+        aux_stages=make_stages(in_channels=aux_channels, num_stages=num_aux_stages(fusions)),
+        fusions=fusions,
+        init=init,
+    )
+
+
+def _build_fusion(model: ModelConfig, sizes: StageSizes, stage: int) -> Fusion:
     """The fusion of stage 1..4."""
-    channels, num_heads = variant.channels[stage - 1], variant.num_heads[stage - 1]
+    channels, num_heads = sizes.channels[stage - 1], sizes.num_heads[stage - 1]
     flow = model.flow
     match model.fusion_at(stage):
         case AddFusion():
@@ -148,7 +207,7 @@ def _build_fusion(model: ModelConfig, variant: MiTVariant, stage: int) -> Fusion
             )
         case CrossAttentionConfig():
             return CrossAttentionFusion(
-                channels=channels, num_heads=num_heads, sr_ratio=variant.sr_ratios[stage - 1], flow=flow
+                channels=channels, num_heads=num_heads, sr_ratio=sizes.sr_ratios[stage - 1], flow=flow
             )
         case IdentityFusion():
             return Identity()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from raydet.models.backbones.mit import Block
 from raydet.models.detector import Detector
 
 
@@ -18,19 +17,24 @@ class Units:
     """Modules that are called as wholes: outside of its unit's forward pass nothing touches a unit's parameters."""
 
     blocks: list[nn.Module]
-    """Transformer blocks: many, alike, without random choices and without running statistics."""
+    """Of the trunks: many, in the order of their calls."""
     fusions: list[nn.Module]
     """One per stage."""
     rest: list[nn.Module]
-    """Neck and head. Patch embeddings and the norms behind the stages are too small to matter."""
+    """Neck and head. What stands before and behind the blocks of a stage is too small to matter."""
 
 
 def units_of(detector: Detector) -> Units:
     """The units of a detector; they do not overlap."""
     encoder = detector.encoder
-    stages = [*encoder.rgb_stages, *encoder.aux_stages]
+    blocks = [block for stage in encoder.stages() for run in stage.block_runs() for block in run]
     return Units(
-        blocks=[module for stage in stages for module in stage.modules() if isinstance(module, Block)],
-        fusions=[fusion for fusion in encoder.fusions if any(True for _ in fusion.parameters())],
+        blocks=[block for block in blocks if has_parameters(block)],
+        fusions=[fusion for fusion in encoder.fusions if has_parameters(fusion)],
         rest=[detector.neck, detector.head],
     )
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Some fusions, and poolings among a stage's layers, have nothing to learn."""
+    return any(True for _ in module.parameters())

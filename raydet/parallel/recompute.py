@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 ContextPair = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
@@ -41,7 +42,8 @@ _HOOKS_SEE_ALL = (
 def recompute_activations(units: Iterable[nn.Module], mode: Literal["none", "block", "selective"]) -> None:
     """Make each unit keep its inputs only (`block`), or those and the results of matrix products (`selective`).
 
-    Units must draw no random numbers: these are not replayed. Running statistics of batch norms are updated once.
+    Random numbers of dropouts are replayed; units must draw no others. Running statistics of batch norms are updated
+    once.
     """
     if mode == "none":
         return
@@ -51,13 +53,15 @@ def recompute_activations(units: Iterable[nn.Module], mode: Literal["none", "blo
 
 
 def _recomputed(unit: nn.Module, mode: Literal["block", "selective"]) -> Callable[..., Any]:
+    # To keep the generator's state costs time, so only where somebody draws.
+    draws = any(isinstance(module, _DropoutNd) and module.p > 0 for module in unit.modules())
     norms = [module for module in unit.modules() if isinstance(module, nn.BatchNorm2d)]
     context = partial(_contexts, norms, mode == "selective") if norms or mode == "selective" else None
     return partial(
         checkpoint,
         unit.forward,
         use_reentrant=False,
-        preserve_rng_state=False,
+        preserve_rng_state=draws,
         **({"context_fn": context} if context else {}),
         **_HOOKS_SEE_ALL,
     )

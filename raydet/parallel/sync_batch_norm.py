@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from raydet.errors import ConfigError
 from raydet.parallel.collectives import World
 
 
@@ -64,9 +65,16 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronize_batch_norms(model: nn.Module, world: World) -> None:
-    """Turn every `BatchNorm2d` of the model into `SyncBatchNorm2d`, in place; with one worker nothing changes."""
-    if world.world_size == 1:
-        return
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
+    """Turn every `BatchNorm2d` of the model into `SyncBatchNorm2d`, in place; with one worker nothing changes.
+
+    Raises:
+        ConfigError: the model has batch norms that do something else beside.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and type(module) not in (nn.BatchNorm2d, SyncBatchNorm2d):
+            raise ConfigError(
+                f"train.sync_batch_norm wants plain batch norms, {name} is a {type(module).__name__}; set it to "
+                "false, or take a backbone that has plain ones, such as resnet50, or none, such as convnext_tiny"
+            )
+        if type(module) is nn.BatchNorm2d and world.world_size > 1:
             module.__class__ = SyncBatchNorm2d

@@ -95,11 +95,12 @@ def _parts_of(experiment: Experiment) -> tuple[Part, ...]:
 
 
 def _stage_parts(stage: StreamStage) -> list[Part]:
-    inside = {parameter for block in stage.blocks for parameter in block.parameters()}
+    blocks = [block for run in stage.runs for block in run.blocks]
+    inside = {parameter for block in blocks for parameter in block.parameters()}
     rest = (parameter for parameter in stage.module.parameters() if parameter not in inside)
     return [
         Part(stage.name, _shapes(rest)),
-        Part(stage.block, _shapes(stage.blocks[0].parameters()), count=len(stage.blocks)),
+        *(Part(run.name, _shapes(run.blocks[0].parameters()), count=len(run.blocks)) for run in stage.runs),
     ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from raydet.config import ActivationCheckpointing, Experiment, MiTVariant, Strategy
+from raydet.config import ActivationCheckpointing, Experiment, MiTConfig, MiTVariant, Strategy
 from raydet.data.sampler import batch_plan
 from raydet.plan.heads import DeviceType
 from raydet.plan.ledger import DEFAULT_OBJECTS, Ledger, check_numbers, ledger
@@ -148,17 +148,18 @@ def fit_table(
     memory_bytes: int,
     num_objects: int = DEFAULT_OBJECTS,
     backbones: Sequence[MiTVariant] = BACKBONES,
-) -> list[tuple[MiTVariant, Option]]:
-    """Every strategy for every backbone, all else as in the experiment.
+) -> list[tuple[str, Option]]:
+    """Every strategy for every MiT, and for the experiment's own backbone if it is none; all else as it is.
 
     Raises:
         ConfigError: see `ledger`.
     """
+    own = [] if isinstance(experiment.model.backbone, MiTConfig) else [experiment]
     return [
-        (variant, option)
-        for variant in backbones
+        (candidate.model.backbone.label, option)
+        for candidate in (*own, *(_with_backbone(experiment, variant) for variant in backbones))
         for option in _options(
-            _with_backbone(experiment, variant),
+            candidate,
             world_size=world_size,
             memory_bytes=memory_bytes,
             num_objects=num_objects,
@@ -234,6 +235,8 @@ def with_train(experiment: Experiment, **changes: object) -> Experiment:
 
 
 def _with_backbone(experiment: Experiment, variant: MiTVariant) -> Experiment:
-    backbone = experiment.model.backbone.model_copy(update={"variant": variant})
+    now = experiment.model.backbone
+    is_mit = isinstance(now, MiTConfig)
+    backbone = now.model_copy(update={"variant": variant}) if is_mit else MiTConfig(variant=variant)
     model = experiment.model.model_copy(update={"backbone": backbone})
     return experiment.model_copy(update={"model": model})

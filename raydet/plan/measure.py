@@ -1,7 +1,7 @@
 """The bytes of a training step, measured on tensors without memory.
 
 The detector itself runs forward and backward, under the run's precision and activation checkpointing, with two
-changes: each stage has one block, since blocks of a stage are alike, and the head runs in outline (`plan.heads`). Fake
+changes: of blocks that are alike only the first one runs, and the head runs in outline (`plan.heads`). Fake
 tensors lie on the CPU, so the run needs no accelerator and the numbers are those of CPU kernels: what autograd keeps is
 the same, up to a few small tensors.
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from raydet.config import MODALITY_CHANNELS, Experiment, MiTConfig, MiTVariant, Precision
-from raydet.models.backbones.dual import DualStreamEncoder
-from raydet.models.backbones.mit import MIT_VARIANTS, STRIDES
+from raydet.models.backbones.mit import MIT_VARIANTS
+from raydet.models.backbones.stage import STRIDES
 from raydet.models.build import build_detector
 from raydet.models.detector import Detector
-from raydet.models.fusion.base import Fusion, FusionOutput
+from raydet.models.fusion.base import FusionOutput
 from raydet.models.units import units_of
 from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
@@ -68,7 +68,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run with one block per stage shows; in bytes, by who made them."""
+    """What one run with one block of a kind shows; in bytes, by who made them."""
 
     forward: dict[str, Amounts]
     """The worst moment of each place of the forward pass, in order of time."""
@@ -104,15 +104,18 @@ def measure(experiment: Experiment, *, num_objects: int, device_type: DeviceType
 
 
 def _shallow(experiment: Experiment) -> Experiment:
-    """The same widths in the first variant that has them: depth does not matter here."""
-    mine = MIT_VARIANTS[experiment.model.backbone.variant]
+    """The same widths in the first variant that has them: the depth of a MiT does not matter here."""
+    backbone = experiment.model.backbone
+    if not isinstance(backbone, MiTConfig):
+        return experiment
+    mine = MIT_VARIANTS[backbone.variant]
     twins: list[MiTVariant] = [
         name  # type: ignore[misc]
         for name, variant in MIT_VARIANTS.items()
         if replace(variant, depths=mine.depths) == mine
     ]
-    backbone = experiment.model.backbone.model_copy(update={"variant": twins[0]})
-    model = experiment.model.model_copy(update={"backbone": backbone})
+    shallow = backbone.model_copy(update={"variant": twins[0]})
+    model = experiment.model.model_copy(update={"backbone": shallow})
     return experiment.model_copy(update={"model": model})
 
 
@@ -144,7 +147,8 @@ def _line(first: Amounts, last: Amounts, few: int) -> Growing:
 def _run(experiment: Experiment, images: int, num_objects: int, device_type: DeviceType) -> Run:
     with torch.device("meta"):
         detector = build_detector(experiment).train()
-        detector.encoder = _with_one_block_per_stage(detector, experiment.model.backbone)
+    for stage in detector.encoder.stages():
+        stage.shorten()
     units = units_of(detector)
     recompute_activations([*units.blocks, *units.fusions], experiment.train.activation_checkpointing)
     with FakeTensorMode(), _one_thread():
@@ -162,18 +166,6 @@ def _run(experiment: Experiment, images: int, num_objects: int, device_type: Dev
             return _step(
                 detector, live, _pictures(experiment, images, num_objects), experiment.train.precision
             )
-
-
-def _with_one_block_per_stage(detector: Detector, backbone: MiTConfig) -> DualStreamEncoder:
-    encoder = DualStreamEncoder(
-        variant=replace(MIT_VARIANTS[backbone.variant], depths=(1, 1, 1, 1)),
-        rgb_channels=sum(detector.rgb_input.num_channels.values()),
-        aux_channels=sum(detector.aux_input.num_channels.values()),
-        fusions=cast("list[Fusion]", list(detector.encoder.fusions)),
-        drop_path_rate=backbone.drop_path_rate,
-        init="seed",
-    )
-    return encoder.train()
 
 
 @contextmanager
@@ -252,9 +244,11 @@ class _Watch:
             for stage in section.streams:
                 self._forward(stage.module, stage.name, before=stage.embedding)
                 self._backward(stage.module, stage.norm)
-                (block,) = stage.blocks
-                self._forward(block, stage.name, before=stage.block, after=stage.norm)
-                self._backward(block, stage.block, above=stage.embedding)
+                for run in stage.runs:
+                    (block,) = run.blocks
+                    is_first, is_last = run is stage.runs[0], run is stage.runs[-1]
+                    self._forward(block, stage.name, before=run.name, after=stage.norm if is_last else None)
+                    self._backward(block, run.name, above=stage.embedding if is_first else None)
             self._forward(section.fusion, section.fusion_name, before=section.fusion_name)
             self._backward(section.fusion, section.fusion_name)
         self._forward(detector.neck, NECK, before=NECK)

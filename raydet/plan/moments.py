@@ -1,7 +1,7 @@
 """A training step as a line of moments: what is alive at the worst instant of every place, forward and backward.
 
-The measured run has one block per stage. While a stage is running or waiting for its backward pass, what its other
-blocks keep is alive too, and is added here; so are weights, gradients, optimizer state and gathered parameters, which
+The measured run has one block of a kind. While a stage is running or waiting for its backward pass, what the others
+keep is alive too, and is added here; so are weights, gradients, optimizer state and gathered parameters, which
 follow from counts.
 """
 

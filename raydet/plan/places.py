@@ -7,11 +7,19 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from raydet.models.backbones.stage import Stage
 from raydet.models.detector import Detector
-from raydet.models.units import units_of
 
 NECK = "FPN"
 HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockRun:
+    """Blocks that follow one another and are alike."""
+
+    name: str
+    blocks: list[nn.Module]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,17 +28,12 @@ class StreamStage:
 
     name: str
     module: nn.Module
-    blocks: list[nn.Module]
+    runs: list[BlockRun]
 
     @property
     def embedding(self) -> str:
         """What runs before the blocks."""
         return f"{self.name}, embedding"
-
-    @property
-    def block(self) -> str:
-        """Each block: all of a stage are alike."""
-        return f"{self.name}, block"
 
     @property
     def norm(self) -> str:
@@ -49,16 +52,22 @@ class Section:
 
 def sections_of(detector: Detector) -> Iterator[Section]:
     """The encoder from the finest stage on."""
-    blocks = set(units_of(detector).blocks)
     encoder = detector.encoder
     for index, fusion in enumerate(encoder.fusions):
         streams = [
-            StreamStage(
-                f"stage {index + 1} {stream}",
-                stages[index],
-                [module for module in stages[index].modules() if module in blocks],
-            )
+            _stream_stage(f"stage {index + 1} {stream}", stages[index])
             for stream, stages in (("rgb", encoder.rgb_stages), ("aux", encoder.aux_stages))
             if index < len(stages)
         ]
         yield Section(streams, f"fusion {index + 1}", fusion)
+
+
+def _stream_stage(name: str, stage: nn.Module) -> StreamStage:
+    assert isinstance(stage, Stage)
+    runs = stage.block_runs()
+    numbers = [""] if len(runs) == 1 else [f" {number}" for number in range(1, len(runs) + 1)]
+    return StreamStage(
+        name,
+        stage,
+        [BlockRun(f"{name}, block{number}", run) for number, run in zip(numbers, runs, strict=True)],
+    )

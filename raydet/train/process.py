@@ -52,6 +52,8 @@ from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
 from raydet.train.peak_memory import watch_peak_memory
 from raydet.train.phases import enter
+from raydet.train.pretrained import KEY as PRETRAINED
+from raydet.train.pretrained import start_from_published
 from raydet.train.record import RunRecord, last_progress, recorded_model_info
 from raydet.train.rehearsal import LONG_RUN_STEPS, rehearse, worst_batch
 from raydet.train.state import TrainState
@@ -109,10 +111,11 @@ def run_process(
         loader = _train_loader(experiment, source, train_indices, run_dir, world)
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
             with during("setup", (), world.device):
-                state = _initial_state(experiment, run_dir, world)
+                state, pretrained = _initial_state(experiment, run_dir, world)
                 state.is_restarted = attempt > 0 or state.step > 0
                 state.away_s = 0.0 if attempt else max(0.0, started - max(state.saved_at, left))
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
+            info[PRETRAINED] = pretrained
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
@@ -240,26 +243,35 @@ def _check_nodes(experiment: Experiment, world: World) -> None:
         )
 
 
-def _initial_state(experiment: Experiment, run_dir: Path, world: World) -> TrainState:
-    """Where the newest checkpoint stands, or the beginning."""
+def _initial_state(
+    experiment: Experiment, run_dir: Path, world: World
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """Where the newest checkpoint stands, or the beginning; and about published weights, for model_info.json."""
+    checkpoint = newest_checkpoint(run_dir, world=world)
     detector = _initial_detector(experiment, world)
+    pretrained = start_from_published(
+        detector, experiment, world, run_dir=run_dir, is_resumed=checkpoint is not None
+    )
     model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
     state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
-    if not _take_newest(state, run_dir, world):
+    if checkpoint is None:
         logger.info("starting at step 0")
-    return state
+    else:
+        _take(checkpoint, state, world)
+    return state, pretrained
 
 
 def _restore(state: TrainState, run_dir: Path, world: World, writer: CheckpointWriter) -> bool:
     """Go back to the newest checkpoint; False where there is none."""
     writer.wait()
-    return _take_newest(state, run_dir, world)
-
-
-def _take_newest(state: TrainState, run_dir: Path, world: World) -> bool:
     checkpoint = newest_checkpoint(run_dir, world=world)
     if checkpoint is None:
         return False
+    _take(checkpoint, state, world)
+    return True
+
+
+def _take(checkpoint: Path, state: TrainState, world: World) -> None:
     saved = load_checkpoint(
         checkpoint,
         model=unwrapped(state.model),
@@ -270,7 +282,6 @@ def _take_newest(state: TrainState, run_dir: Path, world: World) -> bool:
     state.take(saved)
     if world.is_main:
         logger.info("continuing after step %d, in epoch %d, from %s", state.step, state.epoch + 1, checkpoint)
-    return True
 
 
 def _initial_detector(experiment: Experiment, world: World) -> Detector:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raydet.models.backbones.dual import DualStreamEncoder
-from raydet.models.backbones.mit import MIT_VARIANTS
+from raydet.models.backbones.mit import MIT_VARIANTS, mit_stages
 from raydet.models.fusion.cmx import CMX
 
 SMALL = ("nano", "b0")
@@ -15,9 +15,11 @@ SMALL = ("nano", "b0")
 def encoder(name: str, *, drop_path_rate: float = 0.0) -> DualStreamEncoder:
     variant = MIT_VARIANTS[name]
     fusions = [CMX(channels=c, num_heads=h) for c, h in zip(variant.channels, variant.num_heads, strict=True)]
-    return DualStreamEncoder(
-        variant=variant, rgb_channels=3, aux_channels=2, fusions=fusions, drop_path_rate=drop_path_rate
+    rgb_stages, aux_stages = (
+        mit_stages(variant=variant, in_channels=channels, drop_path_rate=drop_path_rate)
+        for channels in (3, 2)
     )
+    return DualStreamEncoder(rgb_stages=rgb_stages, aux_stages=aux_stages, fusions=fusions)
 
 
 def pictures(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

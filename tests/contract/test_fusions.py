@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raydet.models.backbones.dual import DualStreamEncoder
-from raydet.models.backbones.mit import MIT_VARIANTS
+from raydet.models.backbones.dual import DualStreamEncoder, num_aux_stages
+from raydet.models.backbones.mit import MIT_VARIANTS, mit_stages
 from raydet.models.fusion.add import Add
 from raydet.models.fusion.base import Flow, Fusion, FusionOutput
 from raydet.models.fusion.cmx import CMX
@@ -176,9 +176,11 @@ def test_no_parameter_of_an_encoder_is_without_gradient(
         make(channels, heads, flow) if stage in stages else Identity()
         for stage, (channels, heads) in enumerate(zip(variant.channels, variant.num_heads, strict=True), 1)
     ]
-    encoder = DualStreamEncoder(
-        variant=variant, rgb_channels=3, aux_channels=2, fusions=fusions, drop_path_rate=0.0
+    rgb_stages, aux_stages = (
+        mit_stages(variant=variant, in_channels=channels, drop_path_rate=0.0, num_stages=num_stages)
+        for channels, num_stages in ((3, 4), (2, num_aux_stages(fusions)))
     )
+    encoder = DualStreamEncoder(rgb_stages=rgb_stages, aux_stages=aux_stages, fusions=fusions)
     maps, _ = encoder(torch.randn(2, 3, 64, 64), torch.randn(2, 2, 64, 64))
     sum((x * torch.randn_like(x)).sum() for x in maps).backward()
     trained = {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}

@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+from raydet.errors import ConfigError
+from raydet.models.backbones.timm import timm_stages
+from raydet.parallel.collectives import World
+from raydet.parallel.sync_batch_norm import synchronize_batch_norms
 from tests.numerics.conftest import Start
 
 SCRIPT = """
@@ -56,3 +60,10 @@ def test_two_workers_equal_one(start: Start) -> None:
     for mine, wanted in zip(one["statistics"], alone["statistics"], strict=True):
         assert mine == pytest.approx(wanted, rel=1e-5)
     assert (one["evaluation"] + two["evaluation"]) / 2 == pytest.approx(alone["evaluation"], rel=1e-5)
+
+
+def test_batch_norms_with_more_to_do_are_refused() -> None:
+    stages = timm_stages(name="test_byobnet", in_channels=3)
+    with pytest.raises(ConfigError, match=r"is a BatchNormAct2d; set it to false, or take a backbone"):
+        synchronize_batch_norms(stages, World())
+    synchronize_batch_norms(timm_stages(name="test_resnet", in_channels=3), World())

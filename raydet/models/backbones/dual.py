@@ -1,27 +1,28 @@
-"""Two MiT streams without weight sharing, fused after every stage.
+"""Two trunks without weight sharing, fused after every stage.
 
 Follows CMX (arXiv 2203.04838): RGB in one stream, everything else in the other, four fused maps for the detector.
 
 Departures from the paper:
 1. The fusion is a choice per stage, and so is what enters the next stage (see `fusion.base`).
 2. Drop-path rates are per block and equal at equal depth in both streams.
+3. Any trunk that comes in stages will do (see `stage`).
 
 Legend: B batch, C channels, H W map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from raydet.models.backbones.mit import STRIDES, MiTVariant, mit_stages
+from raydet.models.backbones.stage import STRIDES, Stage
 from raydet.models.fusion.base import Fusion, Guides
 from raydet.models.init import init_segformer
 
-Init = Literal["segformer", "seed"]
+Init = Literal["segformer", "fusions", "seed"]
 
 
 class Encoded(NamedTuple):
@@ -36,48 +37,39 @@ class Encoded(NamedTuple):
 class DualStreamEncoder(nn.Module):
     """Pictures of two groups of modalities in, four fused maps out.
 
-    Stages of the second stream that no fusion reads are not built: they would hold parameters without a gradient,
-    which wastes memory and which data-parallel training refuses.
-
     Args:
-        variant: sizes of both streams.
-        rgb_channels: picture channels of the first stream.
-        aux_channels: picture channels of the second stream.
+        rgb_stages: the first stream, four modules of type `Stage`.
+        aux_stages: the second stream, `num_aux_stages(fusions)` of them.
         fusions: one per stage.
-        drop_path_rate: rate of the last block.
-        init: "segformer" sets the whole encoder as the papers do; "seed" leaves PyTorch's defaults everywhere but
-            in FFM, which sets itself.
+        init: "segformer" sets the whole encoder as the papers do, "fusions" the fusions only; "seed" leaves all as
+            it is (of the fusions, FFM sets itself).
     """
 
     def __init__(
         self,
         *,
-        variant: MiTVariant,
-        rgb_channels: int,
-        aux_channels: int,
+        rgb_stages: nn.ModuleList,
+        aux_stages: nn.ModuleList,
         fusions: Sequence[Fusion],
-        drop_path_rate: float = 0.1,
         init: Init = "segformer",
     ) -> None:
         super().__init__()
+        assert len(aux_stages) == num_aux_stages(fusions), "a stage would be missing, or never be read"
         self.channels = tuple(
-            fusion.fused_channels(channels)
-            for channels, fusion in zip(variant.channels, fusions, strict=True)
+            fusion.fused_channels(stage.channels)
+            for stage, fusion in zip(_each(rgb_stages), fusions, strict=True)
         )
         self.strides = STRIDES
-        num_aux_stages = max(
-            (stage for stage, fusion in enumerate(fusions, 1) if fusion.reads_aux), default=0
-        )
-        self.rgb_stages = mit_stages(variant=variant, in_channels=rgb_channels, drop_path_rate=drop_path_rate)
-        self.aux_stages = mit_stages(
-            variant=variant,
-            in_channels=aux_channels,
-            drop_path_rate=drop_path_rate,
-            num_stages=num_aux_stages,
-        )
+        self.rgb_stages = rgb_stages
+        self.aux_stages = aux_stages
         self.fusions = nn.ModuleList(fusions)
-        if init == "segformer":
-            self.apply(init_segformer)
+        if init != "seed":
+            (self if init == "segformer" else self.fusions).apply(init_segformer)
+
+    def stages(self) -> Iterator[Stage]:
+        """Those of the first stream, then those of the second."""
+        yield from _each(self.rgb_stages)
+        yield from _each(self.aux_stages)
 
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> Encoded:
         """Inputs are normalised pictures, at least 32 x 32."""
@@ -94,3 +86,18 @@ class DualStreamEncoder(nn.Module):
             if guides is not None:
                 encoded.guides.append(guides)
         return encoded
+
+
+def num_aux_stages(fusions: Sequence[Fusion]) -> int:
+    """Stages of the second stream that a fusion reads, directly or through later ones.
+
+    Further ones are not built: they would hold parameters without a gradient, which wastes memory and which
+    data-parallel training refuses.
+    """
+    return max((stage for stage, fusion in enumerate(fusions, 1) if fusion.reads_aux), default=0)
+
+
+def _each(stages: nn.ModuleList) -> Iterator[Stage]:
+    for stage in stages:
+        assert isinstance(stage, Stage)
+        yield stage

@@ -23,11 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydet.models.backbones.stage import Stage
 from raydet.models.layout import as_map, as_tokens, hw_of
 
 NORM_EPS = 1e-6
-STRIDES = (4, 8, 16, 32)
-"""Pixels per map cell after each stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +174,7 @@ def _added(x_BNC: Tensor, branch_BNC: Tensor, keep_2B11: Tensor | None, *, branc
     return torch.addcmul(x_BNC, branch_BNC, keep_2B11[branch])
 
 
-class MiTStage(nn.Module):
+class MiTStage(Stage):
     """Patch embedding, blocks, layer norm: a map in, a map of half (the first: a quarter) the size out.
 
     Args:
@@ -189,7 +188,7 @@ class MiTStage(nn.Module):
         self, *, variant: MiTVariant, stage: int, in_channels: int, drop_path_rates: Sequence[float]
     ) -> None:
         super().__init__()
-        channels = variant.channels[stage]
+        self.channels = channels = variant.channels[stage]
         kernel, stride = (7, 4) if stage == 0 else (3, 2)
         self.patch_embed = PatchEmbed(
             in_channels=in_channels, channels=channels, kernel=kernel, stride=stride
@@ -214,6 +213,14 @@ class MiTStage(nn.Module):
         for block, keep_2B11 in zip(self.blocks, keeps, strict=True):
             x_BNC = block(x_BNC, hw, keep_2B11)
         return as_map(self.norm(x_BNC), hw)
+
+    def block_runs(self) -> list[list[nn.Module]]:
+        """All blocks of a stage are alike."""
+        return [list(self.blocks)]
+
+    def shorten(self) -> None:
+        """Keep the first block."""
+        self.blocks, self.drop_path_rates = self.blocks[:1], self.drop_path_rates[:1]
 
 
 def mit_stages(

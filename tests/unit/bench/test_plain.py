@@ -19,6 +19,7 @@ IDENTITY = {"kind": "identity"}
 CASES: dict[str, dict[str, object]] = {
     "cmx": {},
     "b0": {"model.backbone.variant": "b0"},
+    "timm": {"model.backbone.kind": "timm", "model.backbone.name": "test_convnext"},
     "fused flow": {"model.flow": "fused"},
     "gaff": {"model.fusion": {"kind": "gaff"}, "model.fusion_stages": [3, 4]},
     "gaff shared": {

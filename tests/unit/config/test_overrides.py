@@ -6,12 +6,16 @@ import json
 
 import pytest
 
+from raydet.cli.options import adjusted
 from raydet.config import (
     AdamWConfig,
     Experiment,
     GAFFFusion,
+    MiTConfig,
     SGDConfig,
     StepSchedule,
+    TimmConfig,
+    WeightsConfig,
     apply_overrides,
     parse_override,
 )
@@ -117,3 +121,36 @@ def test_configs_are_frozen() -> None:
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean rgbte_mit_b5"):
         recipe("rgbte_mit_b6")
+
+
+def test_a_backbone_of_timm_with_published_weights() -> None:
+    sets = [
+        "model.backbone.pretrained.path=w.safetensors",
+        "model.backbone.name=resnet50",
+        "model.backbone.kind=timm",
+    ]
+    changed = apply_overrides(BASE, dict(map(parse_override, sets)))
+    weights = WeightsConfig(path="w.safetensors")
+    assert changed.model.backbone == TimmConfig(name="resnet50", drop_path_rate=0.1, pretrained=weights)
+    assert changed.fingerprint() != BASE.fingerprint()
+    with pytest.raises(ConfigError, match=r"did you mean model\.backbone\.pretrained\.path"):
+        apply_overrides(BASE, {"model.backbone.pretrained.pth": "w.safetensors"})
+    with pytest.raises(ConfigError, match="at least 1 character"):
+        apply_overrides(BASE, {"model.backbone.pretrained.path": ""})
+
+
+@pytest.mark.parametrize(
+    ("base", "text", "label", "name"),
+    [
+        ("rgbte_mit_b0", "mit_b2", "mit_b2", "rgbte_mit_b2"),
+        ("rgbte_mit_b0", "b2", "mit_b2", "rgbte_mit_b2"),
+        ("rgbte_mit_b0", "resnet50", "resnet50", "rgbte_resnet50"),
+        ("demo", "convnext_tiny", "convnext_tiny", "demo"),
+    ],
+)
+def test_the_backbone_flag(base: str, text: str, label: str, name: str) -> None:
+    changed = adjusted(recipe(base), backbone=text, data=None, epochs=None, sets=None)
+    assert (changed.model.backbone.label, changed.name) == (label, name)
+    back = adjusted(changed, backbone="mit_b0", data=None, epochs=None, sets=None)
+    assert isinstance(back.model.backbone, MiTConfig)
+    assert back.model.backbone.variant == "b0"

@@ -9,7 +9,7 @@ import torch
 from golden import sin_filled, sin_input, summary
 from torch import Tensor, nn
 
-from raydet.models.backbones.dual import DualStreamEncoder
+from raydet.models.backbones.dual import DualStreamEncoder, Init
 from raydet.models.backbones.mit import (
     MIT_VARIANTS,
     Block,
@@ -24,13 +24,16 @@ from raydet.models.backbones.mit import (
 from raydet.models.fusion.cmx import CMX, FRM
 
 
-def cmx_encoder(name: str, **arguments: object) -> DualStreamEncoder:
+def cmx_encoder(name: str, init: Init = "segformer") -> DualStreamEncoder:
     variant = MIT_VARIANTS[name]
     fusions = [
         CMX(channels=channels, num_heads=heads)
         for channels, heads in zip(variant.channels, variant.num_heads, strict=True)
     ]
-    return DualStreamEncoder(variant=variant, rgb_channels=3, aux_channels=2, fusions=fusions, **arguments)
+    rgb_stages, aux_stages = (
+        mit_stages(variant=variant, in_channels=channels, drop_path_rate=0.1) for channels in (3, 2)
+    )
+    return DualStreamEncoder(rgb_stages=rgb_stages, aux_stages=aux_stages, fusions=fusions, init=init)
 
 
 def count(module: nn.Module) -> int:

@@ -133,7 +133,7 @@ def test_the_table_covers_all() -> None:
     table = fit_table(run, world_size=2, memory_bytes=80 * GIB, backbones=("b1", "b5"))
     assert [(name, option.strategy, option.activation_checkpointing) for name, option in table] == [
         (name, strategy, mode)
-        for name in ("b1", "b5")
+        for name in ("mit_b1", "mit_b5")
         for mode in ("none", "block")
         for strategy in ("ddp", "fsdp")
     ]

@@ -1,0 +1,264 @@
+"""Files of weights: what is read, what is refused, what is told."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raydet.config import Experiment, apply_overrides, parse_override
+from raydet.errors import ConfigError
+from raydet.models.build import build_detector, load_pretrained
+from raydet.models.detector import Detector
+from raydet.models.pretrained.files import read_weights
+from raydet.models.pretrained.load import LoadedWeights, adapted_to
+from raydet.recipes import recipe
+
+MODEL = "test_resnet"
+
+
+def experiment(path: Path | str, *sets: str, name: str = MODEL) -> Experiment:
+    base = apply_overrides(
+        recipe("demo"),
+        {"model.backbone": {"kind": "timm", "name": name}, "model.fusion.kind": "add"},
+    )
+    return apply_overrides(base, dict(map(parse_override, [f"model.backbone.pretrained.path={path}", *sets])))
+
+
+def loaded(path: Path | str, *sets: str, **arguments: Any) -> tuple[Detector, LoadedWeights]:
+    run = experiment(path, *sets, **arguments)
+    detector = build_detector(run)
+    found = load_pretrained(detector, run)
+    assert found is not None
+    return detector, found
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Tensor]:
+    """A classifier's, in timm's names."""
+    torch.manual_seed(11)
+    model = timm.create_model(MODEL)
+    for name, statistic in model.named_buffers():
+        if name.endswith(("mean", "var")):
+            statistic.uniform_(0.5, 1.5)
+    return dict(model.state_dict())
+
+
+@pytest.fixture
+def file(published: dict[str, Tensor], tmp_path: Path) -> Path:
+    return written(published, tmp_path)
+
+
+def written(tensors: dict[str, Tensor], directory: Path) -> Path:
+    path = directory / "weights.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def test_timms_names(file: Path, published: dict[str, Tensor]) -> None:
+    detector, found = loaded(file)
+    model = timm.create_model(MODEL).eval()
+    model.load_state_dict(published)
+    pictures = torch.rand(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    x = pictures
+    with torch.no_grad():
+        wanted = model.forward_intermediates(pictures, indices=[1, 2, 3, 4], intermediates_only=True)
+        for stage, theirs in zip(detector.encoder.rgb_stages.eval(), wanted, strict=True):
+            x = stage(x)
+            assert torch.equal(x, theirs)
+    assert (found.naming, found.unused) == ("timm", ("fc.bias", "fc.weight"))
+    assert found.missing == found.wrong_shape == ()
+    assert found.licence.startswith("apache-2.0, as timm notes")
+    assert len(found.sha256) == 12
+    first, second = (
+        stages[1].state_dict() for stages in (detector.encoder.rgb_stages, detector.encoder.aux_stages)
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_nothing_is_loaded_unless_asked_for() -> None:
+    detector = build_detector(recipe("demo"))
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    assert load_pretrained(detector, recipe("demo")) is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_the_first_convolution_is_adapted(channels: int) -> None:
+    weight = torch.randn(4, 3, 7, 7)
+    adapted = adapted_to(weight, channels)
+    assert adapted.shape == (4, channels, 7, 7)
+    for channel in range(channels):
+        torch.testing.assert_close(adapted[:, channel], weight.mean(dim=1) * 3 / channels)
+    grey = torch.randn(1, 1, 9, 9)
+    convolve = torch.nn.functional.conv2d
+    torch.testing.assert_close(
+        convolve(grey.expand(1, channels, 9, 9), adapted), convolve(grey.expand(1, 3, 9, 9), weight)
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
+def test_what_stands_before_all_names_is_left_away(
+    prefix: str, published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = written({prefix + name: tensor for name, tensor in published.items()}, tmp_path)
+    _, found = loaded(path)
+    assert found.missing == ()
+    assert set(found.unused) == {f"{prefix}fc.weight", f"{prefix}fc.bias"}
+
+
+def test_batch_counts_are_not_asked_for(published: dict[str, Tensor], tmp_path: Path) -> None:
+    older = {name: tensor for name, tensor in published.items() if "num_batches" not in name}
+    _, found = loaded(written(older, tmp_path))
+    assert found.missing == ()
+
+
+# --- files that do not fit
+
+
+def spoilt(published: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    tensors = dict(published)
+    if how == "missing":
+        del tensors["layer2.0.bn1.weight"]
+    elif how == "shape":
+        tensors["layer3.0.conv1.weight"] = torch.zeros(1, 2, 3, 3)
+    else:
+        tensors["layer4.7.conv1.weight"] = torch.zeros(1)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("how", "message", "told"),
+    [
+        ("missing", "2 missing (rgb_stages.1.layers.layer2.0.bn1.weight, aux_", "missing"),
+        ("shape", "2 of another shape (rgb_stages.2.layers.layer3.0.conv1.weight: wanted [", "wrong_shape"),
+        ("deeper", "1 unknown to test_resnet (layer4.7.conv1.weight)", "unused"),
+    ],
+)
+def test_what_does_not_fit_is_refused_unless_told(
+    how: str, message: str, told: str, published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = written(spoilt(published, how), tmp_path)
+    with pytest.raises(ConfigError) as error:
+        loaded(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    detector, found = loaded(path, "model.backbone.pretrained.strict=false")
+    assert any("layer" in name for name in getattr(found, told))
+    layer1 = detector.encoder.aux_stages[0].layers["layer1"].state_dict()
+    assert all(torch.equal(tensor, published[f"layer1.{name}"]) for name, tensor in layer1.items())
+    for part in (told.replace("_", " "), "unused: "):
+        assert part in found.as_text()
+    assert found.as_json()[told] == getattr(found, told)
+
+
+def test_another_backbones_names_are_refused_whatever_is_told(file: Path) -> None:
+    for name in ("test_convnext", "mit"):
+        run = experiment(file, "model.backbone.pretrained.strict=false")
+        changes: dict[str, Any] = {"model.backbone.name": name}
+        if name == "mit":
+            changes = {"model.backbone.kind": "mit", "model.backbone.variant": "nano"}
+        run = apply_overrides(run, changes)
+        with pytest.raises(ConfigError, match=r"none of its \d+ tensors"):
+            load_pretrained(build_detector(run), run)
+
+
+# --- where a file comes from
+
+
+def test_a_file_uri(file: Path) -> None:
+    assert read_weights(file.as_uri()).sha256 == read_weights(str(file)).sha256
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "nowhere/w.safetensors",
+            "No such file or directory; it must be readable where the first worker runs",
+        ),
+        ("https://127.0.0.1:9/w.safetensors", "Connection refused>); get it where the web can be reached"),
+        ("s3://bucket/w.safetensors", "wants a local path, file:// or https://, got s3://"),
+        ("http://127.0.0.1:9/w.safetensors", "wants a local path, file:// or https://, got http://"),
+        ("w.pth", "wants a .safetensors file: other kinds may run code when they are read; convert it"),
+        ("https://127.0.0.1:9/w.bin", "wants a .safetensors file"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(path: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_weights(path)
+    assert str(error.value).startswith("model.backbone.pretrained.path=")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_file(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match="is no intact safetensors file"):
+        read_weights(str(file))
+
+
+def test_the_advice_for_pickled_weights_works(published: dict[str, Tensor], tmp_path: Path) -> None:
+    shared = {**published, "tied": published["fc.weight"]}
+    torch.save({"state_dict": shared}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError) as error:
+        read_weights(str(tmp_path / "w.pth"))
+    command = str(error.value).split("you trust it: python ")[1]
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, check=True)
+    converted = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(converted[name], tensor) for name, tensor in shared.items())
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_from_the_web(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "1",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-keyout",
+            str(key),
+            "-out",
+            str(certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    server = HTTPServer(("localhost", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"https://localhost:{server.server_port}/"
+    try:
+        assert read_weights(f"{url}{file.name}").sha256 == read_weights(str(file)).sha256
+        with pytest.raises(ConfigError, match="HTTP Error 404"):
+            read_weights(f"{url}other.safetensors")
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -40,6 +40,33 @@ from raydet.errors import ConfigError, RaydetError
 if TYPE_CHECKING:
     from raydet.tune.early_stopping import EarlyStopping
 
+ArmsOption = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="Only these of the space's named arms; controls stay."),
+]
+AshaOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="EPOCHS",
+        help="Stop trials of a screening phase early (ASHA): first look after so many epochs.",
+    ),
+]
+AshaReductionOption = Annotated[
+    int | None,
+    typer.Option(help="With --asha: one in so many (3) goes on; the next look comes as many times later."),
+]
+RetriesOption = Annotated[
+    int,
+    typer.Option(help="How often a trial that failed is tried again before the study goes on without it."),
+]
+MaxTrialsOption = Annotated[
+    int | None,
+    typer.Option(help="Stop after this many runs, retries included; the same command goes on."),
+]
+ReportOption = Annotated[
+    bool, typer.Option("--report/--no-report", help="Write the report when everything has run.")
+]
+
 
 def tune(
     space: Annotated[
@@ -50,15 +77,9 @@ def tune(
     data: DataOption = None,
     epochs: EpochsOption = None,
     sets: SetOption = None,
-    arms: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,...", help="Only these of the space's named arms; controls stay."),
-    ] = None,
+    arms: ArmsOption = None,
     seeds: Annotated[int, typer.Option(help="Runs per cell, with different seeds.")] = 1,
-    max_trials: Annotated[
-        int | None,
-        typer.Option(help="Stop after this many runs, retries included; the same command goes on."),
-    ] = None,
+    max_trials: MaxTrialsOption = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Trials at a time; default: as many as the cluster has GPUs for, or 1.")
     ] = None,
@@ -71,34 +92,16 @@ def tune(
     ] = "runs",
     checkpoint_minutes: CheckpointMinutesOption = 5.0,
     max_failures: MaxFailuresOption = 3,
-    retries: Annotated[
-        int,
-        typer.Option(
-            help="How often a trial that failed is tried again before the study goes on without it."
-        ),
-    ] = 1,
+    retries: RetriesOption = 1,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what earlier commands have given up.")
     ] = False,
-    asha: Annotated[
-        int | None,
-        typer.Option(
-            metavar="EPOCHS",
-            help="Stop trials of a screening phase early (ASHA): first look after so many epochs.",
-        ),
-    ] = None,
-    asha_reduction: Annotated[
-        int | None,
-        typer.Option(
-            help="With --asha: one in so many (3) goes on; the next look comes as many times later."
-        ),
-    ] = None,
+    asha: AshaOption = None,
+    asha_reduction: AshaReductionOption = None,
     host_memory_percent: HostMemoryOption = 93.0,
     heartbeat_seconds: HeartbeatOption = 30.0,
     stall_minutes: StallMinutesOption = 30.0,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write the report when everything has run.")
-    ] = True,
+    report: ReportOption = True,
     tracking_uri: TrackingOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,

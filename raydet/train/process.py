@@ -180,7 +180,7 @@ class Evaluator:
         """Likewise: as in training, on pictures as they are."""
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
-        """The loss (`val_loss`), the 12 metrics, LAMR if wanted, AP per class as `AP/<class>`, and the machine's load."""
+        """`val_loss`, the 12 metrics, LAMR if wanted, AP per class as `AP/<class>`, and the load of the machine."""
         with during("evaluate", (), self.world.device), averaged_weights(state.optimizer):
             result = self.evaluate(unwrapped(state.model))
         per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}

@@ -133,6 +133,21 @@ def test_of_many_equal_arms_one_is_called_different_in_one_of_twenty_studies_at_
     assert wrong <= stats.binom.ppf(0.99, NUM_STUDIES, 0.05)
 
 
+@pytest.mark.parametrize(("noisy", "rate"), [(1, 0.14), (2, 0.08)])
+def test_arms_that_are_noisier_than_the_rest_are_rarely_called_different_for_it(
+    noisy: int, rate: float
+) -> None:
+    """One comparison by itself; with a pooled spread and nothing else, it is one study in four to three."""
+    generator = np.random.default_rng(noisy)
+    wrong = 0
+    for _ in range(NUM_STUDIES):
+        sds = np.where(np.arange(13) < noisy, 3 * SD_SEED, SD_SEED)
+        scores = (0.5 + generator.normal(0, sds[:, None], (13, 3))).tolist()
+        found = compare([scores[0]], [scores[1]], None, num_groups=0, spread=pooled_spread(scores))
+        wrong += found.verdict != "not distinguishable"
+    assert wrong <= stats.binom.ppf(0.99, NUM_STUDIES, rate)
+
+
 def test_among_many_arms_three_points_are_still_found() -> None:
     generator = np.random.default_rng(0)
     studies = [simulated_family(generator, arms=14, seeds=3, gain=0.03) for _ in range(NUM_STUDIES)]

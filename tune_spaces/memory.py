@@ -7,14 +7,18 @@ from raydet.tune.study import Factor, GridPhase, Study
 
 PRECISION = Factor(path="train.precision", letter="", default="fp32", values=("fp32", "bf16"))
 CHECKPOINTING = Factor(
-    path="train.activation_checkpointing", letter="ac_", default="none", values=("none", "block", "selective")
+    path="train.activation_checkpointing",
+    letter="ac_",
+    default="none",
+    values=("none", "block", "selective"),
+    twins=(("block", "none"), ("selective", "none")),
 )
 CHANNELS = Factor(path="model.neck.channels", letter="fpn", default=256, values=(256, 128))
 FACTORS = (PRECISION, CHECKPOINTING, CHANNELS)
 
 
 def study(base: Experiment) -> Study:
-    """Every combination. Checkpointing is a null factor: what differs between its cells is rounding, or noise."""
+    """Every combination. Checkpointing changes nothing but the memory: its cells are repeats."""
     return Study(
         name="memory",
         base=base,

@@ -14,6 +14,7 @@ from raydet.cli.options import (
     adjusted,
     starting_experiment,
 )
+from raydet.errors import RaydetError
 
 
 def recipes() -> None:
@@ -44,7 +45,11 @@ def spaces(
 
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
     for name in space_names():
-        cost = study_cost(load_space(name, base, {}), num_seeds=seeds)
+        try:
+            cost = study_cost(load_space(name, base, {}), num_seeds=seeds)
+        except RaydetError as error:
+            typer.echo(f"{name:18} not for this: {error}")
+            continue
         hours = f"{cost.hours(tflops):.3g}"
         typer.echo(f"{name:18} {cost.num_trials:4} trials {hours:>7} h  {space_summary(name)}")
     typer.echo(

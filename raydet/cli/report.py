@@ -22,23 +22,19 @@ def report(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """What a study has found: one HTML page, figures and tables, in its directory and in its tracker."""
-    written = written_and_kept(
-        study.absolute(), output=output, resamples=resamples, tracking_uri=tracking_uri
-    )
+    from raydet.report.write import write_report
+
+    written = write_report(study.absolute(), output=output and output.absolute(), resamples=resamples)
     for sentence in written.conclusions:
         typer.echo(f"- {sentence}")
     typer.echo(str(written.page))
+    keep(written, study.absolute(), tracking_uri)
 
 
-def written_and_kept(
-    study: Path, *, tracking_uri: str | None, output: Path | None = None, resamples: int = 200
-) -> Report:
-    """Write a report and put it into the tracker that the study has used."""
-    from raydet.report.write import write_report
+def keep(written: Report, study: Path, tracking_uri: str | None) -> None:
+    """Put a report into the tracker that the study has used."""
     from raydet.track.runs import existing_tracker, keep_report
 
-    written = write_report(study, output=output and output.absolute(), resamples=resamples)
     tracker = existing_tracker(tracking_uri, directory=study.parent, experiment=study.name)
     if tracker is not None:
-        keep_report(tracker, written.phase, written.page.parent)
-    return written
+        keep_report(tracker, written.phase, written.files, root=written.page.parent)

@@ -34,12 +34,16 @@ from raydet.cli.options import (
     parsed,
     starting_experiment,
 )
-from raydet.cli.report import written_and_kept
+from raydet.cli.report import keep
 from raydet.errors import ConfigError, RaydetError
 
 if TYPE_CHECKING:
     from raydet.tune.early_stopping import EarlyStopping
 
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(help="Runs per cell, with different seeds; default: as in the study's first command, or 1."),
+]
 ArmsOption = Annotated[
     str | None,
     typer.Option(metavar="A,B,...", help="Only these of the space's named arms; controls stay."),
@@ -78,7 +82,7 @@ def tune(
     epochs: EpochsOption = None,
     sets: SetOption = None,
     arms: ArmsOption = None,
-    seeds: Annotated[int, typer.Option(help="Runs per cell, with different seeds.")] = 1,
+    seeds: SeedsOption = None,
     max_trials: MaxTrialsOption = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Trials at a time; default: as many as the cluster has GPUs for, or 1.")
@@ -108,14 +112,21 @@ def tune(
 ) -> None:
     """Run a study. The same command again runs what is missing, and nothing twice."""
     from raydet.train.control import Upkeep
+    from raydet.tune.journal import read_journal
     from raydet.tune.options import StudyOptions
+    from raydet.tune.protocol import most_seeds
     from raydet.tune.run import is_complete, plan_study, run_study
     from raydet.tune.spaces import load_space
 
     check_json(as_json, dry_run)
+    directory = local_directory(storage, "--storage")
+    base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
+    chosen = [] if backbone is None else ["model.backbone"]
+    wanted = None if arms is None else [arm.strip() for arm in arms.split(",")]
+    study = load_space(space, base, parsed(sets), chosen=chosen, arms=wanted)
     options = StudyOptions(
-        storage=local_directory(storage, "--storage"),
-        seeds=seeds,
+        storage=directory,
+        seeds=most_seeds(read_journal(directory / study.name)) if seeds is None else seeds,
         max_trials=max_trials,
         concurrency=concurrency,
         workers=workers,
@@ -134,10 +145,6 @@ def tune(
         early_stopping=_early_stopping(asha, asha_reduction),
         tracking_uri=tracking_uri,
     )
-    base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
-    chosen = [] if backbone is None else ["model.backbone"]
-    wanted = None if arms is None else [arm.strip() for arm in arms.split(",")]
-    study = load_space(space, base, parsed(sets), chosen=chosen, arms=wanted)
     if dry_run:
         _print_study_plan(plan_study(study, options), as_json)
         return
@@ -150,12 +157,14 @@ def tune(
 
 def _report(directory: Path, tracking_uri: str | None) -> None:
     """The study is done, whatever becomes of its report."""
+    from raydet.report.write import write_report
+
     try:
-        written = written_and_kept(directory, tracking_uri=tracking_uri)
-    except RaydetError as error:
-        typer.echo(f"no report: {error}; `raydet report {directory}` tries again", err=True)
-    else:
+        written = write_report(directory)
         typer.echo(f"report: {written.page}")
+        keep(written, directory, tracking_uri)
+    except RaydetError as error:
+        typer.echo(f"the report is not complete: {error}; `raydet report {directory}` tries again", err=True)
 
 
 def _early_stopping(epochs: int | None, reduction: int | None) -> EarlyStopping | None:

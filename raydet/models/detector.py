@@ -137,22 +137,28 @@ class Detector(nn.Module):
         """Losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.
 
         The losses are the head's four, and those of the fusions that have any. In evaluation mode `with_losses` gives
-        the detections with the head's losses.
+        the detections with the losses.
 
         Raises:
             ConfigError: the model reads a modality that the batch does not have.
         """
         maps, guides = self.encoder(self.rgb_input(batch), self.aux_input(batch))
-        if not (self.training and guides):
-            result: dict[str, Tensor] | list[Detections] | Judged = self.head(
-                self.neck(maps), batch, with_losses=with_losses
+        losses: dict[str, Tensor] = {}
+        if guides and (self.training or with_losses):
+            # Before the head's, so that the backward pass meets them between the head's and the encoder's.
+            losses = guide_losses(
+                guides, targets_of(batch), canvas_hw=batch.canvas_hw, valid_hw_B2=batch.valid_hw
             )
-            return result
-        # Before the head's, so that the backward pass meets them between the head's and the encoder's.
-        losses = guide_losses(
-            guides, targets_of(batch), canvas_hw=batch.canvas_hw, valid_hw_B2=batch.valid_hw
+        result: dict[str, Tensor] | list[Detections] | Judged = self.head(
+            self.neck(maps), batch, with_losses=with_losses
         )
-        return {**self.head(self.neck(maps), batch), **losses}
+        match result:
+            case dict():
+                return {**result, **losses}
+            case Judged():
+                return Judged(result.detections, {**result.losses, **losses})
+            case _:
+                return result
 
 
 def valid_mask(valid_hw: Tensor, canvas_hw: tuple[int, int]) -> Tensor:

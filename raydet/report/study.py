@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +18,8 @@ from raydet.evaluate.matches import MatchRecords
 from raydet.train.record import MATCH_RECORDS
 from raydet.tune.cells import Cell, trial_directory
 from raydet.tune.journal import Events, read_journal
-from raydet.tune.phases import cells_by_phase, trials_by_phase
-from raydet.tune.protocol import Deviation, Protocol, deviations, newest_protocol
+from raydet.tune.phases import cells_by_phase, recorded_study, trials_by_phase
+from raydet.tune.protocol import Deviation, Protocol, deviations, most_seeds, newest_protocol
 from raydet.tune.records import TrialRecord, records_of
 from raydet.tune.study import Study
 
@@ -120,12 +119,12 @@ def open_study(directory: Path) -> StudyResults:
         StudyError: there is none, it is older than protocols, or nothing of it has finished.
     """
     events = read_journal(directory)
-    study, protocol = _study_of(events), newest_protocol(events)
+    study, protocol = recorded_study(events), newest_protocol(events)
     if study is None:
         raise StudyError(f"{directory} holds no study: journal.jsonl is missing or empty")
     if protocol is None:
         raise StudyError(f"{directory} holds a study of an older version, without a protocol; run it anew")
-    trials = trials_by_phase(study, events, len(protocol.seeds))
+    trials = trials_by_phase(study, events, most_seeds(events))
     records = {phase: tuple(records_of(mine, events)) for phase, mine in trials.items()}
     tables = cells_by_phase(study, events)
     cells = {
@@ -139,22 +138,15 @@ def open_study(directory: Path) -> StudyResults:
     return StudyResults(directory, study, protocol, deviations(events), events, cells, records)
 
 
-def _study_of(events: Events) -> Study | None:
-    found = events.of("study")
-    if not found:
-        return None
-    phases = [entry["settings"] for entry in events.of("phase")]
-    return Study.from_json(json.dumps(found[0]["settings"] | {"phases": phases}), where="the journal")
-
-
 def _runs_of(cell: Cell, records: Sequence[TrialRecord], directory: Path, metric: str) -> CellRuns:
-    mine = tuple(
+    """None of a cell of which some were stopped early: those that were left to run were the lucky ones."""
+    all_of_it = [
         record
         for record in records
-        if record.trial.cell.code == cell.code
-        and record.trial.cell.is_control == cell.is_control
-        and record.status == "finished"
-    )
+        if record.trial.cell.code == cell.code and record.trial.cell.is_control == cell.is_control
+    ]
+    is_cut = any(record.status == "stopped" for record in all_of_it)
+    mine = () if is_cut else tuple(record for record in all_of_it if record.status == "finished")
     return CellRuns(cell, mine, tuple(trial_directory(directory, run.trial) for run in mine), metric)
 
 

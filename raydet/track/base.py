@@ -46,8 +46,15 @@ class Tracker(Protocol):
     def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None:
         """Store a table as an artifact that the UI can show (`path` ends in .json)."""
 
-    def log_files(self, run_id: str, directory: Path) -> None:
-        """Store a directory, by its name, as artifacts; files that are there already are replaced."""
+    def find_run(self, identity: str) -> str | None:
+        """The id of the run with this `identity`; None: there is none."""
+
+    def log_files(self, run_id: str, files: Sequence[Path], *, root: Path, folder: str) -> None:
+        """Store files as artifacts in a folder, where they lie within `root`; older ones are replaced.
+
+        Raises:
+            TrackingError: they cannot be stored.
+        """
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Note where things lie."""
@@ -75,7 +82,10 @@ class NullTracker:
 
     def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None: ...
 
-    def log_files(self, run_id: str, directory: Path) -> None: ...
+    def find_run(self, identity: str) -> str | None:
+        return None
+
+    def log_files(self, run_id: str, files: Sequence[Path], *, root: Path, folder: str) -> None: ...
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None: ...
 

@@ -117,9 +117,21 @@ class MLflowTracker:
         tag = f'[{{"path": "{path}", "type": "table"}}]'
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", tag)
 
-    def log_files(self, run_id: str, directory: Path) -> None:
+    def find_run(self, identity: str) -> str | None:
         """See `Tracker`."""
-        self._client.log_artifacts(run_id, str(directory), directory.name)
+        run = self._find(identity)
+        return None if run is None else str(run.info.run_id)
+
+    def log_files(self, run_id: str, files: Sequence[Path], *, root: Path, folder: str) -> None:
+        """See `Tracker`."""
+        try:
+            for file in files:
+                place = Path(folder) / file.parent.relative_to(root)
+                self._client.log_artifact(run_id, str(file), place.as_posix())
+        except Exception as error:  # as in the constructor
+            raise TrackingError(
+                f"cannot store {folder} in {_without_password(f'{self.uri}: {_first_line(error)}')}"
+            ) from error
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """See `Tracker`."""

@@ -49,23 +49,28 @@ def runs_by_name(uri: str | None, *, directory: Path, experiment: str) -> dict[s
 
 
 def existing_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracker | None:
-    """The tracker that a study's command has used, see `open_tracker`; None: there is none, and none is made."""
+    """The tracker that a study's command has used, see `open_tracker`; None: none is named, and the default is not
+    there.
+    """
     if uri is None and not (directory / SQLITE).exists():
         return None
     tracker = open_tracker(uri, directory=directory, experiment=experiment)
     return None if isinstance(tracker, NullTracker) else tracker
 
 
-def keep_report(tracker: Tracker, phase: str, directory: Path) -> None:
-    """Put a study's report into the run of its newest phase.
+def keep_report(tracker: Tracker, phase: str, files: Sequence[Path], *, root: Path) -> None:
+    """Put a study's report into the run of its newest phase, if that is tracked.
 
     Args:
-        directory: of the report's files.
+        files: all of them, within `root`.
+
+    Raises:
+        TrackingError: the server refuses.
     """
-    run_id = tracker.open_run(phase, identity=phase)
-    tracker.log_files(run_id, directory)
-    tracker.set_tags(run_id, {"raydet.report": str(directory)})
-    tracker.close_run(run_id, "finished")
+    run_id = tracker.find_run(phase)
+    if run_id is not None:
+        tracker.log_files(run_id, files, root=root, folder="report")
+        tracker.set_tags(run_id, {"raydet.report": str(root)})
 
 
 def begin_run(

@@ -64,13 +64,17 @@ def control_cells(phase: ControlPhase) -> tuple[Cell, ...]:
     )
 
 
-def grid_cells(study: Study, phase: GridPhase, *, first_number: int) -> tuple[Cell, ...]:
-    """The cells of a grid phase, numbered from `first_number`."""
-    combinations = _combinations(study, phase.vary)
-    return tuple(
-        _cell(study, phase.name, values, number)
-        for number, values in enumerate(combinations, start=first_number)
-    )
+def grid_cells(
+    study: Study, phase: GridPhase, *, first_number: int, known: Sequence[Cell] = ()
+) -> tuple[Cell, ...]:
+    """The cells of a grid phase, numbered from `first_number`; one that is known already is taken over as it is."""
+    by_code = {cell.code: cell for cell in known if not cell.is_control}
+    cells = []
+    for values in _combinations(study, phase.vary):
+        cell = _cell(study, phase.name, values, first_number)
+        first_number += cell.code not in by_code
+        cells.append(by_code.get(cell.code, cell))
+    return tuple(cells)
 
 
 def promotion_cells(
@@ -143,11 +147,18 @@ def _settings(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 def _twin_number(study: Study, cell: Cell) -> int:
-    """0 for the cell that stands for its function; equal seeds would not make its twins repeats of their own."""
-    if cell.is_control:
-        return 0
-    values = [(factor, cell.values[factor.path]) for factor in study.factors]
-    return sum(factor.values.index(value) for factor, value in values if factor.canonical(value) != value)
+    """0 for the cell that stands for its function, and a number of its own for each of its twins: with equal seeds they
+    would not be repeats.
+    """
+    number = 0
+    for factor in () if cell.is_control else study.factors:
+        value = cell.values[factor.path]
+        original = factor.canonical(value)
+        twins = [
+            other for other in factor.values if factor.canonical(other) == original and other != original
+        ]
+        number = number * (1 + len(twins)) + [original, *twins].index(value)
+    return number
 
 
 def _code(study: Study, values: Mapping[str, Value]) -> str:

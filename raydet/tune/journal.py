@@ -3,6 +3,7 @@
 Events:
     study      once, first: the study as data, so that a later command can tell whether it means the same one
     phase      once for each phase: the same
+    hypothesis once for each hypothesis: the same
     protocol   once, before the first run: seeds, metric, controls
     deviation  a later command has other rules than the one before
     started    a trial begins (again)

@@ -39,7 +39,7 @@ def cells_by_phase(study: Study, journal: Events) -> dict[str, tuple[Cell, ...]]
                 decided[phase.name] = control_cells(phase)
             case GridPhase():
                 number = sum(not cell.is_control for cell in known) + 1
-                decided[phase.name] = grid_cells(study, phase, first_number=number)
+                decided[phase.name] = grid_cells(study, phase, first_number=number, known=known)
             case PromotionPhase():
                 promoted = promoted_values(journal, phase)
                 if promoted is None:
@@ -109,15 +109,29 @@ def confirmed_codes(journal: Events) -> list[str] | None:
     return decisions[0]["codes"] if decisions else None
 
 
+def recorded_study(journal: Events) -> Study | None:
+    """What `remember_study` has written down; None in an empty journal."""
+    found = journal.of("study")
+    if not found:
+        return None
+    parts = {
+        "phases": [entry["settings"] for entry in journal.of("phase")],
+        "hypotheses": [entry["settings"] for entry in journal.of("hypothesis")],
+    }
+    return Study.from_json(json.dumps(found[0]["settings"] | parts), where="the journal")
+
+
 def remember_study(study: Study, journal: Journal) -> None:
     """Write the study and its phases down, or check that the journal means the same ones.
 
     Raises:
         StudyError: the journal belongs to a study with other settings; they are named.
     """
-    _remember(journal, "study", study.name, study.model_dump(mode="json", exclude={"phases"}))
+    _remember(journal, "study", study.name, study.model_dump(mode="json", exclude={"phases", "hypotheses"}))
     for phase in study.phases:
         _remember(journal, "phase", phase.name, phase.model_dump(mode="json"))
+    for hypothesis in study.hypotheses:
+        _remember(journal, "hypothesis", hypothesis.name, hypothesis.model_dump(mode="json"))
 
 
 def _remember(journal: Journal, event: str, name: str, settings: dict[str, Any]) -> None:

@@ -80,6 +80,12 @@ def newest_protocol(journal: Events) -> Protocol | None:
     return Protocol.model_validate_json(json.dumps(events[-1]["rules"])) if events else None
 
 
+def most_seeds(journal: Events) -> int:
+    """The largest number of seeds per cell that a command has asked for; 1 in an empty journal."""
+    events = [*journal.of(PROTOCOL), *journal.of(DEVIATION)]
+    return max((len(entry["rules"]["seeds"]) for entry in events), default=1)
+
+
 def deviations(journal: Events) -> list[Deviation]:
     """All of them, oldest first."""
     return [

@@ -84,11 +84,20 @@ def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> lis
 
 
 def contenders(records: Sequence[TrialRecord], metric: str) -> list[tuple[str, float]]:
-    """Codes and mean scores of the best cell and of the best control; without what has no finished run."""
+    """Codes and mean scores of the best cell and of the best control.
+
+    Only cells of which no run was stopped early: those that were left to run were the lucky ones. Cells of which every
+    run has finished come first.
+    """
     best: dict[bool, tuple[str, float]] = {}
     by_cell: dict[str, list[TrialRecord]] = {}
+    cut = {record.trial.cell.code for record in records if record.status == "stopped"}
+    failed = {record.trial.cell.code for record in records if record.status == "failed"}
+    whole = {record.trial.cell.is_control for record in records if record.trial.cell.code not in cut | failed}
     for record in ranked(records, metric):
-        by_cell.setdefault(record.trial.cell.code, []).append(record)
+        cell = record.trial.cell
+        if cell.code not in (cut | failed if cell.is_control in whole else cut):
+            by_cell.setdefault(cell.code, []).append(record)
     for code, runs in by_cell.items():
         is_control = runs[0].trial.cell.is_control
         mean = fmean(run.score(metric) or 0.0 for run in runs)

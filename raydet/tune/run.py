@@ -112,8 +112,8 @@ def run_study(study: Study, options: StudyOptions) -> int:
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(root))
         remember_study(study, journal)
-        deviation = remember_protocol(journal, protocol_of(study, options))
         tracker = open_tracker(options.tracking_uri, directory=options.storage, experiment=study.name)
+        deviation = remember_protocol(journal, protocol_of(study, options))
         console = stack.enter_context(own_terminal(root / "noise.log"))
         stack.enter_context(_log_file(root / "master_log.txt"))
         view = StudyView(console=console, study=study.name, metric=study.metric)
@@ -246,8 +246,9 @@ class StudyRun:
         if confirmed_codes(self.journal) is not None:
             return True
         chosen = contenders(self.records(), self.study.metric)
-        if not chosen:
-            self.view.say(f"{phase.name}: nothing can be confirmed, every trial failed")
+        has_controls = any(isinstance(other, ControlPhase) for other in self.study.phases)
+        if len(chosen) < 1 + has_controls:
+            self.view.say(f"{phase.name}: nothing can be confirmed, every cell or every control failed")
             return False
         self.journal.append(
             "confirming",

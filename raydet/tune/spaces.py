@@ -14,7 +14,7 @@ from typing import Any
 import tune_spaces
 from raydet.config import Experiment, apply_overrides
 from raydet.errors import StudyError
-from raydet.evaluate.names import MISS_RATE
+from raydet.evaluate.names import METRIC_NAMES, MISS_RATE
 from raydet.tune.controls import with_controls
 from raydet.tune.study import Study, Value
 
@@ -52,10 +52,7 @@ def load_space(
     """
     module = _from_file(Path(name)) if name.endswith(".py") else _by_name(name)
     study: Study = module.study(base)
-    if study.metric == MISS_RATE:
-        raise StudyError(
-            f"the space {name} is decided by {MISS_RATE}: lower is better, and a study wants the largest"
-        )
+    _check_metric(name, study.metric)
     for path in (*overrides, *chosen):
         for mine in sorted(set().union(*(factor.paths for factor in study.factors))):
             if _overlap(mine, path):
@@ -63,6 +60,18 @@ def load_space(
     base = apply_overrides(study.base, overrides)
     study = module.study(base).model_copy(update={"base": base})  # arms and controls are made from the base
     return with_controls(study if arms is None else with_arms(study, arms))
+
+
+def _check_metric(space: str, metric: str) -> None:
+    if metric == MISS_RATE:
+        raise StudyError(
+            f"the space {space} is decided by {MISS_RATE}: lower is better, and a study wants the largest"
+        )
+    if metric not in METRIC_NAMES and not metric.startswith("AP/"):
+        raise StudyError(
+            f"the space {space} is decided by {metric!r}, which nobody measures; known: {', '.join(METRIC_NAMES)}, "
+            "AP/<class>"
+        )
 
 
 def with_arms(study: Study, arms: Collection[str]) -> Study:
@@ -79,6 +88,8 @@ def with_arms(study: Study, arms: Collection[str]) -> Study:
     for factor in study.factors:
         if factor.arms is not None:
             values = tuple(value for value in factor.values if value in arms)
+            if not values:
+                raise StudyError(f"--arms: of {', '.join(map(str, factor.values))} none is left; name one")
             default = factor.default if factor.default in values else values[0]
             twins = tuple(pair for pair in factor.twins if set(pair) <= set(values))
             factor = factor.model_copy(update={"values": values, "default": default, "twins": twins})

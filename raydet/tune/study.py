@@ -8,12 +8,15 @@ cells that have run already; these are taken over, not run again.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydet.config import Config, Experiment
 
+CONTROLS: Final = "controls"
+CONFIRMATION: Final = "confirmation"
+"""Names of the phases that every study may have."""
 Value = bool | int | float | str | tuple[int, ...]
 
 
@@ -60,7 +63,7 @@ class ControlPhase(Config):
     """What a fusion must beat. Runs first, with the study's seeds and schedule; no factor applies to it."""
 
     kind: Literal["controls"] = "controls"
-    name: Literal["controls"] = "controls"
+    name: Literal["controls"] = CONTROLS
     arms: dict[str, dict[str, Any]]
     """Settings of the base by config path, by the control's name."""
 
@@ -99,7 +102,7 @@ class ConfirmationPhase(Config):
     """
 
     kind: Literal["confirmation"] = "confirmation"
-    name: Literal["confirmation"] = "confirmation"
+    name: Literal["confirmation"] = CONFIRMATION
 
 
 Phase = Annotated[ControlPhase | GridPhase | PromotionPhase | ConfirmationPhase, Field(discriminator="kind")]
@@ -146,6 +149,16 @@ class Study(Config):
     hypotheses: tuple[Hypothesis, ...] = ()
     needs_controls: bool = True
     """False: it compares settings, not what sensors and fusions bring."""
+
+    @model_validator(mode="after")
+    def _phases_have_names_of_their_own(self) -> Self:
+        names = [phase.name for phase in self.phases]
+        plain = [phase.name for phase in self.phases if isinstance(phase, GridPhase | PromotionPhase)]
+        if len(set(names)) < len(names) or {CONTROLS, CONFIRMATION} & set(plain):
+            raise ValueError(
+                f"phases want different names, none of them {CONTROLS} or {CONFIRMATION}, got {names}"
+            )
+        return self
 
     def factor(self, path: str) -> Factor:
         """The factor at a config path."""

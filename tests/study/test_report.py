@@ -111,7 +111,7 @@ def test_the_command_makes_the_same_bytes_and_puts_them_into_the_tracker(
             assert (copy / path.relative_to(study)).read_bytes() == path.read_bytes(), path.name
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name(study.name).experiment_id])
-    assert run.info.status == "FINISHED"
+    assert run.info.status == "RUNNING"  # a report says nothing about whether the study goes on
     assert {entry.path for entry in client.list_artifacts(run.info.run_id, "report")} == {
         "report/report.html",
         "report/figures",

@@ -184,6 +184,7 @@ def _check_buffers(name: str, stages: list[TimmStage]) -> None:
         )
 
 
+@torch.enable_grad()
 def _check_maps(name: str, stages: list[TimmStage]) -> None:
     """Run a picture without memory through the stages, and back."""
     x_BCHW, maps_BCHW = torch.zeros(2, 3, PROBE_PX, PROBE_PX), []

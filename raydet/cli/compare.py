@@ -52,7 +52,7 @@ def _advice(found: Comparison) -> str:
     if found.verdict != "not distinguishable":
         return ""
     if found.seeds_needed is None:
-        return ": not even 100 seeds would find a difference of this size on these pictures"
+        return ": not even 100 seeds would find a difference of this size, or it takes more pictures"
     return f": a difference of this size would take about {found.seeds_needed} seeds on either side"
 
 

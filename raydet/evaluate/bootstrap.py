@@ -7,6 +7,7 @@ another, so whole groups are drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -48,8 +49,18 @@ def paired_differences(
     return differences[~np.isnan(differences)]
 
 
-def resampled_scores(records: MatchRecords, *, count: int = 1000, seed: int = 0) -> NDArray[np.float64]:
-    """mAP on resampled sets: [count], NaN where a set holds no object. Equal groups and seeds give equal sets."""
+def resampled_scores(
+    records: MatchRecords, *, count: int = 1000, seed: int = 0, threshold: int | None = None
+) -> NDArray[np.float64]:
+    """mAP on resampled sets: [count], NaN where a set holds no object. Equal groups and seeds give equal sets.
+
+    Args:
+        threshold: AP at this one of the IoU thresholds, 0 for 0.5; None: the mean over all.
+    """
+    if threshold is not None:
+        one = slice(threshold, threshold + 1)
+        right, wrong = records.is_right_NT[:, one], records.is_wrong_NT[:, one]
+        records = replace(records, is_right_NT=right, is_wrong_NT=wrong)
     sets = draws(records.group_ids, count=count, seed=seed)
     chunks = [np.array(chunk) for chunk in iter(lambda: list(islice(sets, DRAWS_AT_A_TIME)), [])]
     return np.concatenate([mean_average_precisions(records, weights_BI) for weights_BI in chunks])

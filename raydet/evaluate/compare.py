@@ -58,17 +58,12 @@ class Comparison:
     num_groups: int
     """Of pictures that resemble one another: so many independent ones there are."""
     seeds_needed: int | None
-    """On either side, for the difference that was seen to be found; None: unknown, or no number of seeds would do."""
+    """On either side, for the difference that was seen to be found; None: unknown, or more than `MOST_SEEDS`."""
 
     @property
     def difference(self) -> float:
         """A less B."""
         return self.mean_a - self.mean_b
-
-    @property
-    def effect(self) -> float | None:
-        """The difference in standard deviations of a run (Cohen's d)."""
-        return self.difference / self.sd_seeds if self.sd_seeds else None
 
     @property
     def verdict(self) -> Verdict:
@@ -119,6 +114,7 @@ def compare(
     *,
     num_groups: int,
     spread: Spread | None = None,
+    family: int = 1,
 ) -> Comparison:
     """Compare two sides by the scores of their runs.
 
@@ -127,6 +123,7 @@ def compare(
         resampled: differences of the sides' mean scores on resampled sets of these pictures; None: not known.
         num_groups: that were drawn for each of these sets.
         spread: over seeds, pooled over a study of which these scores are a part.
+        family: how many comparisons are corrected together: so many more seeds are needed.
     """
     mean_a, mean_b = _mean(a), _mean(b)
     sd_pictures = None if resampled is None else _sd_pictures(resampled, num_groups)
@@ -142,6 +139,8 @@ def compare(
         sd_pictures=sd_pictures or 0.0,
         num_groups=num_groups,
         num_cells=(len(a), len(b)),
+        fewest=min(map(len, (*a, *b))) + 1,
+        level=(1 - LEVEL) / family,
     )
     return Comparison(
         mean_a=mean_a,
@@ -242,8 +241,15 @@ def seeds_needed(
     sd_pictures: float,
     num_groups: int,
     num_cells: tuple[int, int] = (1, 1),
+    fewest: int = 2,
+    level: float = 1 - LEVEL,
 ) -> int | None:
-    """Runs of each cell with which such a difference is found with the chance `POWER`; None: no number will do.
+    """Runs of each cell with which such a difference is found with the chance `POWER`; None: more than `MOST_SEEDS`.
+
+    Args:
+        num_cells: of either side.
+        fewest: more than have run already: they were not enough.
+        level: of a verdict, the correction for others included.
 
     >>> seeds_needed(0.03, spread=Spread(0.0066, 2), sd_pictures=0.005, num_groups=100)
     3
@@ -251,9 +257,9 @@ def seeds_needed(
     True
     """
     weight = sum(1 / count for count in num_cells)
-    for count in range(2, MOST_SEEDS + 1):
+    for count in range(max(2, fewest), MOST_SEEDS + 1):
         known = Spread(spread.sd, max(spread.degrees, sum(num_cells) * (count - 1)))
         noise = _Noise.of(known, weight / count, sd_pictures=sd_pictures, num_groups=num_groups)
-        if abs(difference) >= (noise.quantile(1 - LEVEL) + stats.norm.isf(1 - POWER)) * noise.error:
+        if abs(difference) >= (noise.quantile(level) + stats.norm.isf(1 - POWER)) * noise.error:
             return count
     return None

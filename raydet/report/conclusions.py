@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from raydet.evaluate.compare import LEVEL
-from raydet.report.analysis import Analysis, Tested, Versus
-from raydet.report.study import StudyResults
+from raydet.evaluate.compare import LEVEL, MOST_SEEDS
+from raydet.report.analysis import Analysis
+from raydet.report.findings import Tested, Versus
+from raydet.report.study import THRESHOLDS, StudyResults
 from raydet.tune.study import PromotionPhase
 
 MOST_NAMED = 6
@@ -42,13 +43,14 @@ def decisions(results: StudyResults) -> list[str]:
     for entry in results.events.of("confirming"):
         pairs = zip(entry["codes"], entry["means"], strict=True)
         named = " against ".join(f"{code} (mean so far {mean:.4f})" for code, mean in pairs)
-        found.append(f"Confirmed with fresh seeds: {named}.")
+        found.append(f"Chosen to run again with fresh seeds: {named}.")
     return found
 
 
 def hypothesis_sentence(tested: Tested) -> str:
     """The hypothesis with its verdict."""
-    named = f"{tested.hypothesis.name}, “{tested.hypothesis.text}”"
+    where = ", on these pictures" if tested.hypothesis.measure == "gap" else ""
+    named = f"{tested.hypothesis.name}{where}, “{tested.hypothesis.text}”"
     match tested.answer:
         case "supported":
             return f"{named}: supported."
@@ -68,11 +70,13 @@ def _against(claims: Sequence[Versus]) -> str:
 
 
 def _seeds_for(tested: Tested) -> str:
+    if tested.hypothesis.measure == "gap":
+        return ""
     open_claims = [claim for claim in tested.claims if claim.verdict == "not distinguishable"]
     needed = [claim.comparison.seeds_needed for claim in open_claims]
     known = [count for count in needed if count is not None]
     if len(known) < len(needed):
-        return " No number of seeds would settle it on these pictures."
+        return f" It would take more than {MOST_SEEDS} seeds, or more pictures."
     return f" Differences of the size seen would take about {max(known)} seeds." if known else ""
 
 
@@ -128,28 +132,27 @@ def _noise(analysis: Analysis) -> Iterator[str]:
     noise = analysis.noise
     if noise.spread is None:
         return
-    num_seeds = len(analysis.results.protocol.seeds)
+    num_seeds = analysis.results.num_seeds
     floor = noise.smallest_difference(num_seeds)
     yield (
-        f"Two trainings of the same detector differ by a standard deviation of {noise.spread.sd:.4f} "
+        f"From one training of a detector to the next its score has a standard deviation of {noise.spread.sd:.4f} "
         f"({noise.spread.degrees} degrees of freedom): with {_count(num_seeds, 'seed')} per cell, differences below "
-        f"{floor:.4f} are noise, other pictures not even counted."
+        f"{floor:.4f} cannot be told from noise, other pictures not even counted."
     )
     if noise.twins:
-        apart = [versus for versus in noise.twins if versus.verdict in ("A is better", "B is better")]
-        pairs = _count(len(noise.twins), "pair")
+        apart, pairs = noise.twins_apart, _count(len(noise.twins), "pair")
         if apart:
             yield (
                 f"Of {pairs} of cells that are the same function, {len(apart)} came out different, "
                 f"{_names([versus.a for versus in apart])}: something other than chance differs there, or the spread "
                 "is understated. Do not trust small differences in this study."
             )
-        else:
+        elif all(versus.verdict == "not distinguishable" for versus in noise.twins):
             yield f"Of {pairs} of cells that are the same function none came out different, as it should be."
 
 
 def _seeds(analysis: Analysis) -> Iterator[str]:
-    num_seeds = len(analysis.results.protocol.seeds)
+    num_seeds = analysis.results.num_seeds
     if num_seeds > 1:
         return
     if analysis.noise.spread is None:
@@ -159,10 +162,20 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
 
 
 def _pictures(analysis: Analysis) -> Iterator[str]:
-    if not analysis.has_pictures:
+    if analysis.results.study.metric not in THRESHOLDS:
         yield (
-            "Match records are missing for some runs: intervals leave out the noise of the test pictures, and hold for "
-            "these pictures only."
+            f"The noise of the test pictures is known for {', '.join(THRESHOLDS)}, not for "
+            f"{analysis.results.study.metric}: what is said holds for these pictures only."
+        )
+    elif analysis.without_pictures:
+        yield (
+            f"Match records are missing, or of other pictures, for {_names(analysis.without_pictures)}: what is said "
+            "of these holds for these pictures only."
+        )
+    elif analysis.num_groups == 1:
+        yield (
+            "The test pictures are one group, of one sequence: nothing is known of the noise of pictures, so nothing "
+            "can be told apart."
         )
     elif analysis.num_groups < FEW_GROUPS:
         yield (
@@ -174,16 +187,24 @@ def _pictures(analysis: Analysis) -> Iterator[str]:
 def _controls(analysis: Analysis) -> Iterator[str]:
     if not analysis.results.controls:
         yield "There are no controls: nothing is said of fusion against a single sensor."
+    elif len(analysis.results.controls) > 1:
+        yield "The best of several controls is a little too good by its luck, which counts against the arms."
+    for phase in analysis.results.study.phases:
+        if isinstance(phase, PromotionPhase) and analysis.results.cells.get(phase.name):
+            yield (
+                f"{phase.name} takes over the runs by which its patterns were chosen: their luck speaks a little for "
+                "the default values of its factors."
+            )
 
 
 def _protocol(results: StudyResults) -> Iterator[str]:
     for deviation in results.deviations:
         seen = (
-            f"after {_count(deviation.num_finished, 'result')} could be seen"
+            f" after {_count(deviation.num_finished, 'result')} could be seen"
             if deviation.num_finished
             else ""
         )
-        yield f"The rules were changed {seen} ({deviation.time[:16]} UTC): {'; '.join(deviation.changes)}."
+        yield f"The rules were changed{seen} ({deviation.time[:16]} UTC): {'; '.join(deviation.changes)}."
     by_status: dict[str, list[str]] = {}
     for record in results.unfinished:
         by_status.setdefault(record.status, []).append(record.trial.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,10 @@ from raydet.tune.journal import Events, read_journal
 from raydet.tune.phases import cells_by_phase, recorded_study, trials_by_phase
 from raydet.tune.protocol import Deviation, Protocol, deviations, most_seeds, newest_protocol
 from raydet.tune.records import TrialRecord, records_of
-from raydet.tune.study import Study
+from raydet.tune.study import CONFIRMATION, CONTROLS, Study
 
-T = TypeVar("T")
-Score = Callable[[TrialRecord], float | None]
+THRESHOLDS: dict[str, int | None] = {"mAP": None, "mAP_50": 0, "mAP_75": 5}
+"""Metrics that follow from match records, with the place of their IoU threshold; None: the mean over all."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,14 @@ class StudyResults:
         return self.study.name
 
     @property
+    def num_seeds(self) -> int:
+        """Per cell: the most that a command has asked for."""
+        return most_seeds(self.events)
+
+    @property
     def controls(self) -> tuple[CellRuns, ...]:
         """What a fusion must beat."""
-        return self.cells.get("controls", ())
+        return self.cells.get(CONTROLS, ())
 
     @cached_property
     def arms(self) -> tuple[CellRuns, ...]:
@@ -93,7 +98,7 @@ class StudyResults:
             cell.name: cell
             for phase, cells in self.cells.items()
             for cell in cells
-            if phase != "confirmation" and not cell.cell.is_control
+            if phase != CONFIRMATION and not cell.cell.is_control
         }
         return tuple(arms.values())
 
@@ -151,10 +156,12 @@ def _runs_of(cell: Cell, records: Sequence[TrialRecord], directory: Path, metric
 
 
 class Resamples:
-    """mAP of every run on the same resampled sets of pictures, computed once, on demand."""
+    """Scores of every run on the same resampled sets of pictures, computed once, on demand."""
 
-    def __init__(self, *, count: int) -> None:
+    def __init__(self, *, count: int, metric: str) -> None:
+        """`metric`: mAP, mAP_50 or mAP_75; of others nothing is known."""
         self.count = count
+        self.metric = metric
         self.num_groups = 0
         self._pictures: MatchRecords | None = None
         self._scores: dict[Path, NDArray[np.float64] | None] = {}
@@ -187,11 +194,11 @@ class Resamples:
         return self._scores[run_dir]
 
     def _resampled(self, path: Path) -> NDArray[np.float64] | None:
-        if not path.is_file():
+        if self.metric not in THRESHOLDS or not path.is_file():
             return None
         records = MatchRecords.load(path)
         if self._pictures is None:
             self._pictures, self.num_groups = records, len(set(records.group_ids.tolist()))
         if not is_same_pictures(self._pictures, records):
             return None
-        return resampled_scores(records, count=self.count)
+        return resampled_scores(records, count=self.count, threshold=THRESHOLDS[self.metric])

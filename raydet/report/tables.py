@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raydet.evaluate.compare import MOST_SEEDS
 from raydet.evaluate.sizes import SizeBins
-from raydet.report.analysis import Analysis, Estimate, Versus, short, value_label
+from raydet.report.analysis import Analysis
 from raydet.report.figures.robustness import measured
+from raydet.report.findings import Estimate, Versus, short, value_label
 from raydet.report.study import CellRuns
+from raydet.tune.study import CONFIRMATION
 
 METRICS = ("mAP_50", "mAP_75", "mAP_small", "mAP_medium", "mAP_large")
 HEADS = {
@@ -86,7 +89,10 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
         if factor.arms is None
         and len({estimate.cell.cell.values.get(factor.path) for estimate in estimates}) > 1
     ]
-    verdicts = {versus.a: versus for versus in analysis.against_control}
+    against = analysis.against_control
+    if phase == CONFIRMATION:  # the runs that chose the winner do not count here
+        against = () if analysis.confirmation is None else (analysis.confirmation,)
+    verdicts = {versus.a: versus for versus in against}
     default = _default_cell(analysis, phase)
     rows = []
     for rank, estimate in enumerate(order, start=1):
@@ -247,7 +253,7 @@ def _seeds(claim: Versus) -> str:
     if claim.verdict != "not distinguishable":
         return MISSING
     needed = claim.comparison.seeds_needed
-    return "no number" if needed is None else str(needed)
+    return f"> {MOST_SEEDS}" if needed is None else str(needed)
 
 
 def _factors(analysis: Analysis) -> Iterator[Table]:

@@ -163,12 +163,12 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     trials = {record.trial.key: record for records in results.records.values() for record in records}
     finished = sum(record.status == "finished" for record in trials.values())
     seconds = sum((record.results or {}).get("loop_s") or 0.0 for record in trials.values())
-    groups = f" in {analysis.num_groups} groups" if analysis.has_pictures else ""
+    groups = f" in {analysis.num_groups} groups" if analysis.num_groups else ""
     pictures = analysis.num_pictures
     return [
         ("runs", f"{finished} of {len(trials)} finished"),
         ("decided by", protocol.metric),
-        ("seeds per cell", str(len(protocol.seeds))),
+        ("seeds per cell", str(results.num_seeds)),
         ("data", base.data.source.kind),
         ("test pictures", f"{pictures}{groups}" if pictures else "unknown"),
         ("classes", ", ".join(base.data.classes)),

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from raydet.evaluate.bootstrap import is_same_pictures
 from raydet.evaluate.matches import MatchRecords, mean_average_precision
 from raydet.evaluate.names import METRIC_NAMES
 from raydet.train.record import MATCH_RECORDS, claim_run_directory
@@ -20,9 +19,8 @@ from raydet.tune.phases import all_trials, remember_study
 from raydet.tune.protocol import protocol_of, remember_protocol
 from raydet.tune.study import Study
 
-Quality = Callable[[Trial], float]
-"""How much of what there is a trial finds, in 0..1."""
-__all__ = ["is_same_pictures", "match_records", "simulate", "simulated_results"]
+Quality = Callable[[Trial], float | str]
+"""How much of what there is a trial finds, in 0..1; or what else becomes of it: pending, failed, stopped."""
 
 
 def match_records(quality: float, *, seed: int, num_images: int = 60, num_groups: int = 20) -> MatchRecords:
@@ -87,6 +85,7 @@ def simulate(
     epochs: int = 5,
     decisions: tuple[dict[str, Any], ...] = (),
     has_records: bool = True,
+    num_groups: int = 20,
 ) -> Path:
     """Run a study on paper; returns its directory.
 
@@ -101,10 +100,16 @@ def simulate(
         for decision in decisions:
             journal.append(**decision)
         for trial in all_trials(study, journal, seeds):
+            found = quality(trial)
+            if isinstance(found, str):
+                if found != "pending":
+                    journal.append(
+                        found, key=trial.key, name=trial.name, reason="on purpose", epoch=1, score=0.9
+                    )
+                continue
             run_dir = trial_directory(directory, trial)
             claim_run_directory(run_dir, trial.experiment)
-            found = quality(trial)
-            records = match_records(found, seed=int(trial.key, 16) % 2**32)
+            records = match_records(found, seed=int(trial.key, 16) % 2**32, num_groups=num_groups)
             score = mean_average_precision(records) if has_records else found
             results = simulated_results(trial, score, epochs=epochs)
             if has_records:

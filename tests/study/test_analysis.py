@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,13 @@ import pytest
 from raydet.errors import StudyError
 from raydet.recipes import recipe
 from raydet.report.analysis import Analysis, analyse
+from raydet.report.conclusions import conclusions, limits
 from raydet.report.study import open_study
 from raydet.tune.cells import Trial
+from raydet.tune.journal import Journal
+from raydet.tune.options import StudyOptions
+from raydet.tune.phases import recorded_study, remember_study
+from raydet.tune.protocol import protocol_of, remember_protocol
 from raydet.tune.spaces import load_space
 from tests.study.simulated import simulate
 
@@ -67,7 +73,7 @@ def test_the_twins_are_not_distinguishable(methods: Analysis) -> None:
     assert methods.noise.spread is not None
     # 11 cells of three runs, two of which are one function: 33 runs less 10 groups.
     assert methods.noise.spread.degrees == 33 - 10
-    assert methods.has_pictures
+    assert methods.without_pictures == ()
     assert methods.num_groups == 20
 
 
@@ -97,7 +103,6 @@ def gaff(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 
 
 def test_twins_measure_the_noise_of_a_study_with_one_seed(gaff: Analysis) -> None:
-    assert gaff.noise.seeds is not None  # of the confirmation, which has two
     assert gaff.noise.spread is not None
     assert gaff.noise.spread.degrees == 12 + 2
     assert len(gaff.noise.twins) == 12
@@ -107,7 +112,7 @@ def test_twins_measure_the_noise_of_a_study_with_one_seed(gaff: Analysis) -> Non
 def test_effects_and_hypotheses_of_phase_2(gaff: Analysis) -> None:
     answers = {tested.hypothesis.name: tested.answer for tested in gaff.hypotheses}
     assert (answers["H1"], answers["H2"], answers["H3"]) == ("refuted", "not distinguishable", "supported")
-    assert answers["H4"] == "unknown"  # one gap per cell, all alike: no noise is known
+    assert answers["H4"] == "not distinguishable"  # all gaps are alike
     effects = {effect.factor.letter: effect for effect in gaff.effects if effect.phase.startswith("phase2")}
     assert [level.label for level in effects["r"].levels] == ["4", "8"]
     assert effects["mb"].changes[0].comparison.difference == pytest.approx(0.11, abs=0.03)
@@ -126,10 +131,119 @@ def test_the_winner_is_confirmed_on_fresh_seeds(gaff: Analysis) -> None:
 def test_without_match_records_the_pictures_noise_is_said_to_be_unknown(tmp_path: Path) -> None:
     directory = simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), has_records=False)
     found = analyse(open_study(directory))
-    assert not found.has_pictures
+    assert len(found.without_pictures) == 11
     assert all(versus.comparison.sd_pictures is None for versus in found.pairs)
 
 
 def test_a_directory_without_a_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="holds no study"):
         open_study(tmp_path)
+
+
+def shifted(trial: Trial) -> float:
+    """A "twin" that is another function: its cells score five points less."""
+    return noisy({}, trial) - 0.05 * bool(trial.cell.values.get("model.fusion.inter_shared"))
+
+
+def test_twins_that_differ_are_found_out_and_leave_the_noise_alone(tmp_path: Path) -> None:
+    found = analyse(open_study(simulate(GAFF, tmp_path, shifted, seeds=3, decisions=PROMOTED)))
+    assert len(found.noise.twins_apart) == 12
+    assert found.noise.spread is not None
+    assert found.noise.spread.sd < 0.015
+    assert any("Do not trust small differences" in sentence for sentence in conclusions(found))
+
+
+def test_with_one_seed_and_nothing_repeated_twins_are_no_check(tmp_path: Path) -> None:
+    study = GAFF.model_copy(update={"phases": GAFF.phases[:-1]})
+    found = analyse(open_study(simulate(study, tmp_path, shifted, seeds=1, decisions=PROMOTED[:1])))
+    assert found.noise.twins == ()
+    assert not any("cells that are the same function" in sentence for sentence in conclusions(found))
+
+
+def stages_only(trial: Trial) -> float | str:
+    """Only the set of stages matters, and of two of three the runs with a reduction of 8 are missing."""
+    values = trial.cell.values
+    stages = values.get("model.fusion_stages")
+    if values.get("model.fusion.se_reduction") == 8 and stages != (4,):
+        return "failed"
+    return noisy({}, trial) + (0.1 if stages == (4,) else 0.0)
+
+
+def test_sides_are_compared_over_what_all_of_them_have(tmp_path: Path) -> None:
+    found = analyse(open_study(simulate(GAFF, tmp_path, stages_only, seeds=2, decisions=PROMOTED)))
+    answers = {tested.hypothesis.name: tested.answer for tested in found.hypotheses}
+    assert answers["H1"] == "not distinguishable"
+    effects = {effect.factor.letter: effect for effect in found.effects if effect.phase.startswith("phase2")}
+    assert effects["r"].changes[0].verdict == "not distinguishable"
+    assert effects["r"].changes[0].comparison.difference == pytest.approx(0.0, abs=0.02)
+    assert any("runs failed: exp_" in sentence for sentence in limits(found))
+
+
+def test_a_claim_of_which_a_control_is_missing_is_not_tested(tmp_path: Path) -> None:
+    def quality(trial: Trial) -> float | str:
+        return "failed" if trial.cell.code == "event" else noisy({"rgb": 0.3, "thermal": 0.3}, trial)
+
+    found = analyse(open_study(simulate(METHODS, tmp_path, quality, seeds=2)))
+    answers = {tested.hypothesis.name: tested.answer for tested in found.hypotheses}
+    assert answers["F1"] == "not tested"
+
+
+def test_a_cell_of_which_a_run_was_cut_short_is_not_compared(tmp_path: Path) -> None:
+    def quality(trial: Trial) -> float | str:
+        return "stopped" if trial.cell.code == "gaff" and trial.seed > 42 else noisy({}, trial)
+
+    found = analyse(open_study(simulate(METHODS, tmp_path, quality)))
+    assert "gaff" not in {cell.name for cell in found.results.arms}
+    assert any("2 runs were stopped early" in sentence for sentence in limits(found))
+
+
+def test_one_group_of_pictures_can_tell_nothing_apart(tmp_path: Path) -> None:
+    found = analyse(open_study(simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), num_groups=1)))
+    assert {versus.verdict for versus in found.against_control} == {"unknown"}
+    assert any("one group" in sentence for sentence in limits(found))
+    assert not any("as it should be" in sentence for sentence in conclusions(found))
+
+
+def test_the_pictures_noise_is_that_of_the_metric(tmp_path: Path) -> None:
+    def spread_of(metric: str) -> float | None:
+        study = METHODS.model_copy(update={"metric": metric})
+        directory = simulate(study, tmp_path / metric, lambda trial: noisy({}, trial), seeds=2)
+        return analyse(open_study(directory)).pairs[0].comparison.sd_pictures
+
+    # These detectors find an object at every threshold or not at all.
+    assert spread_of("mAP_50") == pytest.approx(spread_of("mAP"))
+    assert spread_of("AR_100") is None
+
+
+def test_a_later_command_with_fewer_seeds_takes_nothing_away(tmp_path: Path) -> None:
+    directory = simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), seeds=3)
+    with Journal(directory) as journal:
+        remember_protocol(journal, protocol_of(METHODS, StudyOptions(storage=tmp_path, seeds=1)))
+    found = analyse(open_study(directory))
+    assert {len(cell.runs) for cell in found.results.arms} == {3}
+    assert any("The rules were changed after 33 results" in sentence for sentence in limits(found))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_gap_open(tmp_path: Path) -> None:
+    directory = simulate(GAFF, tmp_path, gaff_quality, seeds=1, decisions=PROMOTED)
+    path = directory / "journal.jsonl"
+    path.write_text(re.sub(r'"val_loss": 0\.4\d*', '"val_loss": NaN', path.read_text(), count=20))
+    answers = {tested.hypothesis.name: tested.answer for tested in analyse(open_study(directory)).hypotheses}
+    assert answers["H4"] == "not tested"
+
+
+def test_a_confirmation_counts_when_it_is_whole(tmp_path: Path) -> None:
+    def quality(trial: Trial) -> float | str:
+        return "pending" if trial.name.endswith("_seed100043") else gaff_quality(trial)
+
+    found = analyse(open_study(simulate(GAFF, tmp_path, quality, seeds=2, decisions=PROMOTED)))
+    assert found.confirmation is None
+    assert any("have not run" in sentence for sentence in limits(found))
+
+
+def test_phase_1_and_phase_2_may_share_a_journal(tmp_path: Path) -> None:
+    first = load_space("gaff_phase1", recipe("demo"), {})
+    with Journal(tmp_path) as journal:
+        remember_study(first, journal)
+        remember_study(GAFF, journal)
+        assert recorded_study(journal) == GAFF

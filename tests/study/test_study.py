@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raydet.cli import main
 from raydet.config import CSSAFusion, Experiment, apply_overrides
 from raydet.errors import StudyError
 from raydet.models.build import describe_parameters
@@ -297,3 +298,14 @@ def test_other_rules_than_before_are_a_deviation(tmp_path: Path) -> None:
         assert remember_protocol(journal, rules(4)) is None
         assert newest_protocol(read_journal(tmp_path)) == rules(4)
         assert len(deviations(journal)) == 1
+
+
+def test_spaces_tell_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["spaces", "--recipe", "demo", "--seeds", "2"])
+    assert left.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == list(space_names())
+    gaff = next(line for line in lines if line.startswith("gaff_phase2"))
+    assert " 70 trials " in gaff  # two seeds of 4 controls and 8 + 21 cells, and of two cells that run again
+    assert not any("not for this" in line for line in lines)

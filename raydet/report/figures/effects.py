@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from raydet.report.analysis import Analysis, Effect, short, value_label
-from raydet.report.figures.style import ARM, CYCLE, Figure, axes, row_height, shortened
+from raydet.report.analysis import Analysis
+from raydet.report.figures.style import ARM, CYCLE, Figure, axes, left_out, row_height, shortened
+from raydet.report.findings import Effect, short, value_label
 from raydet.report.study import CellRuns
 from raydet.tune.study import Factor, Value
 
@@ -81,9 +82,8 @@ def _interactions(phase: str, factors: Sequence[Factor], cells: Sequence[CellRun
 def _heat_map(phase: str, factors: Sequence[Factor], cells: Sequence[CellRuns], metric: str) -> Figure:
     rows_factor, *others = factors
     rows = _present(rows_factor, cells)
-    columns = list(
-        dict.fromkeys(tuple(cell.cell.values[factor.path] for factor in others) for cell in cells)
-    )[:MOST_COLUMNS]
+    every = list(dict.fromkeys(tuple(cell.cell.values[factor.path] for factor in others) for cell in cells))
+    columns = every[:MOST_COLUMNS]
     table = [
         [
             _mean(cells, {rows_factor.path: row} | dict(zip((f.path for f in others), column, strict=True)))
@@ -109,7 +109,8 @@ def _heat_map(phase: str, factors: Sequence[Factor], cells: Sequence[CellRuns], 
     return Figure(
         f"heat_map_{phase}",
         f"Every combination: {phase}",
-        "Means over seeds. Mind the noise: neighbouring colours are rarely distinguishable.",
+        "Means over seeds. Mind the noise: neighbouring colours are rarely distinguishable."
+        + left_out(len(every) - len(columns)),
         canvas,
     )
 

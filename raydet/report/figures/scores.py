@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from matplotlib.colors import Normalize
 
-from raydet.report.analysis import Analysis, Estimate, Versus
+from raydet.report.analysis import Analysis
 from raydet.report.figures.style import (
     ACCENT,
     ARM,
@@ -16,10 +16,12 @@ from raydet.report.figures.style import (
     MOST_LABELS,
     Figure,
     axes,
+    left_out,
     name_rows,
     row_height,
     shortened,
 )
+from raydet.report.findings import Estimate, Versus
 
 SIZES = ("small", "medium", "large")
 
@@ -74,12 +76,11 @@ def _bars(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Figu
     plot.set_xlabel(metric)
     plot.set_xlim(left=0)
     plot.grid(visible=False, axis="y")
-    left_out = len(estimates) - len(rows)
-    rest = f" The {left_out} lowest are left out." if left_out else ""
     return Figure(
         f"scores_{phase}",
         f"{metric} of every cell: {phase}",
-        f"Bars are means over seeds, points single runs, lines 95 % intervals of training and test pictures.{rest}",
+        "Bars are means over seeds, points single runs, lines 95 % intervals of training and test pictures, best first."
+        + left_out(len(estimates) - len(rows)),
         canvas,
     )
 
@@ -98,8 +99,8 @@ def _thresholds(phase: str, estimates: Sequence[Estimate]) -> Figure:
     return Figure(
         f"thresholds_{phase}",
         f"AP at loose and strict overlap: {phase}",
-        "In the order of the figure before: where the lines part, cells differ in how well boxes fit, not in what "
-        "they find.",
+        "In the order of the figure before; the distance between the lines is what boxes lose that fit badly."
+        + left_out(len(estimates) - len(rows)),
         canvas,
     )
 
@@ -126,7 +127,8 @@ def _sizes(phase: str, estimates: Sequence[Estimate]) -> Figure:
     return Figure(
         f"sizes_{phase}",
         f"AP by object size: {phase}",
-        "Means over seeds. Bins without an object in the test pictures are left out.",
+        "Means over seeds. Bins without an object in the test pictures are left out."
+        + left_out(len(estimates) - len(rows)),
         canvas,
     )
 
@@ -148,7 +150,7 @@ def _differences(name: str, other: str, family: Sequence[Versus]) -> Figure:
         f"differences_{name}",
         f"Every arm less {other}",
         "Green: better; orange: worse; grey: not distinguishable, after correction for the number of comparisons. "
-        "Lines are the 95 % intervals of single comparisons.",
+        "Lines are the 95 % intervals of single comparisons." + left_out(len(family) - len(rows)),
         canvas,
     )
 

@@ -76,6 +76,11 @@ def row_height(count: int) -> float:
     return 0.9 + 0.24 * max(2, count)
 
 
+def left_out(count: int) -> str:
+    """A sentence on rows for which there was no room; empty where there was."""
+    return f" {count} more are in the tables." if count > 0 else ""
+
+
 def name_rows(plot: Axes, names: Sequence[str]) -> None:
     """Rows from the top, at len(names), ..., 2, 1."""
     plot.set_yticks(range(len(names), 0, -1), [shortened(name) for name in names])

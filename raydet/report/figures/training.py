@@ -7,8 +7,20 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from raydet.report.analysis import Analysis, loss_gap
-from raydet.report.figures.style import ARM, CONTROL, CYCLE, Figure, axes, name_rows, row_height, shortened
+from raydet.report.analysis import Analysis
+from raydet.report.figures.style import (
+    ARM,
+    CONTROL,
+    CYCLE,
+    MOST_LABELS,
+    Figure,
+    axes,
+    left_out,
+    name_rows,
+    row_height,
+    shortened,
+)
+from raydet.report.findings import loss_gap
 from raydet.report.study import CellRuns
 
 MOST_CURVES = 8
@@ -85,7 +97,7 @@ def _gap(cell: CellRuns) -> float | None:
 
 
 def _gap_bars(gaps: Sequence[tuple[CellRuns, float]]) -> Figure:
-    rows = sorted(gaps, key=lambda row: row[1])[:40]
+    rows = sorted(gaps, key=lambda row: -row[1])[:MOST_LABELS]
     canvas, (plot,) = axes(row_height(len(rows)))
     places = list(range(len(rows), 0, -1))
     for place, (cell, gap) in zip(places, rows, strict=True):
@@ -97,7 +109,7 @@ def _gap_bars(gaps: Sequence[tuple[CellRuns, float]]) -> Figure:
         "gap",
         "Overfitting: the gap between validation and training",
         "Means over seeds. The training loss is that of augmented pictures during the last epoch, so the gap may be "
-        "negative early on.",
+        "negative early on." + left_out(len(gaps) - len(rows)),
         canvas,
     )
 

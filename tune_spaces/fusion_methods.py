@@ -63,7 +63,7 @@ def hypotheses(names: tuple[str, ...]) -> tuple[Hypothesis, ...]:
     """What a fusion is for.
 
     Args:
-        names: of the controls.
+        names: of the controls, the first sensor's first.
     """
 
     def beats(better: str, kind: str, worse: str) -> Claim:
@@ -80,11 +80,16 @@ def hypotheses(names: tuple[str, ...]) -> tuple[Hypothesis, ...]:
         ),
         Hypothesis(
             name="F3",
+            text=f"What comes in late, at stages 3 and 4, helps: {LATE} beats the first sensor alone.",
+            claims=(beats(LATE, "control", names[0]),),
+        ),
+        Hypothesis(
+            name="F4",
             text="Fusing late (stages 3, 4) beats fusing early (stages 1, 2).",
             claims=(beats(LATE, "method", EARLY),),
         ),
         Hypothesis(
-            name="F4",
+            name="F5",
             text=f"GAFF beats the baseline {BASELINE}.",
             claims=(beats("gaff", "method", BASELINE),),
         ),

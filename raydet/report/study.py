@@ -87,6 +87,16 @@ class StudyResults:
         return most_seeds(self.events)
 
     @property
+    def late_hypotheses(self) -> dict[str, int]:
+        """Those that were written down after results could be seen, with their number."""
+        late, finished = {}, 0
+        for entry in self.events.events:
+            finished += entry["event"] == "finished"
+            if entry["event"] == "hypothesis" and finished:
+                late[entry["name"]] = finished
+        return late
+
+    @property
     def controls(self) -> tuple[CellRuns, ...]:
         """What a fusion must beat."""
         return self.cells.get(CONTROLS, ())

@@ -60,7 +60,8 @@ def test_the_known_answers_are_found(methods: Analysis) -> None:
         "F1": "supported",
         "F2": "supported",
         "F3": "supported",
-        "F4": "not distinguishable",
+        "F4": "supported",
+        "F5": "not distinguishable",
     }
     assert methods.best_control is not None
     assert methods.best_control.name in ("thermal", "thermal_twice")
@@ -247,3 +248,15 @@ def test_phase_1_and_phase_2_may_share_a_journal(tmp_path: Path) -> None:
         remember_study(first, journal)
         remember_study(GAFF, journal)
         assert recorded_study(journal) == GAFF
+
+
+def test_a_hypothesis_that_came_after_results_is_named(tmp_path: Path) -> None:
+    directory = simulate(
+        METHODS.model_copy(update={"hypotheses": METHODS.hypotheses[:1]}),
+        tmp_path,
+        lambda trial: noisy({}, trial),
+    )
+    with Journal(directory) as journal:
+        remember_study(METHODS, journal)
+    sentences = limits(analyse(open_study(directory)))
+    assert "F2, F3, F4, F5: written down when 33 runs had finished already." in sentences

@@ -278,7 +278,7 @@ def test_arms_can_be_chosen_but_controls_stay() -> None:
         "gaff",
     ]
     assert study.factors[0].twins == ()
-    assert [hypothesis.name for hypothesis in study.hypotheses] == ["F1", "F2", "F4"]
+    assert [hypothesis.name for hypothesis in study.hypotheses] == ["F1", "F2", "F5"]
     with pytest.raises(StudyError, match="fusion_methods has no arm 'gaf'; it has add, concat"):
         load_space("fusion_methods", recipe("demo"), {}, arms=["gaf"])
 

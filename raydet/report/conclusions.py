@@ -200,8 +200,8 @@ def _controls(analysis: Analysis) -> Iterator[str]:
 def _protocol(results: StudyResults) -> Iterator[str]:
     late = results.late_hypotheses
     for count in dict.fromkeys(late.values()):
-        names = _names([name for name, seen in late.items() if seen == count])
-        yield f"{names}: written down when {_count(count, 'run')} had finished already."
+        mine = _names([name for name, seen in late.items() if seen == count])
+        yield f"{mine}: written down when {_count(count, 'run')} had finished already."
     for deviation in results.deviations:
         seen = (
             f" after {_count(deviation.num_finished, 'result')} could be seen"

@@ -58,7 +58,9 @@ class HeadInOutline(nn.Module):
         self.device_type = device_type
         self.tell = tell
 
-    def forward(self, pyramid: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def forward(
+        self, pyramid: dict[str, Tensor], batch: Batch, *, with_losses: bool = False
+    ) -> dict[str, Tensor]:
         maps_BCHW = list(pyramid.values())
         is_cpu = self.device_type == "cpu"
         self.tell(RPN)

@@ -87,7 +87,9 @@ def right_by_pycocotools(one: Sample, found: Detections) -> list[bool]:
     xyxy = found.boxes_xyxy.double().numpy()
     wh = xyxy[:, 2:] - xyxy[:, :2]
     rows = np.column_stack([np.zeros(len(wh)), xyxy[:, :2], wh, found.scores.double(), found.labels])
-    _, records = evaluate_with_records(ground_truth([(one.boxes_xyxy, one.labels)]), rows, CLASSES)
+    _, records = evaluate_with_records(
+        ground_truth([(one.boxes_xyxy, one.labels, one.source_hw)]), rows, CLASSES
+    )
     is_right = dict(zip(records.scores_N.tolist(), records.is_right_NT[:, 0].tolist(), strict=True))
     return [is_right[score] for score in found.scores.tolist()]
 

@@ -4,7 +4,8 @@ The difference of the mean scores has a variance from the pictures, which the bo
 which the spread over the seeds tells. Both are added. The spread of few runs is badly known, so that of all arms of a
 study, pooled as in an analysis of variance, stands in; but where the two sides' own runs spread significantly more than
 the rest (F test), they are believed. Without that, two arms that are three times as noisy as eleven others would be
-called different in a third of all studies; with it, and three seeds, in 7 % (14 % if only one of the two is).
+called different in a third of all studies; with it, and three seeds, in 7 % (14 % if only one of the two is). Where
+the arms' spreads differ at large (Bartlett's test), nothing is pooled: each comparison has its own.
 
 Either noise is known from few values only, runs here and groups of pictures there, so the quantile is that of a t
 distribution for each, weighed by its variance (Cochran and Cox 1957, "Experimental Designs", section 4.14). Welch and
@@ -91,6 +92,18 @@ def pooled_spread(repeats: Iterable[Sequence[float]]) -> Spread | None:
         return None
     squares = sum(float(np.var(scores)) * len(scores) for scores in groups)
     return Spread(math.sqrt(squares / degrees), degrees)
+
+
+def spreads_differ(repeats: Iterable[Sequence[float]]) -> bool:
+    """Whether groups of repeats spread unequally, by more than chance (Bartlett 1937, at 5 %).
+
+    >>> spreads_differ([[0.50, 0.51, 0.49], [0.4, 0.1, 0.9], [0.600, 0.601, 0.599]])
+    True
+    >>> spreads_differ([[0.50, 0.51], [0.60, 0.62]])
+    False
+    """
+    groups = [scores for scores in repeats if len(scores) > 1 and len(set(scores)) > 1]
+    return len(groups) > 1 and bool(stats.bartlett(*groups).pvalue < 1 - LEVEL)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

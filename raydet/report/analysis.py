@@ -56,7 +56,7 @@ def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
     effects, interactions = judge.factors()
     return Analysis(
         results=results,
-        noise=Noise(judge.spread, judge.twins),
+        noise=Noise(judge.spread, judge.range, judge.twins),
         estimates=estimates,
         best_control=best_control,
         baseline=baseline,

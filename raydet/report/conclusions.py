@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from raydet.evaluate.compare import LEVEL, MOST_SEEDS
+from raydet.evaluate.compare import LEVEL, MOST_SEEDS, Spread
 from raydet.report.analysis import Analysis
-from raydet.report.findings import Tested, Versus
+from raydet.report.findings import Noise, Tested, Versus
 from raydet.report.study import THRESHOLDS, StudyResults
 from raydet.tune.study import PromotionPhase
 
@@ -130,25 +130,38 @@ def _baseline(analysis: Analysis) -> Iterator[str]:
 
 def _noise(analysis: Analysis) -> Iterator[str]:
     noise = analysis.noise
-    if noise.spread is None:
-        return
+    if noise.range is not None:
+        low, high = noise.range
+        yield (
+            f"Cells are not equally noisy: from one training to the next a score has a standard deviation of {low:.4f} "
+            f"to {high:.4f}, more unlike than chance makes it. Each comparison is judged by the spread of its own runs."
+        )
+    if noise.spread is not None:
+        yield _floor(analysis, noise.spread)
+    if noise.twins:
+        yield from _twins(noise)
+
+
+def _floor(analysis: Analysis, spread: Spread) -> str:
     num_seeds = analysis.results.num_seeds
-    floor = noise.smallest_difference(num_seeds)
-    yield (
-        f"From one training of a detector to the next its score has a standard deviation of {noise.spread.sd:.4f} "
-        f"({noise.spread.degrees} degrees of freedom): with {_count(num_seeds, 'seed')} per cell, differences below "
+    floor = analysis.noise.smallest_difference(num_seeds)
+    return (
+        f"From one training of a detector to the next its score has a standard deviation of {spread.sd:.4f} "
+        f"({spread.degrees} degrees of freedom): with {_count(num_seeds, 'seed')} per cell, differences below "
         f"{floor:.4f} cannot be told from noise, other pictures not even counted."
     )
-    if noise.twins:
-        apart, pairs = noise.twins_apart, _count(len(noise.twins), "pair")
-        if apart:
-            yield (
-                f"Of {pairs} of cells that are the same function, {len(apart)} came out different, "
-                f"{_names([versus.a for versus in apart])}: something other than chance differs there, or the spread "
-                "is understated. Do not trust small differences in this study."
-            )
-        elif all(versus.verdict == "not distinguishable" for versus in noise.twins):
-            yield f"Of {pairs} of cells that are the same function none came out different, as it should be."
+
+
+def _twins(noise: Noise) -> Iterator[str]:
+    apart, pairs = noise.twins_apart, _count(len(noise.twins), "pair")
+    if apart:
+        yield (
+            f"Of {pairs} of cells that are the same function, {len(apart)} came out different, "
+            f"{_names([versus.a for versus in apart])}: something other than chance differs there, or the spread "
+            "is understated. Do not trust small differences in this study."
+        )
+    elif all(versus.verdict == "not distinguishable" for versus in noise.twins):
+        yield f"Of {pairs} of cells that are the same function none came out different, as it should be."
 
 
 def _seeds(analysis: Analysis) -> Iterator[str]:

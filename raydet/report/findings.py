@@ -36,7 +36,9 @@ class Noise:
     """What chance alone does to a score."""
 
     spread: Spread | None
-    """Pooled over everything that repeats something."""
+    """Pooled over everything that repeats something; None where nothing does, or where spreads differ."""
+    range: tuple[float, float] | None
+    """The smallest and the largest standard deviation of a cell's repeats, where spreads differ."""
     twins: tuple[Versus, ...]
     """Cells that are the same function, compared by the spread of repeats of one cell: none of these should come out
     different. Unknown where no cell was repeated.

@@ -1,7 +1,8 @@
 """Compares the sides of a study.
 
 Comparisons of scores share one spread over seeds, pooled over every group of runs that differ by chance alone: repeats
-with other seeds, and cells that are the same function (unless these came out different). The gap between the losses has
+with other seeds, and cells that are the same function (unless these came out different); where spreads differ by more
+than chance, each has its own. The gap between the losses has
 a spread of its own, and nothing is known of its noise over pictures. Verdicts of one family are corrected together by
 Holm's method: the arms against one other cell, the pairs, the twins, the claims of all hypotheses, the effects and
 interactions of one phase. Intervals are each comparison's own. Sides are compared over the values of the other factors
@@ -16,7 +17,7 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.evaluate.compare import Comparison, compare, holm, interval, pooled_spread
+from raydet.evaluate.compare import Comparison, compare, holm, interval, pooled_spread, spreads_differ
 from raydet.report.findings import (
     Answer,
     Effect,
@@ -44,10 +45,21 @@ class Judge:
     def __init__(self, results: StudyResults, resamples: Resamples) -> None:
         self.results = results
         self.resamples = resamples
-        self.spread = pooled_spread(_repeats(results, _scores, with_twins=False))
+        repeats = _repeats(results, _scores, with_twins=False)
+        self.is_pooled = not spreads_differ(repeats)
+        self.spread = pooled_spread(repeats) if self.is_pooled else None
         self.twins = self._twins()
-        if not any(twin.verdict in ("A is better", "B is better") for twin in self.twins):
+        if self.is_pooled and not any(twin.verdict in ("A is better", "B is better") for twin in self.twins):
             self.spread = pooled_spread(_repeats(results, _scores, with_twins=True))
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """See `Noise.range`."""
+        if self.is_pooled:
+            return None
+        groups = [cell.scores for cells in self.results.cells.values() for cell in cells]
+        spreads = [found.sd for scores in groups if (found := pooled_spread([scores])) is not None]
+        return min(spreads), max(spreads)
 
     def compare(self, a: Sequence[CellRuns], b: Sequence[CellRuns], *, family: int = 1) -> Comparison:
         return compare(
@@ -80,7 +92,7 @@ class Judge:
         return found or (None, None)
 
     def _twins(self) -> tuple[Versus, ...]:
-        if self.spread is None:  # else a pair would be judged by its own difference
+        if self.spread is None and self.is_pooled:  # a pair would be judged by its own difference
             return ()
         cells = {cell.name: cell for cell in self.results.arms}
         sides = []

@@ -86,7 +86,7 @@ def _curves(cells: Sequence[CellRuns], column: str, label: str, name: str) -> Fi
     rest = f"; the other {len(cells) - len(best)} are grey" if len(cells) > len(best) else ""
     return Figure(
         f"curves_{name}",
-        f"{label[0].upper()}{label[1:]} over the epochs",
+        f"Over the epochs: {label}",
         f"Means over seeds of the {len(best)} cells with the best final score{rest}; controls are dashed.",
         canvas,
     )

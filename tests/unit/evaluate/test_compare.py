@@ -9,6 +9,8 @@ from scipy import stats
 from raydet.evaluate.compare import Comparison, Spread, compare, holm, pooled_spread, seeds_needed
 
 NUM_STUDIES = 400
+NUM_FAMILIES = 120
+"""Each has many comparisons."""
 NUM_PICTURES = 400
 SD_PICTURE = 0.08
 """Of one picture's contribution to the difference."""
@@ -128,9 +130,9 @@ def test_of_many_equal_arms_one_is_called_different_in_one_of_twenty_studies_at_
     arms: int, seeds: int
 ) -> None:
     generator = np.random.default_rng(arms)
-    studies = [simulated_family(generator, arms=arms, seeds=seeds) for _ in range(NUM_STUDIES)]
+    studies = [simulated_family(generator, arms=arms, seeds=seeds) for _ in range(NUM_FAMILIES)]
     wrong = sum(set(verdicts) != {"not distinguishable"} for verdicts in studies)
-    assert wrong <= stats.binom.ppf(0.99, NUM_STUDIES, 0.05)
+    assert wrong <= stats.binom.ppf(0.99, NUM_FAMILIES, 0.05)
 
 
 @pytest.mark.parametrize(("noisy", "rate"), [(1, 0.14), (2, 0.08)])
@@ -150,8 +152,8 @@ def test_arms_that_are_noisier_than_the_rest_are_rarely_called_different_for_it(
 
 def test_among_many_arms_three_points_are_still_found() -> None:
     generator = np.random.default_rng(0)
-    studies = [simulated_family(generator, arms=14, seeds=3, gain=0.03) for _ in range(NUM_STUDIES)]
-    assert sum(verdicts[0] == "A is better" for verdicts in studies) >= 0.9 * NUM_STUDIES
+    studies = [simulated_family(generator, arms=14, seeds=3, gain=0.03) for _ in range(NUM_FAMILIES)]
+    assert sum(verdicts[0] == "A is better" for verdicts in studies) >= 0.9 * NUM_FAMILIES
 
 
 def test_a_side_of_several_cells_is_the_mean_of_their_means() -> None:

@@ -72,7 +72,7 @@ def test_the_running_trial_of_a_study_is_saved(tmp_path: Path) -> None:
         text=True,
         env=environment(),
     )
-    run_dir = tmp_path / "gaff" / "phase1_stage_selection" / "exp_001_s1_r4_is0_mb0"
+    run_dir = tmp_path / "gaff" / "controls" / "control_rgb"
     wait_for_steps(driver, run_dir)
     driver.send_signal(signal.SIGTERM)
     output, _ = driver.communicate(timeout=60)

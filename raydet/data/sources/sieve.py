@@ -1,0 +1,57 @@
+"""What becomes of a bad picture: it ends the reading of a set, or it is left out and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from raydet.errors import DataError
+
+OnBad = Literal["error", "skip"]
+"""error: the first bad picture or box is a `DataError`. skip: the picture is left out."""
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A picture that is not in the set, and why."""
+
+    name: str
+    """The picture, as far as it is known: its id, or its file."""
+    reason: str
+    """The error's line, which names file and field."""
+
+
+@dataclass(slots=True)
+class Sieve:
+    """Reads picture by picture and keeps a list of what did not pass.
+
+    >>> sieve = Sieve("skip")
+    >>> def broken() -> int:
+    ...     raise DataError("a.png: truncated")
+    >>> sieve.take("a", broken) is None, sieve.left_out
+    (True, [LeftOut(name='a', reason='a.png: truncated')])
+    """
+
+    on_bad: OnBad = "error"
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def take(self, name: str, read: Callable[[], Found]) -> Found | None:
+        """What `read` returns; None where it is left out.
+
+        Raises:
+            DataError: it is bad, and nothing is to be left out.
+        """
+        try:
+            return read()
+        except DataError as error:
+            if self.on_bad == "error":
+                raise
+            self.leave_out(name, str(error))
+            return None
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Put a picture on the list."""
+        self.left_out.append(LeftOut(name=name, reason=reason))

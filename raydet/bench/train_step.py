@@ -22,13 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raydet.bench.machine import device_name, matrix_peak, peak_process_bytes, wait_for
 from raydet.bench.plain import SEEDS_MIN_SIZE, PlainDetector
-from raydet.config import MODALITY_CHANNELS, AdamWConfig, Experiment, Precision, SGDConfig
+from raydet.config import MODALITY_CHANNELS, AdamWConfig, Experiment, Precision, SGDConfig, apply_overrides
 from raydet.models.build import build_detector
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
 from raydet.parallel.collectives import World
 from raydet.parallel.parallelize import parallelize
 from raydet.parallel.precision import autocast
+from raydet.plan.ledger import ledger
 from raydet.structures import Batch
 from raydet.train.optim import build_optimizer
 from raydet.train.step import seed_slot, train_step
@@ -57,6 +58,8 @@ class Run:
     """Tensors that the forward pass leaves to the backward pass, weights left out."""
     peak_bytes: int | None
     """Allocated on the GPU at most; None on a CPU."""
+    planned_bytes: int | None = None
+    """What `raydet plan` says of `peak_bytes`; None on a CPU, and for opponents."""
     faster_than: dict[str, float] = field(default_factory=dict)
     """Median ratio of step times, by opponent."""
     phases_s: dict[str, float] = field(default_factory=dict)
@@ -144,6 +147,9 @@ def bench_train_step(
         if is_ours:
             run = replace(
                 run,
+                planned_bytes=_planned_bytes(
+                    experiment, contestant.precision, batch_size, num_objects, world
+                ),
                 faster_than={o.name: _ratio(turns[o.name], turns[contestant.name]) for o in opponents},
                 phases_s=_phases(contestant, detector, batch, world),
                 operators=_operators(contestant, batch, world),
@@ -260,7 +266,7 @@ def _saved_bytes(contestant: Contestant, batch: Batch, world: World) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the output of an operation would keep that operation, and it its output, for ever
 
     seed_slot(0, 0, slot=0)
     with saved_tensors_hooks(note, lambda tensor: tensor), autocast(contestant.precision, world.device):
@@ -275,6 +281,22 @@ def _peak_bytes(contestant: Contestant, batch: Batch, world: World) -> int | Non
     torch.cuda.reset_peak_memory_stats(world.device)
     contestant.step(batch, world, 0)
     return torch.cuda.max_memory_allocated(world.device)
+
+
+def _planned_bytes(
+    experiment: Experiment, precision: Precision, batch_size: int, num_objects: int, world: World
+) -> int | None:
+    if world.device.type != "cuda":
+        return None
+    settings = {"train.precision": precision, "train.global_batch": batch_size}
+    planned = ledger(
+        apply_overrides(experiment, settings),
+        world_size=1,
+        strategy="single",
+        micro_batch=batch_size,
+        num_objects=num_objects,
+    )
+    return planned.allocated_bytes
 
 
 def _forward_flops(detector: Detector, experiment: Experiment, batch: Batch) -> int:
@@ -331,15 +353,16 @@ def _operators(contestant: Contestant, batch: Batch, world: World) -> dict[str, 
 
 
 def _agreement(detector: Detector, experiment: Experiment, batch: Batch) -> Agreement:
-    plain = PlainDetector(detector, experiment)
-    one = _first_picture(batch).to("cpu")
+    detector = copy.deepcopy(detector).to(batch.counts.device)
+    plain = PlainDetector(detector, experiment).to(batch.counts.device)
+    one = _first_picture(batch)
     fp32 = _relative(_losses(detector, one)[0], _losses(plain, one)[0])
     exact = replace(
         one,
         modalities={name: pictures.double() / 255 for name, pictures in one.modalities.items()},
         boxes_xyxy=one.boxes_xyxy.double(),
     )
-    losses, gradients = _losses(copy.deepcopy(detector).double(), exact)
+    losses, gradients = _losses(detector.double(), exact)
     plain_losses, plain_gradients = _losses(plain.double(), exact)
     floor = GRADIENT_FLOOR * max(gradient.abs().max().item() for gradient in plain_gradients.values())
     return Agreement(

@@ -98,7 +98,7 @@ def lines_of(report: StepReport) -> Iterator[str]:
     peaks = ", ".join(f"{name} {flops / 1e9:,.0f} GFLOP/s" for name, flops in report.peak_flops.items())
     yield f"forward {report.forward_flops_per_image / 1e9:,.1f} GFLOP per image; matrix peak {peaks}"
     yield ""
-    head = f"{'':8} {'step s':>8} {'images/s':>9} {'MFU':>6} {'saved GiB':>10} {'peak GiB':>9}"
+    head = f"{'':8} {'step s':>8} {'images/s':>9} {'MFU':>6} {'saved GiB':>10} {'peak GiB':>9} {'planned':>8}"
     yield f"{head}  median of {report.repeats}"
     for run in report.runs:
         yield _row(run)
@@ -125,8 +125,9 @@ def lines_of(report: StepReport) -> Iterator[str]:
 def _row(run: Run) -> str:
     mfu = "" if run.mfu is None else f"{run.mfu:.0%}"
     peak = "" if run.peak_bytes is None else f"{run.peak_bytes / 2**30:.2f}"
+    planned = "" if run.planned_bytes is None else f"{run.planned_bytes / 2**30:.2f}"
     ratios = "  ".join(f"x{ratio:.2f} {name}" for name, ratio in run.faster_than.items())
     return (
         f"{run.name:8} {run.step_s:8.3f} {run.images_per_s:9.2f} {mfu:>6} {run.saved_bytes / 2**30:10.3f} "
-        f"{peak:>9}  {ratios}"
+        f"{peak:>9} {planned:>8}  {ratios}"
     ).rstrip()

@@ -157,6 +157,7 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x_BCHW: Tensor, size: int) -> Tensor:
         context.shape = x_BCHW.shape
+        x_BCHW.contiguous()  # the operator reads channels-last maps from a copy
         return x_BCHW.new_empty(size, x_BCHW.shape[1], ROI_CELLS, ROI_CELLS)
 
     @staticmethod

@@ -59,6 +59,17 @@ def left_out_of(source: Source) -> list[LeftOut]:
     return list(getattr(source, "left_out", ()))
 
 
+def data_hashes(source: Source) -> dict[str, str] | None:
+    """What names the very data of a source: `sha256` of its files, `content_sha256` of what they hold, however encoded.
+
+    None: the source was not converted to shards, its files may have changed since.
+    """
+    manifest = getattr(source, "manifest", None)
+    if manifest is None:
+        return None
+    return {"sha256": manifest.sha256, "content_sha256": manifest.content_sha256}
+
+
 def detect_source(spec: str) -> SourceConfig:
     """What a user means by `--data`.
 

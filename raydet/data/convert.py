@@ -41,6 +41,7 @@ from raydet.errors import ConfigError, DataError
 UNFINISHED = "unfinished"
 PLAN = f"{UNFINISHED}/plan.json"
 PICTURES_PER_SHARD = 64
+PLACE_WARNING_S = 30.0
 
 Report = Callable[[int, int], None]
 """Takes the number of shards that are done, and of all."""
@@ -205,26 +206,34 @@ def _is_finished(job: Job, number: int) -> bool:
 
 
 def _on_ray(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
-    """Write shards on so many actors; an actor that is lost comes again, and its shard with it."""
+    """Write shards on so many actors, as far as they find a place; one that is lost comes again, and its shard with it.
+
+    A shard is given to an actor that has answered only: those that wait for a place keep nobody waiting.
+    """
     import ray
     from ray.exceptions import RayTaskError
 
     actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Writer)
     reference = ray.put(job)  # once, however many workers read it
-    idle = [actor.remote(reference) for _ in range(min(workers, len(numbers)))]
-    waiting = list(reversed(numbers))
-    busy: dict[Any, Any] = {}
-    while waiting or busy:
-        while waiting and idle:
-            writer = idle.pop()
-            busy[writer.write_shard.remote(waiting.pop())] = writer
-        for done in ray.wait(list(busy), num_returns=1)[0]:
+    writers = [actor.remote(reference) for _ in range(min(workers, len(numbers)))]
+    busy: dict[Any, Any] = {writer.answer.remote(): writer for writer in writers}
+    waiting, writing = list(reversed(numbers)), 0
+    while waiting or writing:
+        done, _ = ray.wait(list(busy), num_returns=1, timeout=PLACE_WARNING_S)
+        if not done and not writing:
+            logger.warning("no worker has started yet: each wants a CPU of the Ray cluster; waiting")
+        for answer in done:
+            writer = busy.pop(answer)
             try:
-                ray.get(done)
+                has_written = ray.get(answer)
             except RayTaskError as error:
                 raise error.cause from None
-            idle.append(busy.pop(done))
-            yield
+            if waiting:
+                busy[writer.write_shard.remote(waiting.pop())] = writer
+                writing += 1
+            if has_written:
+                writing -= 1
+                yield
 
 
 class _Writer:
@@ -233,8 +242,12 @@ class _Writer:
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def write_shard(self, number: int) -> None:
+    def answer(self) -> bool:
+        return False
+
+    def write_shard(self, number: int) -> bool:
         self._job.write_shard(number)
+        return True
 
 
 def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +19,12 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module", autouse=True)
 def four_cpus() -> Iterator[None]:
     """A local Ray that lets four workers run on fewer cores."""
-    environment = {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
     ray.init(
         "local",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=100_000_000,
-        runtime_env=environment,
     )
     yield
     ray.shutdown()

@@ -214,8 +214,8 @@ def _on_ray(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
     from ray.exceptions import RayTaskError
 
     actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Writer)
-    reference = ray.put(job)  # once, however many workers read it
-    writers = [actor.remote(reference) for _ in range(min(workers, len(numbers)))]
+    reference = [ray.put(job)]  # once, however many workers read it; in a list it travels as a reference
+    writers = [actor.remote() for _ in range(min(workers, len(numbers)))]
     busy: dict[Any, Any] = {writer.answer.remote(): writer for writer in writers}
     waiting, writing = list(reversed(numbers)), 0
     while waiting or writing:
@@ -229,7 +229,7 @@ def _on_ray(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
             except RayTaskError as error:
                 raise error.cause from None
             if waiting:
-                busy[writer.write_shard.remote(waiting.pop())] = writer
+                busy[writer.write_shard.remote(reference, waiting.pop())] = writer
                 writing += 1
             if has_written:
                 writing -= 1
@@ -239,13 +239,17 @@ def _on_ray(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
 class _Writer:
     """A worker: keeps the source open."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self) -> None:
+        self._job: Job | None = None
 
     def answer(self) -> bool:
         return False
 
-    def write_shard(self, number: int) -> bool:
+    def write_shard(self, reference: list[Any], number: int) -> bool:
+        import ray
+
+        if self._job is None:
+            self._job = ray.get(reference[0])
         self._job.write_shard(number)
         return True
 

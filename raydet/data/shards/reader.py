@@ -18,6 +18,7 @@ from raydet.data.cache import ShardCache
 from raydet.data.shards.columns import Lists, Names, Texts, mapped_batch, numbers
 from raydet.data.shards.layout import INDEX_SCHEMA, MAX_CHANNELS, MAX_PIXELS, MAX_SIDE_PX, shard_schema
 from raydet.data.shards.manifest import MANIFEST, FileEntry, Manifest
+from raydet.data.shards.writer import add_green
 from raydet.data.sources.base import Targets
 from raydet.data.storage import Store
 from raydet.errors import DataError
@@ -224,7 +225,10 @@ class _Shard:
             except OSError as error:  # too long, too short, or no zstd
                 raise self._damaged(name, row, str(error).strip()) from None
             flat = torch.frombuffer(content, dtype=torch.uint8)
-        return (flat if value_bytes == 1 else flat.view(torch.float32)).view(channels, *size_hw)
+        pixels_CHW = (flat if value_bytes == 1 else flat.view(torch.float32)).view(channels, *size_hw)
+        if self._codec is not None:
+            add_green(pixels_CHW)
+        return pixels_CHW
 
     def _damaged(self, name: str, row: int, came: str) -> DataError:
         return DataError(

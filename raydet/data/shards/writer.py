@@ -125,7 +125,9 @@ class ShardBuilder:
             content = pixels_CHW.numpy().tobytes()
             digest.update(f"{name} {pixels_CHW.dtype} {tuple(pixels_CHW.shape)}\n".encode())
             digest.update(content)
-            row[name] = content if self._codec is None else self._codec.compress(content, asbytes=True)
+            if self._codec is not None:
+                content = self._codec.compress(less_green(pixels_CHW).numpy().tobytes(), asbytes=True)
+            row[name] = content
             row[f"{name}.channels"], row[f"{name}.value_bytes"] = len(pixels_CHW), pixels_CHW.element_size()
             sums = self._channels.setdefault(name, [ChannelSums() for _ in pixels_CHW])
             if len(sums) != len(pixels_CHW):
@@ -148,6 +150,21 @@ class ShardBuilder:
         summary = Summary(sha256, len(shard), plan, self._channels, list(left_out))
         entries = batch.select(ENTRY.names)
         return shard, _file_of(entries.replace_schema_metadata({SUMMARY: summary.to_json()}))
+
+
+def less_green(pixels_CHW: Tensor) -> Tensor:
+    """Red and blue without green, modulo 256, where there are such: they resemble it, and the rest packs better."""
+    if pixels_CHW.dtype != torch.uint8 or len(pixels_CHW) != 3:
+        return pixels_CHW
+    red, green, blue = pixels_CHW
+    return torch.stack([red - green, green, blue - green])
+
+
+def add_green(pixels_CHW: Tensor) -> None:
+    """Undo `less_green`, in place."""
+    if pixels_CHW.dtype == torch.uint8 and len(pixels_CHW) == 3:
+        pixels_CHW[0] += pixels_CHW[1]
+        pixels_CHW[2] += pixels_CHW[1]
 
 
 def check_sample(sample: Sample, modalities: Sequence[str]) -> None:

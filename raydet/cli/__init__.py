@@ -17,9 +17,11 @@ from raydet.cli.bench import bench
 from raydet.cli.bench_checkpoint import checkpoint
 from raydet.cli.bench_evaluation import evaluation
 from raydet.cli.bench_inference import inference
+from raydet.cli.bench_loader import loader
 from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
+from raydet.cli.data import app as data
 from raydet.cli.evaluate import evaluate
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
@@ -46,9 +48,11 @@ for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, p
 bench.command()(checkpoint)
 bench.command()(evaluation)
 bench.command()(inference)
+bench.command()(loader)
 app.add_typer(bench, name="bench")
 app.command(context_settings={"allow_interspersed_args": False})(chaos)
 app.add_typer(ckpt)
+app.add_typer(data)
 app.add_typer(score)
 app.add_typer(verify)
 

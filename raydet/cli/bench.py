@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Measure what a step, a checkpoint, a picture or an evaluation costs.",
+    help="Measure what a step, a checkpoint, a picture, its loading or an evaluation costs.",
 )
 
 

@@ -34,7 +34,9 @@ BackboneOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option(help="coco:PATH, npy_yolo:PATH, a path, or synthetic: replaces the recipe's data."),
+    typer.Option(
+        help="coco:PATH, npy_yolo:PATH, shards:PATH or shards:URI, a path, or synthetic: replaces the recipe's data."
+    ),
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Replaces the recipe's number of epochs.")]
 SetOption = Annotated[

@@ -45,7 +45,17 @@ class CocoSource(Config):
     """Directory of the pictures; default: the directory of the json file."""
 
 
-Source = Annotated[SyntheticSource | NpyYoloSource | CocoSource, Field(discriminator="kind")]
+class ShardsSource(Config):
+    """Shards that `raydet data convert` has written: a directory or a URI that holds `manifest.json`."""
+
+    kind: Literal["shards"] = "shards"
+    path: str
+    """A directory, or file://, s3:// or gs://. How to reach and to sign in to object storage is the environment's."""
+    sha256: str | None = None
+    """Of the whole set: another one is refused. `--data` fills it in; None takes what is there."""
+
+
+Source = Annotated[SyntheticSource | NpyYoloSource | CocoSource | ShardsSource, Field(discriminator="kind")]
 
 
 class GroupSplit(Config):

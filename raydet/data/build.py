@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
-from typing import assert_never, get_args
+from typing import TYPE_CHECKING, assert_never, get_args
 
 from raydet.config import (
     CocoSource,
@@ -12,22 +13,31 @@ from raydet.config import (
     Experiment,
     Modality,
     NpyYoloSource,
+    ShardsSource,
     SyntheticSource,
 )
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.npy_yolo import NpyYoloSet, read_class_names
+from raydet.data.sources.sieve import LeftOut, OnBad
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
 
-SourceConfig = SyntheticSource | NpyYoloSource | CocoSource
+if TYPE_CHECKING:
+    from raydet.data.shards.reader import ShardSet
 
-SPEC_FORMS = "synthetic, coco:PATH, npy_yolo:PATH, or a path"
+SourceConfig = SyntheticSource | NpyYoloSource | CocoSource | ShardsSource
+
+SPEC_FORMS = "synthetic, coco:PATH, npy_yolo:PATH, shards:PATH or shards:URI, or a path"
 ANNOTATIONS = "annotations.json"
+MANIFEST = "manifest.json"
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
     """Open and check the pictures of a run.
+
+    Args:
+        on_bad: what becomes of a picture that cannot be used, see `left_out_of`.
 
     Raises:
         DataError: the data are bad.
@@ -42,6 +52,22 @@ def open_source(config: DataConfig) -> Source:
     if not source.modalities:
         raise ConfigError(f"data.missing names every modality ({', '.join(config.missing)}); take one out")
     return source
+
+
+def left_out_of(source: Source) -> list[LeftOut]:
+    """Pictures that a source has left out as it was opened."""
+    return list(getattr(source, "left_out", ()))
+
+
+def data_hashes(source: Source) -> dict[str, str] | None:
+    """What names the very data of a source: `sha256` of its files, `content_sha256` of what they hold, however encoded.
+
+    None: the source was not converted to shards, its files may have changed since.
+    """
+    manifest = getattr(source, "manifest", None)
+    if manifest is None:
+        return None
+    return {"sha256": manifest.sha256, "content_sha256": manifest.content_sha256}
 
 
 def detect_source(spec: str) -> SourceConfig:
@@ -62,6 +88,10 @@ def detect_source(spec: str) -> SourceConfig:
             return _coco(_existing(path))
         case "npy_yolo", path if path:
             return _npy_yolo(_existing(path))
+        case "shards", uri if "://" in uri:
+            return ShardsSource(path=uri)
+        case "shards", path if path:
+            return ShardsSource(path=str(_existing(path)))
         case _ if not spec or (":" in spec and not Path(spec).exists()):
             raise ConfigError(f"--data wants {SPEC_FORMS}, got {spec!r}")
         case _:
@@ -73,7 +103,7 @@ def adopt_source(experiment: Experiment, source_config: SourceConfig) -> Experim
 
     A COCO json brings its categories and tells which modalities it has. `npy_yolo` brings `classes.txt` where there is
     one; nobody can tell an empty channel from a missing one, so `data.missing` stays as it is. The synthetic set
-    draws whatever classes the experiment has.
+    draws whatever classes the experiment has. Shards know all of this, and are pinned by their hash.
 
     Raises:
         DataError: the source cannot be read.
@@ -85,6 +115,10 @@ def adopt_source(experiment: Experiment, source_config: SourceConfig) -> Experim
             classes, missing = opened.classes, _absent(opened)
         case NpyYoloSource():
             classes = read_class_names(Path(source_config.root)) or classes
+        case ShardsSource():
+            shards = _shards(source_config)
+            source_config = source_config.model_copy(update={"sha256": shards.manifest.sha256})
+            classes, missing = shards.classes, _absent(shards)
         case SyntheticSource():
             pass
         case unreachable:
@@ -112,8 +146,16 @@ def _open(config: DataConfig) -> Source:
             )
         case CocoSource() as source:
             return CocoSet(source.annotations, root=source.root, missing=config.missing)
+        case ShardsSource() as source:
+            return _shards(source, missing=config.missing)
         case unreachable:
             assert_never(unreachable)
+
+
+def _shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSet:
+    from raydet.data.shards.reader import ShardSet  # Arrow is large: only who reads shards pays for it
+
+    return ShardSet(source.path, sha256=source.sha256, missing=missing)
 
 
 def _existing(text: str) -> Path:
@@ -127,11 +169,13 @@ def _existing(text: str) -> Path:
 def _detect_format(path: Path) -> SourceConfig:
     if path.suffix == ".json" or (path / ANNOTATIONS).is_file():
         return _coco(path)
+    if (path / MANIFEST).is_file():
+        return ShardsSource(path=str(path))
     if (path / "images").is_dir():
         return _npy_yolo(path)
     raise ConfigError(
-        f"--data {path}: wanted a .json file, a directory with {ANNOTATIONS} (COCO) or one with images/ and labels/ "
-        "(npy_yolo), found none of them; name the format, for example coco:PATH"
+        f"--data {path}: wanted a .json file, a directory with {ANNOTATIONS} (COCO), {MANIFEST} (shards) or images/ "
+        "and labels/ (npy_yolo), found none of them; name the format, for example coco:PATH"
     )
 
 

@@ -94,6 +94,8 @@ def end_run(
         if (run_dir / name).exists():
             tracker.log_text(run_id, (run_dir / name).read_text(), name)
     tags = {"raydet.run_dir": str(run_dir), "raydet.fingerprint": results["fingerprint"]}
+    if results.get("data"):  # of a run whose set was given as it was, not by --data, the config does not tell
+        tracker.log_params(run_id, {f"data.{key}": value for key, value in results["data"].items()})
     if checkpoint is not None:  # the place and the hashes; the bytes stay where they are
         tags["raydet.checkpoint"] = str(checkpoint)
         tracker.log_text(run_id, (checkpoint / "manifest.json").read_text(), "checkpoint_manifest.json")

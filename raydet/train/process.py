@@ -20,7 +20,7 @@ import torchvision
 
 import raydet
 from raydet.config import Experiment, TrainConfig
-from raydet.data.build import open_source
+from raydet.data.build import data_hashes, open_source
 from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
@@ -116,6 +116,7 @@ def run_process(
                 state.away_s = 0.0 if attempt else max(0.0, started - max(state.saved_at, left))
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             info[PRETRAINED] = pretrained
+            info["data"] = data_hashes(source)
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
@@ -379,6 +380,7 @@ def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) ->
         "history": state.history,
         "parameters": info["parameters"]["total"],
         "gflops": info["gflops"]["total"],
+        "data": info["data"],
         "workers": info["workers"],
         "loop_s": round(state.loop_s, 3),
         "checkpoint_s": round(state.checkpoint_s, 3),

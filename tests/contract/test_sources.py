@@ -11,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from raydet.config import DataConfig, SyntheticSource
+from raydet.data.convert import convert
+from raydet.data.shards.reader import ShardSet
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
@@ -83,6 +86,14 @@ def synthetic() -> SyntheticSet:
     return SyntheticSet(num_sequences=3, frames_per_sequence=2, size_hw=(60, 80), classes=CLASSES, seed=1)
 
 
+DATA = DataConfig(
+    source=SyntheticSource(num_sequences=3, frames_per_sequence=2, size_hw=(60, 80), seed=1),
+    classes=CLASSES,
+    canvas_hw=(64, 96),
+)
+"""The same, as a config."""
+
+
 def as_synthetic(_: Path) -> Source:
     return synthetic()
 
@@ -96,7 +107,17 @@ def as_coco(root: Path) -> Source:
     return CocoSet(write_coco(synthetic(), root))
 
 
-SOURCES = [as_synthetic, as_npy_yolo, as_coco]
+def as_shards(root: Path) -> Source:
+    convert(DATA, str(root), pictures_per_shard=4)
+    return ShardSet(str(root))
+
+
+def as_raw_shards(root: Path) -> Source:
+    convert(DATA, str(root), encoding="raw", pictures_per_shard=4)
+    return ShardSet(str(root))
+
+
+SOURCES = [as_synthetic, as_npy_yolo, as_coco, as_shards, as_raw_shards]
 
 
 @pytest.mark.parametrize("open_source", SOURCES)
@@ -139,10 +160,12 @@ def test_samples_are_well_formed(open_source: Callable[[Path], Source], tmp_path
 
 def test_a_missing_modality_is_left_out_in_every_format(tmp_path: Path) -> None:
     write_npy_yolo(synthetic(), tmp_path / "npy")
+    convert(DATA, str(tmp_path / "shards"))
     path = write_coco(synthetic(), tmp_path / "coco")
     sources: list[Source] = [
         NpyYoloSet(tmp_path / "npy", classes=CLASSES, missing=("event",)),
         CocoSet(path, missing=("event",)),
+        ShardSet(str(tmp_path / "shards"), missing=("event",)),
         SyntheticSet(
             num_sequences=2,
             frames_per_sequence=1,

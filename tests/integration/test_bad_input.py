@@ -152,6 +152,13 @@ def test_bad_data(
         (["plan", "--gpus", "0"], "number of workers wants 1 or more, got 0"),
         (["plan", "--set", "train.strategy=fsdp"], "fsdp wants several workers, got 1"),
         (["ckpt", "ls", "nowhere"], "no checkpoints in nowhere"),
+        (
+            ["data", "convert", "synthetic", "x", "--encoding", "jpeg"],
+            "--encoding: unknown 'jpeg'; known: raw",
+        ),
+        (["data", "convert", "synthetic", "x", "--on-bad", "keep"], "--on-bad: unknown 'keep'; known: error"),
+        (["data", "convert", "synthetic", "ftp://host/x"], "wanted a directory, file://PATH, s3://"),
+        (["data", "convert", "synthetic", "s3://KEY:SECRET@bucket/x"], "wanted a URI without keys"),
         (["bench", "train-step", "--precision", "fp8"], "--precision wants"),
         (["bench", "inference", "nowhere"], "is no run directory"),
         (["evaluate", "nowhere"], "is no run directory"),

@@ -104,6 +104,38 @@ def test_unlike_runs_are_refused(
     compared(capsys, a, b, "--anyway", code=0 if helps else 2)
 
 
+def on_shards(directory: Path, name: str, *, path: str, content: str) -> Path:
+    source = {"kind": "shards", "path": path, "sha256": content * 64}
+    experiment = apply_overrides(EXPERIMENT, {"data.source": source})
+    run = arm(directory, name, noise=3.0, seeds=2, experiment=experiment)
+    for repeat in (run, run.with_name(f"{name}_seed1")):
+        data = {"sha256": content * 64, "content_sha256": content * 64}
+        (repeat / "model_info.json").write_text(json.dumps({"data": data}))
+    return run
+
+
+def test_shards_are_alike_by_what_they_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = on_shards(tmp_path, "here", path="/data/set", content="a")
+    there = on_shards(tmp_path, "elsewhere", path="s3://bucket/set", content="a")
+    other = on_shards(tmp_path, "something", path="/data/set", content="b")
+    compared(capsys, here, there)
+    assert "data.source is" in compared(capsys, here, other, code=2)
+    compared(capsys, here, other, "--anyway")
+    info = there / "model_info.json"  # the set was converted anew, and the run's config did not pin it
+    info.write_text(info.read_text().replace("a" * 64, "b" * 64))
+    assert "data.source is" in compared(capsys, here, there, code=2)
+
+
+def test_data_that_changed_under_one_path_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = arm(tmp_path, "a", noise=3.0, seeds=1), arm(tmp_path, "bb", noise=3.0, seeds=1)
+    for run, content in ((a, "a"), (b, "b")):
+        (run / "model_info.json").write_text(json.dumps({"data": {"content_sha256": content * 64}}))
+    refusal = compared(capsys, a, b, code=2)
+    assert "the data have changed between the runs: content_sha256 is aaaaaaaaaaaa against bbb" in refusal
+
+
 def test_other_pictures_and_unfinished_runs_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,10 @@ def test_specs(npy_yolo: Path, coco: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("spec", ["", "coco:", "voc:/data", "synthetic:7"])
 def test_what_is_no_spec_is_a_usage_error(spec: str) -> None:
-    with pytest.raises(ConfigError, match="--data wants synthetic, coco:PATH, npy_yolo:PATH, or a path, got"):
+    with pytest.raises(
+        ConfigError,
+        match="--data wants synthetic, coco:PATH, npy_yolo:PATH, shards:PATH or shards:URI, or a path, got",
+    ):
         detect_source(spec)
 
 

@@ -1,0 +1,257 @@
+"""How fast pictures come from the disk, against one array per picture turned to floats, and how much memory it takes.
+
+The pictures are those of any source, brought to one size and five channels; where it has no event camera, events are
+simulated from edges. Read at random, from the page cache, by one thread; the ways take turns. Times are those of the
+processor, not of the clock, so that a busy machine does not decide.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from raydet.bench.train_step import bench_train_step
+from raydet.config import DataConfig, Experiment, NpyYoloSource, ShardsSource
+from raydet.data.build import open_source
+from raydet.data.convert import convert
+from raydet.data.loader import TrainLoader
+from raydet.data.shards.manifest import Encoding
+from raydet.data.sources.base import Source
+from raydet.data.transforms import resize
+from raydet.structures import Sample
+
+ENCODINGS: tuple[Encoding, ...] = ("raw", "zstd")
+EVENT_EDGE = 48
+"""Difference of brightness between a picture and itself two pixels aside that makes a simulated event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to read a picture."""
+
+    name: str
+    images_per_s: float
+    """Of one core: median over the rounds."""
+    of_seeds: float
+    """Median ratio to the seeds' way in the same round."""
+    bytes_per_image: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpeed:
+    """The whole path to collated, augmented batches."""
+
+    encoding: str
+    loader_processes: int
+    images_per_s: float
+    """By the clock."""
+    step_share: float | None
+    """The time of a batch over that of a train step with it: below 1 it hides behind the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderReport:
+    """Everything that was measured."""
+
+    pictures: int
+    size_hw: tuple[int, int]
+    is_event_simulated: bool
+    rounds: int
+    ways: list[Way]
+    batches: list[BatchSpeed]
+    memory_processes: int
+    memory_bytes: list[int]
+    """Of all loader processes together after each epoch; a page that several share counts once."""
+
+    @property
+    def memory_growth(self) -> float:
+        """Last against the second epoch, by when everything has been touched."""
+        return self.memory_bytes[-1] / self.memory_bytes[min(1, len(self.memory_bytes) - 1)] - 1
+
+
+def bench_loader(
+    experiment: Experiment,
+    *,
+    num_images: int = 64,
+    size_hw: tuple[int, int] = (512, 640),
+    rounds: int = 5,
+    loader_processes: int = 2,
+    memory_processes: int = 4,
+    memory_epochs: int = 20,
+    with_step: bool = True,
+) -> LoaderReport:
+    """Measure on the pictures of an experiment's source.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    with TemporaryDirectory(prefix="raydet-bench-") as directory:
+        root = Path(directory)
+        is_simulated = _write_arrays(open_source(experiment.data), root / "npy", num_images, size_hw)
+        config = experiment.data.model_copy(
+            update={"source": NpyYoloSource(root=str(root / "npy")), "missing": (), "canvas_hw": size_hw}
+        )
+        for encoding in ENCODINGS:
+            convert(config, str(root / encoding), encoding=encoding)
+        sources = {encoding: open_source(_on(config, root / encoding)) for encoding in ENCODINGS}
+        ways = _ways(root, open_source(config), sources, rounds)
+        step_s = _step_s(experiment, size_hw) if with_step else None
+        batches = [
+            _whole_path(experiment, _on(config, root / encoding), loader_processes, step_s)
+            for encoding in ENCODINGS
+        ]
+        memory = _memory(experiment, _on(config, root / "zstd"), memory_processes, memory_epochs)
+    return LoaderReport(num_images, size_hw, is_simulated, rounds, ways, batches, memory_processes, memory)
+
+
+def _on(config: DataConfig, root: Path) -> DataConfig:
+    return config.model_copy(update={"source": ShardsSource(path=str(root))})
+
+
+def _write_arrays(source: Source, root: Path, count: int, size_hw: tuple[int, int]) -> bool:
+    """One uint8 array of five channels per picture, with its labels; whether events are simulated."""
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    height, width = size_hw
+    for number in range(count):
+        sample = resize(source.read(number % len(source)), size_hw)
+        planes = _five_channels(sample)
+        np.save(root / "images" / f"{number:05d}.npy", planes.permute(1, 2, 0).contiguous().numpy())
+        rows = [
+            f"{label} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} {(x2 - x1) / width:.6f} "
+            f"{(y2 - y1) / height:.6f}\n"
+            for label, (x1, y1, x2, y2) in zip(
+                sample.labels.tolist(), sample.boxes_xyxy.tolist(), strict=True
+            )
+        ]
+        (root / "labels" / f"{number:05d}.txt").write_text("".join(rows))
+    return "event" not in source.modalities
+
+
+def _five_channels(sample: Sample) -> Tensor:
+    """uint8 [5, H, W]; what is missing is made from what is there."""
+    given = {name: _as_uint8(pixels) for name, pixels in sample.modalities.items()}
+    first = next(iter(given.values()))
+    rgb = given.get("rgb", first[:1].expand(3, -1, -1))
+    thermal = given.get("thermal", rgb[:1])
+    event = given.get("event", _simulated_events(rgb))
+    return torch.cat([rgb, thermal, event[:1]])
+
+
+def _as_uint8(pixels: Tensor) -> Tensor:
+    return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+
+
+def _simulated_events(rgb_CHW: Tensor) -> Tensor:
+    brightness = rgb_CHW.int().sum(dim=0, keepdim=True) // 3
+    difference = (brightness - brightness.roll(2, dims=-1)).abs()
+    return torch.where(difference > EVENT_EDGE, difference.clamp(max=255), 0).to(torch.uint8)
+
+
+def _ways(root: Path, arrays: Source, shards: dict[Encoding, Source], rounds: int) -> list[Way]:
+    files = sorted((root / "npy" / "images").glob("*.npy"))
+    reads: dict[str, Callable[[int], object]] = {
+        "npy to float (seeds)": lambda index: torch.from_numpy(np.load(files[index])).float().div_(255),
+        "npy, uint8": arrays.read,
+        # A raw picture is a view of the file: its bytes are copied here, as a batch would do.
+        "raw shards": lambda index: [x.clone() for x in shards["raw"].read(index).modalities.values()],
+        "zstd shards": shards["zstd"].read,
+    }
+    sizes = {"raw shards": _size(root / "raw"), "zstd shards": _size(root / "zstd")}
+    seconds: dict[str, list[float]] = {name: [] for name in reads}
+    order = np.random.RandomState(0).permutation(len(files)).tolist()
+    for turn in range(rounds + 1):
+        for name, read in reads.items():
+            started = time.process_time()
+            for index in order:
+                read(index)
+            if turn:  # the first one warms up
+                seconds[name].append((time.process_time() - started) / len(files))
+    slowest = seconds["npy to float (seeds)"]
+    return [
+        Way(
+            name,
+            1 / statistics.median(mine),
+            statistics.median(theirs / own for theirs, own in zip(slowest, mine, strict=True)),
+            sizes.get(name, _size(root / "npy" / "images")) // len(files),
+        )
+        for name, mine in seconds.items()
+    ]
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+def _step_s(experiment: Experiment, size_hw: tuple[int, int]) -> float:
+    """A train step of the experiment's global batch, fp32."""
+    data = experiment.data.model_copy(update={"canvas_hw": size_hw})
+    report = bench_train_step(
+        experiment.model_copy(update={"data": data}),
+        batch_size=experiment.train.global_batch,
+        precisions=["fp32"],
+        against=[],
+        repeats=1,
+        num_objects=8,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    return report.runs[0].step_s
+
+
+def _whole_path(
+    experiment: Experiment, config: DataConfig, processes: int, step_s: float | None
+) -> BatchSpeed:
+    with _loader(experiment, config, processes) as loader:
+        sum(1 for _ in loader.epoch(0))  # the processes start
+        started = time.perf_counter()
+        epochs = 3
+        for epoch in range(1, epochs + 1):
+            sum(1 for _ in loader.epoch(epoch))
+        batch_s = (time.perf_counter() - started) / (epochs * loader.steps_per_epoch)
+    encoding = Path(config.source.path).name if isinstance(config.source, ShardsSource) else ""
+    share = None if step_s is None else batch_s / step_s
+    return BatchSpeed(encoding, processes, loader.share / batch_s, share)
+
+
+@contextmanager
+def _loader(experiment: Experiment, config: DataConfig, processes: int) -> Iterator[TrainLoader]:
+    source = open_source(config)
+    batch = min(experiment.train.global_batch, len(source))
+    yield TrainLoader(
+        source,
+        range(len(source)),
+        data=config.model_copy(update={"loader_threads": processes}),
+        seed=experiment.seed,
+        global_batch=batch,
+        micro_batch=batch,
+        accumulation=1,
+        rank=0,
+        world_size=1,
+    )
+
+
+def _memory(experiment: Experiment, config: DataConfig, processes: int, epochs: int) -> list[int]:
+    """Of the loader processes, after each epoch."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    found = []
+    with _loader(experiment, config, processes) as loader:
+        for epoch in range(epochs):
+            sum(1 for _ in loader.epoch(epoch))
+            found.append(
+                sum(
+                    child.memory_full_info().pss
+                    for child in psutil.Process().children(recursive=True)
+                    if child.pid not in before
+                )
+            )
+    return found

@@ -1,0 +1,89 @@
+"""`raydet bench loader`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raydet.cli.options import (
+    AsJsonOption,
+    BackboneOption,
+    DataOption,
+    RecipeOption,
+    SetOption,
+    adjusted,
+    interruptible,
+    starting_experiment,
+)
+
+if TYPE_CHECKING:
+    from raydet.bench.loader import LoaderReport
+
+
+def loader(
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    backbone: BackboneOption = None,
+    sets: SetOption = None,
+    images: Annotated[int, typer.Option(min=4, help="Pictures that are read.")] = 64,
+    height: Annotated[int, typer.Option(min=32, help="They are brought to this size.")] = 512,
+    width: Annotated[int, typer.Option(min=32)] = 640,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every way to read.")] = 5,
+    processes: Annotated[int, typer.Option(min=1, help="Loader processes on the whole path.")] = 2,
+    memory_processes: Annotated[
+        int, typer.Option(min=1, help="Loader processes whose memory is looked at.")
+    ] = 4,
+    memory_epochs: Annotated[int, typer.Option(min=2, help="For so many epochs.")] = 20,
+    step: Annotated[bool, typer.Option("--step/--no-step", help="Time a train step beside it.")] = True,
+    as_json: AsJsonOption = False,
+) -> None:
+    """Time reading and loading against one array per picture, and watch the memory of the loader processes."""
+    experiment = adjusted(
+        starting_experiment(recipe, None), backbone=backbone, data=data, epochs=None, sets=sets
+    )
+    from raydet.bench.loader import bench_loader
+
+    with interruptible():
+        report = bench_loader(
+            experiment,
+            num_images=images,
+            size_hw=(height, width),
+            rounds=rounds,
+            loader_processes=processes,
+            memory_processes=memory_processes,
+            memory_epochs=memory_epochs,
+            with_step=step,
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(report) | {"memory_growth": report.memory_growth}))
+    else:
+        typer.echo("\n".join(lines_of(report)))
+
+
+def lines_of(report: LoaderReport) -> Iterator[str]:
+    """The report as a person reads it."""
+    events = ", events simulated" if report.is_event_simulated else ""
+    height, width = report.size_hw
+    yield (
+        f"{report.pictures} pictures of 5 x {height} x {width}{events}; one core, median of {report.rounds} rounds, "
+        "processor time"
+    )
+    for way in report.ways:
+        yield (
+            f"{way.name:22} {way.images_per_s:8,.0f} images/s   x{way.of_seeds:.2f}   "
+            f"{way.bytes_per_image / 1e3:8,.0f} kB per image"
+        )
+    for batch in report.batches:
+        share = "" if batch.step_share is None else f", {batch.step_share:.1%} of a train step"
+        yield (
+            f"batches, {batch.encoding:4}, {batch.loader_processes} processes {batch.images_per_s:8.1f} images/s{share}"
+        )
+    memory, processes = report.memory_bytes, report.memory_processes
+    yield (
+        f"memory of {processes} loader processes: {memory[-1] / 2**20:,.0f} MiB after {len(memory)} "
+        f"epochs, {report.memory_growth:+.1%} since the second; {memory[-1] / processes / 2**20:,.0f} MiB each"
+    )

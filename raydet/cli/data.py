@@ -1,0 +1,20 @@
+"""`raydet data`: sets of pictures."""
+
+from __future__ import annotations
+
+import typer
+
+from raydet.cli.data_convert import convert
+
+app = typer.Typer(
+    name="data",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look at sets of pictures, and convert them.",
+)
+app.command()(convert)
+
+
+@app.callback()
+def _root() -> None:
+    pass

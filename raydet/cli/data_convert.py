@@ -1,0 +1,103 @@
+"""`raydet data convert`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raydet.cli.options import AsJsonOption, SetOption, adjusted, choices, interruptible, starting_experiment
+from raydet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raydet.data.shards.manifest import Manifest
+
+ENCODINGS = ("raw", "zstd")
+POLICIES = ("error", "skip")
+
+
+def convert(
+    spec: Annotated[str, typer.Argument(help="The source, as for `raydet train --data`.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DEST", help="A directory, s3://BUCKET/... or gs://...")
+    ],
+    workers: Annotated[
+        int, typer.Option(min=0, help="Ray workers that read and write; 0: this process, without Ray.")
+    ] = 0,
+    encoding: Annotated[
+        str, typer.Option(help="zstd: lossless, a quarter of the bytes; raw: fastest from a fast local disk.")
+    ] = "zstd",
+    on_bad: Annotated[
+        str,
+        typer.Option(help="error: the first bad picture ends it; skip: bad ones are left out and listed."),
+    ] = "error",
+    pictures_per_shard: Annotated[int, typer.Option(min=1, help="The last shard may have fewer.")] = 64,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Replace what another conversion left in DEST.")
+    ] = False,
+    sets: SetOption = None,
+    as_json: AsJsonOption = False,
+) -> None:
+    """Write a set as hashed Arrow shards, once. The same command again continues an interrupted conversion."""
+    chosen: Any = _one_of(encoding, ENCODINGS, "--encoding")
+    policy: Any = _one_of(on_bad, POLICIES, "--on-bad")
+    experiment = adjusted(starting_experiment(None, None), backbone=None, data=spec, epochs=None, sets=sets)
+    from raydet.data.convert import convert as convert_source
+
+    with interruptible(), _cluster() if workers else nullcontext():
+        manifest = convert_source(
+            experiment.data,
+            destination,
+            encoding=chosen,
+            workers=workers,
+            on_bad=policy,
+            pictures_per_shard=pictures_per_shard,
+            anew=anew,
+            report=_report,
+        )
+    typer.echo(json.dumps(_summary(manifest)) if as_json else _text(manifest, destination))
+
+
+def _report(done: int, total: int) -> None:
+    """A counter on a terminal, one line in a log."""
+    if sys.stderr.isatty() or done == total:
+        typer.echo(f"\r{done}/{total} shards", nl=done == total, err=True)
+
+
+def _cluster() -> Any:
+    from raydet.train.cluster import cluster
+
+    return cluster()
+
+
+def _one_of(text: str, known: tuple[str, ...], flag: str) -> str:
+    chosen = choices(text, known, flag)
+    if len(chosen) != 1:
+        raise ConfigError(f"{flag} wants one of {', '.join(known)}, got {text!r}")
+    return chosen[0]
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    """The manifest without its list of shards."""
+    size_bytes = sum(shard.size_bytes for shard in manifest.shards)
+    rest = manifest.model_dump(mode="json", exclude={"shards", "plan"})
+    return rest | {"num_shards": len(manifest.shards), "size_bytes": size_bytes}
+
+
+def _text(manifest: Manifest, destination: str) -> str:
+    size_bytes = sum(shard.size_bytes for shard in manifest.shards)
+    lines = [
+        f"{destination}: {manifest.pictures} pictures in {len(manifest.shards)} shards ({manifest.encoding}), "
+        f"{size_bytes / 1e6:,.1f} MB, {size_bytes / max(1, manifest.pictures) / 1e3:,.0f} kB per picture",
+        "boxes     " + ", ".join(f"{name} {count}" for name, count in manifest.boxes.items()),
+    ]
+    for name, entry in manifest.modalities.items():
+        mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (entry.mean, entry.std))
+        lines.append(f"{name:9} mean {mean}, std {std}")
+    if manifest.left_out:
+        lines.append(f"left out  {manifest.left_out} pictures, see left_out.jsonl")
+    lines += [f"sha256    {manifest.sha256}", f"content   {manifest.content_sha256}"]
+    return "\n".join(lines)

@@ -1,0 +1,331 @@
+"""Any source into shards, in this process or on a Ray cluster: the same bytes however many workers there are.
+
+A shard is a pure function of the source and of its number. Each is written whole, then a record of it in
+`unfinished/`, so a conversion that was killed goes on where it stood; the manifest comes last. What marks the
+conversion (source, settings, names, boxes) is written first, and another one is refused in its place. Pixels that
+change between two attempts are not noticed: shards that are finished stay as they are.
+
+Plain actors, not Ray Data: the unit is a shard of its own name, and order, retries and resumption follow from that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raydet.config import DataConfig
+from raydet.data.build import left_out_of, open_source
+from raydet.data.shards.layout import shard_name
+from raydet.data.shards.manifest import (
+    INDEX,
+    LEFT_OUT,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Encoding,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+)
+from raydet.data.shards.writer import ShardBuilder, Summary, index_file, modality_entries, read_part
+from raydet.data.sources.base import Source
+from raydet.data.sources.sieve import OnBad, Sieve
+from raydet.data.storage import Store
+from raydet.errors import ConfigError, DataError
+
+UNFINISHED = "unfinished"
+PLAN = f"{UNFINISHED}/plan.json"
+PICTURES_PER_SHARD = 64
+PLACE_WARNING_S = 30.0
+
+Report = Callable[[int, int], None]
+"""Takes the number of shards that are done, and of all."""
+
+logger = logging.getLogger("raydet")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A conversion, as its workers need it."""
+
+    source: Source
+    store: Store
+    encoding: Encoding
+    on_bad: OnBad
+    pictures_per_shard: int
+    plan_sha256: str
+
+    @property
+    def num_shards(self) -> int:
+        """Of all."""
+        return -(-len(self.source) // self.pictures_per_shard)
+
+    def write_shard(self, number: int) -> None:
+        """Read the pictures of a shard and write it.
+
+        Raises:
+            DataError: a picture is bad, or the shard cannot be written.
+        """
+        first = number * self.pictures_per_shard
+        builder, sieve = ShardBuilder(self.source.modalities, self.encoding), Sieve(self.on_bad)
+        for index in range(first, min(first + self.pictures_per_shard, len(self.source))):
+
+            def add(index: int = index) -> None:
+                builder.add(self.source.read(index))
+
+            sieve.take(self.source.image_ids[index], add)
+        left_out = [(item.name, item.reason) for item in sieve.left_out]
+        shard, part = builder.finish(plan=self.plan_sha256, left_out=left_out)
+        self.store.write(shard_name(number), shard)
+        self.store.write(_part_name(number), part)
+
+
+def convert(
+    config: DataConfig,
+    destination: str,
+    *,
+    encoding: Encoding = "zstd",
+    workers: int = 0,
+    on_bad: OnBad = "error",
+    pictures_per_shard: int = PICTURES_PER_SHARD,
+    anew: bool = False,
+    report: Report = lambda done, total: None,
+) -> Manifest:
+    """Write a source as shards; the same call again goes on, or finds that all is done.
+
+    Args:
+        destination: directory or URI, see `raydet.data.storage`; every node must reach it.
+        workers: Ray actors of one CPU each, on the connected cluster; 0: this process, without Ray.
+        anew: whatever another conversion has left there is removed first.
+
+    Raises:
+        DataError: the source is bad, or the destination cannot be written.
+        ConfigError: the destination holds, or is to hold, another set.
+    """
+    store = Store(destination)
+    source = open_source(config, on_bad=on_bad)
+    plan = _plan(config, source, encoding=encoding, on_bad=on_bad, pictures_per_shard=pictures_per_shard)
+    job = Job(source, store, encoding, on_bad, pictures_per_shard, _hash_of(plan))
+    if anew:
+        _remove(store)
+    finished = _finished_manifest(store, plan)
+    if finished is not None:
+        _clear(store)
+        return finished
+    _claim(store, plan)
+    todo = [number for number in range(job.num_shards) if not _is_finished(job, number)]
+    done = job.num_shards - len(todo)
+    if done:
+        logger.info("%s: %d of %d shards are there already", store.uri, done, job.num_shards)
+    report(done, job.num_shards)
+    for _ in _on_ray(job, todo, workers) if workers else map(job.write_shard, todo):
+        done += 1
+        report(done, job.num_shards)
+    manifest = _finish(job, config, plan)
+    _clear(store)
+    return manifest
+
+
+def _plan(config: DataConfig, source: Source, **settings: Any) -> dict[str, Any]:
+    """What marks a conversion: equal plans give equal bytes, unless pixels have changed."""
+    digest = hashlib.sha256()
+    ids = set()
+    for index, (image_id, group_id) in enumerate(zip(source.image_ids, source.group_ids, strict=True)):
+        if image_id in ids:
+            raise DataError(f"wanted different image ids, got {image_id!r} twice; rename one of the pictures")
+        ids.add(image_id)
+        boxes_xyxy, labels, size_hw = source.targets(index)
+        digest.update(f"{image_id}\n{group_id}\n{size_hw}\n{len(labels)}\n".encode())
+        digest.update(boxes_xyxy.numpy().tobytes() + labels.numpy().tobytes())
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": config.source.model_dump(mode="json"),
+        "classes": list(source.classes),
+        "modalities": list(source.modalities),
+        "pictures": len(source),
+        "annotations_sha256": digest.hexdigest(),
+        **settings,
+    }
+
+
+def _finished_manifest(store: Store, plan: dict[str, Any]) -> Manifest | None:
+    text = store.read(MANIFEST)
+    if text is None:
+        return None
+    try:
+        manifest = Manifest.parsed(text, where=store.shown(MANIFEST))
+    except DataError as error:
+        raise ConfigError(f"{error}; --anew replaces it") from error
+    _refuse_another(store, manifest.plan, plan, "holds a set")
+    return manifest
+
+
+def _claim(store: Store, plan: dict[str, Any]) -> None:
+    """Write the plan, or check that what was begun is this conversion."""
+    text = store.read(PLAN)
+    if text is not None:
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = {}
+        _refuse_another(store, found, plan, "was begun")
+        return
+    if shard_name(0) in store.names():
+        raise ConfigError(f"{store.uri} holds shards of an unknown conversion; --anew removes them")
+    store.write(PLAN, (json.dumps(plan, indent=2) + "\n").encode())
+
+
+def _refuse_another(store: Store, found: dict[str, Any], plan: dict[str, Any], what: str) -> None:
+    unlike = [key for key in {**plan, **found} if plan.get(key) != found.get(key)]
+    if unlike:
+        raise ConfigError(
+            f"{store.uri} {what} from another source or with other settings ({', '.join(unlike)} differ); choose "
+            "another destination, or pass --anew to replace it"
+        )
+
+
+def _is_finished(job: Job, number: int) -> bool:
+    """Its record is there, and so is the shard: on a disk with that hash, in object storage with that size."""
+    content = job.store.read(_part_name(number))
+    if content is None:
+        return False
+    try:
+        _, summary = read_part(content)
+    except DataError:
+        return False
+    if summary.plan != job.plan_sha256:
+        return False
+    if job.store.directory is None:  # objects are put whole; reading them all again would cost the network
+        return job.store.size(shard_name(number)) == summary.size_bytes
+    return job.store.read_hash(shard_name(number)) == summary.sha256
+
+
+def _on_ray(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
+    """Write shards on so many actors, as far as they find a place; one that is lost comes again, and its shard with it.
+
+    A shard is given to an actor that has answered only: those that wait for a place keep nobody waiting.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Writer)
+    reference = [ray.put(job)]  # once, however many workers read it; in a list it travels as a reference
+    writers = [actor.remote() for _ in range(min(workers, len(numbers)))]
+    busy: dict[Any, Any] = {writer.answer.remote(): writer for writer in writers}
+    waiting, writing = list(reversed(numbers)), 0
+    while waiting or writing:
+        done, _ = ray.wait(list(busy), num_returns=1, timeout=PLACE_WARNING_S)
+        if not done and not writing:
+            logger.warning("no worker has started yet: each wants a CPU of the Ray cluster; waiting")
+        for answer in done:
+            writer = busy.pop(answer)
+            try:
+                has_written = ray.get(answer)
+            except RayTaskError as error:
+                raise error.cause from None
+            if waiting:
+                busy[writer.write_shard.remote(reference, waiting.pop())] = writer
+                writing += 1
+            if has_written:
+                writing -= 1
+                yield
+
+
+class _Writer:
+    """A worker: keeps the source open."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+
+    def answer(self) -> bool:
+        return False
+
+    def write_shard(self, reference: list[Any], number: int) -> bool:
+        import ray
+
+        if self._job is None:
+            self._job = ray.get(reference[0])
+        self._job.write_shard(number)
+        return True
+
+
+def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
+    """Index, list of what was left out, manifest: in this order."""
+    parts = [read_part(_required(job.store, _part_name(number))) for number in range(job.num_shards)]
+    entries, summaries = [batch for batch, _ in parts], [summary for _, summary in parts]
+    index = index_file(entries)
+    left_out = [(item.name, item.reason) for item in left_out_of(job.source)]
+    left_out += [item for summary in summaries for item in summary.left_out]
+    num_pictures = sum(batch.num_rows for batch in entries)
+    if not num_pictures:
+        raise DataError(f"no picture is left: all {len(left_out)} were left out, the first: {left_out[0][1]}")
+    job.store.write(INDEX, index)
+    if left_out:
+        lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in left_out]
+        job.store.write(LEFT_OUT, "".join(lines).encode())
+    manifest = Manifest.of(
+        encoding=job.encoding,
+        classes=job.source.classes,
+        modalities=modality_entries(summaries, job.source.modalities),
+        pictures=num_pictures,
+        boxes=_boxes_per_class([batch.column("labels").flatten() for batch in entries], job.source.classes),
+        left_out=len(left_out),
+        index=FileEntry(name=INDEX, sha256=hashlib.sha256(index).hexdigest(), size_bytes=len(index)),
+        shards=tuple(_shard_entries(summaries, [batch.num_rows for batch in entries])),
+        plan=plan,
+    )
+    job.store.write(MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def _shard_entries(summaries: Sequence[Summary], rows: Sequence[int]) -> Iterator[ShardEntry]:
+    for number, (summary, pictures) in enumerate(zip(summaries, rows, strict=True)):
+        yield ShardEntry(
+            name=shard_name(number), sha256=summary.sha256, size_bytes=summary.size_bytes, pictures=pictures
+        )
+
+
+def _boxes_per_class(labels: Sequence[Any], classes: Sequence[str]) -> dict[str, int]:
+    counts = sum(np.bincount(column.to_numpy(), minlength=len(classes)) for column in labels)
+    return dict(zip(classes, np.asarray(counts).tolist(), strict=True))
+
+
+def _required(store: Store, name: str) -> bytes:
+    content = store.read(name)
+    if content is None:
+        raise DataError(f"{store.shown(name)} is gone: another process writes there; give the command again")
+    return content
+
+
+def _remove(store: Store) -> None:
+    """What a conversion has written there; the manifest first, so that nobody opens the rest."""
+    store.delete(MANIFEST)
+    for name in store.names():
+        if name.startswith(f"{UNFINISHED}/") or name in (INDEX, LEFT_OUT) or _is_shard(name):
+            store.delete(name)
+
+
+def _clear(store: Store) -> None:
+    for name in store.names():
+        if name.startswith(f"{UNFINISHED}/"):
+            store.delete(name)
+    if store.directory is not None and (store.directory / UNFINISHED).is_dir():
+        (store.directory / UNFINISHED).rmdir()
+
+
+def _is_shard(name: str) -> bool:
+    digits = name.removeprefix("shard-").removesuffix(".arrow")
+    return digits.isdecimal() and name == shard_name(int(digits))
+
+
+def _part_name(number: int) -> str:
+    return f"{UNFINISHED}/{number:06d}.arrow"
+
+
+def _hash_of(plan: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()

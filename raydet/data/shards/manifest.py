@@ -1,0 +1,121 @@
+"""`manifest.json`: what a set of shards is, and the hash that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from raydet.config import Config
+from raydet.config.base import describe
+from raydet.errors import DataError
+
+MANIFEST = "manifest.json"
+INDEX = "index.arrow"
+LEFT_OUT = "left_out.jsonl"
+SCHEMA_VERSION = 1
+
+Encoding = Literal["raw", "zstd"]
+"""raw: pixels as they are, fastest from a fast disk. zstd: lossless, a quarter to a third of the bytes
+on real pictures; red and blue are stored as their difference to green, see `writer.less_green`."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class FileEntry(Config):
+    """A file beside the manifest."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.[a-z]+$")]
+    """No path: a manifest must not point elsewhere."""
+    sha256: Sha256
+    size_bytes: Count
+
+
+class ShardEntry(FileEntry):
+    """A file of pictures."""
+
+    pictures: Count
+
+
+class ModalityEntry(Config):
+    """What the pictures of a modality are like, on a 0..1 scale, per channel."""
+
+    channels: Annotated[int, Field(ge=1)]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Manifest(Config):
+    """A set of shards."""
+
+    schema_version: int
+    sha256: Sha256
+    """Of all that follows but `plan`: it changes with any byte of any file, and with the order of the pictures."""
+    content_sha256: Sha256
+    """Of pictures, boxes, names and classes, whatever the encoding and the cut into shards: equal data are equal."""
+    encoding: Encoding
+    classes: tuple[str, ...]
+    modalities: dict[str, ModalityEntry]
+    pictures: Count
+    boxes: dict[str, Count]
+    """By class."""
+    left_out: Count
+    """Pictures that could not be read, see left_out.jsonl."""
+    index: FileEntry
+    shards: tuple[ShardEntry, ...]
+    plan: dict[str, Any]
+    """What it was made from, and how; for people, and to recognise a conversion that is asked for again."""
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """A manifest of the present schema, with its hashes."""
+        draft = cls(schema_version=SCHEMA_VERSION, sha256="0" * 64, content_sha256="0" * 64, **fields)
+        draft = draft.model_copy(update={"content_sha256": draft._content_hash()})
+        return draft.model_copy(update={"sha256": draft._hash()})
+
+    @classmethod
+    def parsed(cls, text: bytes, *, where: str) -> Self:
+        """A manifest that may be believed.
+
+        Args:
+            where: names the file in the error.
+
+        Raises:
+            DataError: it is none, of another schema, or altered.
+        """
+        try:
+            tree = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: wanted JSON, got a broken file ({error}); convert the set again"
+            ) from None
+        version = tree.get("schema_version") if isinstance(tree, dict) else None
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                f"{where}: wanted schema_version {SCHEMA_VERSION}, got {version!r}; convert the set again, or use "
+                "the raydet that wrote it"
+            )
+        try:
+            manifest = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise DataError(f"{where}: {describe(error)}; convert the set again") from None
+        if manifest.sha256 != manifest._hash() or manifest.content_sha256 != manifest._content_hash():
+            raise DataError(
+                f"{where}: its hash is not that of its content: it was altered; convert the set again"
+            )
+        if manifest.pictures != sum(shard.pictures for shard in manifest.shards):
+            raise DataError(f"{where}: pictures is not the sum over the shards; convert the set again")
+        return manifest
+
+    def _hash(self) -> str:
+        return _hash_of(self.model_dump(mode="json", exclude={"sha256", "plan"}))
+
+    def _content_hash(self) -> str:
+        # The index holds the hash of every picture's pixels, and everything else that is known of it.
+        return _hash_of([self.schema_version, self.classes, list(self.modalities), self.index.sha256])
+
+
+def _hash_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,237 @@
+"""A set of shards as a source: any picture at once, from a memory map, after checks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raydet.data.cache import ShardCache
+from raydet.data.shards.columns import Lists, Names, Texts, mapped_batch, numbers
+from raydet.data.shards.layout import INDEX_SCHEMA, MAX_CHANNELS, MAX_PIXELS, MAX_SIDE_PX, shard_schema
+from raydet.data.shards.manifest import MANIFEST, FileEntry, Manifest
+from raydet.data.shards.writer import add_green
+from raydet.data.sources.base import Targets
+from raydet.data.storage import Store
+from raydet.errors import DataError
+from raydet.structures import Sample
+
+MOST_OPEN_SHARDS = 256
+"""Per process: each is an open file, of which many systems allow 1,024."""
+
+
+class ShardSet:
+    """A directory or URI that holds `manifest.json`, in the order of the shards.
+
+    Travels between processes as its path and hash; each opens the files for itself, and the memory of the index is
+    shared by all processes of a machine. A sample's tensors must not be changed in place: where shards are raw they
+    are the file's pages.
+
+    Args:
+        path: directory or URI.
+        sha256: that the set must have.
+        missing: modalities to leave out.
+
+    Raises:
+        DataError: the set is not there, not whole, or not the one that is wanted.
+    """
+
+    def __init__(self, path: str, *, sha256: str | None = None, missing: Collection[str] = ()) -> None:
+        self._path, self._missing = path, tuple(missing)
+        self._store = Store(path)
+        self.manifest = read_manifest(self._store)
+        if sha256 is not None and sha256 != self.manifest.sha256:
+            raise DataError(
+                f"{path}: wanted the set with sha256 {sha256}, found {self.manifest.sha256}; the set was converted "
+                "anew: restore it, or start a new run with --data"
+            )
+        self.classes = self.manifest.classes
+        self.modalities = tuple(name for name in self.manifest.modalities if name not in self._missing)
+        self._index = _Index(self._fetched(self.manifest.index), self.manifest)
+        self._ends = np.cumsum([shard.pictures for shard in self.manifest.shards])
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self._path, self.manifest.sha256, self._missing)
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """One per picture, read when looked at."""
+        return self._index.image_ids
+
+    @property
+    def group_ids(self) -> Sequence[str]:
+        """The sequence of each picture, read when looked at."""
+        return self._index.group_ids
+
+    def __len__(self) -> int:
+        return self.manifest.pictures
+
+    def read(self, index: int) -> Sample:
+        """One picture; pixels have the type that the source gave them."""
+        boxes_xyxy, labels, size_hw = self.targets(index)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        shard = self._shard(number)
+        row = index - int(self._ends[number - 1] if number else 0)
+        return Sample(
+            image_id=self.image_ids[index],
+            group_id=self.group_ids[index],
+            modalities={name: shard.pixels(name, row, size_hw) for name in self.modalities},
+            boxes_xyxy=boxes_xyxy,
+            labels=labels,
+            source_hw=size_hw,
+            valid_hw=size_hw,
+        )
+
+    def targets(self, index: int) -> Targets:
+        """The boxes alone; no shard is opened."""
+        return self._index.targets(index)
+
+    def _shard(self, number: int) -> _Shard:
+        shard = self._open.get(number)
+        if shard is None:
+            entry = self.manifest.shards[number]
+            shard = _Shard(self._fetched(entry), self._store.shown(entry.name), self.manifest)
+            if shard.rows != entry.pictures:
+                raise DataError(
+                    f"{shard.where}: wanted {entry.pictures} rows, got {shard.rows}; convert the set again"
+                )
+            self._open[number] = shard
+            if len(self._open) > MOST_OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        return shard
+
+    def _fetched(self, entry: FileEntry) -> Path:
+        return ShardCache.of_machine().fetched(self._store, entry.name, entry.sha256, entry.size_bytes)
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of a set.
+
+    Raises:
+        DataError: there is none, or it cannot be believed.
+    """
+    text = store.read(MANIFEST)
+    if text is None:
+        raise DataError(
+            f"{store.uri}: wanted a set of shards, {MANIFEST} is not there; check the path, or finish the conversion "
+            "(raydet data convert)"
+        )
+    return Manifest.parsed(text, where=store.shown(MANIFEST))
+
+
+def _reopened(path: str, sha256: str, missing: tuple[str, ...]) -> ShardSet:
+    return ShardSet(path, sha256=sha256, missing=missing)
+
+
+class _Index:
+    """What is known of the pictures but their pixels: views of a memory map."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._where = str(path)
+        self._num_classes = len(manifest.classes)
+        self._memory, batch = mapped_batch(path, INDEX_SCHEMA)
+        if batch.num_rows != manifest.pictures:
+            raise DataError(
+                f"{path}: wanted {manifest.pictures} rows, got {batch.num_rows}; convert the set again"
+            )
+        column = {name: batch.column(name) for name in INDEX_SCHEMA.names}
+        self.image_ids = Texts(column["image_id"], where=self._where)
+        self.group_ids = Names(column["group_id"], where=self._where)
+        self._heights_R: NDArray[np.int32] = numbers(column["height"], "<i4", where=self._where)
+        self._widths_R: NDArray[np.int32] = numbers(column["width"], "<i4", where=self._where)
+        self._boxes = Lists.of(column["boxes_xyxy"], "<f4", where=self._where)
+        self._labels = Lists.of(column["labels"], "<i4", where=self._where)
+
+    def targets(self, row: int) -> Targets:
+        boxes, labels = self._boxes[row], self._labels[row]
+        size_hw = int(self._heights_R[row]), int(self._widths_R[row])
+        if len(boxes) != 4 * len(labels) or (
+            len(labels) and not (labels.min() >= 0 and labels.max() < self._num_classes)
+        ):
+            raise DataError(
+                f"{self._where}, row {row}: wanted four numbers and a label in 0..{self._num_classes - 1} per box; "
+                "convert the set again"
+            )
+        if not (min(size_hw) >= 1 and max(size_hw) <= MAX_SIDE_PX and size_hw[0] * size_hw[1] <= MAX_PIXELS):
+            raise DataError(
+                f"{self._where}, row {row}: no picture is {size_hw[1]} x {size_hw[0]}; convert the set again"
+            )
+        boxes_xyxy = torch.from_numpy(boxes.copy()).reshape(-1, 4)
+        return boxes_xyxy, torch.from_numpy(labels.astype(np.int64)), size_hw
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """Pixels of one modality in one shard."""
+
+    lists: Lists
+    begin: int
+    """Of the values, in bytes from the start of the file."""
+    channels_R: NDArray[np.int32]
+    value_bytes_R: NDArray[np.int32]
+
+
+class _Shard:
+    """A file of pictures in a memory map."""
+
+    def __init__(self, path: Path, where: str, manifest: Manifest) -> None:
+        self.where = where
+        names = tuple(manifest.modalities)
+        self._memory, batch = mapped_batch(path, shard_schema(names))
+        self.rows = batch.num_rows
+        self._codec = pa.Codec("zstd") if manifest.encoding == "zstd" else None
+        self._columns = {name: self._column(batch, name) for name in names}
+
+    def _column(self, batch: pa.RecordBatch, name: str) -> _Column:
+        where = f"{self.where}, {name}"
+        column = batch.column(name)
+        values = column.buffers()[2]
+        return _Column(
+            Lists.of(column, "u1", where=where),
+            0 if values is None else values.address - pa.py_buffer(self._memory).address,
+            numbers(batch.column(f"{name}.channels"), "<i4", where=where),
+            numbers(batch.column(f"{name}.value_bytes"), "<i4", where=where),
+        )
+
+    def pixels(self, name: str, row: int, size_hw: tuple[int, int]) -> Tensor:
+        """[C, H, W]."""
+        column = self._columns[name]
+        start, end = column.lists.span(row)
+        channels, value_bytes = int(column.channels_R[row]), int(column.value_bytes_R[row])
+        num_bytes = channels * size_hw[0] * size_hw[1] * value_bytes
+        if value_bytes not in (1, 4) or not 1 <= channels <= MAX_CHANNELS:
+            raise self._damaged(name, row, f"{channels} channels of {value_bytes}-byte values")
+        if self._codec is None:
+            if end - start != num_bytes:
+                raise self._damaged(name, row, f"{end - start} bytes, not {num_bytes}")
+            flat = torch.frombuffer(
+                self._memory, dtype=torch.uint8, count=num_bytes, offset=column.begin + start
+            )
+            # Rows of floats begin anywhere; a view of another type must not.
+            flat = flat.clone() if value_bytes == 4 else flat
+        else:
+            try:
+                content = self._codec.decompress(column.lists.values[start:end], num_bytes)
+            except OSError as error:  # too long, too short, or no zstd
+                raise self._damaged(name, row, str(error).strip()) from None
+            flat = torch.frombuffer(content, dtype=torch.uint8)
+        pixels_CHW = (flat if value_bytes == 1 else flat.view(torch.float32)).view(channels, *size_hw)
+        if self._codec is not None:
+            add_green(pixels_CHW)
+        return pixels_CHW
+
+    def _damaged(self, name: str, row: int, came: str) -> DataError:
+        return DataError(
+            f"{self.where}, row {row}: wanted {name} pixels of the size that the index tells, got {came}; the file is "
+            "damaged, copy it again or convert the set again"
+        )

@@ -1,0 +1,255 @@
+"""From samples to the bytes of a shard and of the index: the same samples give the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raydet.data.shards.layout import ENTRY, INDEX_SCHEMA, MAX_PIXELS, MAX_SIDE_PX, shard_schema
+from raydet.data.shards.manifest import Encoding, ModalityEntry
+from raydet.errors import DataError
+from raydet.structures import Sample
+
+ZSTD_LEVEL = 3
+SUMMARY = b"raydet.summary"
+
+
+@dataclass(slots=True)
+class ChannelSums:
+    """Of one channel over many pictures. uint8 pixels are added up as whole numbers, exactly and in any order."""
+
+    count: int = 0
+    total: int = 0
+    squares: int = 0
+    float_count: int = 0
+    float_total: float = 0.0
+    float_squares: float = 0.0
+
+    def add(self, pixels_HW: Tensor) -> None:
+        """Take in a channel of a picture."""
+        if pixels_HW.dtype == torch.uint8:
+            counts = torch.bincount(pixels_HW.flatten(), minlength=256).tolist()
+            self.count += pixels_HW.numel()
+            self.total += sum(value * count for value, count in enumerate(counts))
+            self.squares += sum(value * value * count for value, count in enumerate(counts))
+        else:
+            values = pixels_HW.double()
+            self.float_count += values.numel()
+            self.float_total += float(values.sum())
+            self.float_squares += float(values.square().sum())
+
+    def as_row(self) -> list[int | float]:
+        """`ChannelSums(*row)` gives it back."""
+        return [
+            self.count,
+            self.total,
+            self.squares,
+            self.float_count,
+            self.float_total,
+            self.float_squares,
+        ]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What is kept of a shard beside its entries, until the manifest is written."""
+
+    sha256: str
+    size_bytes: int
+    plan: str
+    """Hash of the conversion that it belongs to."""
+    channels: dict[str, list[ChannelSums]] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason."""
+
+    def to_json(self) -> bytes:
+        """`from_json` reads it back."""
+        channels = {name: [sums.as_row() for sums in rows] for name, rows in self.channels.items()}
+        content = {
+            "sha256": self.sha256,
+            "size_bytes": self.size_bytes,
+            "plan": self.plan,
+            "channels": channels,
+            "left_out": self.left_out,
+        }
+        return json.dumps(content).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """A summary from its JSON."""
+        content = json.loads(text)
+        channels = {
+            name: [ChannelSums(*row) for row in rows] for name, rows in content.pop("channels").items()
+        }
+        left_out = [(name, reason) for name, reason in content.pop("left_out")]
+        return cls(**content, channels=channels, left_out=left_out)
+
+
+class ShardBuilder:
+    """Collects samples; `finish` gives the bytes of the shard and of its part of the index."""
+
+    def __init__(self, modalities: Sequence[str], encoding: Encoding) -> None:
+        self._schema = shard_schema(modalities)
+        self._modalities = tuple(modalities)
+        self._codec = pa.Codec("zstd", compression_level=ZSTD_LEVEL) if encoding == "zstd" else None
+        self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
+        self._channels: dict[str, list[ChannelSums]] = {}
+
+    def add(self, sample: Sample) -> None:
+        """Take in a picture, with the modalities that were announced.
+
+        Raises:
+            DataError: it is not as a sample should be.
+        """
+        check_sample(sample, self._modalities)
+        height, width = sample.source_hw
+        row: dict[str, Any] = {
+            "image_id": sample.image_id,
+            "group_id": sample.group_id,
+            "height": height,
+            "width": width,
+            "boxes_xyxy": sample.boxes_xyxy.flatten().tolist(),
+            "labels": sample.labels.tolist(),
+        }
+        digest = hashlib.sha256()
+        for name in self._modalities:
+            pixels_CHW = sample.modalities[name].contiguous()
+            content = pixels_CHW.numpy().tobytes()
+            digest.update(f"{name} {pixels_CHW.dtype} {tuple(pixels_CHW.shape)}\n".encode())
+            digest.update(content)
+            if self._codec is not None:
+                content = self._codec.compress(less_green(pixels_CHW).numpy().tobytes(), asbytes=True)
+            row[name] = content
+            row[f"{name}.channels"], row[f"{name}.value_bytes"] = len(pixels_CHW), pixels_CHW.element_size()
+            sums = self._channels.setdefault(name, [ChannelSums() for _ in pixels_CHW])
+            if len(sums) != len(pixels_CHW):
+                raise DataError(
+                    f"{sample.image_id}: wanted {len(sums)} channels of {name}, as in the pictures before, got "
+                    f"{len(pixels_CHW)}; correct or remove the picture"
+                )
+            for channel, pixels_HW in zip(sums, pixels_CHW, strict=True):
+                channel.add(pixels_HW)
+        row["pixels_sha256"] = digest.digest()
+        for name, values in self._columns.items():
+            values.append(row[name])
+
+    def finish(self, *, plan: str, left_out: Sequence[tuple[str, str]]) -> tuple[bytes, bytes]:
+        """The shard, and its entries with a `Summary`."""
+        arrays = [pa.array(self._columns[field.name], field.type) for field in self._schema]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        shard = _file_of(batch)
+        sha256 = hashlib.sha256(shard).hexdigest()
+        summary = Summary(sha256, len(shard), plan, self._channels, list(left_out))
+        entries = batch.select(ENTRY.names)
+        return shard, _file_of(entries.replace_schema_metadata({SUMMARY: summary.to_json()}))
+
+
+def less_green(pixels_CHW: Tensor) -> Tensor:
+    """Red and blue without green, modulo 256, where there are such: they resemble it, and the rest packs better."""
+    if pixels_CHW.dtype != torch.uint8 or len(pixels_CHW) != 3:
+        return pixels_CHW
+    red, green, blue = pixels_CHW
+    return torch.stack([red - green, green, blue - green])
+
+
+def add_green(pixels_CHW: Tensor) -> None:
+    """Undo `less_green`, in place."""
+    if pixels_CHW.dtype == torch.uint8 and len(pixels_CHW) == 3:
+        pixels_CHW[0] += pixels_CHW[1]
+        pixels_CHW[2] += pixels_CHW[1]
+
+
+def check_sample(sample: Sample, modalities: Sequence[str]) -> None:
+    """Refuse what no reader could be given.
+
+    Raises:
+        DataError: a modality is missing, of another type, size or range, or a box or label is out of its own.
+    """
+    height, width = sample.source_hw
+    if max(height, width) > MAX_SIDE_PX or height * width > MAX_PIXELS or min(height, width) < 1:
+        raise DataError(
+            f"{sample.image_id}: wanted a picture of at most {MAX_SIDE_PX} x {MAX_SIDE_PX} and {MAX_PIXELS} pixels, "
+            f"got {width} x {height}; scale it down"
+        )
+    for name in modalities:
+        pixels = sample.modalities.get(name)
+        if pixels is None or pixels.shape[-2:] != (height, width) or pixels.dtype not in _DTYPES:
+            came = "none" if pixels is None else f"{pixels.dtype} {tuple(pixels.shape)}"
+            raise DataError(
+                f"{sample.image_id}: wanted uint8 or float32 pixels C x {height} x {width} of {name}, got {came}; "
+                "correct or remove the picture"
+            )
+        if pixels.dtype == torch.float32 and not bool(((pixels >= 0) & (pixels <= 1)).all()):
+            raise DataError(f"{sample.image_id}: wanted {name} values in 0..1; correct or remove the picture")
+    if sample.boxes_xyxy.shape != (len(sample.labels), 4) or not bool(sample.boxes_xyxy.isfinite().all()):
+        raise DataError(f"{sample.image_id}: wanted four finite numbers per box; correct the annotations")
+
+
+_DTYPES = (torch.uint8, torch.float32)
+
+
+def read_part(content: bytes) -> tuple[pa.RecordBatch, Summary]:
+    """The entries of a shard and its summary, as `ShardBuilder.finish` wrote them.
+
+    Raises:
+        DataError: they are damaged.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.BufferReader(content))
+        return reader.get_batch(0), Summary.from_json(reader.schema.metadata[SUMMARY])
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the record of an unfinished shard is damaged ({error})") from None
+
+
+def index_file(parts: Iterable[pa.RecordBatch]) -> bytes:
+    """All entries in one batch, so that each column is one flat stretch of memory."""
+    table = pa.Table.from_batches((batch.replace_schema_metadata(None) for batch in parts), ENTRY)
+    arrays = []
+    for name in ENTRY.names:
+        column = table[name].combine_chunks()
+        arrays.append(column.dictionary_encode() if name == "group_id" else column)
+    return _file_of(pa.RecordBatch.from_arrays(arrays, schema=INDEX_SCHEMA))
+
+
+def modality_entries(summaries: Iterable[Summary], names: Sequence[str]) -> dict[str, ModalityEntry]:
+    """Number of channels, mean and standard deviation of each modality.
+
+    Raises:
+        DataError: shards differ in the number of channels.
+    """
+    rows = [summary.channels for summary in summaries if summary.channels]
+    entries = {}
+    for name in names:
+        numbers = {len(row[name]) for row in rows}
+        if len(numbers) != 1:
+            raise DataError(
+                f"wanted as many channels of {name} in all pictures, got {sorted(numbers)}; correct the set"
+            )
+        moments = [_moments([row[name][channel] for row in rows]) for channel in range(numbers.pop())]
+        entries[name] = ModalityEntry(
+            channels=len(moments), mean=tuple(m for m, _ in moments), std=tuple(s for _, s in moments)
+        )
+    return entries
+
+
+def _moments(parts: Sequence[ChannelSums]) -> tuple[float, float]:
+    """Mean and standard deviation on a 0..1 scale."""
+    count = sum(part.count + part.float_count for part in parts)
+    mean = (sum(p.total for p in parts) / 255 + math.fsum(p.float_total for p in parts)) / count
+    squares = sum(p.squares for p in parts) / 255**2 + math.fsum(p.float_squares for p in parts)
+    return mean, math.sqrt(max(0.0, squares / count - mean**2))
+
+
+def _file_of(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()

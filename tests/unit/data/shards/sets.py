@@ -1,0 +1,87 @@
+"""Sets of shards to look at and to spoil."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from raydet.config import DataConfig, SyntheticSource
+from raydet.data.shards.layout import shard_name
+from raydet.data.shards.manifest import INDEX, MANIFEST, Encoding, FileEntry, Manifest, ShardEntry
+from raydet.data.shards.writer import ShardBuilder, index_file, modality_entries, read_part
+from raydet.structures import Sample
+
+CLASSES = ("circle", "square", "triangle")
+
+
+def data(num_sequences: int = 3, frames: int = 2) -> DataConfig:
+    """A synthetic set."""
+    source = SyntheticSource(num_sequences=num_sequences, frames_per_sequence=frames, size_hw=(40, 48))
+    return DataConfig(source=source, classes=CLASSES, canvas_hw=(64, 64))
+
+
+def picture(
+    name: str, *, boxes: int = 2, is_float: bool = False, size_hw: tuple[int, int] = (7, 9)
+) -> Sample:
+    """Random pixels; the thermal channel as 16-bit cameras give it, where `is_float`."""
+    rgb = torch.randint(0, 256, (3, *size_hw), dtype=torch.uint8)
+    thermal = torch.rand(1, *size_hw) if is_float else torch.randint(0, 256, (1, *size_hw), dtype=torch.uint8)
+    boxes_xyxy = torch.rand(boxes, 4)
+    return Sample(
+        image_id=name,
+        group_id="a group",
+        modalities={"rgb": rgb, "thermal": thermal},
+        boxes_xyxy=boxes_xyxy,
+        labels=torch.arange(boxes) % len(CLASSES),
+        source_hw=size_hw,
+        valid_hw=size_hw,
+    )
+
+
+def write_set(samples: Sequence[Sample], root: Path, encoding: Encoding = "raw") -> Manifest:
+    """One shard, its index and its manifest."""
+    builder = ShardBuilder(("rgb", "thermal"), encoding)
+    for sample in samples:
+        builder.add(sample)
+    shard, part = builder.finish(plan="", left_out=())
+    entries, summary = read_part(part)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / shard_name(0)).write_bytes(shard)
+    (root / INDEX).write_bytes(index_file([entries]))
+    return sealed(
+        root,
+        Manifest.of(
+            encoding=encoding,
+            classes=CLASSES,
+            modalities=modality_entries([summary], ("rgb", "thermal")),
+            pictures=len(samples),
+            boxes=dict.fromkeys(CLASSES, 0),
+            left_out=0,
+            index=file_entry(root / INDEX),
+            shards=(ShardEntry(**file_entry(root / shard_name(0)).model_dump(), pictures=len(samples)),),
+            plan={},
+        ),
+    )
+
+
+def sealed(root: Path, manifest: Manifest) -> Manifest:
+    """Write a manifest whose hashes are those of the files as they are now: what a forger would do."""
+    kept = manifest.model_dump(
+        exclude={"schema_version", "sha256", "content_sha256", "index", "shards", "modalities"}
+    )
+    shards = tuple(
+        ShardEntry(**file_entry(root / shard.name).model_dump(), pictures=shard.pictures)
+        for shard in manifest.shards
+    )
+    fresh = Manifest.of(**kept, modalities=manifest.modalities, index=file_entry(root / INDEX), shards=shards)
+    (root / MANIFEST).write_text(fresh.to_json())
+    return fresh
+
+
+def file_entry(path: Path) -> FileEntry:
+    """A file as it is now."""
+    content = path.read_bytes()
+    return FileEntry(name=path.name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))

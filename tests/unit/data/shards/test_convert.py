@@ -1,0 +1,154 @@
+"""Conversion: the same bytes after any interruption, nothing mixed, what is left out is counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raydet.config import DataConfig, NpyYoloSource
+from raydet.data.build import detect_source
+from raydet.data.convert import PLAN, Job, convert
+from raydet.data.shards.layout import shard_name
+from raydet.data.shards.manifest import LEFT_OUT, MANIFEST
+from raydet.data.shards.reader import ShardSet
+from raydet.errors import ConfigError, DataError
+from tests.unit.data.shards.sets import CLASSES, data
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+class StoppedError(Exception):
+    """Stands for the end of the process."""
+
+
+def test_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = convert(data(), str(tmp_path / "whole"), pictures_per_shard=2)
+    part = tmp_path / "part"
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        convert(data(), str(part), pictures_per_shard=2, report=stop)
+    assert not (part / MANIFEST).exists()
+    with pytest.raises(DataError, match="finish the conversion"):
+        ShardSet(str(part))
+    (part / shard_name(1)).write_bytes(b"a shard that was damaged meanwhile")
+    written = []
+    monkeypatch.setattr(
+        Job,
+        "write_shard",
+        lambda job, number, write=Job.write_shard: written.append(number) or write(job, number),
+    )
+    again = convert(data(), str(part), pictures_per_shard=2)
+    assert written == [1, 2]
+    assert again == whole
+    assert contents(part) == contents(tmp_path / "whole")
+    assert sorted(contents(part)) == ["index.arrow", "manifest.json", *map(shard_name, range(3))]
+    assert convert(data(), str(part), pictures_per_shard=2) == whole
+    assert written == [1, 2], "what is finished is not done again"
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_another_source_or_setting_is_refused(is_finished: bool, tmp_path: Path) -> None:
+    convert(data(), str(tmp_path), pictures_per_shard=2)
+    if not is_finished:
+        plan = json.loads((tmp_path / MANIFEST).read_text())["plan"]
+        (tmp_path / MANIFEST).unlink()
+        (tmp_path / PLAN).parent.mkdir()
+        (tmp_path / PLAN).write_text(json.dumps(plan))
+    for change, named in (
+        ({"encoding": "raw"}, "encoding"),
+        ({"pictures_per_shard": 3}, "pictures_per_shard"),
+    ):
+        with pytest.raises(ConfigError, match=f"{named} differ.*--anew"):
+            convert(data(), str(tmp_path), **{"pictures_per_shard": 2} | change)
+    with pytest.raises(ConfigError, match="annotations_sha256"):
+        convert(data(num_sequences=2), str(tmp_path), pictures_per_shard=2)
+    found = convert(data(num_sequences=2), str(tmp_path), pictures_per_shard=2, anew=True)
+    assert sorted(contents(tmp_path)) == ["index.arrow", "manifest.json", *map(shard_name, range(2))]
+    assert found.pictures == len(ShardSet(str(tmp_path))) == 4
+
+
+def test_shards_of_nobody_knows_what_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / shard_name(0)).write_bytes(b"?")
+    with pytest.raises(ConfigError, match="unknown conversion"):
+        convert(data(), str(tmp_path))
+
+
+def test_what_is_left_out_is_listed_and_counted(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    for number in range(5):
+        pixels = np.full((40, 48, 5), number, dtype=np.float32)
+        if number == 3:
+            pixels[0, 0, 0] = np.nan  # found as pixels are read, not before
+        np.save(root / "images" / f"{number}.npy", pixels)
+        (root / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    config = DataConfig(source=NpyYoloSource(root=str(root)), classes=("person",), canvas_hw=(64, 64))
+    with pytest.raises(DataError, match=r"3\.npy"):
+        convert(config, str(tmp_path / "error"), pictures_per_shard=2)
+    found = convert(config, str(tmp_path / "skip"), pictures_per_shard=2, on_bad="skip")
+    assert (found.pictures, found.left_out, found.boxes) == (4, 1, {"person": 4})
+    [line] = (tmp_path / "skip" / LEFT_OUT).read_text().splitlines()
+    assert json.loads(line)["name"] == "3"
+    assert "3.npy" in json.loads(line)["reason"]
+    source = ShardSet(str(tmp_path / "skip"))
+    assert list(source.image_ids) == ["0", "1", "2", "4"]
+    assert torch.all(source.read(3).modalities["rgb"] == 4 / 255)
+    assert [shard.pictures for shard in found.shards] == [2, 1, 1]
+
+
+def test_a_set_of_which_nothing_is_left_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise DataError("no picture")
+
+    monkeypatch.setattr("raydet.data.synthetic.SyntheticSet.read", broken)
+    with pytest.raises(DataError, match="all 6 were left out, the first: no picture"):
+        convert(data(), str(tmp_path), on_bad="skip")
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_data_names_a_directory_of_shards(tmp_path: Path) -> None:
+    manifest = convert(data(), str(tmp_path))
+    assert detect_source(str(tmp_path)) == detect_source(f"shards:{tmp_path}")
+    assert manifest.classes == CLASSES
+
+
+def test_killed_in_the_middle_and_run_again(tmp_path: Path) -> None:
+    sets = (
+        "data.source.num_sequences=8",
+        "data.source.frames_per_sequence=8",
+        "data.source.size_hw=[480,640]",
+    )
+    command = [sys.executable, "-m", "raydet", "data", "convert", "synthetic", str(tmp_path / "killed")]
+    command += ["--pictures-per-shard", "1", *(part for text in sets for part in ("--set", text))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("killed/shard-*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert 0 < len(list(tmp_path.glob("killed/shard-*"))) < 24
+    assert not (tmp_path / "killed" / MANIFEST).exists()
+    subprocess.run(command, check=True, capture_output=True, env=dict(os.environ))
+    command[command.index(str(tmp_path / "killed"))] = str(tmp_path / "whole")
+    subprocess.run(command, check=True, capture_output=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

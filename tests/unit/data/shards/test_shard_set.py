@@ -1,0 +1,235 @@
+"""Shards give back what was put in, and refuse what was not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from raydet.data.shards.layout import INDEX_SCHEMA, shard_name
+from raydet.data.shards.manifest import INDEX, MANIFEST, Encoding, Manifest
+from raydet.data.shards.reader import ShardSet
+from raydet.errors import DataError
+from tests.unit.data.shards.sets import picture, sealed, write_set
+
+SHARD = shard_name(0)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "zstd"])
+@pytest.mark.parametrize("is_float", [False, True])
+def test_round_trip_to_the_last_bit(encoding: Encoding, is_float: bool, tmp_path: Path) -> None:
+    # Sizes that leave rows of floats at odd places; one picture without a box.
+    samples = [picture(f"{i}", boxes=i, is_float=is_float and i != 1, size_hw=(5, 7 + i)) for i in range(4)]
+    write_set(samples, tmp_path, encoding)
+    source = ShardSet(str(tmp_path))
+    for index in (3, 0, 2, 1):
+        wanted, found = samples[index], source.read(index)
+        assert (found.image_id, found.group_id, found.source_hw, found.valid_hw) == (
+            wanted.image_id,
+            "a group",
+            wanted.source_hw,
+            wanted.source_hw,
+        )
+        assert torch.equal(found.boxes_xyxy, wanted.boxes_xyxy)
+        assert torch.equal(found.labels, wanted.labels)
+        for name in ("rgb", "thermal"):
+            assert found.modalities[name].dtype == wanted.modalities[name].dtype
+            assert torch.equal(found.modalities[name], wanted.modalities[name])
+
+
+def test_equal_data_have_equal_content_whatever_the_encoding(tmp_path: Path) -> None:
+    samples = [picture("a"), picture("b")]
+    raw, zstd = write_set(samples, tmp_path / "raw"), write_set(samples, tmp_path / "zstd", "zstd")
+    other = write_set(samples[::-1], tmp_path / "other")
+    assert raw.content_sha256 == zstd.content_sha256 != other.content_sha256
+    assert len({raw.sha256, zstd.sha256, other.sha256}) == 3
+
+
+def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
+    samples = [picture(f"{i}", is_float=i == 1, size_hw=(5 + i, 6)) for i in range(3)]
+    found = write_set(samples, tmp_path).modalities
+    rgb = torch.cat([s.modalities["rgb"].flatten(1) for s in samples], dim=1).double() / 255
+    thermal = torch.cat(
+        [
+            t.flatten().double() / (255 if t.dtype == torch.uint8 else 1)
+            for t in (s.modalities["thermal"] for s in samples)
+        ]
+    )
+    np.testing.assert_allclose(found["rgb"].mean, rgb.mean(dim=1), rtol=1e-12)
+    np.testing.assert_allclose(found["rgb"].std, rgb.std(dim=1, correction=0), rtol=1e-9)
+    np.testing.assert_allclose(found["thermal"].mean, [thermal.mean()], rtol=1e-12)
+    np.testing.assert_allclose(found["thermal"].std, [thermal.std(correction=0)], rtol=1e-9)
+
+
+def test_travels_as_its_path(tmp_path: Path) -> None:
+    write_set([picture(f"{i}") for i in range(50)], tmp_path)
+    source = ShardSet(str(tmp_path), missing=("thermal",))
+    source.read(0)
+    travelled = pickle.dumps(source)
+    assert len(travelled) < 600
+    copy = pickle.loads(travelled)
+    assert copy.modalities == ("rgb",)
+    assert torch.equal(copy.read(49).modalities["rgb"], source.read(49).modalities["rgb"])
+
+
+def test_ids_are_sequences_that_are_read_when_looked_at(tmp_path: Path) -> None:
+    write_set([picture(f"picture {i}") for i in range(5)], tmp_path)
+    source = ShardSet(str(tmp_path))
+    assert list(source.image_ids) == [f"picture {i}" for i in range(5)]
+    assert source.image_ids[-1] == "picture 4"
+    assert source.image_ids[1:3] == ["picture 1", "picture 2"]
+    assert list(source.group_ids) == ["a group"] * 5
+    assert source.group_ids[0] is source.group_ids[4]
+    with pytest.raises(IndexError):
+        source.image_ids[5]
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def in_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        tree = json.loads((root / MANIFEST).read_text())
+        change(tree)
+        (root / MANIFEST).write_text(json.dumps(tree))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: flip_a_bit(root / SHARD), f"{SHARD}: wanted sha256"),
+        (lambda root: flip_a_bit(root / INDEX), f"{INDEX}: wanted sha256"),
+        (lambda root: (root / SHARD).write_bytes((root / SHARD).read_bytes()[:-9]), "bytes, the file has"),
+        (lambda root: (root / SHARD).unlink(), f"{SHARD}: No such file"),
+        (lambda root: (root / MANIFEST).unlink(), "manifest.json is not there"),
+        (lambda root: (root / MANIFEST).write_text("{"), "wanted JSON"),
+        (lambda root: (root / MANIFEST).write_text("[" * 10**6), "wanted JSON"),
+        (in_manifest(lambda tree: tree.update(schema_version=2)), "wanted schema_version 1, got 2"),
+        (in_manifest(lambda tree: tree.update(classes=["a", "b", "c"])), "it was altered"),
+        (in_manifest(lambda tree: tree.update(left_out=3)), "it was altered"),
+        (in_manifest(lambda tree: tree["shards"][0].update(name="../x.arrow")), "shards.0.name"),
+        (in_manifest(lambda tree: tree.pop("boxes")), "boxes: Field required"),
+    ],
+)
+def test_what_was_altered_is_refused(spoil: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    write_set([picture("a"), picture("b")], tmp_path)
+    ShardSet(str(tmp_path)).read(1)  # what was verified once is looked at again where it has changed
+    spoil(tmp_path)
+    with pytest.raises(DataError) as caught:
+        ShardSet(str(tmp_path)).read(1)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_set_in_its_place_is_refused(tmp_path: Path) -> None:
+    before = write_set([picture("a")], tmp_path)
+    write_set([picture("b")], tmp_path)
+    with pytest.raises(DataError, match="wanted the set with sha256"):
+        ShardSet(str(tmp_path), sha256=before.sha256)
+
+
+def forged(
+    root: Path, manifest: Manifest, name: str, change: Callable[[pa.RecordBatch], pa.RecordBatch]
+) -> None:
+    """Change a file and make all hashes right."""
+    batch = change(pa.ipc.open_file(root / name).get_batch(0))
+    with pa.ipc.new_file(root / name, batch.schema) as writer:
+        writer.write_batch(batch)
+    sealed(root, manifest)
+
+
+def column(name: str, values: object) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    def change(batch: pa.RecordBatch) -> pa.RecordBatch:
+        place = batch.schema.get_field_index(name)
+        array = values if isinstance(values, pa.Array) else pa.array(values, batch.schema.field(name).type)
+        return batch.set_column(place, batch.schema.field(name), array)
+
+    return change
+
+
+def wild_offsets(offsets: list[int]) -> pa.Array:
+    """Binary values that claim bytes which are not theirs."""
+    return pa.Array.from_buffers(
+        pa.large_binary(), 2, [None, pa.py_buffer(np.array(offsets, "<i8")), pa.py_buffer(b"abc")]
+    )
+
+
+@pytest.mark.parametrize("encoding", ["raw", "zstd"])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("rgb.channels", [3, 4]),
+        ("rgb.channels", [3, -1]),
+        ("rgb.channels", [3, 2**31 - 1]),
+        ("rgb.value_bytes", [1, 2]),
+        ("rgb.value_bytes", [1, 4]),
+        ("rgb", [b"", b""]),
+        ("rgb", wild_offsets([0, 2**40, 3])),
+        ("rgb", wild_offsets([0, -(2**40), 3])),
+        ("rgb", wild_offsets([0, 3, 1])),
+    ],
+)
+def test_a_forged_shard_is_refused_by_row(
+    encoding: Encoding, name: str, values: object, tmp_path: Path
+) -> None:
+    manifest = write_set([picture("a"), picture("b")], tmp_path, encoding)
+    forged(tmp_path, manifest, SHARD, column(name, values))
+    with pytest.raises(DataError) as caught:
+        ShardSet(str(tmp_path)).read(1)
+    assert SHARD in str(caught.value)
+    assert "row 1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_zstd_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    manifest = write_set([picture("a"), picture("b")], tmp_path, "zstd")
+    bomb = pa.Codec("zstd").compress(bytes(2**28), asbytes=True)
+    forged(tmp_path, manifest, SHARD, column("rgb", [bomb, bomb]))
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(DataError, match=f"{SHARD}, row 1"):
+        ShardSet(str(tmp_path)).read(1)
+    assert pa.default_memory_pool().max_memory() - before < 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("height", [7, 2**30], "no picture is"),
+        ("height", [7, 0], "no picture is"),
+        ("labels", [[0, 1], [0, 3]], "a label in 0..2"),
+        ("labels", [[0, 1], [0]], "four numbers"),
+    ],
+)
+def test_a_forged_index_is_refused_by_row(name: str, values: object, message: str, tmp_path: Path) -> None:
+    manifest = write_set([picture("a"), picture("b")], tmp_path)
+    forged(tmp_path, manifest, INDEX, column(name, values))
+    with pytest.raises(DataError, match=message) as caught:
+        ShardSet(str(tmp_path)).read(1)
+    assert f"{INDEX}, row 1" in str(caught.value)
+
+
+def test_an_index_of_other_columns_is_refused(tmp_path: Path) -> None:
+    manifest = write_set([picture("a")], tmp_path)
+    forged(tmp_path, manifest, INDEX, lambda batch: batch.select(INDEX_SCHEMA.names[:-1]))
+    with pytest.raises(DataError, match="wanted one batch of the columns"):
+        ShardSet(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1\0\0", b"\x80\x04K\x01."], ids=["empty", "cut", "pickle"])
+def test_no_arrow_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    manifest = write_set([picture("a")], tmp_path)
+    (tmp_path / SHARD).write_bytes(content)
+    sealed(tmp_path, manifest)
+    with pytest.raises(DataError, match="wanted an Arrow file"):
+        ShardSet(str(tmp_path)).read(0)

@@ -16,7 +16,8 @@ from raydet.config import (
 )
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
-from raydet.data.sources.npy_yolo import NpyYoloSet, read_class_names
+from raydet.data.sources.npy_yolo import NpyYoloSet
+from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
 

@@ -1,0 +1,250 @@
+"""Files that someone else may have written: named safely, read within limits, refused on one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import unicodedata
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from raydet.data.sources.sieve import Sieve
+from raydet.errors import DataError
+
+MAX_TEXT_BYTES = 8 * 2**20
+"""Of one label file, list or XML: 10,000 boxes (`boxes.MAX_BOXES`) take a tenth of it."""
+MAX_JSON_BYTES = 2**30
+"""A json describes a whole set."""
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+"""What a picture's name may end with; its bytes decide what it is."""
+SHOWN_CHARACTERS = 120
+"""Of a text from a file, in a message."""
+
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+def one_line(value: object) -> str:
+    r"""A value from a file or of another library, for a message: on one line and not too long.
+
+    >>> one_line("a\nb")
+    'a b'
+    """
+    try:
+        whole = str(value)
+    except RecursionError:
+        whole = "a value that is nested too deeply"
+    text = "".join(" " if unicodedata.category(c) in _UNPRINTABLE else c for c in whole[:1000])
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def checked_name(name: object, where: str) -> str:
+    r"""The name of a file, a picture, a group or a class.
+
+    >>> checked_name("b\0", "a.json, image 1")
+    Traceback (most recent call last):
+    raydet.errors.DataError: a.json, image 1: wanted a name without control characters, got 'b\x00'; rename it
+
+    Raises:
+        DataError: it is empty or no text, or has characters that break lines or cannot be written.
+    """
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}: wanted a name, got {one_line(repr(name))}; name it")
+    if not _UNPRINTABLE.isdisjoint(map(unicodedata.category, name)):
+        raise DataError(
+            f"{where}: wanted a name without control characters, got {one_line(ascii(name))}; rename it"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Root:
+    """A directory that holds a set. Nothing outside it is read, whatever the set's files name.
+
+    The root itself may be a link; below it, a link must not lead out.
+    """
+
+    path: Path
+
+    @cached_property
+    def _real(self) -> str:
+        return os.path.realpath(self.path)
+
+    def inside(self, name: object, where: str) -> Path:
+        """The path of a file or directory that is named relative to the root.
+
+        Raises:
+            DataError: the name is absolute, goes upwards, or leaves the root through a link.
+        """
+        text = checked_name(name, where)
+        if os.path.isabs(text) or os.pardir in text.split(os.sep):
+            raise DataError(
+                f"{where}: wanted a path below {self.path}, got {one_line(text)!r}; move the file, or set the root"
+            )
+        return self.holding(self.path / text, where)
+
+    def holding(self, path: Path, where: str) -> Path:
+        """The path itself, if no link leads it out of the root.
+
+        Raises:
+            DataError: it does.
+        """
+        real = os.path.realpath(path)
+        if real != self._real and not real.startswith(os.path.join(self._real, "")):
+            raise DataError(
+                f"{where}: wanted a path below {self.path}, {one_line(path)} is a link to {one_line(real)}; put the "
+                "file itself there"
+            )
+        return path
+
+    def directory(self, name: str) -> Path:
+        """A directory below the root.
+
+        Raises:
+            DataError: it is not there.
+        """
+        path = self.inside(name, str(self.path))
+        if not path.is_dir():
+            raise DataError(f"{self.path}: wanted a directory, {name}/ is not there; check the path")
+        return path
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading: no pipe and no device, which could be waited for without end.
+
+    Raises:
+        OSError: the file cannot be opened, or is no file.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is no file")
+    return file
+
+
+def read_bytes(path: Path, *, wanted: str, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """All of a file.
+
+    Args:
+        wanted: what the file should be, for messages.
+        limit: bytes that it may have.
+
+    Raises:
+        DataError: it cannot be read, or is larger.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise DataError(f"{path}: wanted {wanted}, {_reason(error)}; check the path") from error
+    if len(content) > limit:
+        raise DataError(
+            f"{path}: wanted {wanted} of at most {limit} bytes, got more; check that it is the right file"
+        )
+    return content
+
+
+def read_text(path: Path, *, wanted: str, limit: int = MAX_TEXT_BYTES) -> str:
+    """All of a text file; a byte order mark is taken off.
+
+    Raises:
+        DataError: it cannot be read, is larger than `limit`, or is no UTF-8.
+    """
+    content = read_bytes(path, wanted=wanted, limit=limit)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: wanted {wanted} as UTF-8, got bytes that are no text in it (at byte {error.start}); save it "
+            "as UTF-8"
+        ) from error
+    if "\0" in text:  # valid UTF-8, but what UTF-16 without its mark looks like
+        raise DataError(f"{path}: wanted {wanted} as UTF-8, got text with NUL bytes; save it as UTF-8")
+    return text
+
+
+def read_json(path: Path, *, wanted: str) -> Any:
+    """The value of a json file.
+
+    Raises:
+        DataError: it cannot be read, or is no json.
+    """
+    text = read_text(path, wanted=wanted, limit=MAX_JSON_BYTES)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise DataError(f"{path}: wanted {wanted}, got one nested too deeply; write it again") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path}: wanted {wanted}, got a broken one ({one_line(error)}); write it again"
+        ) from error
+
+
+def read_names(path: Path, *, wanted: str) -> tuple[str, ...]:
+    """The lines of a file that names something: not empty, all different.
+
+    Raises:
+        DataError: it is not so.
+    """
+    names = tuple(line.strip() for line in read_text(path, wanted=wanted).splitlines() if line.strip())
+    if not names or len(set(names)) != len(names):
+        raise DataError(
+            f"{path}: wanted {wanted}, all different, got {one_line(list(names))}; correct the file"
+        )
+    return tuple(checked_name(name, str(path)) for name in names)
+
+
+def files_in(root: Root, directory: Path, suffixes: Collection[str], sieve: Sieve) -> dict[str, Path]:
+    """The files of a directory and of those below it, by their name without its ending, in the order of the names.
+
+    Args:
+        directory: below `root`.
+        suffixes: in small letters; other files are passed over.
+
+    Raises:
+        DataError: two files share a name, a name has control characters, a link leads out of the root, or a link leads
+            to a directory (it could lead in a circle). With a sieve that skips, the file is left out.
+    """
+    found: dict[str, list[Path]] = {}
+    for parent, directories, names in os.walk(directory):
+        for name in sorted(directories):
+            if os.path.islink(os.path.join(parent, name)):
+                sieve.take(name, partial(_refuse_link, Path(parent), name))
+        for name in names:
+            if os.path.splitext(name)[1].lower() in suffixes:
+                path = Path(parent, name)
+                if sieve.take(one_line(name), partial(_checked_file, root, path)):
+                    found.setdefault(path.stem, []).append(path)
+    return {
+        stem: paths[0]
+        for stem, paths in sorted(found.items())
+        if sieve.take(stem, partial(_refuse_twins, stem, paths))
+    }
+
+
+def _checked_file(root: Root, path: Path) -> Path:
+    checked_name(path.name, str(path.parent))
+    # The walk follows no links, so only the file itself can lead out.
+    return root.holding(path, str(path.parent)) if path.is_symlink() else path
+
+
+def _refuse_twins(stem: str, paths: list[Path]) -> bool:
+    if len(paths) > 1:
+        shown = ", ".join(sorted(map(str, paths))[:3])
+        raise DataError(
+            f"wanted one file of the name {stem}, got {len(paths)}: {shown}; rename or delete the others"
+        )
+    return True
+
+
+def _refuse_link(parent: Path, name: str) -> None:
+    raise DataError(
+        f"{one_line(parent / name)}: wanted a directory, got a link to one; put the files themselves there"
+    )
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -34,7 +34,10 @@ BackboneOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option(help="coco:PATH, npy_yolo:PATH, a path, or synthetic: replaces the recipe's data."),
+    typer.Option(
+        help="coco:PATH (or npy_yolo, voc, yolo, flir, kaist), a path, or synthetic: replaces the recipe's data; "
+        "settings of the format after a question mark, 'yolo:PATH?labels=fused'."
+    ),
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Replaces the recipe's number of epochs.")]
 SetOption = Annotated[

@@ -4,17 +4,13 @@ from raydet.config.base import Config
 from raydet.config.data import (
     MODALITY_CHANNELS,
     Augmentation,
-    CocoSource,
     DataConfig,
     FirstSplit,
     FrameSplit,
     GroupSplit,
     Modality,
     Normalization,
-    NpyYoloSource,
-    Source,
     Split,
-    SyntheticSource,
 )
 from raydet.config.evaluate import EvaluateConfig
 from raydet.config.experiment import Experiment
@@ -40,6 +36,16 @@ from raydet.config.model import (
     WeightsConfig,
 )
 from raydet.config.overrides import apply_overrides, flatten, parse_override
+from raydet.config.sources import (
+    CocoSource,
+    FlirSource,
+    KaistSource,
+    NpyYoloSource,
+    Source,
+    SyntheticSource,
+    VocSource,
+    YoloSource,
+)
 from raydet.config.train import (
     ActivationCheckpointing,
     AdamWConfig,
@@ -76,12 +82,14 @@ __all__ = [
     "FPNConfig",
     "FasterRCNNConfig",
     "FirstSplit",
+    "FlirSource",
     "Flow",
     "FrameSplit",
     "Fusion",
     "GAFFFusion",
     "GroupSplit",
     "IdentityFusion",
+    "KaistSource",
     "LateConcatFusion",
     "MiTConfig",
     "MiTVariant",
@@ -102,7 +110,9 @@ __all__ = [
     "SyntheticSource",
     "TimmConfig",
     "TrainConfig",
+    "VocSource",
     "WeightsConfig",
+    "YoloSource",
     "apply_overrides",
     "flatten",
     "parse_override",

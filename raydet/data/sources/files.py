@@ -209,7 +209,7 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str], sieve: Siev
             to a directory (it could lead in a circle). With a sieve that skips, the file is left out.
     """
     found: dict[str, list[Path]] = {}
-    for parent, directories, names in os.walk(directory):
+    for parent, directories, names in os.walk(directory, onerror=_refuse_directory):
         for name in sorted(directories):
             if os.path.islink(os.path.join(parent, name)):
                 sieve.take(name, partial(_refuse_link, Path(parent), name))
@@ -223,6 +223,23 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str], sieve: Siev
         for stem, paths in sorted(found.items())
         if sieve.take(stem, partial(_refuse_twins, stem, paths))
     }
+
+
+def directories_in(directory: Path) -> list[str]:
+    """The names of the directories below one, sorted.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+    except OSError as error:
+        _refuse_directory(error)
+        raise
+
+
+def _refuse_directory(error: OSError) -> None:
+    raise DataError(f"{error.filename}: wanted a directory, {_reason(error)}; check the path") from error
 
 
 def _checked_file(root: Root, path: Path) -> Path:

@@ -15,7 +15,12 @@ Files = Mapping[str, Path]
 
 
 def paired(
-    listings: Mapping[str, Files], *, where: Path, remedy: str, sieve: Sieve
+    listings: Mapping[str, Files],
+    *,
+    where: Path,
+    remedy: str,
+    sieve: Sieve,
+    names: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Path]]:
     """The pictures that have a file in every listing: by name, the file of each listing.
 
@@ -23,11 +28,13 @@ def paired(
         listings: by the name of a listing ("rgb", "labels"), files by the picture's name.
         where: the set, for messages.
         remedy: what to do about missing files.
+        names: the pictures to take; default: all.
 
     Raises:
         DataError: a file is missing. With a sieve that skips, the picture is left out.
     """
-    names = list(dict.fromkeys(name for files in listings.values() for name in files))
+    if names is None:
+        names = list(dict.fromkeys(name for files in listings.values() for name in files))
     lacking = {kind: [name for name in names if name not in files] for kind, files in listings.items()}
     if sieve.on_bad == "error" and any(lacking.values()):
         shown = ", ".join(f"{len(files)} {kind}" for kind, files in listings.items())

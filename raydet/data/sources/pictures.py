@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from raydet.data.sources.files import one_line, open_regular
-from raydet.errors import DataError
+from raydet.errors import ConfigError, DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 8192 * 8192
@@ -62,7 +62,10 @@ def check_sizes(
 
     Raises:
         DataError: a file is no picture, they differ in size, or one has a depth that cannot be read.
+        ConfigError: there are no files.
     """
+    if not files:
+        raise ConfigError("data.missing names every modality of the set; take one out")
     sizes = {}
     for modality, path in files.items():
         header = read_header(path, where)

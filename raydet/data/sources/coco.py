@@ -71,7 +71,7 @@ class CocoSet(PictureSet):
             thermal_range=thermal_range,
             label_of=label_of,
             times=Counter(_key(entry, number) for number, entry in enumerate(tree["images"])),
-            annotations=_by_image(tree["annotations"], path),
+            annotations=_by_image(tree["annotations"]),
         )
         pictures = []
         for number, entry in enumerate(tree["images"]):
@@ -91,11 +91,11 @@ class CocoSet(PictureSet):
 
 @dataclass(frozen=True, slots=True)
 class _Annotations:
-    """Of one image: where each stands, for errors, and what it says."""
+    """Of one image: the id of each, and what it says."""
 
     entries: list[tuple[str, Entry]] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
-    """Those whose id another annotation has already."""
+    """Ids that another annotation has already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,10 @@ class _Reader:
         """Annotations of images that are not there: where they stand, and the image's id."""
         for image_id, mine in self.annotations.items():
             if image_id not in self.times:
-                yield from ((place, image_id) for place, _ in mine.entries)
+                yield from ((self._place(key), image_id) for key, _ in mine.entries)
+
+    def _place(self, key: str) -> str:
+        return f"{self.path}, annotation {one_line(key)}"
 
     def picture(self, entry: Entry, number: int) -> Picture:
         where = f"{self.path}, image {one_line(_key(entry, number))}"
@@ -146,12 +149,13 @@ class _Reader:
         mine = self.annotations.get(image_id, _Annotations())
         for repeated in mine.repeated:
             raise DataError(
-                f"{repeated}: wanted different annotation ids, got this one twice; renumber the annotations"
+                f"{self._place(repeated)}: wanted different annotation ids, got this one twice; renumber them"
             )
         check_count(len(mine.entries), where)
         boxes: list[Box] = []
         labels: list[int] = []
-        for place, entry in mine.entries:
+        for key, entry in mine.entries:
+            place = self._place(key)
             category = entry.get("category_id")
             label = self.label_of.get(category) if isinstance(category, int) else None
             if label is None:
@@ -226,19 +230,18 @@ def _checked_id(value: object, where: str) -> str:
     return checked_name(str(value), where)
 
 
-def _by_image(entries: Sequence[Entry], path: Path) -> dict[str, _Annotations]:
+def _by_image(entries: Sequence[Entry]) -> dict[str, _Annotations]:
     found: dict[str, _Annotations] = {}
     seen: set[str] = set()
     for number, entry in enumerate(entries):
         key = _key(entry, number)
-        where = f"{path}, annotation {one_line(key)}"
         image_id = entry.get("image_id")
         name = str(image_id) if isinstance(image_id, int | str) else one_line(image_id)
         mine = found.setdefault(name, _Annotations())
         if key in seen:
-            mine.repeated.append(where)
+            mine.repeated.append(key)
         seen.add(key)
-        mine.entries.append((where, entry))
+        mine.entries.append((key, entry))
     return found
 
 

@@ -8,11 +8,10 @@ import stat
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from raydet.data.sources.sieve import Sieve
 from raydet.errors import DataError
 
 MAX_TEXT_BYTES = 8 * 2**20
@@ -37,6 +36,8 @@ def one_line(value: object) -> str:
         whole = str(value)
     except RecursionError:
         whole = "a value that is nested too deeply"
+    if len(whole) <= SHOWN_CHARACTERS and whole.isprintable():
+        return whole
     text = "".join(" " if unicodedata.category(c) in _UNPRINTABLE else c for c in whole[:1000])
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
@@ -95,7 +96,7 @@ class Root:
         real = os.path.realpath(path)
         if real != self._real and not real.startswith(os.path.join(self._real, "")):
             raise DataError(
-                f"{where}: wanted a path below {self.path}, {one_line(path)} is a link to {one_line(real)}; put the "
+                f"{where}: wanted a path below {self.path}, {path} is a link to {one_line(real)}; put the "
                 "file itself there"
             )
         return path
@@ -197,32 +198,34 @@ def read_names(path: Path, *, wanted: str) -> tuple[str, ...]:
     return tuple(checked_name(name, str(path)) for name in names)
 
 
-def files_in(root: Root, directory: Path, suffixes: Collection[str], sieve: Sieve) -> dict[str, Path]:
+def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str, Path | DataError]:
     """The files of a directory and of those below it, by their name without its ending, in the order of the names.
 
     Args:
         directory: below `root`.
         suffixes: in small letters; other files are passed over.
 
+    Returns:
+        A file that must not be read as its error: its name has control characters, or is there twice, or it is a link
+        out of the root. So is a link to a directory: it could lead in a circle.
+
     Raises:
-        DataError: two files share a name, a name has control characters, a link leads out of the root, or a link leads
-            to a directory (it could lead in a circle). With a sieve that skips, the file is left out.
+        DataError: a directory cannot be read.
     """
-    found: dict[str, list[Path]] = {}
+    found: dict[str, Path | DataError] = {}
     for parent, directories, names in os.walk(directory, onerror=_refuse_directory):
-        for name in sorted(directories):
+        for name in directories:
             if os.path.islink(os.path.join(parent, name)):
-                sieve.take(name, partial(_refuse_link, Path(parent), name))
+                shown = one_line(os.path.join(parent, name))
+                found[name] = DataError(
+                    f"{shown}: wanted a directory, got a link to one; put the files themselves there"
+                )
         for name in names:
-            if os.path.splitext(name)[1].lower() in suffixes:
-                path = Path(parent, name)
-                if sieve.take(one_line(name), partial(_checked_file, root, path)):
-                    found.setdefault(path.stem, []).append(path)
-    return {
-        stem: paths[0]
-        for stem, paths in sorted(found.items())
-        if sieve.take(stem, partial(_refuse_twins, stem, paths))
-    }
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in suffixes:
+                file = _checked_file(root, Path(parent, name))
+                found[stem] = file if stem not in found else _twins(stem, found[stem], file)
+    return dict(sorted(found.items()))
 
 
 def directories_in(directory: Path) -> list[str]:
@@ -242,24 +245,19 @@ def _refuse_directory(error: OSError) -> None:
     raise DataError(f"{error.filename}: wanted a directory, {_reason(error)}; check the path") from error
 
 
-def _checked_file(root: Root, path: Path) -> Path:
-    checked_name(path.name, str(path.parent))
-    # The walk follows no links, so only the file itself can lead out.
-    return root.holding(path, str(path.parent)) if path.is_symlink() else path
+def _checked_file(root: Root, path: Path) -> Path | DataError:
+    try:
+        checked_name(path.name, str(path.parent))
+        # The walk follows no links, so only the file itself can lead out.
+        return root.holding(path, str(path.parent)) if path.is_symlink() else path
+    except DataError as error:
+        return error
 
 
-def _refuse_twins(stem: str, paths: list[Path]) -> bool:
-    if len(paths) > 1:
-        shown = ", ".join(sorted(map(str, paths))[:3])
-        raise DataError(
-            f"wanted one file of the name {stem}, got {len(paths)}: {shown}; rename or delete the others"
-        )
-    return True
-
-
-def _refuse_link(parent: Path, name: str) -> None:
-    raise DataError(
-        f"{one_line(parent / name)}: wanted a directory, got a link to one; put the files themselves there"
+def _twins(stem: str, *files: Path | DataError) -> DataError:
+    shown = sorted(one_line(file) for file in files)
+    return DataError(
+        f"{shown[0]}: wanted one file of the name {one_line(stem)}, got another, {shown[1]}; rename or delete it"
     )
 
 

@@ -9,17 +9,18 @@ a part of the set; what is not on it may be incomplete.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
 from raydet.data.sources.files import PICTURES, Root, files_in, read_names
 from raydet.data.sources.named_boxes import NamedReader, prefix_of
-from raydet.data.sources.pairs import paired
+from raydet.data.sources.pairs import Files, paired
 from raydet.data.sources.picture_set import PictureSet
 from raydet.data.sources.pictures import ThermalRange
 from raydet.data.sources.sieve import OnBad, Sieve
 from raydet.data.sources.voc_xml import read_voc
+from raydet.errors import DataError
 
 PICTURE_DIRECTORY, ANNOTATION_DIRECTORY = "JPEGImages", "Annotations"
 ENDINGS = {"rgb": "_RGB", "thermal": "_PreviewData"}
@@ -51,10 +52,10 @@ class FlirSet(PictureSet):
     ) -> None:
         place, sieve = Root(Path(root)), Sieve(on_bad)
         modalities = tuple(name for name in ENDINGS if name not in missing)
-        found = files_in(place, place.directory(PICTURE_DIRECTORY), PICTURES, sieve)
+        found = files_in(place, place.directory(PICTURE_DIRECTORY), PICTURES)
         listings = {name: _ending_with(ENDINGS[name], found) for name in modalities}
         listings["annotation"] = _ending_with(
-            ENDINGS["thermal"], files_in(place, place.directory(ANNOTATION_DIRECTORY), {".xml"}, sieve)
+            ENDINGS["thermal"], files_in(place, place.directory(ANNOTATION_DIRECTORY), {".xml"})
         )
         files = paired(
             listings,
@@ -82,7 +83,7 @@ class FlirSet(PictureSet):
         )
 
 
-def _ending_with(ending: str, files: Mapping[str, Path]) -> dict[str, Path]:
+def _ending_with(ending: str, files: Files) -> dict[str, Path | DataError]:
     return {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
 
 

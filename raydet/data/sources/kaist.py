@@ -13,7 +13,7 @@ Rows that are marked to be ignored, and those named in `ignore`, are left out li
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from raydet.data.sources.boxes import check_count
@@ -27,7 +27,7 @@ from raydet.data.sources.files import (
     read_text,
 )
 from raydet.data.sources.named_boxes import Annotation, NamedBox, NamedReader
-from raydet.data.sources.pairs import paired
+from raydet.data.sources.pairs import Files, paired
 from raydet.data.sources.picture_set import PictureSet
 from raydet.data.sources.pictures import ThermalRange
 from raydet.data.sources.sieve import OnBad, Sieve
@@ -68,7 +68,7 @@ class KaistSet(PictureSet):
         place, sieve = Root(Path(root)), Sieve(on_bad)
         modalities = tuple(name for name in DIRECTORIES if name not in missing)
         files = paired(
-            _listings(place, modalities, annotations, sieve),
+            _listings(place, modalities, annotations),
             names=None if subset is None else _listed(place.inside(subset, f"{place.path}, subset")),
             where=place.path,
             remedy="add the files or take the frame out of the list",
@@ -101,23 +101,21 @@ def sets_directory(root: Path) -> Path | None:
     return None
 
 
-def _listings(
-    place: Root, modalities: Sequence[str], annotations: str, sieve: Sieve
-) -> dict[str, Mapping[str, Path]]:
+def _listings(place: Root, modalities: Sequence[str], annotations: str) -> dict[str, Files]:
     sets = sets_directory(place.path)
     if sets is None:
         raise DataError(f"{place.path}: wanted the directories set00, set01, ..., found none; check the path")
     notes = place.directory(annotations)
-    found: dict[str, dict[str, Path]] = {name: {} for name in (*modalities, "annotation")}
+    found: dict[str, dict[str, Path | DataError]] = {name: {} for name in (*modalities, "annotation")}
     for video in _videos(sets):
         key = "_".join(video)
         for name in modalities:
             directory = place.directory(str((sets / Path(*video, DIRECTORIES[name])).relative_to(place.path)))
-            frames = files_in(place, directory, PICTURES, sieve)
+            frames = files_in(place, directory, PICTURES)
             found[name] |= {f"{key}_{stem}": path for stem, path in frames.items()}
         if (notes / Path(*video)).is_dir():
             directory = place.directory(str((notes / Path(*video)).relative_to(place.path)))
-            texts = files_in(place, directory, {".txt", ".xml"}, sieve)
+            texts = files_in(place, directory, {".txt", ".xml"})
             found["annotation"] |= {f"{key}_{stem}": path for stem, path in texts.items()}
     return dict(found)
 

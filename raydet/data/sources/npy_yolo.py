@@ -112,16 +112,15 @@ class NpyYoloSet:
 
 
 def _paired(root: Root, *, drop: bool, sieve: Sieve) -> dict[str, tuple[Path, Path]]:
-    images = files_in(root, root.directory("images"), {".npy"}, sieve)
-    labels = files_in(root, root.directory("labels"), {".txt"}, sieve)
+    images = files_in(root, root.directory("images"), {".npy"})
+    labels = files_in(root, root.directory("labels"), {".txt"})
     if "classes" not in images:
         labels.pop("classes", None)  # some labelling tools put their class list there
     if not images:
         raise DataError(f"{root.path / 'images'}: wanted arrays (*.npy), found none; check data.source.root")
-    if drop:
-        return {stem: (path, labels[stem]) for stem, path in images.items() if stem in labels}
     pairs = paired(
         {"image": images, "label": labels},
+        names=[stem for stem in images if stem in labels] if drop else None,
         where=root.path,
         remedy="add the files, or set data.source.unlabelled=drop",
         sieve=sieve,

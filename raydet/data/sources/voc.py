@@ -57,12 +57,12 @@ class VocSet(PictureSet):
     ) -> None:
         place, sieve = Root(Path(root)), Sieve(on_bad)
         listings = {
-            name: files_in(place, place.directory(directories[name]), PICTURES, sieve)
+            name: files_in(place, place.directory(directories[name]), PICTURES)
             for name in MODALITY_NAMES
             if name in directories and name not in missing
         }
         modalities = tuple(listings)
-        listings["annotation"] = files_in(place, place.directory(annotations), {".xml"}, sieve)
+        listings["annotation"] = files_in(place, place.directory(annotations), {".xml"})
         files = paired(
             listings, where=place.path, remedy="add the files or delete the rest of the picture", sieve=sieve
         )

@@ -15,8 +15,8 @@ from raydet.data.sources.named_boxes import Annotation, NamedBox
 from raydet.errors import DataError
 
 MAX_DEPTH = 16
-MAX_ELEMENTS = 200_000
-"""Twenty per object, for as many objects as a picture may have."""
+MAX_ELEMENTS = 150_000
+"""Fifteen per object, for as many objects as a picture may have."""
 WANTED = "a Pascal VOC xml"
 
 

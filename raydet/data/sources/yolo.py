@@ -93,7 +93,7 @@ class YoloSet(PictureSet):
         pictures_in = find_pictures(place.path) | dict(picture_directories or {})
         modalities = tuple(name for name in MODALITY_NAMES if name in pictures_in and name not in missing)
         listings = {
-            name: files_in(place, place.directory(pictures_in[name]), PICTURES, sieve) for name in modalities
+            name: files_in(place, place.directory(pictures_in[name]), PICTURES) for name in modalities
         }
         labels_in = find_labels(place.path) | dict(label_directories or {})
         kinds = [f"{name} label" for name in SETS_OF[labels]]
@@ -104,7 +104,7 @@ class YoloSet(PictureSet):
                     f"{', '.join(labels_in) or 'nothing'}; choose another, or name the directory in "
                     f"data.source.labels_{name}"
                 )
-            listings[kind] = files_in(place, place.directory(labels_in[name]), {".txt"}, sieve)
+            listings[kind] = files_in(place, place.directory(labels_in[name]), {".txt"})
             listings[kind].pop("classes", None)  # some labelling tools put their class list there
         files = paired(
             listings,

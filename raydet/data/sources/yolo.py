@@ -163,7 +163,7 @@ def union(first: Targets, second: Targets, *, min_iou: float) -> Targets:
     """Objects of either set: those of the first, then those of the second that the first has not.
 
     >>> union(([(0, 0, 4, 4)], [1]), ([(0, 0, 4, 5), (8, 8, 9, 9)], [1, 0]), min_iou=0.5)
-    ([(0.0, 0.0, 4.0, 5.0), (8, 8, 9, 9)], [1, 0])
+    ([(0, 0, 4, 5), (8, 8, 9, 9)], [1, 0])
     """
     (boxes_N, labels_N), (boxes_M, labels_M) = first, second
     if not boxes_N or not boxes_M:

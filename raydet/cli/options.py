@@ -35,7 +35,8 @@ BackboneOption = Annotated[
 DataOption = Annotated[
     str | None,
     typer.Option(
-        help="coco:PATH, npy_yolo:PATH, shards:PATH or shards:URI, a path, or synthetic: replaces the recipe's data."
+        help="coco:PATH (or npy_yolo, voc, yolo, flir, kaist, shards), shards:URI, a path, or synthetic: replaces the "
+        "recipe's data; settings of the format after a question mark, 'yolo:PATH?labels=fused'."
     ),
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Replaces the recipe's number of epochs.")]

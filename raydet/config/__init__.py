@@ -4,18 +4,13 @@ from raydet.config.base import Config
 from raydet.config.data import (
     MODALITY_CHANNELS,
     Augmentation,
-    CocoSource,
     DataConfig,
     FirstSplit,
     FrameSplit,
     GroupSplit,
     Modality,
     Normalization,
-    NpyYoloSource,
-    ShardsSource,
-    Source,
     Split,
-    SyntheticSource,
 )
 from raydet.config.evaluate import EvaluateConfig
 from raydet.config.experiment import Experiment
@@ -41,6 +36,17 @@ from raydet.config.model import (
     WeightsConfig,
 )
 from raydet.config.overrides import apply_overrides, flatten, parse_override
+from raydet.config.sources import (
+    CocoSource,
+    FlirSource,
+    KaistSource,
+    NpyYoloSource,
+    ShardsSource,
+    Source,
+    SyntheticSource,
+    VocSource,
+    YoloSource,
+)
 from raydet.config.train import (
     ActivationCheckpointing,
     AdamWConfig,
@@ -77,12 +83,14 @@ __all__ = [
     "FPNConfig",
     "FasterRCNNConfig",
     "FirstSplit",
+    "FlirSource",
     "Flow",
     "FrameSplit",
     "Fusion",
     "GAFFFusion",
     "GroupSplit",
     "IdentityFusion",
+    "KaistSource",
     "LateConcatFusion",
     "MiTConfig",
     "MiTVariant",
@@ -104,7 +112,9 @@ __all__ = [
     "SyntheticSource",
     "TimmConfig",
     "TrainConfig",
+    "VocSource",
     "WeightsConfig",
+    "YoloSource",
     "apply_overrides",
     "flatten",
     "parse_override",

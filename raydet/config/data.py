@@ -7,55 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raydet.config.base import Config
+from raydet.config.sources import Source, SyntheticSource
 
 Modality = Literal["rgb", "thermal", "event"]
 
 MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "thermal": 1, "event": 1}
-
-
-class SyntheticSource(Config):
-    """An embedded RGB + thermal + event set, the same bytes on every machine."""
-
-    kind: Literal["synthetic"] = "synthetic"
-    num_sequences: Annotated[int, Field(ge=2)] = 20
-    frames_per_sequence: Annotated[int, Field(ge=1)] = 10
-    size_hw: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = (120, 160)
-    """Picture height and width in pixels."""
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class NpyYoloSource(Config):
-    """`images/*.npy` of H x W x 5 (RGB, thermal, event; values 0..255) with YOLO rows in `labels/*.txt`."""
-
-    kind: Literal["npy_yolo"] = "npy_yolo"
-    root: str
-    """Directory that holds `images/`, `labels/` and, optionally, `classes.txt`."""
-    unlabelled: Literal["error", "drop"] = "error"
-    """A picture whose label file is missing: refuse the set, or leave out every picture without a box (as the
-    published split of this format does)."""
-
-
-class CocoSource(Config):
-    """One COCO json whose images name one file per modality (`visible` or `rgb`, `thermal`, optional `event`)."""
-
-    kind: Literal["coco"] = "coco"
-    annotations: str
-    """Path of the json file; picture paths are relative to `root`."""
-    root: str | None = None
-    """Directory of the pictures; default: the directory of the json file."""
-
-
-class ShardsSource(Config):
-    """Shards that `raydet data convert` has written: a directory or a URI that holds `manifest.json`."""
-
-    kind: Literal["shards"] = "shards"
-    path: str
-    """A directory, or file://, s3:// or gs://. How to reach and to sign in to object storage is the environment's."""
-    sha256: str | None = None
-    """Of the whole set: another one is refused. `--data` fills it in; None takes what is there."""
-
-
-Source = Annotated[SyntheticSource | NpyYoloSource | CocoSource | ShardsSource, Field(discriminator="kind")]
 
 
 class GroupSplit(Config):

@@ -1,9 +1,8 @@
-"""From configs to sources: the only place where they meet, and what `--data` understands."""
+"""From configs to sources: the only place where they meet."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never, get_args
 
@@ -11,39 +10,46 @@ from raydet.config import (
     CocoSource,
     DataConfig,
     Experiment,
+    FlirSource,
+    KaistSource,
     Modality,
     NpyYoloSource,
     ShardsSource,
     SyntheticSource,
+    VocSource,
+    YoloSource,
 )
+from raydet.data.layouts import SourceConfig, detect_source
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
-from raydet.data.sources.npy_yolo import NpyYoloSet, read_class_names
+from raydet.data.sources.flir import FlirSet
+from raydet.data.sources.kaist import KaistSet
+from raydet.data.sources.npy_yolo import NpyYoloSet
+from raydet.data.sources.picture_set import PictureSet
 from raydet.data.sources.sieve import LeftOut, OnBad
+from raydet.data.sources.voc import VocSet
+from raydet.data.sources.yolo import YoloSet, find_pictures
+from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.synthetic import SyntheticSet
-from raydet.errors import ConfigError, DataError
+from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
     from raydet.data.shards.reader import ShardSet
 
-SourceConfig = SyntheticSource | NpyYoloSource | CocoSource | ShardsSource
-
-SPEC_FORMS = "synthetic, coco:PATH, npy_yolo:PATH, shards:PATH or shards:URI, or a path"
-ANNOTATIONS = "annotations.json"
-MANIFEST = "manifest.json"
+__all__ = ["SourceConfig", "adopt_source", "data_hashes", "detect_source", "left_out_of", "open_source"]
 
 
 def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
     """Open and check the pictures of a run.
 
     Args:
-        on_bad: what becomes of a picture that cannot be used, see `left_out_of`.
+        on_bad: "skip" leaves out bad pictures, see `left_out_of`; what is found only in the pixels, reading raises.
 
     Raises:
         DataError: the data are bad.
         ConfigError: the config and the data contradict each other.
     """
-    source = _open(config)
+    source = _open(config, on_bad)
     if source.classes != config.classes:
         raise ConfigError(
             f"data.classes wants {_listed(config.classes)}, the annotations name {_listed(source.classes)}; set "
@@ -54,8 +60,47 @@ def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
     return source
 
 
+def adopt_source(
+    experiment: Experiment, source_config: SourceConfig, *, on_bad: OnBad = "error"
+) -> Experiment:
+    """The experiment on another source, with its classes and its missing modalities, so that the config says all.
+
+    Formats that name their classes bring them (in the order of a COCO json's ids, of `classes.txt`, or of the
+    alphabet); `npy_yolo` and `yolo` bring `classes.txt` where there is one. Files per modality tell which modalities
+    there are; nobody can tell an empty channel of `npy_yolo` from a missing one, so there `data.missing` stays as it
+    is. The synthetic set draws whatever classes the experiment has. Shards know all of this, and are pinned by their
+    hash.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    classes, missing = experiment.data.classes, experiment.data.missing
+    match source_config:
+        case SyntheticSource():
+            pass
+        case NpyYoloSource():
+            classes = read_class_names(Path(source_config.root)) or classes
+        case YoloSource():
+            root = Path(source_config.root)
+            classes = read_class_names(root) or classes
+            missing = _lacking(find_pictures(root) | _picture_directories(source_config))
+        case CocoSource() | VocSource() | FlirSource() | KaistSource():
+            opened = _open_files(source_config, classes=None, missing=(), on_bad=on_bad)
+            classes, missing = opened.classes, _lacking(opened.modalities)
+        case ShardsSource():
+            shards = _shards(source_config)
+            source_config = source_config.model_copy(update={"sha256": shards.manifest.sha256})
+            classes, missing = shards.classes, _lacking(shards.modalities)
+        case unreachable:
+            assert_never(unreachable)
+    data = experiment.data.model_copy(
+        update={"source": source_config, "classes": classes, "missing": missing}
+    )
+    return experiment.model_copy(update={"data": data})
+
+
 def left_out_of(source: Source) -> list[LeftOut]:
-    """Pictures that a source has left out as it was opened."""
+    """The pictures that a source left out as it was opened; none where it cannot."""
     return list(getattr(source, "left_out", ()))
 
 
@@ -70,66 +115,7 @@ def data_hashes(source: Source) -> dict[str, str] | None:
     return {"sha256": manifest.sha256, "content_sha256": manifest.content_sha256}
 
 
-def detect_source(spec: str) -> SourceConfig:
-    """What a user means by `--data`.
-
-    >>> detect_source("synthetic").kind
-    'synthetic'
-
-    Raises:
-        ConfigError: the text is no source, or a directory is of no known format.
-        DataError: the path does not exist, or lacks `labels/`.
-    """
-    prefix, _, rest = spec.partition(":")
-    match prefix, rest:
-        case "synthetic", "":
-            return SyntheticSource()
-        case "coco", path if path:
-            return _coco(_existing(path))
-        case "npy_yolo", path if path:
-            return _npy_yolo(_existing(path))
-        case "shards", uri if "://" in uri:
-            return ShardsSource(path=uri)
-        case "shards", path if path:
-            return ShardsSource(path=str(_existing(path)))
-        case _ if not spec or (":" in spec and not Path(spec).exists()):
-            raise ConfigError(f"--data wants {SPEC_FORMS}, got {spec!r}")
-        case _:
-            return _detect_format(_existing(spec))
-
-
-def adopt_source(experiment: Experiment, source_config: SourceConfig) -> Experiment:
-    """The experiment on another source, with its classes and its missing modalities, so that the config says all.
-
-    A COCO json brings its categories and tells which modalities it has. `npy_yolo` brings `classes.txt` where there is
-    one; nobody can tell an empty channel from a missing one, so `data.missing` stays as it is. The synthetic set
-    draws whatever classes the experiment has. Shards know all of this, and are pinned by their hash.
-
-    Raises:
-        DataError: the source cannot be read.
-    """
-    classes, missing = experiment.data.classes, experiment.data.missing
-    match source_config:
-        case CocoSource():
-            opened = CocoSet(source_config.annotations, root=source_config.root)
-            classes, missing = opened.classes, _absent(opened)
-        case NpyYoloSource():
-            classes = read_class_names(Path(source_config.root)) or classes
-        case ShardsSource():
-            shards = _shards(source_config)
-            source_config = source_config.model_copy(update={"sha256": shards.manifest.sha256})
-            classes, missing = shards.classes, _absent(shards)
-        case SyntheticSource():
-            pass
-        case unreachable:
-            assert_never(unreachable)
-    data = experiment.data.model_copy(
-        update={"source": source_config, "classes": classes, "missing": missing}
-    )
-    return experiment.model_copy(update={"data": data})
-
-
-def _open(config: DataConfig) -> Source:
+def _open(config: DataConfig, on_bad: OnBad) -> Source:
     match config.source:
         case SyntheticSource() as source:
             return SyntheticSet(
@@ -142,12 +128,85 @@ def _open(config: DataConfig) -> Source:
             )
         case NpyYoloSource() as source:
             return NpyYoloSet(
-                source.root, classes=config.classes, missing=config.missing, unlabelled=source.unlabelled
+                source.root,
+                classes=config.classes,
+                missing=config.missing,
+                unlabelled=source.unlabelled,
+                on_bad=on_bad,
             )
-        case CocoSource() as source:
-            return CocoSet(source.annotations, root=source.root, missing=config.missing)
         case ShardsSource() as source:
             return _shards(source, missing=config.missing)
+        case source:
+            return _open_files(source, classes=config.classes, missing=config.missing, on_bad=on_bad)
+
+
+def _open_files(
+    source: CocoSource | VocSource | YoloSource | FlirSource | KaistSource,
+    *,
+    classes: Sequence[str] | None,
+    missing: Collection[str],
+    on_bad: OnBad,
+) -> PictureSet:
+    """A set with one picture file per modality; without `classes`, its own."""
+    match source:
+        case CocoSource():
+            return CocoSet(
+                source.annotations,
+                root=source.root,
+                missing=missing,
+                thermal_range=source.thermal_range,
+                on_bad=on_bad,
+            )
+        case VocSource():
+            return VocSet(
+                source.root,
+                classes=classes,
+                missing=missing,
+                directories=_picture_directories(source),
+                annotations=source.annotations,
+                ignore=source.ignore,
+                first_pixel=source.first_pixel,
+                group_prefix=source.group_prefix,
+                thermal_range=source.thermal_range,
+                on_bad=on_bad,
+            )
+        case YoloSource():
+            return YoloSet(
+                source.root,
+                classes=classes or (),
+                labels=source.labels,
+                missing=missing,
+                picture_directories=_picture_directories(source),
+                label_directories=_named_only(
+                    rgb=source.labels_rgb, thermal=source.labels_thermal, fused=source.labels_fused
+                ),
+                union_iou=source.union_iou,
+                group_prefix=source.group_prefix,
+                thermal_range=source.thermal_range,
+                on_bad=on_bad,
+            )
+        case FlirSource():
+            return FlirSet(
+                source.root,
+                classes=classes,
+                missing=missing,
+                subset=source.subset,
+                ignore=source.ignore,
+                first_pixel=source.first_pixel,
+                thermal_range=source.thermal_range,
+                on_bad=on_bad,
+            )
+        case KaistSource():
+            return KaistSet(
+                source.root,
+                classes=classes,
+                missing=missing,
+                annotations=source.annotations,
+                subset=source.subset,
+                ignore=source.ignore,
+                thermal_range=source.thermal_range,
+                on_bad=on_bad,
+            )
         case unreachable:
             assert_never(unreachable)
 
@@ -158,43 +217,17 @@ def _shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSet:
     return ShardSet(source.path, sha256=source.sha256, missing=missing)
 
 
-def _existing(text: str) -> Path:
-    # Absolute, because workers run in other directories; links stay, because they are what the user mounted.
-    path = Path(os.path.abspath(Path(text).expanduser()))
-    if path.exists():
-        return path
-    raise DataError(f"--data wants {SPEC_FORMS}; {path} does not exist, check the path")
+def _picture_directories(source: VocSource | YoloSource) -> dict[str, str]:
+    return _named_only(rgb=source.rgb, thermal=source.thermal, event=source.event)
 
 
-def _detect_format(path: Path) -> SourceConfig:
-    if path.suffix == ".json" or (path / ANNOTATIONS).is_file():
-        return _coco(path)
-    if (path / MANIFEST).is_file():
-        return ShardsSource(path=str(path))
-    if (path / "images").is_dir():
-        return _npy_yolo(path)
-    raise ConfigError(
-        f"--data {path}: wanted a .json file, a directory with {ANNOTATIONS} (COCO), {MANIFEST} (shards) or images/ "
-        "and labels/ (npy_yolo), found none of them; name the format, for example coco:PATH"
-    )
+def _named_only(**directories: str | None) -> dict[str, str]:
+    return {name: directory for name, directory in directories.items() if directory is not None}
 
 
-def _coco(path: Path) -> CocoSource:
-    return CocoSource(annotations=str(path / ANNOTATIONS if path.is_dir() else path))
-
-
-def _npy_yolo(path: Path) -> NpyYoloSource:
-    for name in ("images", "labels"):
-        if not (path / name).is_dir():
-            raise DataError(
-                f"--data {path}: npy_yolo wants the directories images/ and labels/, {name}/ is not there"
-            )
-    return NpyYoloSource(root=str(path))
-
-
-def _absent(source: Source) -> tuple[Modality, ...]:
-    """The known modalities that a source lacks."""
-    return tuple(name for name in get_args(Modality) if name not in source.modalities)
+def _lacking(modalities: Collection[str]) -> tuple[Modality, ...]:
+    """The known modalities that a source does not have."""
+    return tuple(name for name in get_args(Modality) if name not in modalities)
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -3,132 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from raydet.config import DataConfig, SyntheticSource
-from raydet.data.convert import convert
-from raydet.data.shards.reader import ShardSet
+from raydet.config import DataConfig, VocSource, YoloSource
+from raydet.data.build import adopt_source, detect_source, left_out_of, open_source
+from raydet.data.layouts import KINDS
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
 from raydet.data.synthetic import SyntheticSet
+from raydet.errors import ConfigError
+from raydet.recipes.demo import demo
+from tests.contract.formats import FORMATS, Format, write_npy_yolo
 
 CLASSES = ("circle", "square", "triangle")
 
-
-def write_npy_yolo(source: Source, root: Path) -> None:
-    """What `source` holds, as arrays; a modality that it lacks is a channel of zeros."""
-    (root / "images").mkdir(parents=True)
-    (root / "labels").mkdir()
-    for index, image_id in enumerate(source.image_ids):
-        sample = source.read(index)
-        height, width = sample.source_hw
-        event = sample.modalities.get("event", torch.zeros(1, height, width, dtype=torch.uint8))
-        planes = torch.cat([sample.modalities["rgb"], sample.modalities["thermal"], event])
-        np.save(root / "images" / f"{image_id}.npy", planes.permute(1, 2, 0).numpy())
-        rows = []
-        for label, (x1, y1, x2, y2) in zip(
-            sample.labels.tolist(), sample.boxes_xyxy.double().tolist(), strict=True
-        ):
-            xc, yc, w, h = (
-                (x1 + x2) / 2 / width,
-                (y1 + y2) / 2 / height,
-                (x2 - x1) / width,
-                (y2 - y1) / height,
-            )
-            rows.append(f"{label} {xc!r} {yc!r} {w!r} {h!r}\n")
-        (root / "labels" / f"{image_id}.txt").write_text("".join(rows))
+each_format = pytest.mark.parametrize("format_", FORMATS, ids=lambda f: f.name)
 
 
-def write_coco(source: Source, root: Path) -> Path:
-    """What `source` holds, as PNG files and a json whose category ids have gaps."""
-    category_ids = [3 * label + 2 for label in range(len(source.classes))]
-    tree: dict[str, list[dict[str, object]]] = {
-        "images": [],
-        "annotations": [],
-        # In another order than the ids, which decide.
-        "categories": [
-            {"id": number, "name": name}
-            for number, name in reversed(list(zip(category_ids, source.classes, strict=True)))
-        ],
-    }
-    for index, image_id in enumerate(source.image_ids):
-        sample = source.read(index)
-        height, width = sample.source_hw
-        entry: dict[str, object] = {"id": image_id, "width": width, "height": height}
-        for name, pixels in sample.modalities.items():
-            (root / name).mkdir(parents=True, exist_ok=True)
-            array = pixels.permute(1, 2, 0).numpy()
-            Image.fromarray(array if name == "rgb" else array[..., 0]).save(root / name / f"{image_id}.png")
-            entry["visible" if name == "rgb" else name] = f"{name}/{image_id}.png"
-        tree["images"].append(entry | {"group_id": sample.group_id})
-        for label, (x1, y1, x2, y2) in zip(sample.labels.tolist(), sample.boxes_xyxy.tolist(), strict=True):
-            tree["annotations"].append(
-                {
-                    "id": len(tree["annotations"]),
-                    "image_id": image_id,
-                    "category_id": category_ids[label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                }
-            )
-    path = root / "annotations.json"
-    path.write_text(json.dumps(tree))
-    return path
+def synthetic(missing: tuple[str, ...] = ()) -> SyntheticSet:
+    return SyntheticSet(
+        num_sequences=3, frames_per_sequence=2, size_hw=(60, 80), classes=CLASSES, seed=1, missing=missing
+    )
 
 
-def synthetic() -> SyntheticSet:
-    return SyntheticSet(num_sequences=3, frames_per_sequence=2, size_hw=(60, 80), classes=CLASSES, seed=1)
+def without(format_: Format) -> tuple[str, ...]:
+    return () if format_.has_event else ("event",)
 
 
-DATA = DataConfig(
-    source=SyntheticSource(num_sequences=3, frames_per_sequence=2, size_hw=(60, 80), seed=1),
-    classes=CLASSES,
-    canvas_hw=(64, 96),
-)
-"""The same, as a config."""
-
-
-def as_synthetic(_: Path) -> Source:
-    return synthetic()
-
-
-def as_npy_yolo(root: Path) -> Source:
-    write_npy_yolo(synthetic(), root)
-    return NpyYoloSet(root, classes=CLASSES)
-
-
-def as_coco(root: Path) -> Source:
-    return CocoSet(write_coco(synthetic(), root))
-
-
-def as_shards(root: Path) -> Source:
-    convert(DATA, str(root), pictures_per_shard=4)
-    return ShardSet(str(root))
-
-
-def as_raw_shards(root: Path) -> Source:
-    convert(DATA, str(root), encoding="raw", pictures_per_shard=4)
-    return ShardSet(str(root))
-
-
-SOURCES = [as_synthetic, as_npy_yolo, as_coco, as_shards, as_raw_shards]
-
-
-@pytest.mark.parametrize("open_source", SOURCES)
-def test_every_format_holds_the_same_pictures(open_source: Callable[[Path], Source], tmp_path: Path) -> None:
-    wanted, found = synthetic(), open_source(tmp_path)
+def assert_same(format_: Format, wanted: SyntheticSet, found: Source) -> None:
     assert found.classes == wanted.classes
     assert found.modalities == wanted.modalities
-    assert list(found.image_ids) == list(wanted.image_ids)
+    assert list(found.image_ids) == [format_.image_id(name) for name in wanted.image_ids]
     for index in range(len(wanted)):
         a, b = wanted.read(index), found.read(index)
-        assert (b.image_id, b.source_hw, b.valid_hw) == (a.image_id, a.source_hw, a.valid_hw)
+        assert b.image_id == format_.image_id(a.image_id)
+        assert (b.source_hw, b.valid_hw) == (a.source_hw, a.valid_hw)
         assert list(b.modalities) == list(a.modalities)
         for name in a.modalities:
             assert torch.equal(b.modalities[name], a.modalities[name]), name
@@ -136,10 +50,21 @@ def test_every_format_holds_the_same_pictures(open_source: Callable[[Path], Sour
         torch.testing.assert_close(b.boxes_xyxy, a.boxes_xyxy, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("open_source", SOURCES)
-def test_samples_are_well_formed(open_source: Callable[[Path], Source], tmp_path: Path) -> None:
-    source = open_source(tmp_path)
+@each_format
+def test_every_format_holds_the_same_pictures(format_: Format, tmp_path: Path) -> None:
+    wanted = synthetic(without(format_))
+    found = format_.open(format_.write(wanted, tmp_path / "set"), CLASSES, ())
+    assert_same(format_, wanted, found)
+    if format_.has_groups:
+        pairs = set(zip(wanted.group_ids, found.group_ids, strict=True))
+        assert len(pairs) == len(set(wanted.group_ids)) == len(set(found.group_ids))
+    else:
+        assert set(found.group_ids) == {""}
+
+
+def check_samples(source: Source) -> None:
     assert len(source) == len(source.image_ids) == len(source.group_ids) == len(set(source.image_ids))
+    channels = {"rgb": 3, "thermal": 1, "event": 1}
     for index in range(len(source)):
         sample = source.read(index)
         boxes_xyxy, labels, size_hw = source.targets(index)
@@ -152,32 +77,50 @@ def test_samples_are_well_formed(open_source: Callable[[Path], Source], tmp_path
         assert boxes_xyxy.shape == (len(labels), 4)
         assert labels.dtype == torch.int64
         assert {name: x.shape[0] for name, x in sample.modalities.items()} == {
-            "rgb": 3,
-            "thermal": 1,
-            "event": 1,
+            name: channels[name] for name in source.modalities
         }
 
 
-def test_a_missing_modality_is_left_out_in_every_format(tmp_path: Path) -> None:
-    write_npy_yolo(synthetic(), tmp_path / "npy")
-    convert(DATA, str(tmp_path / "shards"))
-    path = write_coco(synthetic(), tmp_path / "coco")
-    sources: list[Source] = [
-        NpyYoloSet(tmp_path / "npy", classes=CLASSES, missing=("event",)),
-        CocoSet(path, missing=("event",)),
-        ShardSet(str(tmp_path / "shards"), missing=("event",)),
-        SyntheticSet(
-            num_sequences=2,
-            frames_per_sequence=1,
-            size_hw=(60, 80),
-            classes=CLASSES,
-            seed=1,
-            missing=("event",),
-        ),
-    ]
-    for source in sources:
-        assert source.modalities == ("rgb", "thermal")
-        assert list(source.read(0).modalities) == ["rgb", "thermal"]
+@each_format
+def test_samples_are_well_formed(format_: Format, tmp_path: Path) -> None:
+    source = format_.open(format_.write(synthetic(without(format_)), tmp_path), CLASSES, ())
+    check_samples(source)
+    assert left_out_of(source) == []
+    check_samples(pickle.loads(pickle.dumps(source)))  # as loader processes get it
+
+
+def test_samples_of_the_synthetic_set_are_well_formed() -> None:
+    check_samples(synthetic())
+    assert left_out_of(synthetic()) == []
+
+
+@each_format
+def test_a_missing_modality_is_left_out(format_: Format, tmp_path: Path) -> None:
+    path = format_.write(synthetic(without(format_)), tmp_path)
+    for missing, rest in ((("event",), ("rgb", "thermal")), (("rgb", "event"), ("thermal",))):
+        source = format_.open(path, CLASSES, missing)
+        assert source.modalities == rest
+        assert tuple(source.read(0).modalities) == rest
+    assert synthetic(("event",)).modalities == ("rgb", "thermal")
+
+
+@each_format
+def test_a_path_is_enough(format_: Format, tmp_path: Path) -> None:
+    """Where the layout is plain to see; the experiment gets the classes and the modalities of the set."""
+    wanted = synthetic(without(format_))
+    path = format_.write(wanted, tmp_path)
+    config = detect_source(f"{path}?labels=fused" if format_.name == "yolo" else str(path))
+    assert config.kind == format_.name
+    if isinstance(config, VocSource | YoloSource):
+        config = config.model_copy(
+            update={"event": "event", "group_prefix": len("sequence_0000")}
+        )  # voc has no name for it of its own
+    experiment = adopt_source(
+        demo().model_copy(update={"data": DataConfig(classes=CLASSES, canvas_hw=(64, 64))}), config
+    )
+    assert experiment.data.missing == without(format_)
+    assert_same(format_, wanted, open_source(experiment.data))
+    assert type(experiment).from_json(experiment.to_json(), where="here") == experiment
 
 
 def test_real_pictures_survive_the_other_format(shared_data: Path, tmp_path: Path) -> None:
@@ -185,9 +128,9 @@ def test_real_pictures_survive_the_other_format(shared_data: Path, tmp_path: Pat
     assert coco.classes == ("person", "bike", "car")
     assert coco.modalities == ("rgb", "thermal")
     assert len(coco) == 77
-    assert sum(len(coco.targets(index)[1]) for index in range(len(coco))) == 528
-    write_npy_yolo(coco, tmp_path)
-    npy = NpyYoloSet(tmp_path, classes=coco.classes, missing=("event",))
+    assert num_boxes(coco) == 528
+    write_npy_yolo(coco, tmp_path / "npy")
+    npy = NpyYoloSet(tmp_path / "npy", classes=coco.classes, missing=("event",))
     assert npy.modalities == ("rgb", "thermal")
     where = {image_id: index for index, image_id in enumerate(npy.image_ids)}
     for index, image_id in enumerate(coco.image_ids):
@@ -209,3 +152,59 @@ def test_the_published_labels_of_the_real_pictures_agree(shared_data: Path) -> N
         _, labels, _ = coco.targets(index)
         rows = (root / "labels" / f"{stems[int(image_id)]}.txt").read_text().split("\n")
         assert labels.tolist() == [int(row.split()[0]) for row in rows if row]
+
+
+def num_boxes(source: Source) -> int:
+    return sum(len(source.targets(index)[1]) for index in range(len(source)))
+
+
+def opened(spec: str) -> Source:
+    return open_source(adopt_source(demo(), detect_source(spec)).data)
+
+
+@pytest.mark.parametrize(("labels", "boxes"), [("rgb", 98), ("thermal", 266), ("fused", 211)])
+def test_each_label_set_of_msrs(shared_data: Path, labels: str, boxes: int) -> None:
+    source = opened(f"{shared_data / 'msrs'}?labels={labels}")
+    assert (source.classes, source.modalities) == (("person", "bicycle", "car"), ("rgb", "thermal"))
+    assert (len(source), num_boxes(source)) == (38, boxes)
+    sample = source.read(0)
+    assert {name: tuple(x.shape) for name, x in sample.modalities.items()} == {
+        "rgb": (3, 480, 640),
+        "thermal": (1, 480, 640),
+    }
+
+
+def test_the_union_of_msrs_counts_no_object_twice(shared_data: Path) -> None:
+    root = shared_data / "msrs"
+    rgb, thermal = opened(f"{root}?labels=rgb"), opened(f"{root}?labels=thermal")
+    both = opened(f"{root}?labels=union")
+    pairs = 0
+    for index in range(len(both)):
+        (a, la, _), (b, lb, _), (_, labels, _) = (s.targets(index) for s in (rgb, thermal, both))
+        assert max(len(la), len(lb)) <= len(labels) <= len(la) + len(lb)
+        for k in range(3):
+            assert max((la == k).sum(), (lb == k).sum()) <= (labels == k).sum()
+        pairs += len(a) + len(b) - len(labels)
+    assert 0.5 * 98 < pairs <= 98  # most of what is seen by day is warm, too
+    assert num_boxes(both) == 98 + 266 - pairs
+
+
+def test_llvip(shared_data: Path) -> None:
+    source = opened(str(shared_data / "llvip"))
+    assert (source.classes, source.modalities) == (("person",), ("rgb", "thermal"))
+    assert (len(source), num_boxes(source)) == (8, 30)
+    assert source.targets(0)[0][0].tolist() == [977, 0, 1074, 248]  # its pixels are counted from 1
+    sample = source.read(0)
+    assert sample.source_hw == (1024, 1280)
+    assert sample.modalities["thermal"].shape == (1, 1024, 1280)
+
+
+def test_several_label_sets_want_a_choice(shared_data: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"has several label sets \(rgb, thermal, fused\); say .*labels=union'"
+    ):
+        detect_source(str(shared_data / "msrs"))
+
+
+def test_every_kind_is_tried_here() -> None:
+    assert set(KINDS) == {format_.name for format_ in FORMATS} | {"synthetic"}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raydet.errors import DataError
+
+MAX_BOXES = 10_000
+"""Of one picture; the most crowded real ones have a few hundred. A target tensor is padded to the most of a batch."""
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels."""
@@ -46,7 +50,24 @@ def checked_box(xyxy: Box, *, picture_hw: tuple[int, int], slack_hw: tuple[float
             f"got {_shown(xyxy)}; clip the box, or check that it belongs to this picture"
         )
     x1, y1, x2, y2 = map(float, clipped)
+    if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):  # as the tensors will hold it
+        raise DataError(
+            f"{where}: a box wants a width and a height above 0 in float32, got {x2 - x1:g} x {y2 - y1:g}; correct "
+            "or delete the box"
+        )
     return x1, y1, x2, y2
+
+
+def check_count(count: int, where: str) -> None:
+    """Refuse more boxes than any picture has.
+
+    Raises:
+        DataError: there are more than `MAX_BOXES`.
+    """
+    if count > MAX_BOXES:
+        raise DataError(
+            f"{where}: wanted at most {MAX_BOXES} boxes in one picture, got more; check that the labels belong to it"
+        )
 
 
 def target_tensors(boxes: Sequence[Box], labels: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -6,28 +6,24 @@ have gaps: label k is the k-th category in the order of the ids.
 
 Boxes with `iscrowd` 1 surround groups, not objects. They are left out: neither trained on nor evaluated.
 
-Opening reads the json and the header of every picture. Pillow decodes, because it refuses a truncated JPEG.
+Opening reads the json and the header of every picture.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-
-from raydet.data.sources.base import Targets
-from raydet.data.sources.boxes import Box, checked_box, target_tensors
+from raydet.data.sources.boxes import Box, check_count, checked_box
+from raydet.data.sources.files import Root, checked_name, one_line, read_json
+from raydet.data.sources.picture_set import Picture, PictureSet
+from raydet.data.sources.pictures import ThermalRange, check_sizes
+from raydet.data.sources.sieve import OnBad, Sieve
 from raydet.errors import DataError
-from raydet.structures import Sample
 
 MODALITY_KEYS: dict[str, tuple[str, ...]] = {
     "rgb": ("visible", "rgb"),
@@ -37,86 +33,145 @@ MODALITY_KEYS: dict[str, tuple[str, ...]] = {
 GROUP_KEYS = ("group_id", "video_id", "sequence")
 SLACK_PX = 0.5
 """How far a box may leave the picture: annotation tools round to pixels."""
-GREY_SPREAD = 16
-"""Largest difference between the channels of a grey picture that was stored as colour: JPEG's doing."""
+
+Entry = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    image_id: str
-    group_id: str
-    files: Mapping[str, Path]
-    size_hw: tuple[int, int]
-    boxes: list[Box] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-
-
-class CocoSet:
+class CocoSet(PictureSet):
     """The pictures of a COCO json, in its order.
 
     Args:
         annotations: the json file.
         root: directory of the pictures; default: that of the json.
         missing: modalities to leave out although the json names them.
+        thermal_range: see `raydet.data.sources.pictures`.
+        on_bad: "skip" leaves out a picture with a bad file, entry or box; a json that is none stays an error.
 
     Raises:
         DataError: the json or a picture is not as described above.
     """
 
     def __init__(
-        self, annotations: str | Path, *, root: str | Path | None = None, missing: Collection[str] = ()
+        self,
+        annotations: str | Path,
+        *,
+        root: str | Path | None = None,
+        missing: Collection[str] = (),
+        thermal_range: ThermalRange | None = None,
+        on_bad: OnBad = "error",
     ) -> None:
-        path = Path(annotations)
-        tree = _read_json(path)
+        path, sieve = Path(annotations), Sieve(on_bad)
+        tree = _read_tree(path)
         self.classes, label_of = _read_categories(tree["categories"], path)
         self.category_ids = tuple(label_of)  # by label
-        self.modalities = tuple(name for name in _modalities(tree["images"], path) if name not in missing)
-        directory = Path(root) if root is not None else path.parent
-        pictures: dict[str, _Picture] = {}
-        for entry in tree["images"]:
-            picture = _read_picture(entry, self.modalities, directory, path)
-            if picture.image_id in pictures:
-                raise DataError(
-                    f"{path}: wanted different image ids, got {picture.image_id} twice; renumber the images"
-                )
-            pictures[picture.image_id] = picture
-        _take_boxes(tree["annotations"], pictures, label_of, path)
-        self._pictures = list(pictures.values())
-        self.image_ids = list(pictures)
-        self.group_ids = [picture.group_id for picture in self._pictures]
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def read(self, index: int) -> Sample:
-        """One picture, decoded to uint8."""
-        picture = self._pictures[index]
-        boxes_xyxy, labels, size_hw = self.targets(index)
-        return Sample(
-            image_id=picture.image_id,
-            group_id=picture.group_id,
-            modalities={name: _decode(path, name) for name, path in picture.files.items()},
-            boxes_xyxy=boxes_xyxy,
-            labels=labels,
-            source_hw=size_hw,
-            valid_hw=size_hw,
+        reader = _Reader(
+            path=path,
+            root=Root(Path(root) if root is not None else path.parent),
+            modalities=tuple(name for name in _modalities(tree["images"], path) if name not in missing),
+            thermal_range=thermal_range,
+            label_of=label_of,
+            times=Counter(_key(entry, number) for number, entry in enumerate(tree["images"])),
+            annotations=_by_image(tree["annotations"]),
+        )
+        pictures = []
+        for number, entry in enumerate(tree["images"]):
+            picture = sieve.take(one_line(_key(entry, number)), partial(reader.picture, entry, number))
+            pictures += [] if picture is None else [picture]
+        for place, image_id in reader.orphans():
+            sieve.take(place, partial(_refuse_orphan, place, image_id))
+        super().__init__(
+            pictures,
+            where=path,
+            classes=self.classes,
+            modalities=reader.modalities,
+            thermal_range=thermal_range,
+            sieve=sieve,
         )
 
-    def targets(self, index: int) -> Targets:
-        """The boxes alone; no pixel is read."""
-        picture = self._pictures[index]
-        return *target_tensors(picture.boxes, picture.labels), picture.size_hw
+
+@dataclass(frozen=True, slots=True)
+class _Annotations:
+    """Of one image: the id of each, and what it says."""
+
+    entries: list[tuple[str, Entry]] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    """Ids that another annotation has already."""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text())
-    except OSError as error:
-        raise DataError(
-            f"{path}: wanted a COCO json, {error.strerror}; check data.source.annotations"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path}: wanted a COCO json, got a broken one ({error}); write it again") from error
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """From an image's entry to a picture."""
+
+    path: Path
+    root: Root
+    modalities: tuple[str, ...]
+    thermal_range: ThermalRange | None
+    label_of: Mapping[int, int]
+    times: Mapping[str, int]
+    """How often each image id is there."""
+    annotations: Mapping[str, _Annotations]
+
+    def orphans(self) -> Iterator[tuple[str, str]]:
+        """Annotations of images that are not there: where they stand, and the image's id."""
+        for image_id, mine in self.annotations.items():
+            if image_id not in self.times:
+                yield from ((self._place(key), image_id) for key, _ in mine.entries)
+
+    def _place(self, key: str) -> str:
+        return f"{self.path}, annotation {one_line(key)}"
+
+    def picture(self, entry: Entry, number: int) -> Picture:
+        where = f"{self.path}, image {one_line(_key(entry, number))}"
+        image_id = _checked_id(entry.get("id"), f"{self.path}, image number {number}")
+        if self.times[image_id] > 1:
+            raise DataError(
+                f"{self.path}: wanted different image ids, got {one_line(image_id)} twice; renumber the images"
+            )
+        files = {name: self._file(entry, name, where) for name in self.modalities}
+        size_hw = check_sizes(
+            files, where, thermal_range=self.thermal_range, declared_hw=_declared_size(entry, where)
+        )
+        boxes, labels = self._targets(image_id, size_hw, where)
+        group = next((entry[key] for key in GROUP_KEYS if entry.get(key) is not None), None)
+        group_id = "" if group is None else _checked_id(group, f"{where}, group")
+        return Picture(image_id, group_id, files, size_hw, boxes, labels)
+
+    def _file(self, entry: Entry, modality: str, where: str) -> Path:
+        name = _file_of(entry, modality)
+        if name is None:
+            raise DataError(
+                f"{where}: wanted a {modality} file, as the first image has one, got none; add the key "
+                f"{MODALITY_KEYS[modality][0]!r}, or declare {modality} in data.missing"
+            )
+        return self.root.inside(name, where)
+
+    def _targets(self, image_id: str, size_hw: tuple[int, int], where: str) -> tuple[list[Box], list[int]]:
+        mine = self.annotations.get(image_id, _Annotations())
+        for repeated in mine.repeated:
+            raise DataError(
+                f"{self._place(repeated)}: wanted different annotation ids, got this one twice; renumber them"
+            )
+        check_count(len(mine.entries), where)
+        boxes: list[Box] = []
+        labels: list[int] = []
+        for key, entry in mine.entries:
+            place = self._place(key)
+            category = entry.get("category_id")
+            label = self.label_of.get(category) if isinstance(category, int) else None
+            if label is None:
+                raise DataError(
+                    f"{place}: wanted a category_id from 'categories' "
+                    f"({one_line(', '.join(map(str, self.label_of)))}), got {one_line(category)}; correct it or add "
+                    "the category"
+                )
+            if not entry.get("iscrowd"):
+                boxes.append(_box(entry.get("bbox"), size_hw, place))
+                labels.append(label)
+        return boxes, labels
+
+
+def _read_tree(path: Path) -> dict[str, list[Entry]]:
+    tree = read_json(path, wanted="a COCO json")
     for key in ("images", "annotations", "categories"):
         entries = tree.get(key) if isinstance(tree, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -126,147 +181,92 @@ def _read_json(path: Path) -> dict[str, Any]:
     return dict(tree)
 
 
-def _read_categories(entries: Sequence[dict[str, Any]], path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+def _read_categories(entries: Sequence[Entry], path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """Names in label order, and the label of each category id."""
-    names = {entry.get("id"): entry.get("name") for entry in entries}
-    is_complete = all(isinstance(key, int) and isinstance(name, str) for key, name in names.items())
-    if not entries or not is_complete or not len(entries) == len(names) == len(set(names.values())):
+    pairs = [(entry.get("id"), entry.get("name")) for entry in entries]
+    is_complete = all(isinstance(key, int) and isinstance(name, str) for key, name in pairs)
+    if (
+        not pairs
+        or not is_complete
+        or not len(pairs) == len({key for key, _ in pairs}) == len({name for _, name in pairs})
+    ):
         raise DataError(
-            f"{path}: wanted categories with different ids (integers) and different names, got {entries}; correct them"
+            f"{path}: wanted categories with different ids (integers) and different names, got {one_line(entries)}; "
+            "correct them"
         )
-    ordered = sorted((int(entry["id"]), str(entry["name"])) for entry in entries)
+    ordered = sorted(
+        (int(entry["id"]), checked_name(entry["name"], f"{path}, category")) for entry in entries
+    )
     return tuple(name for _, name in ordered), {key: label for label, (key, _) in enumerate(ordered)}
 
 
-def _modalities(entries: Sequence[dict[str, Any]], path: Path) -> tuple[str, ...]:
-    """What the first image has; that the others have the same is checked as they are read."""
-    found = tuple(name for name in MODALITY_KEYS if _file_of(entries[0], name) is not None)
-    if not found:
+def _modalities(entries: Sequence[Entry], path: Path) -> tuple[str, ...]:
+    """What the first image that has anything has; that the others have the same is checked as they are read."""
+    for entry in entries:
+        found = tuple(name for name in MODALITY_KEYS if _file_of(entry, name) is not None)
+        if found:
+            return found
+    raise DataError(
+        f"{path}: image {one_line(_key(entries[0], 0))}: wanted a file under 'visible' (or 'rgb'), 'thermal' or "
+        f"'event', got the keys {one_line(', '.join(entries[0]))}; name the file of each modality"
+    )
+
+
+def _file_of(entry: Mapping[str, Any], modality: str) -> object:
+    return next((entry[key] for key in MODALITY_KEYS[modality] if entry.get(key)), None)
+
+
+def _key(entry: Entry, number: int) -> str:
+    """The id as a text; an entry's number where it has none."""
+    found = entry.get("id")
+    return str(found) if isinstance(found, int | str) else f"number {number}"
+
+
+def _checked_id(value: object, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
         raise DataError(
-            f"{path}: image {entries[0].get('id')}: wanted a file under 'visible' (or 'rgb'), 'thermal' or 'event', "
-            f"got the keys {', '.join(entries[0])}; name the file of each modality"
+            f"{where}: wanted an id for every image (a number or a name), got {one_line(value)}; add it"
         )
+    return checked_name(str(value), where)
+
+
+def _by_image(entries: Sequence[Entry]) -> dict[str, _Annotations]:
+    found: dict[str, _Annotations] = {}
+    seen: set[str] = set()
+    for number, entry in enumerate(entries):
+        key = _key(entry, number)
+        image_id = entry.get("image_id")
+        name = str(image_id) if isinstance(image_id, int | str) else one_line(image_id)
+        mine = found.setdefault(name, _Annotations())
+        if key in seen:
+            mine.repeated.append(key)
+        seen.add(key)
+        mine.entries.append((key, entry))
     return found
 
 
-def _file_of(entry: Mapping[str, Any], modality: str) -> str | None:
-    return next((str(entry[key]) for key in MODALITY_KEYS[modality] if entry.get(key)), None)
+def _refuse_orphan(where: str, image_id: str) -> None:
+    raise DataError(f"{where}: wanted an image_id from 'images', got {one_line(image_id)}; correct it")
 
 
-def _read_picture(entry: dict[str, Any], modalities: Sequence[str], root: Path, path: Path) -> _Picture:
-    if not isinstance(entry.get("id"), int | str):
-        raise DataError(f"{path}: wanted an id for every image, got {entry}; number the images")
-    where = f"{path}, image {entry['id']}"
-    files = {name: _path_of(entry, name, root, where) for name in modalities}
-    sizes = {name: _read_size(file, where) for name, file in files.items()}
-    if entry.get("width") is not None and entry.get("height") is not None:
-        sizes["the json"] = (entry["height"], entry["width"])
-    if len(set(sizes.values())) != 1:
-        shown = ", ".join(f"{name} {width} x {height}" for name, (height, width) in sizes.items())
+def _declared_size(entry: Entry, where: str) -> tuple[int, int] | None:
+    width, height = entry.get("width"), entry.get("height")
+    if width is None or height is None:
+        return None
+    if not isinstance(width, int | float) or not isinstance(height, int | float):
         raise DataError(
-            f"{where}: wanted one size (width x height) in all modalities, got {shown}; align the pictures"
+            f"{where}: wanted numbers as width and height, got {one_line(width)} and {one_line(height)}; correct them"
         )
-    group = next((entry[key] for key in GROUP_KEYS if entry.get(key) is not None), "")
-    return _Picture(
-        image_id=str(entry["id"]), group_id=str(group), files=files, size_hw=next(iter(sizes.values()))
-    )
-
-
-def _path_of(entry: Mapping[str, Any], modality: str, root: Path, where: str) -> Path:
-    name = _file_of(entry, modality)
-    if name is None:
-        raise DataError(
-            f"{where}: wanted a {modality} file, as the first image has one, got none; add the key "
-            f"{MODALITY_KEYS[modality][0]!r}, or declare {modality} in data.missing"
-        )
-    # By name only: links below the root are the user's own, the json may be someone else's.
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        raise DataError(
-            f"{where}: wanted a path below {root}, got {name!r}; move the picture or set data.source.root"
-        )
-    return root / name
-
-
-def _read_size(path: Path, where: str) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except OSError as error:
-        reason = (
-            "the file is not there" if isinstance(error, FileNotFoundError) else f"it is no picture ({error})"
-        )
-        raise DataError(
-            f"{where}: wanted {path}, {reason}; add the file or take the image out of the json"
-        ) from error
-
-
-def _take_boxes(
-    entries: Sequence[dict[str, Any]],
-    pictures: Mapping[str, _Picture],
-    label_of: Mapping[int, int],
-    path: Path,
-) -> None:
-    seen: set[object] = set()
-    for number, entry in enumerate(entries):
-        annotation_id = entry.get("id", f"number {number}")
-        where = f"{path}, annotation {annotation_id}"
-        if annotation_id in seen:
-            raise DataError(
-                f"{where}: wanted different annotation ids, got this one twice; renumber the annotations"
-            )
-        seen.add(annotation_id)
-        picture = pictures.get(str(entry.get("image_id")))
-        if picture is None:
-            raise DataError(
-                f"{where}: wanted an image_id from 'images', got {entry.get('image_id')}; correct it"
-            )
-        label = label_of.get(entry.get("category_id", -1))
-        if label is None:
-            raise DataError(
-                f"{where}: wanted a category_id from 'categories' ({', '.join(map(str, label_of))}), "
-                f"got {entry.get('category_id')}; correct it or add the category"
-            )
-        if not entry.get("iscrowd"):
-            picture.boxes.append(_box(entry.get("bbox"), picture.size_hw, where))
-            picture.labels.append(label)
+    return height, width  # type: ignore[return-value]  # 640.0 is 640, and what is not whole differs from the picture
 
 
 def _box(bbox: object, size_hw: tuple[int, int], where: str) -> Box:
-    if (
-        not isinstance(bbox, list)
-        or len(bbox) != 4
-        or not all(isinstance(value, int | float) for value in bbox)
-    ):
-        raise DataError(f"{where}: wanted bbox [x, y, width, height], got {bbox}; correct it")
-    x, y, w, h = bbox
-    return checked_box((x, y, x + w, y + h), picture_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=where)
-
-
-def _decode(path: Path, modality: str) -> Tensor:
-    """uint8 [C, H, W]."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(x, int | float) for x in bbox):
+        raise DataError(f"{where}: wanted bbox [x, y, width, height], got {one_line(bbox)}; correct it")
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's three ways to refuse a damaged file
-        raise DataError(f"{path}: the picture is truncated or damaged ({error}); copy it again") from error
-    if image.mode.startswith(("I", "F")):
+        x, y, w, h = map(float, bbox)
+    except OverflowError as error:  # an integer beyond all floats
         raise DataError(
-            f"{path}: wanted 8 bits per channel, got mode {image.mode}; convert the picture to 8 bits"
-        )
-    pixels_CHW = (
-        np.array(image.convert("RGB")).transpose(2, 0, 1) if modality == "rgb" else _grey(image, path)
-    )
-    return torch.from_numpy(np.ascontiguousarray(pixels_CHW))
-
-
-def _grey(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    """[1, H, W]; three equal channels are one."""
-    if image.mode != "L":
-        colour_HWC = np.array(image.convert("RGB")).astype(np.int16)
-        spread = int(np.ptp(colour_HWC, axis=2).max())
-        if spread > GREY_SPREAD:
-            raise DataError(
-                f"{path}: wanted one channel or three equal ones, got colours (channels differ by up to {spread}); "
-                "store the values themselves, not a colour map of them"
-            )
-    return np.array(image.convert("L"))[None]
+            f"{where}: wanted bbox of finite numbers, got {one_line(bbox)}; correct it"
+        ) from error
+    return checked_box((x, y, x + w, y + h), picture_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=where)

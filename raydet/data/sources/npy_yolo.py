@@ -9,8 +9,11 @@ Opening reads every header and every label, but no pixel.
 from __future__ import annotations
 
 import logging
+import math
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,16 +24,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydet.data.sources.base import Targets
-from raydet.data.sources.boxes import Box, checked_box, target_tensors
+from raydet.data.sources.boxes import Box, target_tensors
+from raydet.data.sources.files import Root, files_in, one_line, open_regular
+from raydet.data.sources.pairs import paired
+from raydet.data.sources.picture_set import check_some_left
+from raydet.data.sources.pictures import check_pixels
+from raydet.data.sources.sieve import OnBad, Sieve
+from raydet.data.sources.yolo_rows import read_rows
 from raydet.errors import DataError
 from raydet.structures import Sample
 
 CHANNELS: dict[str, slice] = {"rgb": slice(0, 3), "thermal": slice(3, 4), "event": slice(4, 5)}
 NUM_CHANNELS = 5
-SLACK = 1e-3
-"""How far a box may leave the picture, relative to its size: labels are written with few digits."""
-NUM_NAMED = 3
-"""Files named in a message that concerns many."""
 
 logger = logging.getLogger("raydet")
 
@@ -39,8 +44,8 @@ logger = logging.getLogger("raydet")
 class _Picture:
     path: Path
     size_hw: tuple[int, int]
-    boxes: tuple[Box, ...]
-    labels: tuple[int, ...]
+    boxes: Sequence[Box]
+    labels: Sequence[int]
 
 
 class NpyYoloSet:
@@ -52,6 +57,7 @@ class NpyYoloSet:
         missing: modalities whose channel holds nothing; they are left out of the samples.
         unlabelled: "error" refuses a set in which images and labels do not pair; "drop" leaves out every picture
             without a box.
+        on_bad: "skip" leaves out a picture with a bad array, a bad row or no partner.
 
     Raises:
         DataError: a directory, a file or a row is not as described above.
@@ -64,13 +70,19 @@ class NpyYoloSet:
         classes: Sequence[str],
         missing: Collection[str] = (),
         unlabelled: Literal["error", "drop"] = "error",
+        on_bad: OnBad = "error",
     ) -> None:
         self.classes = tuple(classes)
         self.modalities = tuple(name for name in CHANNELS if name not in missing)
-        pairs = _paired(Path(root), drop=unlabelled == "drop")
-        pictures = [_open_picture(image, label, len(self.classes)) for image, label in pairs]
+        path, sieve = Path(root), Sieve(on_bad)
+        self.left_out = sieve.left_out
+        pictures = []
+        for stem, (image, label) in _paired(Root(path), drop=unlabelled == "drop", sieve=sieve).items():
+            picture = sieve.take(stem, partial(_open_picture, image, label, len(self.classes)))
+            pictures += [] if picture is None else [picture]
+        check_some_left(len(pictures), path, sieve)
         if unlabelled == "drop":
-            pictures = _with_boxes(pictures, Path(root))
+            pictures = _with_boxes(pictures, path)
         self._pictures = pictures
         self.image_ids = [picture.path.stem for picture in pictures]
         self.group_ids = [""] * len(pictures)  # the format knows no sequences
@@ -82,12 +94,7 @@ class NpyYoloSet:
         """One picture; uint8 stays uint8, floats become float32 in 0..1."""
         boxes_xyxy, labels, size_hw = self.targets(index)
         path = self._pictures[index].path
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path}: cannot be read any more ({error}); it has changed since the start"
-            ) from error
+        array = _mapped(path, size_hw)
         return Sample(
             image_id=self.image_ids[index],
             group_id=self.group_ids[index],
@@ -104,53 +111,21 @@ class NpyYoloSet:
         return *target_tensors(picture.boxes, picture.labels), picture.size_hw
 
 
-def read_class_names(root: Path) -> tuple[str, ...] | None:
-    """The lines of `classes.txt`, where there is one.
-
-    Raises:
-        DataError: the file is empty or names a class twice.
-    """
-    path = root / "classes.txt"
-    if not path.is_file():
-        return None
-    names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    if not names or len(set(names)) != len(names):
-        raise DataError(
-            f"{path}: wanted one class name per line, all different, got {list(names)}; correct it"
-        )
-    return names
-
-
-def _paired(root: Path, *, drop: bool) -> list[tuple[Path, Path]]:
-    images = {path.stem: path for path in sorted(_directory(root, "images").glob("*.npy"))}
-    labels = {path.stem: path for path in sorted(_directory(root, "labels").glob("*.txt"))}
+def _paired(root: Root, *, drop: bool, sieve: Sieve) -> dict[str, tuple[Path, Path]]:
+    images = files_in(root, root.directory("images"), {".npy"})
+    labels = files_in(root, root.directory("labels"), {".txt"})
     if "classes" not in images:
         labels.pop("classes", None)  # some labelling tools put their class list there
     if not images:
-        raise DataError(f"{root / 'images'}: wanted arrays (*.npy), found none; check data.source.root")
-    bare = [stem for stem in images if stem not in labels]
-    orphaned = [stem for stem in labels if stem not in images]
-    if not drop and (bare or orphaned):
-        raise DataError(
-            f"{root}: wanted one label file per image, got {len(images)} images and {len(labels)} label files: "
-            f"{len(bare)} images without labels{_named(bare)}, {len(orphaned)} labels without an image"
-            f"{_named(orphaned)}; add the files, or set data.source.unlabelled=drop"
-        )
-    return [(path, labels[stem]) for stem, path in images.items() if stem in labels]
-
-
-def _directory(root: Path, name: str) -> Path:
-    path = root / name
-    if not path.is_dir():
-        raise DataError(
-            f"{root}: wanted the directories images/ and labels/, {name}/ is not there; check the path"
-        )
-    return path
-
-
-def _named(stems: Sequence[str]) -> str:
-    more = ", ..." if len(stems) > NUM_NAMED else ""
-    return f" ({', '.join(stems[:NUM_NAMED])}{more})" if stems else ""
+        raise DataError(f"{root.path / 'images'}: wanted arrays (*.npy), found none; check data.source.root")
+    pairs = paired(
+        {"image": images, "label": labels},
+        names=[stem for stem in images if stem in labels] if drop else None,
+        where=root.path,
+        remedy="add the files, or set data.source.unlabelled=drop",
+        sieve=sieve,
+    )
+    return {stem: (files["image"], files["label"]) for stem, files in pairs.items()}
 
 
 def _with_boxes(pictures: list[_Picture], root: Path) -> list[_Picture]:
@@ -165,31 +140,31 @@ def _with_boxes(pictures: list[_Picture], root: Path) -> list[_Picture]:
 
 def _open_picture(image: Path, label: Path, num_classes: int) -> _Picture:
     size_hw = _read_size(image)
-    boxes: list[Box] = []
-    labels: list[int] = []
-    for number, row in enumerate(_lines(label), start=1):
-        if row.strip():
-            where = f"{label}, row {number}"
-            label_id, relative = _parsed_row(row, num_classes, where)
-            boxes.append(_absolute(relative, size_hw, where))
-            labels.append(label_id)
-    return _Picture(path=image, size_hw=size_hw, boxes=tuple(boxes), labels=tuple(labels))
+    boxes, labels = read_rows(label, num_classes=num_classes, size_hw=size_hw)
+    return _Picture(image, size_hw, boxes, labels)
 
 
 def _read_size(path: Path) -> tuple[int, int]:
     """Height and width from the header, after a look at type, shape and file size."""
-    with path.open("rb") as file:
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise DataError(f"{path}: wanted a .npy array, {error.strerror or error}; check the file") from error
+    with file:
         shape, dtype = _read_header(file, path)
         header_bytes = file.tell()
         file.seek(0, 2)
         found_bytes = file.tell()
-    if len(shape) != 3 or shape[2] != NUM_CHANNELS or 0 in shape:
+    if len(shape) != 3 or shape[2] != NUM_CHANNELS or min(shape) < 1:
         raise DataError(
-            f"{path}: wanted an array H x W x {NUM_CHANNELS}, got shape {shape}; write RGB, thermal, event"
+            f"{path}: wanted an array H x W x {NUM_CHANNELS}, got shape {one_line(shape)}; write RGB, thermal, event"
         )
     if dtype != np.uint8 and dtype.kind != "f":
-        raise DataError(f"{path}: wanted uint8 or float values, got dtype {dtype}; convert the array")
-    wanted_bytes = header_bytes + int(np.prod(shape)) * dtype.itemsize
+        raise DataError(
+            f"{path}: wanted uint8 or float values, got dtype {one_line(dtype)}; convert the array"
+        )
+    check_pixels(shape[0], shape[1], path)
+    wanted_bytes = header_bytes + math.prod(shape) * dtype.itemsize
     if found_bytes != wanted_bytes:
         raise DataError(
             f"{path}: wanted {wanted_bytes} bytes for {shape} {dtype}, the file has {found_bytes}; "
@@ -200,52 +175,24 @@ def _read_size(path: Path) -> tuple[int, int]:
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     try:
-        version = npy_format.read_magic(file)
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except ValueError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote; they are read all the same
+            version = npy_format.read_magic(file)
+            read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+            shape, _, dtype = read(file)
+    except Exception as error:  # the header is a Python literal: numpy's reader fails in many ways
         raise DataError(
-            f"{path}: wanted a .npy array, got another file ({error}); write it with numpy.save"
+            f"{path}: wanted a .npy array, got another file ({one_line(error)}); write it with numpy.save"
         ) from error
     return shape, dtype
 
 
-def _lines(label: Path) -> list[str]:
-    try:
-        return label.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{label}: wanted text rows `class xc yc w h`, got bytes that are no text") from error
-
-
-def _parsed_row(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, ...]]:
-    tokens = row.split()
-    try:
-        class_id, *relative = map(float, tokens)
-    except ValueError:
-        raise DataError(
-            f"{where}: wanted five numbers `class xc yc w h`, got {row.strip()!r}; correct the row"
-        ) from None
-    if len(relative) != 4:
-        raise DataError(
-            f"{where}: wanted five numbers `class xc yc w h`, got {len(tokens)}: {row.strip()!r}; correct the row"
-        )
-    if not class_id.is_integer() or not 0 <= class_id < num_classes:
-        raise DataError(
-            f"{where}: wanted a class id in 0..{num_classes - 1}, got {tokens[0]}; correct the row, or name "
-            "all classes in data.classes"
-        )
-    return int(class_id), tuple(relative)
-
-
-def _absolute(relative: tuple[float, ...], size_hw: tuple[int, int], where: str) -> Box:
-    xc, yc, w, h = relative
-    height, width = size_hw
-    return checked_box(
-        ((xc - w / 2) * width, (yc - h / 2) * height, (xc + w / 2) * width, (yc + h / 2) * height),
-        picture_hw=size_hw,
-        slack_hw=(SLACK * height, SLACK * width),
-        where=where,
-    )
+def _mapped(path: Path, size_hw: tuple[int, int]) -> NDArray[Any]:
+    """The array, of the size that it had at the start."""
+    if _read_size(path) != size_hw:
+        raise DataError(f"{path}: the array has another size than at the start; start again")
+    array: NDArray[Any] = npy_format.open_memmap(path, mode="r")
+    return array
 
 
 def _pixels(array_HWC: NDArray[Any], modality: str, path: Path) -> Tensor:
@@ -253,7 +200,8 @@ def _pixels(array_HWC: NDArray[Any], modality: str, path: Path) -> Tensor:
     view_CHW = array_HWC[..., CHANNELS[modality]].transpose(2, 0, 1)
     if view_CHW.dtype == np.uint8:
         return torch.from_numpy(np.array(view_CHW, order="C"))
-    pixels_CHW = np.array(view_CHW, dtype=np.float32, order="C")
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is refused
+        pixels_CHW = np.array(view_CHW, dtype=np.float32, order="C")
     low, high = float(pixels_CHW.min()), float(pixels_CHW.max())
     # A NaN makes both of them NaN, and every comparison with it false.
     if not (low >= 0 and high <= 255):

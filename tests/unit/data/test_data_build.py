@@ -49,11 +49,10 @@ def test_specs(npy_yolo: Path, coco: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert detect_source("npy") == detect_source("npy_yolo:../" + npy_yolo.parent.name + "/npy/") == arrays
 
 
-@pytest.mark.parametrize("spec", ["", "coco:", "voc:/data", "synthetic:7"])
+@pytest.mark.parametrize("spec", ["", "coco:", "vok:/data", "synthetic:7"])
 def test_what_is_no_spec_is_a_usage_error(spec: str) -> None:
     with pytest.raises(
-        ConfigError,
-        match="--data wants synthetic, coco:PATH, npy_yolo:PATH, shards:PATH or shards:URI, or a path, got",
+        ConfigError, match=r"--data wants synthetic, FORMAT:PATH \(npy_yolo, .*\), shards:URI, or a path, got"
     ):
         detect_source(spec)
 

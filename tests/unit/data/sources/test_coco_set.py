@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from raydet.data.sources.coco import CocoSet
@@ -81,10 +82,21 @@ def test_false_colours_are_refused(tree: Tree, tmp_path: Path) -> None:
         CocoSet(write(tree, tmp_path)).read(0)
 
 
-def test_16_bits_are_refused(tree: Tree, tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((10, 20), np.uint16)).save(tmp_path / "t1.png")
-    with pytest.raises(DataError, match=r"t1\.png: wanted 8 bits"):
-        CocoSet(write(tree, tmp_path)).read(0)
+def test_16_bits_want_a_range(tree: Tree, tmp_path: Path) -> None:
+    for number in (1, 2):
+        counts = np.arange(7000, 7200, dtype=np.uint16).reshape(10, 20)
+        Image.fromarray(counts).save(tmp_path / f"t{number}.png")
+    path = write(tree, tmp_path)
+    with pytest.raises(DataError, match=r"t1\.png: wanted 8 bits .* values 7000\.\.7199; set thermal_range"):
+        CocoSet(path)
+    thermal = CocoSet(path, thermal_range=(7000, 7100)).read(0).modalities["thermal"]
+    assert (thermal.dtype, tuple(thermal.shape)) == (torch.float32, (1, 10, 20))
+    assert thermal.flatten()[[0, 50, 100, 199]].tolist() == [0, 0.5, 1, 1]
+    tree["images"][0]["thermal"] = "v1.jpg"
+    with pytest.raises(
+        DataError, match=r"v1\.jpg: wanted more than 8 bits, as data.source.thermal_range is set"
+    ):
+        CocoSet(write(tree, tmp_path), thermal_range=(7000, 7100))
 
 
 @pytest.mark.parametrize("name", ["v1.jpg", "t1.png"])
@@ -103,7 +115,7 @@ def test_the_modalities_of_a_picture_have_one_size(tree: Tree, tmp_path: Path) -
 
 
 BAD: dict[str, tuple[Callable[[Tree], Any], str]] = {
-    "size in the json": (lambda t: t["images"][0].update(width=10, height=10), "the json 10 x 10"),
+    "size in the json": (lambda t: t["images"][0].update(width=10, height=10), "the annotation 10 x 10"),
     "no modality key": (
         lambda t: t.update(images=[{"id": 1, "file_name": "v1.jpg"}]),
         "image 1: wanted a file under .* keys id, file_name",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from raydet.data.sources.npy_yolo import NpyYoloSet, read_class_names
+from raydet.data.sources.npy_yolo import NpyYoloSet
+from raydet.data.sources.yolo_rows import read_class_names
 from raydet.errors import DataError
 
 ROW = "1 0.5 0.5 0.5 0.25\n"
@@ -142,8 +143,8 @@ def test_pictures_without_labels_are_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "labels" / "z.txt").write_text(ROW)
     with pytest.raises(
         DataError,
-        match=r"6 images and 2 label files: 5 images without labels \(b, c, d, \.\.\.\), "
-        r"1 labels without an image \(z\); .*data\.source\.unlabelled=drop",
+        match=r"got 6 image, 2 label: 1 without image \(z\), 5 without label \(b, c, d, \.\.\.\); "
+        r".*data\.source\.unlabelled=drop",
     ):
         open_set(tmp_path)
 

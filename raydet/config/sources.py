@@ -1,0 +1,165 @@
+"""Where pictures and boxes come from: one config per format.
+
+Paths of directories and files inside a set are relative to its root.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raydet.config.base import Config
+
+
+class SyntheticSource(Config):
+    """An embedded RGB + thermal + event set, the same bytes on every machine."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    num_sequences: Annotated[int, Field(ge=2)] = 20
+    frames_per_sequence: Annotated[int, Field(ge=1)] = 10
+    size_hw: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = (120, 160)
+    """Picture height and width in pixels."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class NpyYoloSource(Config):
+    """`images/*.npy` of H x W x 5 (RGB, thermal, event; values 0..255) with YOLO rows in `labels/*.txt`."""
+
+    kind: Literal["npy_yolo"] = "npy_yolo"
+    root: str
+    """Directory that holds `images/`, `labels/` and, optionally, `classes.txt`."""
+    unlabelled: Literal["error", "drop"] = "error"
+    """A picture whose label file is missing: refuse the set, or leave out every picture without a box (as the
+    published split of this format does)."""
+
+
+class PictureFiles(Config):
+    """What formats with one picture file per modality share."""
+
+    thermal_range: tuple[float, float] | None = None
+    """Raw values of a thermal picture of more than 8 bits that become 0 and 1, for the whole set; such pictures need
+    it, those of 8 bits do not have it."""
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> Self:
+        if self.thermal_range is not None:
+            low, high = self.thermal_range
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(f"thermal_range wants low < high, got {low:g}, {high:g}")
+        return self
+
+
+class CocoSource(PictureFiles):
+    """One COCO json whose images name one file per modality (`visible` or `rgb`, `thermal`, optional `event`)."""
+
+    kind: Literal["coco"] = "coco"
+    annotations: str
+    """Path of the json file; picture paths are relative to `root`."""
+    root: str | None = None
+    """Directory of the pictures; default: the directory of the json file."""
+
+
+class VocSource(PictureFiles):
+    """A directory of pictures per modality and one Pascal VOC xml per picture: the layout of LLVIP."""
+
+    kind: Literal["voc"] = "voc"
+    root: str
+    rgb: str | None = "visible"
+    """Directory of the RGB pictures (searched to the bottom, as the others; LLVIP's own part is `visible/train`); null
+    if there are none."""
+    thermal: str | None = "infrared"
+    """Directory of the thermal pictures, under the same names."""
+    event: str | None = None
+    """Directory of the event pictures, under the same names."""
+    annotations: str = "Annotations"
+    """Directory of the xml files, under the same names."""
+    ignore: tuple[str, ...] = ()
+    """Objects of these names are left out: neither trained on nor evaluated."""
+    first_pixel: Literal[0, 1] = 1
+    """The number of a picture's first row and column. Pascal VOC counts from 1, and the box has its last pixel:
+    xmin 1, xmax 640 is a whole row of 640. With 0, xmin and xmax are edges."""
+    group_prefix: Annotated[int, Field(ge=0)] = 0
+    """That many first letters of a picture's name say its sequence (LLVIP: 2, the place); 0: the names do not tell."""
+
+
+class YoloSource(PictureFiles):
+    """A directory of pictures per modality and of YOLO rows per label set: the layout of MSRS.
+
+    Directories that are not named here are looked for under their common names, see `raydet.data.sources.yolo`.
+    """
+
+    kind: Literal["yolo"] = "yolo"
+    root: str
+    labels: Literal["rgb", "thermal", "union", "fused"]
+    """What counts as an object: what was labelled in the RGB picture, in the thermal one, in either of them, or in a
+    picture fused from both (or in both at once)."""
+    union_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """With `union`: two boxes of one class that overlap at least so much, each the other's best, are one object; its
+    box is the smallest that holds both."""
+    rgb: str | None = None
+    """Directory of the RGB pictures."""
+    thermal: str | None = None
+    """Directory of the thermal pictures, under the same names."""
+    event: str | None = None
+    """Directory of the event pictures, under the same names."""
+    labels_rgb: str | None = None
+    """Directory of the labels that were drawn on RGB."""
+    labels_thermal: str | None = None
+    """Directory of the labels that were drawn on thermal."""
+    labels_fused: str | None = None
+    """Directory of the labels that were drawn on both."""
+    group_prefix: Annotated[int, Field(ge=0)] = 0
+    """That many first letters of a picture's name say its sequence; 0: the names do not tell."""
+
+
+class FlirSource(PictureFiles):
+    """FLIR ADAS, aligned: `JPEGImages/*_RGB.jpg`, `*_PreviewData.jpeg`, `Annotations/*_PreviewData.xml`."""
+
+    kind: Literal["flir"] = "flir"
+    root: str
+    subset: str | None = None
+    """File with the names of the pictures to take (`align_train.txt`); default: all."""
+    ignore: tuple[str, ...] = ("dog",)
+    """Objects of these names are left out. Published figures are for person, bicycle and car: there are few dogs."""
+    first_pixel: Literal[0, 1] = 1
+    """As in `VocSource`."""
+
+
+class KaistSource(PictureFiles):
+    """KAIST: `set00/V000/{visible,lwir}/I00000.jpg` with a txt (bbGt) or xml per frame. A video is a group."""
+
+    kind: Literal["kaist"] = "kaist"
+    root: str
+    """Directory that holds the sets, or `images/` with the sets."""
+    annotations: str = "annotations"
+    """Directory of the annotations, `set00/V000/I00000.txt` or `.xml`; its variants have directories of their own."""
+    subset: str | None = None
+    """File with the frames to take, lines `set00/V000/I00019`; default: all that are there."""
+    ignore: tuple[str, ...] = ("person?", "person?a", "people", "cyclist")
+    """Objects of these names are left out, like COCO's crowds: people that cannot be told apart, and what may be no
+    person. KAIST's own evaluation ignores them; here a detection on one counts as wrong."""
+
+
+class ShardsSource(Config):
+    """Shards that `raydet data convert` has written: a directory or a URI that holds `manifest.json`."""
+
+    kind: Literal["shards"] = "shards"
+    path: str
+    """A directory, or file://, s3:// or gs://. How to reach and to sign in to object storage is the environment's."""
+    sha256: str | None = None
+    """Of the whole set: another one is refused. `--data` fills it in; None takes what is there."""
+
+
+Source = Annotated[
+    SyntheticSource
+    | NpyYoloSource
+    | CocoSource
+    | VocSource
+    | YoloSource
+    | FlirSource
+    | KaistSource
+    | ShardsSource,
+    Field(discriminator="kind"),
+]

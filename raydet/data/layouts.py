@@ -1,0 +1,184 @@
+"""What `--data` understands: a format and a path, or a path whose layout is plain to see.
+
+    coco:PATH    voc:PATH    yolo:PATH?labels=fused    kaist:PATH?subset=train.txt&thermal_range=[7000,9000]
+
+What follows a question mark are fields of the source's config; in a shell it wants quotes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from raydet.config import (
+    CocoSource,
+    FlirSource,
+    KaistSource,
+    NpyYoloSource,
+    ShardsSource,
+    Source,
+    SyntheticSource,
+    VocSource,
+    YoloSource,
+)
+from raydet.config.base import describe
+from raydet.data.sources.kaist import sets_directory
+from raydet.data.sources.yolo import SETS_OF, find_labels, find_pictures
+from raydet.errors import ConfigError, DataError
+
+SourceConfig = (
+    SyntheticSource
+    | NpyYoloSource
+    | CocoSource
+    | VocSource
+    | YoloSource
+    | FlirSource
+    | KaistSource
+    | ShardsSource
+)
+
+ANNOTATIONS = "annotations.json"
+MANIFEST = "manifest.json"
+KINDS = tuple(member.model_fields["kind"].default for member in get_args(SourceConfig))
+FILE_KINDS = tuple(kind for kind in KINDS if kind != "synthetic")
+SPEC_FORMS = f"synthetic, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or a path"
+
+
+def detect_source(spec: str) -> SourceConfig:
+    """What a user means by `--data`.
+
+    >>> detect_source("synthetic").kind
+    'synthetic'
+
+    Raises:
+        ConfigError: the text is no source, a setting is wrong, or a directory is of no known format, or of several.
+        DataError: the path does not exist, or lacks what the format wants.
+    """
+    text, settings = _split_settings(spec)
+    kind, _, rest = text.partition(":")
+    if text == "synthetic":
+        return _validated({"kind": "synthetic"} | settings, spec)
+    if kind == "shards" and "://" in rest:
+        return _validated({"kind": kind, "path": rest} | settings, spec)
+    if kind in FILE_KINDS and rest:
+        return _configured(kind, _existing(rest), settings, spec)
+    if not text or (":" in text and not Path(text).exists()):
+        raise ConfigError(f"--data wants {SPEC_FORMS}, got {spec!r}")
+    path = _existing(text)
+    return _configured(_kind_of(path), path, settings, spec)
+
+
+def _split_settings(spec: str) -> tuple[str, dict[str, Any]]:
+    text, mark, tail = spec.partition("?")
+    if not mark or Path(spec).exists():
+        return spec, {}
+    settings = {}
+    for part in tail.split("&"):
+        key, equals, value = part.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--data wants key=value after the question mark, got {part!r} in {spec!r}")
+        settings[key] = _value(value)
+    return text, settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _existing(text: str) -> Path:
+    # Absolute, because workers run in other directories; links stay, because they are what the user mounted.
+    path = Path(os.path.abspath(Path(text).expanduser()))
+    if path.exists():
+        return path
+    raise DataError(f"--data wants {SPEC_FORMS}; {path} does not exist, check the path")
+
+
+def _kind_of(path: Path) -> str:
+    """The format whose layout a path has."""
+    if path.suffix == ".json" or (path / ANNOTATIONS).is_file():
+        return "coco"
+    if (path / MANIFEST).is_file():
+        return "shards"
+    fitting = [kind for kind, is_so in _signs(path).items() if is_so]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ConfigError(
+            f"--data {path}: fits several formats ({', '.join(fitting)}); name one, for example {fitting[0]}:{path}"
+        )
+    if (path / "images").is_dir():
+        return "npy_yolo"
+    raise ConfigError(
+        f"--data {path}: wanted a .json file or a directory with {ANNOTATIONS} (coco), {MANIFEST} (shards), images/ "
+        "and labels/ (npy_yolo), visible/, infrared/ and Annotations/ (voc), pictures and labels per modality (yolo), JPEGImages/ and "
+        "Annotations/ (flir) or set00/ (kaist), found none of them; name the format, for example coco:PATH"
+    )
+
+
+def _signs(path: Path) -> Mapping[str, bool]:
+    has = {name: (path / name).is_dir() for name in ("Annotations", "JPEGImages", "visible", "infrared")}
+    return {
+        "voc": has["Annotations"] and has["visible"] and has["infrared"],
+        "flir": has["Annotations"] and has["JPEGImages"],
+        "kaist": sets_directory(path) is not None,
+        "yolo": bool(find_pictures(path)) and bool(find_labels(path)),
+    }
+
+
+def _configured(kind: str, path: Path, settings: Mapping[str, Any], spec: str) -> SourceConfig:
+    match kind:
+        case "coco":
+            fields = {"annotations": str(path / ANNOTATIONS if path.is_dir() else path)}
+            if isinstance(settings.get("root"), str):
+                settings = {**settings, "root": str(_existing(settings["root"]))}
+        case "shards":
+            fields = {"path": str(path)}
+        case "npy_yolo":
+            _check_npy_yolo(path)
+            fields = {"root": str(path)}
+        case "yolo":
+            fields = {"root": str(path)} | ({} if "labels" in settings else {"labels": _only_policy(path)})
+        case _:
+            fields = {"root": str(path)}
+    return _validated({"kind": kind} | fields | dict(settings), spec)
+
+
+def _validated(tree: Mapping[str, Any], spec: str) -> SourceConfig:
+    adapter: TypeAdapter[SourceConfig] = TypeAdapter(Source)
+    try:
+        return adapter.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ConfigError(f"--data {spec}: {describe(error)}") from None
+
+
+def _check_npy_yolo(path: Path) -> None:
+    for name in ("images", "labels"):
+        if not (path / name).is_dir():
+            raise DataError(
+                f"--data {path}: npy_yolo wants the directories images/ and labels/, {name}/ is not there"
+            )
+
+
+def _only_policy(path: Path) -> str:
+    """Which labels count, where there is no choice."""
+    there = find_labels(path)
+    possible = [policy for policy, sets in SETS_OF.items() if all(name in there for name in sets)]
+    if len(possible) == 1:
+        return possible[0]
+    if not possible:
+        raise DataError(
+            f"--data {path}: yolo wants label directories (labels_vi/, labels_ir/, labels_fusion/, or labels/), found "
+            "none; name them, for example yolo:PATH?labels=rgb&labels_rgb=boxes"
+        )
+    raise ConfigError(
+        f"--data {path}: has several label sets ({', '.join(there)}); say which objects count: "
+        + ", ".join(f"'yolo:{path}?labels={policy}'" for policy in possible)
+    )

@@ -1,0 +1,231 @@
+"""A directory of pictures per modality and of YOLO rows per label set: the layout of MSRS.
+
+    vi/00001D.png   ir/00001D.png   labels_vi/00001D.txt   labels_ir/00001D.txt   labels_fusion/00001D.txt
+
+or `images/visible/`, `images/infrared/`, `labels/visible/`, ..., or any other names, if they are given; directories are
+searched to the bottom, the names without their endings pair the files. A label file without rows is a picture without
+objects; a picture without a label file is refused.
+
+Objects that one sensor sees and the other does not make the label sets differ; which of them is meant has to be said:
+`rgb`, `thermal`, `fused` (drawn on a picture fused from both, or on both at once; a plain `labels/` counts as this),
+or `union` of the first two, in which two boxes of one class are one object where they overlap enough and each is the
+other's best; its box is the smallest that holds both.
+
+Legend: N, M boxes of two sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydet.data.sources.boxes import Box, check_count
+from raydet.data.sources.files import PICTURES, Root, files_in
+from raydet.data.sources.pairs import paired
+from raydet.data.sources.picture_set import Picture, PictureSet
+from raydet.data.sources.pictures import MODALITY_NAMES, ThermalRange, check_sizes
+from raydet.data.sources.sieve import OnBad, Sieve
+from raydet.data.sources.yolo_rows import read_rows
+from raydet.errors import DataError
+
+Policy = Literal["rgb", "thermal", "union", "fused"]
+
+PICTURE_NAMES: dict[str, tuple[str, ...]] = {
+    "rgb": ("vi", "visible", "rgb"),
+    "thermal": ("ir", "infrared", "thermal", "lwir"),
+    "event": ("event", "events"),
+}
+LABEL_NAMES: dict[str, tuple[str, ...]] = {
+    "rgb": PICTURE_NAMES["rgb"],
+    "thermal": PICTURE_NAMES["thermal"],
+    "fused": ("fusion", "fused"),
+}
+SETS_OF: dict[Policy, tuple[str, ...]] = {
+    "rgb": ("rgb",),
+    "thermal": ("thermal",),
+    "union": ("rgb", "thermal"),
+    "fused": ("fused",),
+}
+"""The label sets that a policy reads."""
+
+Targets = tuple[list[Box], list[int]]
+
+
+class YoloSet(PictureSet):
+    """The pictures of such a directory, in the order of their names.
+
+    Args:
+        root: the directory.
+        classes: names of the class ids 0, 1, ...
+        labels: which label set counts.
+        missing: modalities to leave out.
+        picture_directories: by modality; those that are not named are looked for.
+        label_directories: by label set ("rgb", "thermal", "fused"); those that are not named are looked for.
+        union_iou: overlap from which on two boxes of the union are one object, 0..1.
+        group_prefix: that many first letters of a name say the sequence.
+        thermal_range: see `raydet.data.sources.pictures`.
+        on_bad: "skip" leaves out a picture with a bad file, a bad row or no partner.
+
+    Raises:
+        DataError: a directory or a file is not as described above.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        classes: Sequence[str],
+        labels: Policy,
+        missing: Collection[str] = (),
+        picture_directories: Mapping[str, str] | None = None,
+        label_directories: Mapping[str, str] | None = None,
+        union_iou: float = 0.5,
+        group_prefix: int = 0,
+        thermal_range: ThermalRange | None = None,
+        on_bad: OnBad = "error",
+    ) -> None:
+        place, sieve = Root(Path(root)), Sieve(on_bad)
+        pictures_in = find_pictures(place.path) | dict(picture_directories or {})
+        modalities = tuple(name for name in MODALITY_NAMES if name in pictures_in and name not in missing)
+        listings = {
+            name: files_in(place, place.directory(pictures_in[name]), PICTURES) for name in modalities
+        }
+        labels_in = find_labels(place.path) | dict(label_directories or {})
+        kinds = [f"{name} label" for name in SETS_OF[labels]]
+        for name, kind in zip(SETS_OF[labels], kinds, strict=True):
+            if name not in labels_in:
+                raise DataError(
+                    f"{place.path}: data.source.labels={labels} wants labels for {name}, there are those for "
+                    f"{', '.join(labels_in) or 'nothing'}; choose another, or name the directory in "
+                    f"data.source.labels_{name}"
+                )
+            listings[kind] = files_in(place, place.directory(labels_in[name]), {".txt"})
+            listings[kind].pop("classes", None)  # some labelling tools put their class list there
+        files = paired(
+            listings,
+            where=place.path,
+            remedy="add the files (an empty label file says: no object), or delete the rest of the picture",
+            sieve=sieve,
+        )
+        opened = (
+            sieve.take(
+                key,
+                partial(
+                    _open_picture,
+                    key,
+                    {name: paths[name] for name in modalities},
+                    [paths[kind] for kind in kinds],
+                    num_classes=len(classes),
+                    union_iou=union_iou,
+                    group_prefix=group_prefix,
+                    thermal_range=thermal_range,
+                    root=place.path,
+                ),
+            )
+            for key, paths in files.items()
+        )
+        super().__init__(
+            [picture for picture in opened if picture is not None],
+            where=place.path,
+            classes=classes,
+            modalities=modalities,
+            thermal_range=thermal_range,
+            sieve=sieve,
+        )
+
+
+def find_pictures(root: Path) -> dict[str, str]:
+    """The picture directories that have a common name, by modality."""
+    return _first_there(root, {k: (*v, *(f"images/{n}" for n in v)) for k, v in PICTURE_NAMES.items()})
+
+
+def find_labels(root: Path) -> dict[str, str]:
+    """The label directories that have a common name, by label set."""
+    found = _first_there(
+        root,
+        {
+            k: (*(f"labels_{n}" for n in v), *(f"labels/{n}" for n in v), *(f"{n}_labels" for n in v))
+            for k, v in LABEL_NAMES.items()
+        },
+    )
+    is_parent = any(name.startswith("labels/") for name in found.values())
+    if "fused" not in found and not is_parent and (root / "labels").is_dir():
+        found["fused"] = "labels"
+    return found
+
+
+def union(first: Targets, second: Targets, *, min_iou: float) -> Targets:
+    """Objects of either set: those of the first, then those of the second that the first has not.
+
+    >>> union(([(0, 0, 4, 4)], [1]), ([(0, 0, 4, 5), (8, 8, 9, 9)], [1, 0]), min_iou=0.5)
+    ([(0, 0, 4, 5), (8, 8, 9, 9)], [1, 0])
+    """
+    (boxes_N, labels_N), (boxes_M, labels_M) = first, second
+    if not boxes_N or not boxes_M:
+        return [*boxes_N, *boxes_M], [*labels_N, *labels_M]
+    partner_N = _partners(first, second, min_iou)
+    merged = [
+        box if other < 0 else _hull(box, boxes_M[other])
+        for box, other in zip(boxes_N, partner_N.tolist(), strict=True)
+    ]
+    rest = sorted(set(range(len(boxes_M))) - set(partner_N.tolist()))
+    return [*merged, *(boxes_M[i] for i in rest)], [*labels_N, *(labels_M[i] for i in rest)]
+
+
+def _partners(first: Targets, second: Targets, min_iou: float) -> NDArray[np.int64]:
+    """int64 [N]: the box of the second set that is the same object, or -1."""
+    boxes_N, boxes_M = np.array(first[0]), np.array(second[0])
+    labels_N, labels_M = np.array(first[1]), np.array(second[1])
+    best_N = np.full(len(boxes_N), -1)
+    best_M, best_iou_M = np.full(len(boxes_M), -1), np.zeros(len(boxes_M))
+    for row in range(len(boxes_N)):  # not all pairs at once: 10,000 x 10,000 would not fit
+        iou_M = np.where(labels_M == labels_N[row], _iou(boxes_N[row], boxes_M), 0)
+        best = int(iou_M.argmax())
+        if iou_M[best] >= min_iou:
+            best_N[row] = best
+        is_better_M = iou_M > best_iou_M
+        best_M[is_better_M], best_iou_M[is_better_M] = row, iou_M[is_better_M]
+    is_mutual_N = (best_N >= 0) & (best_M[best_N] == np.arange(len(best_N)))
+    return np.where(is_mutual_N, best_N, -1)
+
+
+def _iou(box: NDArray[np.float64], boxes_M: NDArray[np.float64]) -> NDArray[np.float64]:
+    sides_M = np.minimum(box[2:], boxes_M[:, 2:]) - np.maximum(box[:2], boxes_M[:, :2])
+    shared_M = sides_M.clip(min=0).prod(axis=1)
+    areas_M = (boxes_M[:, 2:] - boxes_M[:, :2]).prod(axis=1)
+    shares: NDArray[np.float64] = shared_M / ((box[2:] - box[:2]).prod() + areas_M - shared_M)
+    return shares
+
+
+def _hull(a: Box, b: Box) -> Box:
+    x1, y1, x2, y2 = np.array([np.minimum(a, b)[:2], np.maximum(a, b)[2:]]).flatten().tolist()
+    return x1, y1, x2, y2
+
+
+def _open_picture(
+    key: str,
+    pixels: Mapping[str, Path],
+    labels: Sequence[Path],
+    *,
+    num_classes: int,
+    union_iou: float,
+    group_prefix: int,
+    thermal_range: ThermalRange | None,
+    root: Path,
+) -> Picture:
+    where = f"{root}, picture {key}"
+    size_hw = check_sizes(pixels, where, thermal_range=thermal_range)
+    sets = [read_rows(path, num_classes=num_classes, size_hw=size_hw) for path in labels]
+    boxes, ids = sets[0] if len(sets) == 1 else union(sets[0], sets[1], min_iou=union_iou)
+    check_count(len(boxes), where)
+    return Picture(key, key[:group_prefix], pixels, size_hw, boxes, ids)
+
+
+def _first_there(root: Path, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    found = {key: next((n for n in some if (root / n).is_dir()), None) for key, some in names.items()}
+    return {key: name for key, name in found.items() if name is not None}

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from raydet.data.sources.files import (
+    MAX_TEXT_BYTES,
+    PICTURES,
+    Root,
+    checked_name,
+    files_in,
+    one_line,
+    read_json,
+    read_names,
+    read_text,
+)
+from raydet.errors import DataError
+
+
+def test_a_path_below_the_root(tmp_path: Path) -> None:
+    assert Root(tmp_path).inside("a/b.png", "here") == tmp_path / "a" / "b.png"
+    assert Root(tmp_path).inside("a/..b", "here") == tmp_path / "a" / "..b"
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("a")
+    (tmp_path / "link").symlink_to("real")
+    root = Root(tmp_path / "link")
+    assert root.inside("a.txt", "here").read_text() == "a"
+    assert list(files_in(root, root.path, {".txt"})) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../a", "a/../../b", "a/..", "", None, 7, "a\0b", "a\nb", "\ud800"]
+)
+def test_no_path_leaves_the_root(tmp_path: Path, name: object) -> None:
+    with pytest.raises(DataError, match="here: wanted a") as caught:
+        Root(tmp_path).inside(name, "here")
+    assert str(caught.value).isprintable()
+
+
+def test_links_must_not_lead_out(tmp_path: Path) -> None:
+    root = Root(tmp_path / "set")
+    root.path.mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "a.txt").write_text("secret")
+    (root.path / "dir").symlink_to(tmp_path / "outside")
+    (root.path / "a.txt").symlink_to(tmp_path / "outside" / "a.txt")
+    (root.path / "good.txt").write_text("")
+    (root.path / "inner.txt").symlink_to("good.txt")
+    for name in ("a.txt", "dir/a.txt", "dir"):
+        with pytest.raises(DataError, match=r"is a link to .*outside"):
+            root.inside(name, "here")
+    assert root.inside("inner.txt", "here").read_text() == ""
+    found = files_in(root, root.path, {".txt"})
+    assert list(found) == ["a", "dir", "good", "inner"]
+    assert "is a link to" in str(found["a"])
+    assert "got a link to one" in str(found["dir"])
+    assert (found["good"], found["inner"]) == (root.path / "good.txt", root.path / "inner.txt")
+
+
+def test_files_are_found_by_their_names(tmp_path: Path) -> None:
+    for name in ("b.PNG", "deep/er/a.jpg", "c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    root = Root(tmp_path)
+    assert files_in(root, tmp_path, PICTURES) == {
+        "a": tmp_path / "deep" / "er" / "a.jpg",
+        "b": tmp_path / "b.PNG",
+    }
+    (tmp_path / "a.png").write_bytes(b"")
+    twins = files_in(root, tmp_path, PICTURES)
+    assert list(twins) == ["a", "b"]
+    assert re.search(r"a\.png: wanted one file of the name a, got another, .*a\.jpg; rename", str(twins["a"]))
+
+
+def test_a_name_that_breaks_lines_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.png").write_bytes(b"")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")  # latin-1
+    found = files_in(Root(tmp_path), tmp_path, PICTURES)
+    assert [str(error).split(": ", 1)[1] for error in found.values()] == [
+        f"wanted a name without control characters, got {name}; rename it"
+        for name in (r"'a\nb.png'", r"'caf\udce9.png'")
+    ]
+    assert checked_name("Straße 7", "here") == "Straße 7"
+
+
+def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="wanted a directory, No such file"):
+        files_in(Root(tmp_path), tmp_path / "nowhere", PICTURES)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(DataError, match="it is no file"):
+        read_text(tmp_path / "a.txt", wanted="rows")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("käse".encode("utf-16"), "no text in it"),
+        ("käse".encode("latin-1"), r"no text in it \(at byte 1\)"),
+        ("0 1".encode("utf-16-le"), "NUL"),
+        (b"0" * (MAX_TEXT_BYTES + 1), "at most"),
+    ],
+    ids=["utf-16", "latin-1", "utf-16 without its mark", "large"],
+)
+def test_what_is_no_text(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.txt: wanted rows .*{message}"):
+        read_text(path, wanted="rows")
+
+
+def test_a_byte_order_mark_is_taken_off(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("0 1".encode("utf-8-sig"))
+    assert read_text(tmp_path / "a.txt", wanted="rows") == "0 1"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5_000, "{", ""])
+def test_a_json_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=r"a\.json: wanted a set, got (one nested too deeply|a broken one)"):
+        read_json(tmp_path / "a.json", wanted="a set")
+
+
+@pytest.mark.parametrize("text", ["", "a\na\n", "a\nb\x1bc\n"])
+def test_names_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(DataError, match=r"a\.txt: wanted"):
+        read_names(tmp_path / "a.txt", wanted="names")
+
+
+def test_messages_stay_on_one_line_and_short() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert one_line(deep) == "a value that is nested too deeply"
+    while deep:  # taken apart by hand: freeing it at once would be deep, too
+        deep = deep.pop()  # type: ignore[assignment]
+    assert len(one_line("x" * 10_000)) == 120
+    assert one_line("a\r\n\x1b[31mb\u2028c") == "a   [31mb c"

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from raydet.data.sources.pictures import check_sizes, decode, read_header
+from raydet.errors import DataError
+
+COLOUR = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
+COUNTS = np.arange(7000, 7048, dtype=np.uint16).reshape(6, 8)
+
+BOMB = zlib.compress(bytes(16 * 2**20))
+
+
+def saved(path: Path, array: np.ndarray, format_: str = "PNG") -> Path:
+    Image.fromarray(array).save(path, format=format_)
+    return path
+
+
+def encoded(array: np.ndarray, format_: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format=format_)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *extra: bytes) -> bytes:
+    """A PNG that claims a size, with one byte of pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        decode(path, "rgb")
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_the_bytes_say_what_a_picture_is(tmp_path: Path, format_: str) -> None:
+    options = {"lossless": True} if format_ == "WEBP" else {}
+    Image.fromarray(COLOUR).save(tmp_path / "a.jpg", format=format_, **options)
+    assert np.array_equal(decode(tmp_path / "a.jpg", "rgb").permute(1, 2, 0).numpy(), COLOUR)
+    assert read_header(tmp_path / "a.jpg", "here").size_hw == (6, 8)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "TIFF"])
+def test_one_range_for_all_counts(tmp_path: Path, format_: str) -> None:
+    """The same count is the same value, whatever else the picture shows."""
+    paths = {
+        "a": saved(tmp_path / "a.png", COUNTS, format_),
+        "b": saved(tmp_path / "b.png", COUNTS + 10, format_),
+    }
+    assert read_header(paths["a"], "here").is_deep
+    found = {name: decode(path, "thermal", thermal_range=(7000, 7040))[0] for name, path in paths.items()}
+    assert found["a"].dtype == torch.float32
+    assert found["a"].flatten()[[0, 10, 40, 47]].tolist() == [0, 0.25, 1, 1]
+    assert found["b"].flatten()[0] == found["a"].flatten()[10]
+
+
+def test_degrees_are_a_range_too(tmp_path: Path) -> None:
+    kelvin = np.linspace(270, 320, 48, dtype=np.float32).reshape(6, 8)
+    saved(tmp_path / "a.tif", kelvin, "TIFF")
+    assert decode(tmp_path / "a.tif", "thermal", thermal_range=(270, 320))[0, -1, -1] == 1
+    kelvin[0, 0] = np.nan
+    saved(tmp_path / "a.tif", kelvin, "TIFF")
+    with pytest.raises(DataError, match="wanted finite values"):
+        decode(tmp_path / "a.tif", "thermal", thermal_range=(270, 320))
+
+
+def test_deep_pictures_say_what_to_set(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", COUNTS)
+    with pytest.raises(
+        DataError, match=r"a\.png: .*with values 7000\.\.7047; set thermal_range=\[low, high\]"
+    ):
+        check_sizes({"thermal": path}, "here", thermal_range=None)
+    for modality in ("rgb", "event"):
+        with pytest.raises(DataError, match=rf"wanted 8 bits per channel for {modality}"):
+            check_sizes({modality: path}, "here", thermal_range=(0, 1))
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 1), (0, 5), (8193, 8192), (12_000, 12_000)])
+def test_a_size_that_no_camera_has(tmp_path: Path, size: tuple[int, int]) -> None:
+    """12,000 x 12,000 is where Pillow warns only."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png(*size))
+    with pytest.raises(DataError, match=r"a\.png"):
+        read_header(path, "here")
+    refused(path, "pixels|it is no picture")
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+def test_text_that_unpacks_to_gigabytes(tmp_path: Path, kind: bytes) -> None:
+    prefix = b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0"
+    (tmp_path / "a.png").write_bytes(png(8, 6, chunk(kind, prefix + BOMB)))
+    refused(tmp_path / "a.png", r"it is no picture .*too large")
+
+
+def test_no_program_is_started(tmp_path: Path) -> None:
+    """Pillow hands PostScript to an interpreter."""
+    witness = tmp_path / "witness"
+    text = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n({witness}) (w) file closefile\nshowpage\n"
+    (tmp_path / "a.png").write_text(text)
+    refused(tmp_path / "a.png", "it is no picture")
+    assert not witness.exists()
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    refused(tmp_path / "a.png", "it is no file")
+    refused(tmp_path / "b.png", "the file is not there")
+    (tmp_path / "c.png").mkdir()
+    refused(tmp_path / "c.png", "it cannot be read")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0\x08\0\0\0", b"GIF89a"]
+)
+def test_what_is_no_picture(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    refused(tmp_path / "a.png", "it is no picture|truncated or damaged|pixels")
+
+
+VALID = [encoded(COLOUR, name) for name in ("PNG", "JPEG", "TIFF", "BMP", "WEBP")] + [encoded(COUNTS, "TIFF")]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A picture with some bytes changed, cut, or put in."""
+    content = bytearray(draw(st.sampled_from(VALID)))
+    for _ in range(draw(st.integers(1, 6))):
+        place = draw(st.integers(0, len(content) - 1))
+        content[place] = draw(st.integers(0, 255))
+    if draw(st.booleans()):
+        del content[draw(st.integers(0, len(content) - 1)) :]
+    return bytes(content) + draw(st.binary(max_size=8))
+
+
+def read(path: Path, modality: str, thermal_range: tuple[float, float] | None) -> torch.Tensor | str:
+    """Pixels, or the error's line."""
+    try:
+        check_sizes({modality: path}, "here", thermal_range=thermal_range)
+        return decode(path, modality, thermal_range=thermal_range)
+    except DataError as error:
+        return str(error)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=mutated() | st.binary(max_size=200), modality=st.sampled_from(["rgb", "thermal"]))
+def test_any_bytes_are_a_picture_or_one_line(tmp_path: Path, content: bytes, modality: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    for thermal_range in (None, (0.0, 100.0)):
+        found = read(path, modality, thermal_range)
+        if isinstance(found, str):
+            assert "\n" not in found
+            assert "a.png" in found
+        else:
+            assert found.shape[0] == (3 if modality == "rgb" else 1)
+            assert found.dtype == torch.uint8 or 0 <= float(found.min()) <= float(found.max()) <= 1

@@ -64,6 +64,21 @@ def drop_small_boxes(sample: Sample, min_box_px: float) -> Sample:
     return sample.with_targets(sample.boxes_xyxy[keep], sample.labels[keep])
 
 
+def shifted(x_CHW: Tensor, *, down: int, right: int, fill_C: Tensor) -> Tensor:
+    """A picture moved by whole pixels, in a copy.
+
+    Args:
+        fill_C: what enters at the edges.
+    """
+    height, width = x_CHW.shape[1:]
+    moved = fill_C[:, None, None].expand_as(x_CHW).clone()
+    if abs(down) < height and abs(right) < width:
+        rows = slice(max(0, down), height + min(0, down)), slice(max(0, -down), height + min(0, -down))
+        columns = slice(max(0, right), width + min(0, right)), slice(max(0, -right), width + min(0, -right))
+        moved[:, rows[0], columns[0]] = x_CHW[:, rows[1], columns[1]]
+    return moved
+
+
 def letterboxed_hw(
     source_hw: tuple[int, int], canvas_hw: tuple[int, int], factor: float = 1.0
 ) -> tuple[int, int]:

@@ -1,30 +1,48 @@
-"""From source pixels to the fixed canvas: letterbox, scale jitter, flip. Modalities and boxes move together.
+"""From source pixels to the fixed canvas: letterboxed for evaluation, augmented for training.
 
-Every picture is resampled at most once. What is random depends on (seed, epoch, image id) alone, so a picture is
-augmented alike on every number of workers.
+Every picture is resampled at most once, each of a mosaic's four as well. What is random depends on (seed, epoch, image
+id) alone, so a picture is augmented alike on every number of workers; each change has a stream of its own, so
+switching one on leaves the others as they are.
 """
 
 from __future__ import annotations
 
-from raydet.config import Augmentation
-from raydet.data.geometry import cut, drop_small_boxes, flip_horizontally, letterboxed_hw, pad, resize
-from raydet.data.randomness import random_stream
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+
+from raydet.config import Augmentation, ModalityDropout
+from raydet.data.geometry import drop_small_boxes, letterboxed_hw, pad, resize
+from raydet.data.placement import Room, mosaic, placed
+from raydet.data.randomness import Key, random_stream
 from raydet.structures import Sample
 
 
 def train_transform(
-    sample: Sample, *, augmentation: Augmentation, canvas_hw: tuple[int, int], seed: int, epoch: int
+    sample: Sample,
+    *,
+    augmentation: Augmentation,
+    canvas_hw: tuple[int, int],
+    seed: int,
+    epoch: int,
+    partners: Sequence[Sample] = (),
+    reads: Collection[str] | None = None,
 ) -> Sample:
-    """The sample on the canvas, augmented; boxes that became too small are dropped."""
-    stream = random_stream(seed, epoch, sample.image_id)
-    # All draws come first and always: switching one change off leaves the others as they are.
-    flip, scale, down, right = stream.random_sample(4)
-    low, high = augmentation.scale_jitter
-    sample = resize(sample, letterboxed_hw(sample.source_hw, canvas_hw, factor=low + (high - low) * scale))
-    sample = _cut_to(sample, canvas_hw, down=down, right=right)
-    if flip < augmentation.flip_probability:
-        sample = flip_horizontally(sample)
-    return pad(drop_small_boxes(sample, augmentation.min_box_px), canvas_hw)
+    """The sample on the canvas, augmented; boxes that became too small are dropped.
+
+    Args:
+        sample: in source pixels.
+        partners: the three pictures of a mosaic, see `placement.partner_positions`; none: the picture by itself.
+        reads: the modalities that the model reads, of which dropout leaves one; default: all that the sample has.
+    """
+    key = (seed, epoch, sample.image_id)
+    if partners:
+        changed = mosaic([sample, *partners], augmentation, canvas_hw, (*key, "mosaic"))
+    else:
+        changed = placed(sample, augmentation, Room(canvas_hw, canvas_hw), key)
+    changed = without_modalities(changed, augmentation.modality_dropout, reads, key)
+    return pad(drop_small_boxes(changed, augmentation.min_box_px), canvas_hw)
 
 
 def eval_transform(sample: Sample, *, canvas_hw: tuple[int, int]) -> Sample:
@@ -32,9 +50,20 @@ def eval_transform(sample: Sample, *, canvas_hw: tuple[int, int]) -> Sample:
     return pad(resize(sample, letterboxed_hw(sample.source_hw, canvas_hw)), canvas_hw)
 
 
-def _cut_to(sample: Sample, canvas_hw: tuple[int, int], *, down: float, right: float) -> Sample:
-    """The part of an unpadded sample that fits the canvas, at a place given by two numbers in 0..1."""
-    height, width = sample.canvas_hw
-    kept_h, kept_w = min(height, canvas_hw[0]), min(width, canvas_hw[1])
-    top, left = int(down * (height - kept_h + 1)), int(right * (width - kept_w + 1))
-    return cut(sample, top=top, left=left, size_hw=(kept_h, kept_w))
+def without_modalities(
+    sample: Sample, dropout: ModalityDropout, reads: Collection[str] | None, key: tuple[Key, ...]
+) -> Sample:
+    """The sample with modalities marked as dropped, and their pixels at 0; one of those that are read is left."""
+    chances = {name: chance for name, chance in dropout.model_dump().items() if chance > 0}
+    draws = {name: random_stream(*key, "dropout", name).random_sample() for name in chances}
+    dropped = {name for name in sample.modalities if name in chances and draws[name] < chances[name]}
+    read = [name for name in sample.modalities if reads is None or name in reads]
+    if dropped.issuperset(read) and read:
+        dropped.remove(read[int(random_stream(*key, "dropout").random_sample() * len(read))])
+    if not dropped:
+        return sample
+    modalities = {
+        name: torch.zeros_like(x_CHW) if name in dropped else x_CHW
+        for name, x_CHW in sample.modalities.items()
+    }
+    return replace(sample, modalities=modalities, dropped=frozenset(dropped))

@@ -31,7 +31,7 @@ from raydet.evaluate.matches import MatchRecords
 from raydet.evaluate.measure import measure
 from raydet.evaluate.run import detect, ground_truth, mean_loss
 from raydet.evaluate.sizes import SizeBins
-from raydet.models.build import build_detector, parameter_counts
+from raydet.models.build import build_detector, modalities_read, parameter_counts
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
 from raydet.parallel.checkpoint import load_checkpoint
@@ -227,6 +227,7 @@ def _train_loader(
         accumulation=accumulation,
         rank=world.rank,
         world_size=world.world_size,
+        reads=modalities_read(experiment.model),
     )
 
 

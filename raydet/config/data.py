@@ -96,7 +96,7 @@ class EventSimulation(Config):
     between: Literal["motion", "frames"] = "motion"
     """motion: a still is moved as if the camera had moved. frames: since the previous picture of the same sequence (in
     the order of the source); the first one of a sequence is moved."""
-    motion_px: Annotated[float, Field(gt=0, le=64)] = 2.0
+    motion_px: Annotated[float, Field(gt=0, le=64)] = 4.0
     """Longest simulated motion within the window of the event picture, in source pixels; each picture's is drawn from
     half of it to all of it, in any direction."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.001

@@ -17,6 +17,7 @@ from raydet.config import (
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.npy_yolo import NpyYoloSet, read_class_names
+from raydet.data.sources.simulated import SimulatedEvents
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
 
@@ -33,7 +34,7 @@ def open_source(config: DataConfig) -> Source:
         DataError: the data are bad.
         ConfigError: the config and the data contradict each other.
     """
-    source = _open(config)
+    source = _with_simulated_events(config)
     if source.classes != config.classes:
         raise ConfigError(
             f"data.classes wants {_listed(config.classes)}, the annotations name {_listed(source.classes)}; set "
@@ -89,10 +90,32 @@ def adopt_source(experiment: Experiment, source_config: SourceConfig) -> Experim
             pass
         case unreachable:
             assert_never(unreachable)
+    missing = tuple(name for name in missing if name not in experiment.data.simulated)
     data = experiment.data.model_copy(
         update={"source": source_config, "classes": classes, "missing": missing}
     )
     return experiment.model_copy(update={"data": data})
+
+
+def _with_simulated_events(config: DataConfig) -> Source:
+    """The source; where the config asks for it, with events made from RGB."""
+    settings = config.simulate_events
+    if settings is None:
+        return _open(config)
+    if settings.replaces_own:
+        config = config.model_copy(update={"missing": (*config.missing, "event")})
+    source = _open(config)
+    if "event" in source.modalities:
+        raise ConfigError(
+            f"data.simulate_events: the {config.source.kind} source has events already; set data.simulate_events=null, "
+            'or data.simulate_events={"replaces_own": true} to leave its own out'
+        )
+    if "rgb" not in source.modalities:
+        raise ConfigError(
+            f"data.simulate_events makes events from rgb, the {config.source.kind} source has "
+            f"{', '.join(source.modalities) or 'nothing'}; set data.simulate_events=null"
+        )
+    return SimulatedEvents(source, settings)
 
 
 def _open(config: DataConfig) -> Source:

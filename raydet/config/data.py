@@ -150,6 +150,12 @@ class DataConfig(Config):
         """Modalities that no sensor has recorded."""
         return () if self.simulate_events is None else ("event",)
 
+    @property
+    def simulation_note(self) -> str:
+        """What has to be said beside every result; empty where nothing is simulated."""
+        names = " and ".join(self.simulated)
+        return f"The {names} modality is simulated from rgb, no camera has recorded it." if names else ""
+
     def shown_name(self, modality: str) -> str:
         """How to call a modality where people look.
 

@@ -12,7 +12,9 @@ Departures and limits:
 2. Grey values are taken as intensities; gamma, bandwidth, leak and refractory time are not modelled. The noise has no
    rate: a share of the pixels fires once.
 3. Events are counted over the window; time stamps within it are not kept.
-4. Between pixels the logarithm is interpolated, not the intensity.
+4. The picture's own noise moves along: a dark and noisy picture fires nearly everywhere, where a camera would be slow
+   and silent.
+5. Between pixels the logarithm is interpolated, not the intensity.
 
 All arithmetic is on integers: the same bytes on every machine.
 
@@ -104,7 +106,7 @@ def events_of_motion(log_HW: Ints, shift_yx: tuple[int, int], thresholds_HW: Int
     """
     num_steps = max(1, math.ceil(math.hypot(*shift_yx) / SUBPIXELS))
     shifts = [
-        tuple(round(part * (num_steps - step) / num_steps) for part in shift_yx)
+        tuple(round(part * (step - num_steps) / num_steps) for part in shift_yx)
         for step in range(num_steps + 1)
     ]
     margin = max(map(abs, shift_yx)) // SUBPIXELS + 2

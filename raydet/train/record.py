@@ -1,7 +1,8 @@
 """The files of a run: what went in, how it went, what came out.
 
 config.json            the resolved experiment; starts the same run again
-model_info.json        parameters, pretrained weights, operations per picture (forward, billions), data, batch, versions
+model_info.json        parameters, pretrained weights, operations per picture (forward, billions), data, batch,
+                       versions; which modalities are simulated (in final_results.json as well)
 training.log           what the main worker logged
 progress.json          the newest state of the loop, for a progress bar in another process
 metrics_per_batch.csv  losses of every optimiser step

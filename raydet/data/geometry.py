@@ -1,6 +1,6 @@
 """Where pixels and boxes go: resize, cut, flip, shift, pad. Modalities and boxes move together.
 
-Resize, flip, cut and pad are torchvision's v2 kernels: equal to plain torch to the last bit, and as fast.
+Flip, cut and pad are torchvision's v2 kernels: equal to plain torch to the last bit, and as fast.
 
 Legend: C channels, H W height and width.
 """
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
 from raydet.structures import Sample
@@ -23,7 +24,10 @@ def resize(sample: Sample, size_hw: tuple[int, int]) -> Sample:
     if (height, width) == size_hw:
         return sample
     factors = torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
-    resized = on_pixels(sample, lambda x_CHW: functional.resize_image(x_CHW, list(size_hw), antialias=True))
+    # torchvision's resize gives the same bits, and took 7 to 10 % longer on uint8 5 x 512 x 640.
+    resized = on_pixels(
+        sample, lambda x_CHW: interpolate(x_CHW[None], size=size_hw, mode="bilinear", antialias=True)[0]
+    )
     # Clipped, because rounding may push an edge out by a millionth.
     return replace(resized, boxes_xyxy=_clipped(sample.boxes_xyxy * factors, size_hw), valid_hw=size_hw)
 

@@ -9,7 +9,7 @@ Legend: B batch, C channels, H W canvas height and width in pixels, N boxes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Sample:
     """Height and width of the picture as it lies in the source."""
     valid_hw: tuple[int, int]
     """The top left part of the tensors that is picture; the rest is padding."""
+    dropped: frozenset[str] = frozenset()
+    """Modalities that training leaves out of this picture: fed as a missing one is."""
 
     @property
     def canvas_hw(self) -> tuple[int, int]:
@@ -67,6 +69,8 @@ class Batch:
     counts: Tensor
     """int64 [B]: number of boxes of each sample."""
     image_ids: tuple[str, ...]
+    dropped: dict[str, Tensor] = field(default_factory=dict)
+    """bool [B] by modality that is dropped anywhere in the batch: pictures to which it is fed as a missing one is."""
 
     @property
     def size(self) -> int:
@@ -80,10 +84,11 @@ class Batch:
         return int(tensor.shape[-2]), int(tensor.shape[-1])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of its tensors by name, those of modalities as `modalities.<name>`."""
+        """All of its tensors by name, those of modalities as `modalities.<name>` and `dropped.<name>`."""
         names = ("valid_hw", "source_hw", "boxes_xyxy", "labels", "counts")
         pictures = {f"modalities.{name}": x for name, x in self.modalities.items()}
-        return {**pictures, **{name: getattr(self, name) for name in names}}
+        dropped = {f"dropped.{name}": x for name, x in self.dropped.items()}
+        return {**pictures, **dropped, **{name: getattr(self, name) for name in names}}
 
     def not_finite(self) -> list[str]:
         """Pictures with a pixel or a box coordinate that is infinite or not a number."""
@@ -109,6 +114,7 @@ class Batch:
             boxes_xyxy=change(self.boxes_xyxy),
             labels=change(self.labels),
             counts=change(self.counts),
+            dropped={name: change(x) for name, x in self.dropped.items()},
         )
 
 
@@ -156,4 +162,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         labels=labels,
         counts=counts,
         image_ids=tuple(s.image_id for s in samples),
+        dropped={
+            name: torch.tensor([name in s.dropped for s in samples])
+            for name in names
+            if any(name in s.dropped for s in samples)
+        },
     )

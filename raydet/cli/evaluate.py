@@ -41,7 +41,8 @@ def evaluate(
     found |= {"metrics": result.metrics, "per_class_ap": result.per_class_ap}
     if output is not None:
         output.write_text(json.dumps(found, indent=2) + "\n")
-    typer.echo(json.dumps(found) if as_json else "\n".join(_lines(found)))
+    lines = [opened.experiment.data.simulation_note, *_lines(found)]
+    typer.echo(json.dumps(found) if as_json else "\n".join(filter(None, lines)))
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:

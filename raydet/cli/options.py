@@ -165,6 +165,7 @@ def describe_run(run: TrainedRun) -> dict[str, Any]:
         "data": data.source.model_dump(mode="json"),
         "images": len(run.val_indices),
         "modalities": list(run.detector.modalities),
+        "simulated": list(data.simulated),
         "device": str(run.device),
     }
 

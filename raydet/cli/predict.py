@@ -51,7 +51,8 @@ def predict(
             category_ids=category_ids_of(opened.source),
         )
         path.write_text(json.dumps(results) + "\n")
-        typer.echo(f"{len(results)} detections in {len(opened.val_indices)} pictures: {path}")
+        note = opened.experiment.data.simulation_note
+        typer.echo(f"{len(results)} detections in {len(opened.val_indices)} pictures: {path} {note}".rstrip())
         if draw:
             _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
 

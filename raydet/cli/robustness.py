@@ -58,7 +58,8 @@ def robustness(
         )
     about = describe_run(opened)
     found.write(directory, about)
-    typer.echo(json.dumps(about | found.as_json()) if as_json else "\n".join(_lines(found)))
+    lines = [opened.experiment.data.simulation_note, *_lines(found)]
+    typer.echo(json.dumps(about | found.as_json()) if as_json else "\n".join(filter(None, lines)))
 
 
 def _lines(found: Robustness) -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from raydet.config.augmentation import Augmentation
 from raydet.config.base import Config
-from raydet.config.sources import Source, SyntheticSource
+from raydet.config.sources import ShardsSource, Source, SyntheticSource
 
 Modality = Literal["rgb", "thermal", "event"]
 
@@ -49,15 +50,28 @@ class FirstSplit(Config):
 Split = Annotated[GroupSplit | FrameSplit | FirstSplit, Field(discriminator="kind")]
 
 
-class Augmentation(Config):
-    """Random changes that move all modalities and boxes together."""
+class EventSimulation(Config):
+    """An event modality made from RGB, for sets that were recorded without an event camera. See
+    `raydet.data.events` for the model and its limits; it is shown as simulated wherever it is shown.
+    """
 
-    flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Horizontal flip."""
-    scale_jitter: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.8, 1.25)
-    """Range of the factor on the letterbox's scale; above 1 the picture is cropped to the canvas. (1, 1) is off."""
-    min_box_px: Annotated[float, Field(ge=0)] = 2.0
-    """Boxes whose shorter side is less than this after the change are dropped."""
+    threshold: Annotated[float, Field(gt=0, le=5)] = 0.25
+    """Change of the natural logarithm of the intensity that fires one event; real cameras: about 0.2 to 0.5."""
+    threshold_sigma: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Deviation of the threshold from pixel to pixel, in the same unit; the same pixels in every picture."""
+    between: Literal["motion", "frames"] = "motion"
+    """motion: a still is moved as if the camera had moved. frames: since the previous picture of the same sequence (in
+    the order of the source); the first one of a sequence is moved."""
+    motion_px: Annotated[float, Field(gt=0, le=64)] = 4.0
+    """Longest simulated motion within the window of the event picture, in source pixels; each picture's is drawn from
+    half of it to all of it, in any direction."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of the pixels that fire once by themselves."""
+    full_scale: Annotated[int, Field(ge=1, le=255)] = 4
+    """Events of a pixel, of either polarity, that read 255; fewer read in proportion."""
+    replaces_own: bool = False
+    """Leave out the event modality that the source has. `npy_yolo` always has one, be it empty."""
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class Normalization(Config):
@@ -75,6 +89,8 @@ class DataConfig(Config):
     """Class names in label order."""
     missing: tuple[Modality, ...] = ()
     """Modalities that the model reads and the source does not have: fed as zeros after normalisation."""
+    simulate_events: EventSimulation | None = None
+    """Make the event modality from RGB; null: take what the source has."""
     canvas_hw: tuple[
         Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]
     ]
@@ -88,3 +104,31 @@ class DataConfig(Config):
     """Mean 0, so that "no event" and a missing event camera are the same input."""
     loader_threads: Annotated[int, Field(ge=0)] = 0
     """DataLoader processes per worker; 0 loads in the training process."""
+
+    @model_validator(mode="after")
+    def _simulated_is_not_missing(self) -> Self:
+        if self.simulate_events is not None and "event" in self.missing:
+            raise ValueError("missing names event, which simulate_events makes; take one of them out")
+        return self
+
+    @property
+    def simulated(self) -> tuple[Modality, ...]:
+        """Modalities that no sensor has recorded."""
+        if self.simulate_events is not None:
+            return ("event",)
+        return self.source.simulated if isinstance(self.source, ShardsSource) else ()
+
+    @property
+    def simulation_note(self) -> str:
+        """What has to be said beside every result; empty where nothing is simulated."""
+        names = " and ".join(self.simulated)
+        return f"The {names} modality is simulated from rgb, no camera has recorded it." if names else ""
+
+    def shown_name(self, modality: str) -> str:
+        """How to call a modality where people look.
+
+        >>> data = DataConfig(canvas_hw=(64, 64), simulate_events=EventSimulation())
+        >>> data.shown_name("rgb"), data.shown_name("event")
+        ('rgb', 'event (simulated)')
+        """
+        return f"{modality} (simulated)" if modality in self.simulated else modality

@@ -150,6 +150,8 @@ class ShardsSource(Config):
     """A directory, or file://, s3:// or gs://. How to reach and to sign in to object storage is the environment's."""
     sha256: str | None = None
     """Of the whole set: another one is refused. `--data` fills it in; None takes what is there."""
+    simulated: tuple[Literal["event"], ...] = ()
+    """Modalities that were simulated before the conversion, as the manifest says. `--data` fills it in."""
 
 
 Source = Annotated[

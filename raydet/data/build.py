@@ -27,6 +27,7 @@ from raydet.data.sources.kaist import KaistSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
 from raydet.data.sources.picture_set import PictureSet
 from raydet.data.sources.sieve import LeftOut, OnBad
+from raydet.data.sources.simulated import SimulatedEvents
 from raydet.data.sources.voc import VocSet
 from raydet.data.sources.yolo import YoloSet, find_pictures
 from raydet.data.sources.yolo_rows import read_class_names
@@ -49,7 +50,7 @@ def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
         DataError: the data are bad.
         ConfigError: the config and the data contradict each other.
     """
-    source = _open(config, on_bad)
+    source = _with_simulated_events(config, on_bad)
     if source.classes != config.classes:
         raise ConfigError(
             f"data.classes wants {_listed(config.classes)}, the annotations name {_listed(source.classes)}; set "
@@ -88,11 +89,13 @@ def adopt_source(
             opened = _open_files(source_config, classes=None, missing=(), on_bad=on_bad)
             classes, missing = opened.classes, _lacking(opened.modalities)
         case ShardsSource():
-            shards = _shards(source_config)
-            source_config = source_config.model_copy(update={"sha256": shards.manifest.sha256})
+            shards = _open_shards(source_config)
+            known = {"sha256": shards.manifest.sha256, "simulated": shards.manifest.simulated}
+            source_config = source_config.model_copy(update=known)
             classes, missing = shards.classes, _lacking(shards.modalities)
         case unreachable:
             assert_never(unreachable)
+    missing = tuple(name for name in missing if name not in experiment.data.simulated)
     data = experiment.data.model_copy(
         update={"source": source_config, "classes": classes, "missing": missing}
     )
@@ -101,7 +104,7 @@ def adopt_source(
 
 def left_out_of(source: Source) -> list[LeftOut]:
     """The pictures that a source left out as it was opened; none where it cannot."""
-    return list(getattr(source, "left_out", ()))
+    return list(getattr(_unwrapped(source), "left_out", ()))
 
 
 def data_hashes(source: Source) -> dict[str, str] | None:
@@ -109,10 +112,35 @@ def data_hashes(source: Source) -> dict[str, str] | None:
 
     None: the source was not converted to shards, its files may have changed since.
     """
-    manifest = getattr(source, "manifest", None)
+    manifest = getattr(_unwrapped(source), "manifest", None)
     if manifest is None:
         return None
     return {"sha256": manifest.sha256, "content_sha256": manifest.content_sha256}
+
+
+def _unwrapped(source: Source) -> Source:
+    return source.source if isinstance(source, SimulatedEvents) else source
+
+
+def _with_simulated_events(config: DataConfig, on_bad: OnBad) -> Source:
+    """The source; where the config asks for it, with events made from RGB."""
+    settings = config.simulate_events
+    if settings is None:
+        return _open(config, on_bad)
+    if settings.replaces_own:
+        config = config.model_copy(update={"missing": (*config.missing, "event")})
+    source = _open(config, on_bad)
+    if "event" in source.modalities:
+        raise ConfigError(
+            f"data.simulate_events: the {config.source.kind} source has events already; set data.simulate_events=null, "
+            'or data.simulate_events={"replaces_own": true} to leave its own out'
+        )
+    if "rgb" not in source.modalities:
+        raise ConfigError(
+            f"data.simulate_events makes events from rgb, the {config.source.kind} source has "
+            f"{', '.join(source.modalities) or 'nothing'}; set data.simulate_events=null"
+        )
+    return SimulatedEvents(source, settings)
 
 
 def _open(config: DataConfig, on_bad: OnBad) -> Source:
@@ -135,7 +163,7 @@ def _open(config: DataConfig, on_bad: OnBad) -> Source:
                 on_bad=on_bad,
             )
         case ShardsSource() as source:
-            return _shards(source, missing=config.missing)
+            return _shards(source, config.missing)
         case source:
             return _open_files(source, classes=config.classes, missing=config.missing, on_bad=on_bad)
 
@@ -211,7 +239,17 @@ def _open_files(
             assert_never(unreachable)
 
 
-def _shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSet:
+def _shards(source: ShardsSource, missing: Collection[str]) -> ShardSet:
+    opened = _open_shards(source, missing)
+    if opened.manifest.simulated != source.simulated:
+        raise ConfigError(
+            f"data.source.simulated wants {list(opened.manifest.simulated)}, as {source.path} was made, got "
+            f"{list(source.simulated)}; correct it (--data does it by itself)"
+        )
+    return opened
+
+
+def _open_shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSet:
     from raydet.data.shards.reader import ShardSet  # Arrow is large: only who reads shards pays for it
 
     return ShardSet(source.path, sha256=source.sha256, missing=missing)

@@ -145,6 +145,7 @@ def _plan(config: DataConfig, source: Source, **settings: Any) -> dict[str, Any]
     return {
         "schema_version": SCHEMA_VERSION,
         "source": config.source.model_dump(mode="json"),
+        "simulate_events": config.simulate_events and config.simulate_events.model_dump(mode="json"),
         "classes": list(source.classes),
         "modalities": list(source.modalities),
         "pictures": len(source),
@@ -272,6 +273,7 @@ def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
         encoding=job.encoding,
         classes=job.source.classes,
         modalities=modality_entries(summaries, job.source.modalities),
+        simulated=config.simulated,
         pictures=num_pictures,
         boxes=_boxes_per_class([batch.column("labels").flatten() for batch in entries], job.source.classes),
         left_out=len(left_out),

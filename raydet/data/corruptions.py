@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from raydet.data.geometry import shifted
 from raydet.data.randomness import Key, random_stream
 
 Kind = Literal[
@@ -144,10 +145,6 @@ def _uniform(x_CHW: Tensor, stream: np.random.RandomState) -> Tensor:
 
 def _shifted(x_CHW: Tensor, pixels: int, *, direction: int) -> Tensor:
     """What enters is the channel's median: neither an edge that the sensor would not see, nor streaks of events."""
-    dim, sign = (1, 2)[direction // 2], (1, -1)[direction % 2]
-    moved = x_CHW.roll(sign * pixels, dims=dim)
-    entering = moved.narrow(
-        dim, 0 if sign > 0 else max(0, moved.shape[dim] - pixels), min(pixels, moved.shape[dim])
-    )
-    entering[:] = x_CHW.flatten(1).median(dim=1).values[:, None, None]
-    return moved
+    step = pixels if direction % 2 == 0 else -pixels
+    down, right = (step, 0) if direction < 2 else (0, step)
+    return shifted(x_CHW, down=down, right=right, fill_C=x_CHW.flatten(1).median(dim=1).values)

@@ -118,8 +118,9 @@ def _kind_of(path: Path) -> str:
         return "npy_yolo"
     raise ConfigError(
         f"--data {path}: wanted a .json file or a directory with {ANNOTATIONS} (coco), {MANIFEST} (shards), images/ "
-        "and labels/ (npy_yolo), visible/, infrared/ and Annotations/ (voc), pictures and labels per modality (yolo), JPEGImages/ and "
-        "Annotations/ (flir) or set00/ (kaist), found none of them; name the format, for example coco:PATH"
+        "and labels/ (npy_yolo), visible/, infrared/ and Annotations/ (voc), pictures and labels per modality "
+        "(yolo), JPEGImages/ and Annotations/ (flir) or set00/ (kaist), found none of them; name the format, for "
+        "example coco:PATH"
     )
 
 

@@ -5,13 +5,16 @@ Loader processes come from a fork server: a plain fork copies the locks of the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from raydet.config import DataConfig
+from raydet.data.placement import partner_positions
 from raydet.data.sampler import ElasticSampler
 from raydet.data.sources.base import Source
 from raydet.data.transforms import eval_transform, train_transform
@@ -37,6 +40,7 @@ class TrainLoader:
         data: canvas, augmentation and number of loader processes.
         micro_batch, accumulation: see `batch_plan`.
         rank, world_size: of this worker.
+        reads: the modalities that the model reads, see `train_transform`.
 
     Raises:
         ConfigError: there are fewer pictures than a global batch wants.
@@ -54,13 +58,16 @@ class TrainLoader:
         accumulation: int,
         rank: int,
         world_size: int,
+        reads: Collection[str] | None = None,
     ) -> None:
         assert world_size * accumulation * micro_batch == global_batch, "see batch_plan"
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self._rank = rank
         self._indices = list(indices)
         self._sampler = ElasticSampler(num_samples=len(self._indices), global_batch=global_batch, seed=seed)
-        self._stream = _BatchStream(source, data, seed)
+        # An array: loader processes get a copy.
+        partners = np.asarray(self._indices) if data.augmentation.mosaic > 0 else np.empty(0, np.int64)
+        self._stream = _BatchStream(_Batches(source, data, seed, partners, reads))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,7 +135,7 @@ class EvalLoader:
         if in_step and len(self._orders) < len(orders[::world_size]):
             self._positions.append([])
             self._orders.append(orders[0])
-        self._stream = _BatchStream(source, data, seed=0)
+        self._stream = _BatchStream(_Batches(source, data))
 
     def __len__(self) -> int:
         return len(self._orders)
@@ -140,11 +147,11 @@ class EvalLoader:
 class _BatchStream:
     """Batches in the order in which they are asked for."""
 
-    def __init__(self, source: Source, data: DataConfig, seed: int) -> None:
+    def __init__(self, batches: _Batches) -> None:
         self._orders: list[_Order] = []
-        threads = data.loader_threads
+        threads = batches.data.loader_threads
         self._loader: DataLoader[Batch | DataError] = DataLoader(
-            _Batches(source, data, seed),
+            batches,
             batch_size=None,  # an order is a batch already
             sampler=_Mailbox(self._orders),
             num_workers=threads,
@@ -175,13 +182,16 @@ class _Mailbox:
         return len(self._orders)
 
 
+@dataclass(frozen=True, slots=True)
 class _Batches(Dataset[Batch | DataError]):
     """Reads, transforms and stacks; lives in the loader processes."""
 
-    def __init__(self, source: Source, data: DataConfig, seed: int) -> None:
-        self.source = source
-        self.data = data
-        self.seed = seed
+    source: Source
+    data: DataConfig
+    seed: int = 0
+    partners: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Indices of the pictures that may join a mosaic."""
+    reads: Collection[str] | None = None
 
     def __getitem__(self, order: _Order) -> Batch | DataError:
         # Returned, not raised: the DataLoader would wrap the message in a traceback.
@@ -200,4 +210,23 @@ class _Batches(Dataset[Batch | DataError]):
             canvas_hw=self.data.canvas_hw,
             seed=self.seed,
             epoch=epoch,
+            partners=self._partners(sample.image_id, epoch),
+            reads=self.reads,
         )
+
+    def _partners(self, image_id: str, epoch: int) -> list[Sample]:
+        positions = partner_positions(
+            image_id,
+            probability=self.data.augmentation.mosaic,
+            num_samples=len(self.partners),
+            seed=self.seed,
+            epoch=epoch,
+        )
+        return [self._partner(int(self.partners[position]), image_id) for position in positions]
+
+    def _partner(self, index: int, image_id: str) -> Sample:
+        try:
+            return self.source.read(index)
+        except DataError as error:
+            partner = self.source.image_ids[index]
+            raise DataError(f"{error} (picture {partner}, read for the mosaic of {image_id})") from error

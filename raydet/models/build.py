@@ -241,6 +241,11 @@ def _at_stage(value: PerStage | None, stage: int) -> int | None:
     return value[stage - 1] if isinstance(value, tuple) else value
 
 
+def modalities_read(model: ModelConfig) -> tuple[Modality, ...]:
+    """What the detector of a config reads, the first stream's first; `data.missing` is not looked at."""
+    return (*model.rgb_modalities, *_aux_modalities(model))
+
+
 def _aux_modalities(model: ModelConfig) -> tuple[Modality, ...]:
     """What the second stream reads: nothing, where no stage fuses."""
     if all(isinstance(model.fusion_at(stage), IdentityFusion) for stage in (1, 2, 3, 4)):

@@ -25,7 +25,7 @@ from raydet.structures import Batch, Detections
 class InputStream(nn.Module):
     """Stacks the modalities of one stream and normalises them, (x - mean) / std on a 0..1 scale.
 
-    Padding and missing modalities are exactly 0 afterwards.
+    Padding, missing modalities and those that a picture has dropped are exactly 0 afterwards.
 
     Args:
         normalization: means and deviations per channel, by modality, in stacking order; none for a stream that
@@ -68,6 +68,8 @@ class InputStream(nn.Module):
         empty = self.mean.new_empty(batch.size, 0, *batch.canvas_hw)
         x_BCHW = torch.cat([empty, *(self._on_unit_scale(batch, name) for name in self.num_channels)], dim=1)
         is_shown_BCHW = valid_mask(batch.valid_hw, batch.canvas_hw) & self.is_present
+        if not batch.dropped.keys().isdisjoint(self.num_channels):
+            is_shown_BCHW = is_shown_BCHW & self._is_given(batch)
         return torch.where(is_shown_BCHW, (x_BCHW - self.mean) / self.std, 0.0)
 
     @contextmanager
@@ -80,6 +82,16 @@ class InputStream(nn.Module):
             yield
         finally:
             self.is_present = before
+
+    def _is_given(self, batch: Batch) -> Tensor:
+        """bool [B, C, 1, 1]: not dropped."""
+        given_B = torch.ones(batch.size, dtype=torch.bool, device=batch.valid_hw.device)
+        columns = [
+            ~batch.dropped[name] if name in batch.dropped else given_B
+            for name, count in self.num_channels.items()
+            for _ in range(count)
+        ]
+        return torch.stack(columns, dim=1)[:, :, None, None]
 
     def _on_unit_scale(self, batch: Batch, name: str) -> Tensor:
         if name in self.missing:

@@ -108,6 +108,7 @@ ALIKE = (
     "data.canvas_hw",
     "data.augmentation",
     "data.missing",
+    "data.simulate_events",
     "evaluate",
 )
 """What should be equal in a fair comparison, by config path."""

@@ -28,7 +28,19 @@ def conclusions(analysis: Analysis) -> list[str]:
 
 def limits(analysis: Analysis) -> list[str]:
     """What weakens the conclusions."""
-    return [*_seeds(analysis), *_pictures(analysis), *_controls(analysis), *_protocol(analysis.results)]
+    return [
+        *_simulation(analysis),
+        *_seeds(analysis),
+        *_pictures(analysis),
+        *_controls(analysis),
+        *_protocol(analysis.results),
+    ]
+
+
+def _simulation(analysis: Analysis) -> Iterator[str]:
+    note = analysis.results.study.base.data.simulation_note
+    if note:
+        yield f"{note} What is said about it here holds for the simulation."
 
 
 def decisions(results: StudyResults) -> list[str]:

@@ -169,7 +169,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("runs", f"{finished} of {len(trials)} finished"),
         ("decided by", protocol.metric),
         ("seeds per cell", str(results.num_seeds)),
-        ("data", base.data.source.kind),
+        ("data", ", ".join([base.data.source.kind, *map(base.data.shown_name, base.data.simulated)])),
         ("test pictures", f"{pictures}{groups}" if pictures else "unknown"),
         ("classes", ", ".join(base.data.classes)),
         ("schedule", f"{base.train.epochs} epochs, batch {base.train.global_batch}"),

@@ -76,9 +76,10 @@ def keep_report(tracker: Tracker, phase: str, files: Sequence[Path], *, root: Pa
 def begin_run(
     tracker: Tracker, experiment: Experiment, *, name: str, identity: str, parent: str | None = None
 ) -> str:
-    """Open (or continue) a run and note its inputs: every leaf of the config by its path."""
+    """Open (or continue) a run and note its inputs: every leaf of the config by its path, and what is simulated."""
     run_id = tracker.open_run(name, identity=identity, parent=parent)
-    tracker.log_params(run_id, dict(flatten(experiment.model_dump(mode="json"))))
+    params = dict(flatten(experiment.model_dump(mode="json")))
+    tracker.log_params(run_id, params | {"data.simulated": ", ".join(experiment.data.simulated) or "nothing"})
     tracker.log_text(run_id, experiment.to_json(), "config.json")
     return run_id
 

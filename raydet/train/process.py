@@ -31,7 +31,7 @@ from raydet.evaluate.matches import MatchRecords
 from raydet.evaluate.measure import measure
 from raydet.evaluate.run import detect, ground_truth, mean_loss
 from raydet.evaluate.sizes import SizeBins
-from raydet.models.build import build_detector, parameter_counts
+from raydet.models.build import build_detector, modalities_read, parameter_counts
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
 from raydet.parallel.checkpoint import load_checkpoint
@@ -228,6 +228,7 @@ def _train_loader(
         accumulation=accumulation,
         rank=world.rank,
         world_size=world.world_size,
+        reads=modalities_read(experiment.model),
     )
 
 
@@ -355,6 +356,7 @@ def _model_info(
         "layout": asdict(layout_of_run(experiment.train, world)),
         "train_images": num_train,
         "val_images": num_val,
+        "simulated": list(experiment.data.simulated),
         "steps_per_epoch": loader.steps_per_epoch,
         "global_batch": experiment.train.global_batch,
         "micro_batch": loader.micro_batch,
@@ -381,6 +383,7 @@ def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) ->
         "parameters": info["parameters"]["total"],
         "gflops": info["gflops"]["total"],
         "data": info["data"],
+        "simulated": info["simulated"],
         "workers": info["workers"],
         "loop_s": round(state.loop_s, 3),
         "checkpoint_s": round(state.checkpoint_s, 3),

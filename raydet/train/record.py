@@ -2,7 +2,8 @@
 
 config.json            the resolved experiment; starts the same run again
 model_info.json        parameters, pretrained weights, operations per picture (forward, billions), data (hashes
-                       of a converted set), batch, versions
+                       of a converted set), batch, versions; which modalities are simulated (in final_results.json
+                       as well)
 training.log           what the main worker logged
 progress.json          the newest state of the loop, for a progress bar in another process
 metrics_per_batch.csv  losses of every optimiser step

@@ -130,3 +130,15 @@ def test_what_is_no_study_is_named(
     assert left.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_simulated_events_are_called_so(tmp_path: Path) -> None:
+    base = apply_overrides(recipe("demo"), {"data.simulate_events": {"replaces_own": True}})
+    study = load_space("fusion_methods", base, {}, arms=["cmx"])
+    text = Elements(write_report(simulate(study, tmp_path, quality), resamples=20).page.read_text()).text
+    assert "synthetic, event (simulated)" in text
+    assert "The event modality is simulated from rgb, no camera has recorded it." in text
+
+
+def test_recorded_events_are_not_called_simulated(report: Report) -> None:
+    assert "simulated from rgb" not in report.page.read_text()

@@ -58,6 +58,8 @@ class Manifest(Config):
     encoding: Encoding
     classes: tuple[str, ...]
     modalities: dict[str, ModalityEntry]
+    simulated: tuple[Literal["event"], ...] = ()
+    """Modalities that no sensor has recorded."""
     pictures: Count
     boxes: dict[str, Count]
     """By class."""

@@ -86,9 +86,9 @@ def attention_maps(run: TrainedRun, index: int) -> Attention:
 
 def stream_names(experiment: Experiment) -> Streams:
     """The two streams by the modalities that they are given, for example ("rgb", "thermal + event")."""
-    model, missing = experiment.model, experiment.data.missing
+    model, data = experiment.model, experiment.data
     first, second = (
-        " + ".join(name for name in names if name not in missing) or "nothing"
+        " + ".join(data.shown_name(name) for name in names if name not in data.missing) or "nothing"
         for names in (model.rgb_modalities, model.aux_modalities)
     )
     return first, second

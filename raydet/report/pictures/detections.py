@@ -5,7 +5,7 @@ Legend: G true boxes, N detections.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,7 @@ def draw_detections(
     classes: Sequence[str],
     score_threshold: float,
     unread: Collection[str] = (),
+    called: Callable[[str], str] = str,
 ) -> Image.Image:
     """One panel for each modality of the sample, under the picture's id.
 
@@ -84,6 +85,7 @@ def draw_detections(
         classes: names in label order; any text.
         score_threshold: detections below it are not drawn.
         unread: modalities that the detector was not given; their panels say so.
+        called: what to call a modality.
     """
     is_kept_N = found.scores >= score_threshold
     found = Detections(found.boxes_xyxy[is_kept_N], found.scores[is_kept_N], found.labels[is_kept_N])
@@ -95,7 +97,8 @@ def draw_detections(
     for name, x_CHW in sample.modalities.items():
         image = enlarged(as_colours(x_CHW[:, :height, :width]), factor)
         draw_marks(image, solid=detections, dashed=truths)
-        panels.append(Panel(f"{name} (not given to the detector)" if name in unread else name, image))
+        heading = f"{called(name)} (not given to the detector)" if name in unread else called(name)
+        panels.append(Panel(heading, image))
     num_right = int((truth_of_N != NO_TRUTH).sum())
     counts = num_right, len(truth_of_N) - num_right, len(sample.labels) - num_right
     legend = _legend(*counts, score_threshold=score_threshold)

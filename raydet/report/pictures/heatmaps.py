@@ -9,7 +9,7 @@ Legend: C channels, H W map.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import matplotlib
 import matplotlib.style
@@ -40,16 +40,19 @@ COLOURS = matplotlib.colormaps["viridis"].resampled(24)
 """Few, so that they survive the palette of `as_png`."""
 
 
-def draw_attention(attention: Attention, *, unread: Collection[str] = ()) -> Image.Image | None:
+def draw_attention(
+    attention: Attention, *, unread: Collection[str] = (), called: Callable[[str], str] = str
+) -> Image.Image | None:
     """The figure, or None where no fusion has anything to show.
 
     Args:
         unread: modalities that the detector was not given; their panels say so.
+        called: what to call a modality.
     """
     if not attention.stages:
         return None
     with matplotlib.style.context("default"):
-        figure = _figure(attention, unread)
+        figure = _figure(attention, unread, called)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -68,7 +71,7 @@ def value_range(attention: Attention) -> tuple[float, float]:
     return low - lacking, high + lacking
 
 
-def _figure(attention: Attention, unread: Collection[str]) -> Figure:
+def _figure(attention: Attention, unread: Collection[str], called: Callable[[str], str]) -> Figure:
     """Rows: modalities, maps, channels; a column for each stage, and a narrow one for the colour scale."""
     height, width = attention.sample.valid_hw
     map_in = float(np.clip((CELL_WIDTH_IN - 0.2) * height / width, *CELL_HEIGHT_IN)) + TEXT_IN
@@ -80,7 +83,8 @@ def _figure(attention: Attention, unread: Collection[str]) -> Figure:
         len(heights), columns + 1, height_ratios=heights, width_ratios=[*[1.0] * columns, 0.05]
     )
     for column, name in enumerate(attention.sample.modalities):
-        _draw_input(figure.add_subplot(grid[0, column]), attention, name, is_unread=name in unread)
+        axis = figure.add_subplot(grid[0, column])
+        _draw_input(axis, attention, name, heading=_heading(called(name), is_unread=name in unread))
     limits = value_range(attention)
     for column, stage in enumerate(attention.stages):
         for row, name in enumerate(stage.maps, 1):
@@ -93,11 +97,15 @@ def _figure(attention: Attention, unread: Collection[str]) -> Figure:
     return figure
 
 
-def _draw_input(axis: Axes, attention: Attention, name: str, *, is_unread: bool) -> None:
+def _heading(name: str, *, is_unread: bool) -> str:
+    return f"{name}\n(not given to the detector)" if is_unread else name
+
+
+def _draw_input(axis: Axes, attention: Attention, name: str, *, heading: str) -> None:
     height, width = attention.sample.valid_hw
     axis.imshow(as_colours(attention.sample.modalities[name][:, :height, :width]), interpolation="nearest")
     axis.set_axis_off()
-    axis.set_title(f"{name}\n(not given to the detector)" if is_unread else name, fontsize=9)
+    axis.set_title(heading, fontsize=9)
 
 
 def _draw_map(

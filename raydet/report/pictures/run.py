@@ -95,13 +95,14 @@ def _detections(run: TrainedRun, scores: ImageScores, position: int, *, name: st
         classes=run.source.classes,
         score_threshold=scores.score_threshold,
         unread=unread_modalities(run),
+        called=run.experiment.data.shown_name,
     )
     right, wrong, missed = (int(x[position]) for x in (scores.right_I, scores.wrong_I, scores.missed_I))
     caption = (
         f"{right} right, {wrong} wrong, {missed} missed: F1 {scores.f1[position]:.2f}, of all {len(scores.image_ids)} "
         f"pictures together {scores.overall_f1:.2f}. {EXPLANATION} Detections with a score from "
-        f"{scores.score_threshold:.2f} on are drawn, {_why_threshold(scores)}."
-    )
+        f"{scores.score_threshold:.2f} on are drawn, {_why_threshold(scores)}. {run.experiment.data.simulation_note}"
+    ).rstrip()
     title = f"{place}: {sample.image_id}"
     return Picture(name, title, caption, as_png(image))
 
@@ -114,11 +115,13 @@ def _why_threshold(scores: ImageScores) -> str:
 
 def _attention(run: TrainedRun, index: int) -> list[Picture]:
     attention = attention_maps(run, index)
-    image = draw_attention(attention, unread=unread_modalities(run))
+    data = run.experiment.data
+    image = draw_attention(attention, unread=unread_modalities(run), called=data.shown_name)
     if image is None:
         return []
     title = f"Where the fusion looks: {attention.sample.image_id}"
-    return [Picture("attention", title, _attention_caption(attention), as_png(image))]
+    caption = f"{_attention_caption(attention)} {data.simulation_note}".rstrip()
+    return [Picture("attention", title, caption, as_png(image))]
 
 
 def _attention_caption(attention: Attention) -> str:

@@ -7,12 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from raydet.config import DataConfig, NpyYoloSource, SyntheticSource
+from raydet.config import (
+    Augmentation,
+    Crop,
+    DataConfig,
+    EventPhotometric,
+    EventSimulation,
+    ModalityDropout,
+    NpyYoloSource,
+    Photometric,
+    RgbPhotometric,
+    SyntheticSource,
+    ThermalPhotometric,
+)
 from raydet.data.build import open_source
 from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.data.sampler import batch_plan
+from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
-from raydet.structures import Batch
+from raydet.structures import Batch, Sample
 
 DATA = DataConfig(
     source=SyntheticSource(num_sequences=3, frames_per_sequence=5, size_hw=(48, 64)), canvas_hw=(32, 64)
@@ -37,6 +50,25 @@ def train_loader(
     )
 
 
+EVERYTHING = DATA.model_copy(
+    update={
+        "augmentation": Augmentation(
+            min_box_kept=0.3,
+            crop=Crop(min_fraction=0.6),
+            mosaic=0.5,
+            misalignment_px=2,
+            photometric=Photometric(
+                rgb=RgbPhotometric(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
+                thermal=ThermalPhotometric(gain=0.2, offset=0.1, noise=0.05),
+                event=EventPhotometric(dropped=0.3, spurious=0.05),
+            ),
+            modality_dropout=ModalityDropout(rgb=0.3, thermal=0.3, event=0.3),
+        ),
+        "simulate_events": EventSimulation(replaces_own=True),
+    }
+)
+
+
 def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
     assert [batch.image_ids for batch in a] == [batch.image_ids for batch in b]
     for left, right in zip(a, b, strict=True):
@@ -45,6 +77,8 @@ def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
         assert torch.equal(left.boxes_xyxy, right.boxes_xyxy)
         assert torch.equal(left.labels, right.labels)
         assert torch.equal(left.valid_hw, right.valid_hw)
+        assert left.dropped.keys() == right.dropped.keys()
+        assert all(torch.equal(left.dropped[name], right.dropped[name]) for name in left.dropped)
 
 
 def test_steps_of_micro_batches() -> None:
@@ -58,9 +92,10 @@ def test_steps_of_micro_batches() -> None:
     assert "sequence_0000_0000" not in seen  # index 0 is not among the indices
 
 
-def test_two_workers_read_what_one_accumulates() -> None:
-    one = list(train_loader(micro_batch=2).epoch(1))
-    two = [list(train_loader(rank=rank, world_size=2).epoch(1)) for rank in (0, 1)]
+@pytest.mark.parametrize("data", [DATA, EVERYTHING], ids=["default", "everything"])
+def test_two_workers_read_what_one_accumulates(data: DataConfig) -> None:
+    one = list(train_loader(data, micro_batch=2).epoch(1))
+    two = [list(train_loader(data, rank=rank, world_size=2).epoch(1)) for rank in (0, 1)]
     for step, a, b in zip(one, *two, strict=True):
         assert_same(step, [*a, *b])
 
@@ -153,9 +188,91 @@ def test_a_bad_picture_is_a_data_error_with_its_message_only(tmp_path: Path, loa
 
 
 def test_loader_processes_read_the_same() -> None:
-    here = train_loader(micro_batch=2)
-    elsewhere = train_loader(DATA.model_copy(update={"loader_threads": 2}), micro_batch=2)
+    here = train_loader(EVERYTHING, micro_batch=2)
+    elsewhere = train_loader(EVERYTHING.model_copy(update={"loader_threads": 2}), micro_batch=2)
     next(elsewhere.epoch(7))  # a pass that is given up
     for epoch in (0, 1):
         for a, b in zip(here.epoch(epoch), elsewhere.epoch(epoch), strict=True):
             assert_same(a, b)
+
+
+def test_a_mosaic_takes_training_pictures_only_and_leaves_the_order() -> None:
+    read: list[str] = []
+
+    class Noted(SyntheticSet):
+        def read(self, index: int) -> Sample:
+            read.append(self.image_ids[index])
+            return super().read(index)
+
+    noted = Noted(num_sequences=3, frames_per_sequence=5, size_hw=(48, 64), classes=DATA.classes, seed=0)
+    mosaic = DATA.model_copy(update={"augmentation": Augmentation(mosaic=1.0)})
+    loaders = [
+        TrainLoader(
+            noted,
+            range(5, 15),
+            data=data,
+            seed=0,
+            global_batch=4,
+            micro_batch=4,
+            accumulation=1,
+            rank=0,
+            world_size=1,
+        )
+        for data in (DATA, mosaic)
+    ]
+    plain, mixed = (list(loader.epoch(0)) for loader in loaders)
+    assert [b.image_ids for (b,) in plain] == [b.image_ids for (b,) in mixed]
+    assert len(read) == 8 + 4 * 8
+    assert set(read) <= set(noted.image_ids[5:])
+    assert all((batch.valid_hw == torch.tensor([32, 64])).all() for (batch,) in mixed)
+
+
+def test_a_bad_partner_is_named(tmp_path: Path) -> None:
+    data = bad_set(tmp_path).model_copy(update={"augmentation": Augmentation(mosaic=1.0)})
+    loader = TrainLoader(
+        open_source(data),
+        [0, 2],
+        data=data,
+        seed=0,
+        global_batch=1,
+        micro_batch=1,
+        accumulation=1,
+        rank=0,
+        world_size=1,
+    )
+    # The first picture of an epoch is 0 or 2; with 0 the third one comes in as a partner.
+    lines = []
+    for epoch in range(8):
+        with pytest.raises(DataError) as caught:
+            list(loader.epoch(epoch))
+        lines.append(str(caught.value))
+    assert any(
+        line.endswith("(picture 2, read for the mosaic of 0)") and "2.npy: wanted values in 0..255" in line
+        for line in lines
+    )
+
+
+def test_dropout_leaves_something_that_the_model_reads() -> None:
+    always = Augmentation(modality_dropout=ModalityDropout(rgb=1.0, thermal=1.0))
+    data = DATA.model_copy(update={"augmentation": always})
+    loader = TrainLoader(
+        open_source(data),
+        range(15),
+        data=data,
+        seed=0,
+        global_batch=4,
+        micro_batch=4,
+        accumulation=1,
+        rank=0,
+        world_size=1,
+        reads=("rgb", "thermal"),
+    )
+    kept = []
+    for (batch,) in loader.epoch(0):
+        assert "event" not in batch.dropped
+        dropped = torch.stack(
+            [batch.dropped.get(n, torch.zeros(4, dtype=torch.bool)) for n in ("rgb", "thermal")]
+        )
+        assert (dropped.sum(dim=0) == 1).all()
+        kept += dropped[0].tolist()
+    assert 0 < sum(kept) < len(kept)

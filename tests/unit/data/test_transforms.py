@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydet.config import Augmentation
-from raydet.data.transforms import eval_transform, flip_horizontally, resize, train_transform
+from raydet.data.geometry import flip_horizontally, resize
+from raydet.data.transforms import eval_transform, train_transform
 from raydet.structures import Sample
 
 SIZES = st.tuples(st.integers(20, 90), st.integers(20, 90))

@@ -28,7 +28,7 @@ from raydet.models.heads.targets import targets_of
 from raydet.models.necks.fpn import FPN, LEVELS
 from raydet.ops.rows import row_table
 from raydet.recipes import recipe
-from raydet.structures import PADDED_LABEL, Batch, Detections
+from raydet.structures import PADDED_LABEL, Batch, Detections, Sample, collate
 
 LOSSES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
 
@@ -142,6 +142,44 @@ def test_a_missing_modality_is_zero_even_where_the_mean_is_not() -> None:
         ConfigError, match=r"'event', the pictures have thermal; add 'event' to data\.missing"
     ):
         InputStream(normalization)(batch)
+
+
+def test_a_dropped_modality_is_zero_for_its_pictures_only() -> None:
+    stream = InputStream({"rgb": ((0.5, 0.4, 0.3), (0.2,) * 3), "thermal": ((0.5,), (0.2,))})
+    batch = make_batch(counts=(1, 1, 1))
+    dropping = replace(batch, dropped={"thermal": torch.tensor([False, True, False])})
+    plain, dropped = stream(batch), stream(dropping)
+    assert torch.equal(dropped[:, :3], plain[:, :3])
+    assert torch.equal(dropped[[0, 2], 3], plain[[0, 2], 3])
+    assert not dropped[1, 3].any()
+    # The very same that a missing one is.
+    missing = InputStream(
+        {"rgb": ((0.5, 0.4, 0.3), (0.2,) * 3), "thermal": ((0.5,), (0.2,))}, missing=("thermal",)
+    )
+    assert torch.equal(dropped[1], missing(batch)[1])
+    other = replace(batch, dropped={"event": torch.tensor([True, True, True])})
+    assert torch.equal(stream(other), plain)
+
+
+def test_dropped_modalities_travel_with_the_batch() -> None:
+    samples = [
+        Sample(
+            image_id=str(number),
+            group_id="",
+            modalities={name: torch.zeros(1, 32, 32, dtype=torch.uint8) for name in ("thermal", "event")},
+            boxes_xyxy=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            source_hw=(32, 32),
+            valid_hw=(32, 32),
+            dropped=frozenset(dropped),
+        )
+        for number, dropped in enumerate([(), ("event",), ()])
+    ]
+    batch = collate(samples)
+    assert {name: x.tolist() for name, x in batch.dropped.items()} == {"event": [False, True, False]}
+    assert batch.to("cpu").dropped["event"].tolist() == [False, True, False]
+    assert batch.tensors()["dropped.event"] is batch.dropped["event"]
+    assert collate(samples[:1]).dropped == {}
 
 
 def test_valid_mask() -> None:

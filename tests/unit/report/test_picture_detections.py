@@ -133,6 +133,19 @@ def test_any_channels_and_any_shape(num_channels: int, size_hw: tuple[int, int])
     assert {RIGHT, WRONG} <= colours
 
 
+def test_a_modality_is_called_as_asked() -> None:
+    settings = {"classes": CLASSES, "score_threshold": 0.5}
+    plain, *called = (
+        np.asarray(draw_detections(sample([], []), detections([]), called=name, **settings))
+        for name in (str, lambda name: "event (simulated)" if name == "event" else name, lambda name: "x")
+    )
+    headings = slice(TOP_PX - LINE_PX, TOP_PX)
+    third = 2 * (PANEL_W + MARGIN_PX)
+    assert not np.array_equal(plain[headings, third:], called[0][headings, third:])
+    assert np.array_equal(plain[headings, :third], called[0][headings, :third])
+    assert not np.array_equal(plain[headings, :PANEL_W], called[1][headings, :PANEL_W])
+
+
 def test_nothing_to_find_and_nothing_found() -> None:
     picture = draw_detections(sample([], []), detections([]), classes=CLASSES, score_threshold=0.5)
     panel = np.asarray(picture)[TOP_PX : TOP_PX + PANEL_H, MARGIN_PX : MARGIN_PX + PANEL_W]

@@ -54,6 +54,7 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
     assert child.info.status == "FINISHED"
     assert child.data.params["optim.lr"] == str(experiment.optim.lr)
     assert child.data.params["model.backbone.variant"] == "nano"
+    assert child.data.params["data.simulated"] == "nothing"
     history = MlflowClient(store).get_metric_history(child.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
     assert child.data.metrics["AP/a class_ odd"] == 0.5

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from raydet.config import DataConfig, NpyYoloSource
-from raydet.data.build import detect_source
+from raydet.config import DataConfig, EventSimulation, NpyYoloSource, ShardsSource
+from raydet.data.build import adopt_source, detect_source, open_source
 from raydet.data.convert import PLAN, Job, convert
 from raydet.data.shards.layout import shard_name
 from raydet.data.shards.manifest import LEFT_OUT, MANIFEST
 from raydet.data.shards.reader import ShardSet
 from raydet.errors import ConfigError, DataError
+from raydet.recipes import recipe
 from tests.unit.data.shards.sets import CLASSES, data
 
 
@@ -152,3 +153,16 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path) -> None:
     command[command.index(str(tmp_path / "killed"))] = str(tmp_path / "whole")
     subprocess.run(command, check=True, capture_output=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_simulated_events_are_called_so_after_the_conversion(tmp_path: Path) -> None:
+    simulated = data().model_copy(update={"simulate_events": EventSimulation(replaces_own=True)})
+    assert convert(simulated, str(tmp_path / "set")).simulated == ("event",)
+    adopted = adopt_source(recipe("demo"), ShardsSource(path=str(tmp_path / "set"))).data
+    assert adopted.simulated == ("event",)
+    assert torch.equal(
+        open_source(adopted).read(0).modalities["event"], open_source(simulated).read(0).modalities["event"]
+    )
+    by_hand = adopted.model_copy(update={"source": ShardsSource(path=str(tmp_path / "set"))})
+    with pytest.raises(ConfigError, match=r"data\.source\.simulated"):
+        open_source(by_hand)

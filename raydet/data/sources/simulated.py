@@ -1,0 +1,97 @@
+"""A source without an event camera, and events made from its RGB pictures as they are read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from raydet.config import EventSimulation
+from raydet.data.events import (
+    EventCounts,
+    Ints,
+    as_picture,
+    drawn_motion,
+    events_between,
+    events_of_motion,
+    log_intensity,
+    thresholds,
+    with_noise,
+)
+from raydet.data.sources.base import Source, Targets
+from raydet.structures import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedEvents:
+    """The same pictures and boxes, with one channel of simulated events; see `raydet.data.events`.
+
+    Args:
+        source: has rgb and no event.
+    """
+
+    source: Source
+    settings: EventSimulation
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return self.source.classes
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What every picture has."""
+        return (*self.source.modalities, "event")
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """One per picture."""
+        return self.source.image_ids
+
+    @property
+    def group_ids(self) -> Sequence[str]:
+        """The sequence of each picture."""
+        return self.source.group_ids
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> Sample:
+        """One picture with its events: the same at every reading, whatever was read before.
+
+        Raises:
+            DataError: the picture cannot be read, or the one before it that its events begin at.
+        """
+        sample, settings = self.source.read(index), self.settings
+        key = (settings.seed, sample.image_id, "simulated events")
+        counts = with_noise(self._events(sample, index), settings.noise, key)
+        event = as_picture(counts, settings.full_scale)
+        if sample.modalities["rgb"].is_floating_point():
+            event = event.float() / 255
+        return replace(sample, modalities={**sample.modalities, "event": event})
+
+    def targets(self, index: int) -> Targets:
+        """The boxes alone; no pixel is read."""
+        return self.source.targets(index)
+
+    def _events(self, sample: Sample, index: int) -> EventCounts:
+        settings = self.settings
+        log_HW = log_intensity(sample.modalities["rgb"])
+        thresholds_HW = _thresholds(sample.valid_hw, settings)
+        if settings.between == "frames" and self._has_previous(index):
+            before_HW = log_intensity(self.source.read(index - 1).modalities["rgb"])
+            if before_HW.shape == log_HW.shape:
+                return events_between(before_HW, log_HW, thresholds_HW)
+        shift_yx = drawn_motion(settings.motion_px, (settings.seed, sample.image_id))
+        return events_of_motion(log_HW, shift_yx, thresholds_HW)
+
+    def _has_previous(self, index: int) -> bool:
+        groups = self.source.group_ids
+        # An empty name: the source cannot tell sequences.
+        return index > 0 and groups[index] != "" and groups[index - 1] == groups[index]
+
+
+@functools.lru_cache(maxsize=2)
+def _thresholds(size_hw: tuple[int, int], settings: EventSimulation) -> Ints:
+    """One camera for the whole set; computing it takes longer than a picture's events."""
+    return thresholds(size_hw, mean=settings.threshold, sigma=settings.threshold_sigma, seed=settings.seed)

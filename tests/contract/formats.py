@@ -201,14 +201,13 @@ class Format:
     """What becomes of an id."""
 
 
-FORMATS = (
+FILE_FORMATS = (
     Format(
         "npy_yolo",
         write_npy_yolo,
         lambda path, classes, missing: NpyYoloSet(path, classes=classes, missing=missing),
         has_groups=False,
     ),
-    Format("shards", write_shards, lambda path, _, missing: ShardSet(str(path), missing=missing)),
     Format("coco", write_coco, lambda path, _, missing: CocoSet(path, missing=missing)),
     Format(
         "voc",
@@ -238,4 +237,9 @@ FORMATS = (
         has_event=False,
         image_id=kaist_id,
     ),
+)
+"""Files that people and other programs write."""
+FORMATS = (
+    *FILE_FORMATS,
+    Format("shards", write_shards, lambda path, _, missing: ShardSet(str(path), missing=missing)),
 )

@@ -28,7 +28,7 @@ from raydet.data.sources.files import MAX_TEXT_BYTES
 from raydet.data.sources.sieve import OnBad
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
-from tests.contract.formats import FORMATS, Format, kaist_id
+from tests.contract.formats import FILE_FORMATS, Format, kaist_id
 
 CLASSES = ("circle", "square", "triangle")
 MIDDLE = "sequence_0001_0000"
@@ -54,12 +54,12 @@ ANNOTATION = {
 }
 """What holds its boxes."""
 
-each_format = pytest.mark.parametrize("format_", FORMATS, ids=lambda f: f.name)
+each_format = pytest.mark.parametrize("format_", FILE_FORMATS, ids=lambda f: f.name)
 each_picture_format = pytest.mark.parametrize(
-    "format_", [f for f in FORMATS if f.name != "npy_yolo"], ids=lambda f: f.name
+    "format_", [f for f in FILE_FORMATS if f.name != "npy_yolo"], ids=lambda f: f.name
 )
 each_text_format = pytest.mark.parametrize(
-    "format_", [f for f in FORMATS if f.name != "coco"], ids=lambda f: f.name
+    "format_", [f for f in FILE_FORMATS if f.name != "coco"], ids=lambda f: f.name
 )
 
 
@@ -236,16 +236,16 @@ def test_more_boxes_than_any_picture_has(format_: Format, tmp_path: Path) -> Non
 
 
 def test_a_million_rows(tmp_path: Path) -> None:
-    root = written(FORMATS[0], tmp_path)
-    spoil_boxes(FORMATS[0], root, "0", [("1", "1", "4", "4")] * 10**6)
-    check_refused(FORMATS[0], root, f"{MIDDLE}.txt", "at most")
+    root = written(FILE_FORMATS[0], tmp_path)
+    spoil_boxes(FILE_FORMATS[0], root, "0", [("1", "1", "4", "4")] * 10**6)
+    check_refused(FILE_FORMATS[0], root, f"{MIDDLE}.txt", "at most")
 
 
 @pytest.mark.slow
 def test_a_million_annotations(tmp_path: Path) -> None:
-    root = written(FORMATS[1], tmp_path)
-    spoil_boxes(FORMATS[1], root, "2", [("1", "1", "4", "4")] * 10**6)
-    check_refused(FORMATS[1], root, MIDDLE, f"at most {MAX_BOXES} boxes")
+    root = written(FILE_FORMATS[1], tmp_path)
+    spoil_boxes(FILE_FORMATS[1], root, "2", [("1", "1", "4", "4")] * 10**6)
+    check_refused(FILE_FORMATS[1], root, MIDDLE, f"at most {MAX_BOXES} boxes")
 
 
 TEXTS: dict[str, bytes] = {
@@ -286,7 +286,7 @@ XMLS = {
 
 @pytest.mark.parametrize("case", XMLS)
 def test_xml_that_does_harm(case: str, tmp_path: Path) -> None:
-    format_ = next(f for f in FORMATS if f.name == "voc")
+    format_ = next(f for f in FILE_FORMATS if f.name == "voc")
     root = written(format_, tmp_path)
     (root / ANNOTATION["voc"]).write_text(XMLS[case])
     check_refused(format_, root, MIDDLE)
@@ -294,7 +294,7 @@ def test_xml_that_does_harm(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_xml_that_names_its_encoding_is_read(encoding: str, tmp_path: Path) -> None:
-    format_ = next(f for f in FORMATS if f.name == "voc")
+    format_ = next(f for f in FILE_FORMATS if f.name == "voc")
     root = written(format_, tmp_path)
     text = f'<?xml version="1.0" encoding="{encoding}"?><annotation><folder>é</folder></annotation>'
     (root / ANNOTATION["voc"]).write_bytes(text.encode(encoding))
@@ -346,19 +346,19 @@ NPYS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("case", NPYS)
 def test_arrays_that_do_harm(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = written(FORMATS[0], tmp_path / "some" / "where" / "deep" / "below" / "set")
+    root = written(FILE_FORMATS[0], tmp_path / "some" / "where" / "deep" / "below" / "set")
     monkeypatch.chdir(root)
     NPYS[case](root / THERMAL["npy_yolo"])
-    check_refused(FORMATS[0], root, f"{MIDDLE}.npy")
+    check_refused(FILE_FORMATS[0], root, f"{MIDDLE}.npy")
     assert not (root / "boom").exists(), "code was run"
 
 
 @pytest.mark.parametrize("value", [1e308, -1e308, np.inf])
 def test_values_beyond_float32(value: float, tmp_path: Path) -> None:
-    root = written(FORMATS[0], tmp_path)
+    root = written(FILE_FORMATS[0], tmp_path)
     np.save(root / THERMAL["npy_yolo"], np.full((32, 32, 5), value))
     with pytest.raises(DataError, match=rf"{MIDDLE}\.npy: wanted values in 0\.\.255"):
-        opened(FORMATS[0], root).read(1)
+        opened(FILE_FORMATS[0], root).read(1)
 
 
 PATHS = [
@@ -383,31 +383,33 @@ ENTRIES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("case", ENTRIES)
 def test_entries_of_a_json_that_do_harm(case: str, tmp_path: Path) -> None:
-    root = written(FORMATS[1], tmp_path / "set")
+    root = written(FILE_FORMATS[1], tmp_path / "set")
     Image.new("L", (32, 32)).save(tmp_path / "secret.png")
     path = root / "annotations.json"
     tree = json.loads(path.read_text())
     ENTRIES[case](tree["images"][1])
     path.write_text(json.dumps(tree))
-    check_refused(FORMATS[1], root, "annotations.json", MIDDLE)
+    check_refused(FILE_FORMATS[1], root, "annotations.json", MIDDLE)
 
 
 def test_ids_that_are_there_twice(tmp_path: Path) -> None:
-    root = written(FORMATS[1], tmp_path)
+    root = written(FILE_FORMATS[1], tmp_path)
     path = root / "annotations.json"
     tree = json.loads(path.read_text())
     tree["images"].append(tree["images"][1])
     tree["annotations"].append({"id": "lost", "image_id": "nowhere", "category_id": 2, "bbox": [1, 1, 2, 2]})
     path.write_text(json.dumps(tree))
     with pytest.raises(DataError, match=f"different image ids, got {MIDDLE} twice"):
-        opened(FORMATS[1], root)
-    source = opened(FORMATS[1], root, "skip")
+        opened(FILE_FORMATS[1], root)
+    source = opened(FILE_FORMATS[1], root, "skip")
     assert list(source.image_ids) == ["sequence_0000_0000", "sequence_0002_0000"]
     assert [left.name for left in left_out_of(source)][:2] == [MIDDLE, MIDDLE]
     assert left_out_of(source)[2].name.endswith("annotation lost")
 
 
-@pytest.mark.parametrize("format_", [f for f in FORMATS if f.name in ("voc", "yolo")], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "format_", [f for f in FILE_FORMATS if f.name in ("voc", "yolo")], ids=lambda f: f.name
+)
 def test_names_that_are_there_twice(format_: Format, tmp_path: Path) -> None:
     root = written(format_, tmp_path)
     path = root / THERMAL[format_.name]
@@ -433,7 +435,7 @@ BROKEN_TREES: list[Any] = [
 def test_a_json_that_describes_nothing_stays_an_error(tree: Any, on_bad: OnBad, tmp_path: Path) -> None:
     (tmp_path / "annotations.json").write_text(json.dumps(tree))
     with pytest.raises(DataError, match=r"annotations\.json"):
-        opened(FORMATS[1], tmp_path, on_bad)
+        opened(FILE_FORMATS[1], tmp_path, on_bad)
 
 
 @each_format
@@ -450,7 +452,7 @@ def test_a_set_of_which_nothing_is_left(format_: Format, tmp_path: Path) -> None
 
 
 def test_a_list_of_what_is_not_there(tmp_path: Path) -> None:
-    format_ = FORMATS[-1]
+    format_ = FILE_FORMATS[-1]
     root = written(format_, tmp_path)
     (root / "part.txt").write_text(f"{FRAME}\nset00/V009/I00000\n")
     config = KaistSource(root=str(root), subset="part.txt")
@@ -514,7 +516,7 @@ VALUES = st.recursive(
 @given(data=st.data())
 def test_any_value_in_a_json_is_read_or_refused_on_one_line(tmp_path: Path, data: st.DataObject) -> None:
     if not (tmp_path / "set").exists():
-        written(FORMATS[1], tmp_path / "set")
+        written(FILE_FORMATS[1], tmp_path / "set")
         (tmp_path / "good.json").write_text((tmp_path / "set" / "annotations.json").read_text())
     tree = json.loads((tmp_path / "good.json").read_text())
     entries = tree[data.draw(st.sampled_from(["images", "annotations", "categories"]))]
@@ -523,7 +525,7 @@ def test_any_value_in_a_json_is_read_or_refused_on_one_line(tmp_path: Path, data
     (tmp_path / "set" / "annotations.json").write_text(json.dumps(tree))
     for on_bad in ("error", "skip"):
         try:
-            line = outcome(FORMATS[1], tmp_path / "set", on_bad)
+            line = outcome(FILE_FORMATS[1], tmp_path / "set", on_bad)
         except ConfigError:  # other class names than the config's
             continue
         assert line is None or is_one_line(line)

@@ -57,7 +57,7 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
     history = MlflowClient(store).get_metric_history(child.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
     assert child.data.metrics["AP/a class_ odd"] == 0.5
-    assert child.data.metrics["wall_s"] == 9.0
+    assert child.data.metrics["time/wall_s"] == 9.0
     artifacts = {file.path for file in MlflowClient(store).list_artifacts(child.info.run_id)}
     assert artifacts == {"config.json", "coco_table.json"}
 

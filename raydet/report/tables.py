@@ -132,8 +132,8 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
     return Table(
         f"cells_{phase}",
         f"Cells of {phase}",
-        "A cell is one setting, trained once per seed; numbers are means over its runs. “less default” is the score less "
-        "that of the cell of all defaults, “added” the parameters on top of the baseline's. Objects are "
+        "A cell is one setting, trained once per seed; numbers are means over its runs. “less default” is the score "
+        "less that of the cell of all defaults, “added” the parameters on top of the baseline's. Objects are "
         f"{SizeBins.of(study.base.evaluate)}. Minutes and images/s are "
         "of training, with all its workers, whatever else the machine had to do. A dash stands for what there is not.",
         columns,

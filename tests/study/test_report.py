@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from raydet.cli import main
 from raydet.config import apply_overrides
 from raydet.recipes import recipe
+from raydet.report.tables import Table
 from raydet.report.write import Report, write_report
 from raydet.track.mlflow import MLflowTracker
 from raydet.track.runs import SQLITE
@@ -89,6 +90,7 @@ def test_tables_say_the_same_as_the_journal(study: Path, report: Report) -> None
         rows = {row["cell"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"cmx", "gaff", "gaff_shared"}
     assert rows["cmx"]["less default"] == "–"
+    assert rows["cmx"]["images/s"] == "100.0"
     assert {row["against best control"] for row in rows.values()} == {"better"}
     latex = (study / "report" / "tables" / "cells_methods.tex").read_text()
     assert r"gaff\_shared & " in latex
@@ -130,3 +132,9 @@ def test_what_is_no_study_is_named(
     assert left.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spreadsheet_computes_nothing() -> None:
+    table = Table("t", "T", "", ("=cmd()", "a"), (("@SUM(1)", "-0.5"), (" =1+1", "+1")))
+    rows = list(csv.reader(table.as_csv().splitlines()))
+    assert rows == [["'=cmd()", "a"], ["'@SUM(1)", "-0.5"], ["' =1+1", "+1"]]

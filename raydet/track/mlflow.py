@@ -37,11 +37,11 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 RUNS_PER_PAGE = 1000
 SECTIONS = {
-    "time/": ("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
-    "recall/": ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+    "time.": ("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
+    "recall.": ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 }
-"""The UI draws a chart per metric, in alphabetical sections by what stands before the last slash. What has none, losses
-and AP, is its section "Model metrics"; these come after it.
+"""The UI draws a chart per metric, in the order of the alphabet: with these before their names, losses and AP come first.
+No slash stands there: what has one is put into a section of its own, above all that has none.
 """
 
 _STATUS: dict[RunStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -206,7 +206,7 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 
 def _metric_name(key: str) -> str:
     if key.startswith("AP/"):  # a class name may hold a slash, too
-        key = "per class/AP " + key.removeprefix("AP/").replace("/", "_")
+        key = "per_class_AP." + key.removeprefix("AP/").replace("/", "_")
     section = next((prefix for prefix, keys in SECTIONS.items() if key in keys), "")
     return section + re.sub(r"[^\w\-. :/]", "_", key)
 

@@ -56,8 +56,8 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
     assert child.data.params["model.backbone.variant"] == "nano"
     history = MlflowClient(store).get_metric_history(child.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
-    assert child.data.metrics["per class/AP a class_ odd"] == 0.5
-    assert child.data.metrics["time/wall_s"] == 9.0
+    assert child.data.metrics["per_class_AP.a class_ odd"] == 0.5
+    assert child.data.metrics["time.wall_s"] == 9.0
     artifacts = {file.path for file in MlflowClient(store).list_artifacts(child.info.run_id)}
     assert artifacts == {"config.json", "coco_table.json"}
 
@@ -106,4 +106,4 @@ def test_what_the_ui_shows_first(store: str, tmp_path: Path) -> None:
     assert experiment.tags["mlflow.note.content"] == note
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     (view,) = tracker.runs()
-    assert view.metrics["epoch"] == 2  # in the UI `time/epoch`
+    assert view.metrics["epoch"] == 2  # in the UI `time.epoch`

@@ -36,12 +36,12 @@ MAX_METRICS_PER_CALL = 1000
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 RUNS_PER_PAGE = 1000
-SECTIONS = {
+PREFIXES = {
     "time.": ("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
     "recall.": ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 }
-"""The UI draws a chart per metric, in the order of the alphabet: with these before their names, losses and AP come first.
-No slash stands there: what has one is put into a section of its own, above all that has none.
+"""The UI draws a chart per metric, in the order of the alphabet: with these before other names, losses and AP come
+first. No slash stands there: what has one is put into a section of its own, above all that has none.
 """
 
 _STATUS: dict[RunStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -207,13 +207,13 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 def _metric_name(key: str) -> str:
     if key.startswith("AP/"):  # a class name may hold a slash, too
         key = "per_class_AP." + key.removeprefix("AP/").replace("/", "_")
-    section = next((prefix for prefix, keys in SECTIONS.items() if key in keys), "")
-    return section + re.sub(r"[^\w\-. :/]", "_", key)
+    start = next((prefix for prefix, keys in PREFIXES.items() if key in keys), "")
+    return start + re.sub(r"[^\w\-. :/]", "_", key)
 
 
 def _our_metrics(run: Run) -> dict[str, float]:
     """Under the names that they have outside of MLflow, but for the letters that it does not take."""
-    ours = {_metric_name(key): key for keys in SECTIONS.values() for key in keys}
+    ours = {_metric_name(key): key for keys in PREFIXES.values() for key in keys}
     return {ours.get(key, key): value for key, value in run.data.metrics.items()}
 
 

@@ -37,4 +37,10 @@ def keep(written: Report, study: Path, tracking_uri: str | None) -> None:
 
     tracker = existing_tracker(tracking_uri, directory=study.parent, experiment=study.name)
     if tracker is not None:
-        keep_report(tracker, written.phase, written.files, root=written.page.parent)
+        keep_report(
+            tracker,
+            written.phase,
+            written.files,
+            root=written.page.parent,
+            conclusions=written.conclusions,
+        )

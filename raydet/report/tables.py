@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from raydet.evaluate.compare import MOST_SEEDS
@@ -43,7 +44,7 @@ class Table:
         """For spreadsheets; text that one would take for a formula is quoted."""
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(self.columns)
+        writer.writerow(map(_harmless, self.columns))
         writer.writerows(
             [_harmless(cell) if i < self.num_names else cell for i, cell in enumerate(row)]
             for row in self.rows
@@ -125,13 +126,16 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
         "added, M",
         "GFLOP",
         "minutes",
+        "images/s",
         "against best control",
     )
     return Table(
         f"cells_{phase}",
         f"Cells of {phase}",
-        f"Means over the runs of a cell. Objects are {SizeBins.of(study.base.evaluate)}. A dash stands for what there "
-        "is not.",
+        "A cell is one setting, trained once per seed; numbers are means over its runs. “less default” is the score "
+        "less that of the cell of all defaults, “added” the parameters on top of the baseline's. Objects are "
+        f"{SizeBins.of(study.base.evaluate)}. Minutes and images/s are "
+        "of training, with all its workers, whatever else the machine had to do. A dash stands for what there is not.",
         columns,
         tuple(rows),
         num_names=1 + len(factors),
@@ -145,8 +149,8 @@ def _default_cell(analysis: Analysis, phase: str) -> CellRuns | None:
     return next((cell for cell in cells if not cell.cell.is_control and cell.cell.values == defaults), None)
 
 
-def costs(cell: CellRuns, baseline: CellRuns | None) -> tuple[str, str, str, str]:
-    """Parameters, what of them comes on top of the baseline's, operations, time."""
+def costs(cell: CellRuns, baseline: CellRuns | None) -> tuple[str, str, str, str, str]:
+    """Parameters, what of them comes on top of the baseline's, operations, time, speed of training."""
     mine = cell.mean_of(lambda results: results.get("parameters"))
     theirs = baseline.mean_of(lambda results: results.get("parameters")) if baseline else None
     added = None if mine is None or theirs is None else (mine - theirs) / 1e6
@@ -156,7 +160,16 @@ def costs(cell: CellRuns, baseline: CellRuns | None) -> tuple[str, str, str, str
         MISSING if added is None else f"{added:+.3f}",
         number(cell.mean_of(lambda results: results.get("gflops")), 2),
         number(minutes and minutes / 60, 1),
+        number(cell.mean_of(training_speed), 1),
     )
+
+
+def training_speed(results: Mapping[str, Any]) -> float | None:
+    """Pictures per second while a run trained, evaluation left out: the median of its epochs, which a busy machine
+    moves less than the mean.
+    """
+    speeds = [row["images_per_s"] for row in results.get("history", []) if row.get("images_per_s")]
+    return median(speeds) if speeds else None
 
 
 def _best(analysis: Analysis) -> Iterator[Table]:
@@ -175,6 +188,7 @@ def _best(analysis: Analysis) -> Iterator[Table]:
         ("parameters, M", lambda cell: _scaled(cell, "parameters", 1e6), 3),
         ("GFLOP", lambda cell: _scaled(cell, "gflops", 1), 2),
         ("minutes", lambda cell: _scaled(cell, "loop_s", 60), 1),
+        ("images/s in training", lambda cell: cell.mean_of(training_speed), 1),
         ("peak memory, GiB", lambda cell: _scaled(cell, "peak_memory_bytes", 2**30), 2),
     ]
     rows = []
@@ -316,7 +330,8 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def _harmless(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t")) else cell
+    """What a spreadsheet would compute, behind leading white space too, becomes text."""
+    return f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@")) else cell
 
 
 LATEX = {
@@ -328,6 +343,8 @@ LATEX = {
     ">": r"\textgreater{}",
     "–": "--",
     "²": r"\textsuperscript{2}",
+    "“": "``",
+    "”": "''",
 }
 
 

@@ -59,6 +59,9 @@ class Tracker(Protocol):
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Note where things lie."""
 
+    def describe(self, run_id: str, sentences: Sequence[str]) -> None:
+        """Say in words what a run, and with it the experiment, has come to; replaces what was said before."""
+
     def close_run(self, run_id: str, status: RunStatus) -> None:
         """The run has ended."""
 
@@ -88,6 +91,8 @@ class NullTracker:
     def log_files(self, run_id: str, files: Sequence[Path], *, root: Path, folder: str) -> None: ...
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None: ...
+
+    def describe(self, run_id: str, sentences: Sequence[str]) -> None: ...
 
     def close_run(self, run_id: str, status: RunStatus) -> None: ...
 

@@ -29,10 +29,20 @@ from raydet.track.base import RunStatus, RunView
 
 IDENTITY_TAG = "raydet.identity"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the UI draws the tree from it
+NOTE_TAG = "mlflow.note.content"  # MLflow's own: Markdown, shown above the runs and above a run
+KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's own: training, not chats
 MAX_PARAMS_PER_CALL = 100
 MAX_METRICS_PER_CALL = 1000
 MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 5000
 RUNS_PER_PAGE = 1000
+PREFIXES = {
+    "time.": ("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
+    "recall.": ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+}
+"""The UI draws a chart per metric, in the order of the alphabet: with these before other names, losses and AP come
+first. No slash stands there: what has one is put into a section of its own, above all that has none.
+"""
 
 _STATUS: dict[RunStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _STATUS_OF = {theirs: ours for ours, theirs in _STATUS.items()}
@@ -79,7 +89,11 @@ class MLflowTracker:
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """See `Tracker`."""
         known = self._client.get_run(run_id).data.params
-        new = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in params.items() if key not in known]
+        new = [
+            Param(key, _param_text(value)[:MAX_PARAM_LENGTH])
+            for key, value in params.items()
+            if key not in known
+        ]
         for chunk in _chunks(new, MAX_PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=chunk)
 
@@ -91,7 +105,7 @@ class MLflowTracker:
             Metric(_metric_name(key), float(value), now, row["epoch"])
             for row in rows
             if row["epoch"] not in logged
-            for key, value in row.items()
+            for key, value in sorted(row.items(), key=_by_interest)
             if isinstance(value, int | float) and math.isfinite(value)
         ]
         for chunk in _chunks(metrics, MAX_METRICS_PER_CALL):
@@ -137,6 +151,12 @@ class MLflowTracker:
         """See `Tracker`."""
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def describe(self, run_id: str, sentences: Sequence[str]) -> None:
+        """See `Tracker`."""
+        note = "\n".join(f"- {_markdown(sentence)}" for sentence in sentences)[:MAX_TAG_LENGTH]
+        self._client.set_tag(run_id, NOTE_TAG, note)
+        self._client.set_experiment_tag(self._experiment, NOTE_TAG, note)
+
     def close_run(self, run_id: str, status: RunStatus) -> None:
         """See `Tracker`."""
         self._client.set_terminated(run_id, _STATUS[status])
@@ -147,7 +167,7 @@ class MLflowTracker:
         while True:
             page = self._client.search_runs([self._experiment], max_results=RUNS_PER_PAGE, page_token=token)
             for run in page:
-                yield RunView(run.info.run_name, _STATUS_OF.get(run.info.status), run.data.metrics)
+                yield RunView(run.info.run_name, _STATUS_OF.get(run.info.status), _our_metrics(run))
             token = page.token
             if not token:
                 return
@@ -163,7 +183,7 @@ class MLflowTracker:
 
     def _epochs_of(self, run_id: str) -> set[int]:
         if run_id not in self._logged_epochs:
-            history = self._client.get_metric_history(run_id, "epoch")
+            history = self._client.get_metric_history(run_id, _metric_name("epoch"))
             self._logged_epochs[run_id] = {metric.step for metric in history}
         return self._logged_epochs[run_id]
 
@@ -176,7 +196,7 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if uri.startswith("sqlite:///"):  # else MLflow would use ./mlruns of whoever looks
         location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location, tags=KIND_TAG))
     except MlflowException:  # another driver was faster
         existing = client.get_experiment_by_name(name)
         if existing is None:
@@ -185,7 +205,31 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def _metric_name(key: str) -> str:
-    return re.sub(r"[^\w\-. :/]", "_", key)
+    if key.startswith("AP/"):  # a class name may hold a slash, too
+        key = "per_class_AP." + key.removeprefix("AP/").replace("/", "_")
+    start = next((prefix for prefix, keys in PREFIXES.items() if key in keys), "")
+    return start + re.sub(r"[^\w\-. :/]", "_", key)
+
+
+def _our_metrics(run: Run) -> dict[str, float]:
+    """Under the names that they have outside of MLflow, but for the letters that it does not take."""
+    ours = {_metric_name(key): key for keys in PREFIXES.values() for key in keys}
+    return {ours.get(key, key): value for key, value in run.data.metrics.items()}
+
+
+def _by_interest(item: tuple[str, Any]) -> int:
+    """AP first: of the metrics of a run, the compare view of the UI takes that which was logged first."""
+    return (not item[0].startswith("mAP")) + (_metric_name(item[0]) != item[0])
+
+
+def _param_text(value: Any) -> str:
+    """A list in one line: what is JSON, the UI spreads over a line per number."""
+    return f"({', '.join(map(_param_text, value))})" if isinstance(value, list | tuple) else str(value)
+
+
+def _markdown(text: str) -> str:
+    """Names may hold what Markdown or HTML would take for a sign."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~!&])", r"\\\1", text)
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -58,11 +58,14 @@ def existing_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tr
     return None if isinstance(tracker, NullTracker) else tracker
 
 
-def keep_report(tracker: Tracker, phase: str, files: Sequence[Path], *, root: Path) -> None:
+def keep_report(
+    tracker: Tracker, phase: str, files: Sequence[Path], *, root: Path, conclusions: Sequence[str]
+) -> None:
     """Put a study's report into the run of its newest phase, if that is tracked.
 
     Args:
         files: all of them, within `root`.
+        conclusions: the most important first; shown above the runs.
 
     Raises:
         TrackingError: the server refuses.
@@ -71,14 +74,25 @@ def keep_report(tracker: Tracker, phase: str, files: Sequence[Path], *, root: Pa
     if run_id is not None:
         tracker.log_files(run_id, files, root=root, folder="report")
         tracker.set_tags(run_id, {"raydet.report": str(root)})
+        tracker.describe(run_id, conclusions)
 
 
 def begin_run(
-    tracker: Tracker, experiment: Experiment, *, name: str, identity: str, parent: str | None = None
+    tracker: Tracker,
+    experiment: Experiment,
+    *,
+    name: str,
+    identity: str,
+    parent: str | None = None,
+    labels: Mapping[str, Any] | None = None,
 ) -> str:
-    """Open (or continue) a run and note its inputs: every leaf of the config by its path, and what is simulated."""
+    """Open (or continue) a run and note its inputs: every leaf of the config by its path, and what is simulated.
+
+    Args:
+        labels: further inputs, what a study varies among them.
+    """
     run_id = tracker.open_run(name, identity=identity, parent=parent)
-    params = dict(flatten(experiment.model_dump(mode="json")))
+    params = dict(labels or {}) | dict(flatten(experiment.model_dump(mode="json")))
     tracker.log_params(run_id, params | {"data.simulated": ", ".join(experiment.data.simulated) or "nothing"})
     tracker.log_text(run_id, experiment.to_json(), "config.json")
     return run_id

@@ -14,7 +14,7 @@ from raydet.track.base import RunStatus, Tracker
 from raydet.track.runs import begin_run, end_run
 from raydet.train.checkpoints import newest_checkpoint
 from raydet.train.watch import EpochWatcher
-from raydet.tune.cells import Trial, trial_directory
+from raydet.tune.cells import Trial, arm_labels, trial_directory
 from raydet.tune.early_stopping import Screening
 from raydet.tune.journal import Journal
 from raydet.tune.records import TrialRecord
@@ -156,6 +156,7 @@ class PhaseBook:
                 name=trial.name,
                 identity=trial.key,
                 parent=self._phase_id(),
+                labels=arm_labels(trial.cell),
             ),
         )
 

@@ -56,6 +56,14 @@ def trial_directory(root: Path, trial: Trial) -> Path:
     return root / trial.phase / trial.name
 
 
+def arm_labels(cell: Cell) -> dict[str, Value]:
+    """What tells a cell from the others, by names that come first in the alphabet: a tracker's comparison begins with
+    them. `arm` is its code, `arm.<factor>` the value of each factor that the code is put together from.
+    """
+    factors = {path: value for path, value in cell.values.items() if value != cell.code}
+    return {"arm": cell.code} | {f"arm.{path.split('.')[-1]}": value for path, value in factors.items()}
+
+
 def control_cells(phase: ControlPhase) -> tuple[Cell, ...]:
     """The controls, in the order of their definition."""
     return tuple(

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from raydet.evaluate.matches import MatchRecords, mean_average_precision
 from raydet.evaluate.names import METRIC_NAMES
+from raydet.track.runs import open_tracker
 from raydet.train.record import MATCH_RECORDS, claim_run_directory
+from raydet.tune.bookkeeping import PhaseBook
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.journal import Journal
 from raydet.tune.options import StudyOptions
-from raydet.tune.phases import all_trials, remember_study
+from raydet.tune.phases import all_trials, remember_study, trials_by_phase
 from raydet.tune.protocol import protocol_of, remember_protocol
+from raydet.tune.records import records_of
 from raydet.tune.study import Study
+from raydet.tune.view import StudyView
 
 Quality = Callable[[Trial], float | str]
 """How much of what there is a trial finds, in 0..1; or what else becomes of it: pending, failed, stopped."""
@@ -46,6 +51,7 @@ def match_records(quality: float, *, seed: int, num_images: int = 60, num_groups
 
 def simulated_results(trial: Trial, score: float, *, epochs: int = 5) -> dict[str, Any]:
     """As a run writes them."""
+    classes = [f"AP/{name}" for name in trial.experiment.data.classes]
     history = [
         {
             "epoch": epoch,
@@ -53,7 +59,8 @@ def simulated_results(trial: Trial, score: float, *, epochs: int = 5) -> dict[st
             "val_loss": 2.2 / epoch,
             "train_s": 1.0,
             "images_per_s": 100.0,
-            **dict.fromkeys(METRIC_NAMES, score * (1 - 0.5**epoch) / (1 - 0.5**epochs)),
+            "system/process_memory_megabytes": 900.0,
+            **dict.fromkeys([*METRIC_NAMES, *classes], score * (1 - 0.5**epoch) / (1 - 0.5**epochs)),
             "eval_s": 0.1,
         }
         for epoch in range(1, epochs + 1)
@@ -65,6 +72,7 @@ def simulated_results(trial: Trial, score: float, *, epochs: int = 5) -> dict[st
         "history": history,
         "parameters": 1_000_000 + 1000 * trial.cell.number,
         "gflops": 1.5,
+        "peak_memory_bytes": 900_000_000 + 1_000_000 * trial.cell.number,
         "workers": 1,
         "loop_s": 5.5,
         "wall_s": 6.0,
@@ -118,3 +126,24 @@ def simulate(
             journal.append("started", key=trial.key, name=trial.name)
             journal.append("finished", key=trial.key, name=trial.name, results=results)
     return directory
+
+
+def track(study: Study, directory: Path, *, seeds: int = 3) -> None:
+    """Put a study's finished runs into sqlite MLflow beside it, as the driver does with those it finds untracked."""
+    tracker = open_tracker(None, directory=directory.parent, experiment=study.name)
+    view = StudyView(console=Console(quiet=True), study=study.name, metric=study.metric)
+    with Journal(directory) as journal:
+        for phase, trials in trials_by_phase(study, journal, seeds).items():
+            with PhaseBook(
+                phase,
+                root=directory,
+                journal=journal,
+                tracker=tracker,
+                view=view,
+                screening=None,
+                is_tried_again=lambda _: False,
+                on_ended=lambda: None,
+            ) as book:
+                for record in records_of(trials, journal):
+                    if record.status == "finished" and record.trial.phase == phase:
+                        book.track(record)

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from raydet.cli import main
 from raydet.config import apply_overrides
 from raydet.recipes import recipe
+from raydet.report.tables import Table
 from raydet.report.write import Report, write_report
 from raydet.track.mlflow import MLflowTracker
 from raydet.track.runs import SQLITE
@@ -89,6 +90,7 @@ def test_tables_say_the_same_as_the_journal(study: Path, report: Report) -> None
         rows = {row["cell"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"cmx", "gaff", "gaff_shared"}
     assert rows["cmx"]["less default"] == "–"
+    assert rows["cmx"]["images/s"] == "100.0"
     assert {row["against best control"] for row in rows.values()} == {"better"}
     latex = (study / "report" / "tables" / "cells_methods.tex").read_text()
     assert r"gaff\_shared & " in latex
@@ -142,3 +144,9 @@ def test_simulated_events_are_called_so(tmp_path: Path) -> None:
 
 def test_recorded_events_are_not_called_simulated(report: Report) -> None:
     assert "simulated from rgb" not in report.page.read_text()
+
+
+def test_a_spreadsheet_computes_nothing() -> None:
+    table = Table("t", "T", "", ("=cmd()", "a"), (("@SUM(1)", "-0.5"), (" =1+1", "+1")))
+    rows = list(csv.reader(table.as_csv().splitlines()))
+    assert rows == [["'=cmd()", "a"], ["'@SUM(1)", "-0.5"], ["' =1+1", "+1"]]

@@ -109,9 +109,16 @@ def _heat_map(phase: str, factors: Sequence[Factor], cells: Sequence[CellRuns], 
     return Figure(
         f"heat_map_{phase}",
         f"Every combination: {phase}",
-        "Means over seeds. Mind the noise: neighbouring colours are rarely distinguishable."
-        + left_out(len(every) - len(columns)),
+        f"Means over seeds; below each column {_letters(others)}. Mind the noise: neighbouring colours are rarely "
+        "distinguishable." + left_out(len(every) - len(columns)),
         canvas,
+    )
+
+
+def _letters(factors: Sequence[Factor]) -> str:
+    """What the letters of a column's name stand for."""
+    return ", ".join(
+        f"{factor.letter} = {short(factor)}" if factor.letter else short(factor) for factor in factors
     )
 
 

@@ -37,7 +37,8 @@ def score_figures(analysis: Analysis) -> Iterator[Figure]:
                 yield _sizes(phase, estimates)
     if analysis.against_control and analysis.best_control is not None:
         yield _differences("against_control", analysis.best_control.name, analysis.against_control)
-    if analysis.against_baseline and analysis.baseline is not None:
+    is_same = analysis.baseline is not None and analysis.baseline == analysis.best_control
+    if analysis.against_baseline and analysis.baseline is not None and not is_same:
         yield _differences("against_baseline", analysis.baseline.name, analysis.against_baseline)
     if analysis.pairs:
         yield _pairs(analysis)
@@ -55,7 +56,7 @@ def _bars(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Figu
     places = range(len(rows), 0, -1)
     for place, row in zip(places, rows, strict=True):
         is_baseline = analysis.baseline is not None and row.cell.name == analysis.baseline.name
-        colour = CONTROL if row.cell.cell.is_control else BASELINE if is_baseline else ARM
+        colour = BASELINE if is_baseline else CONTROL if row.cell.cell.is_control else ARM
         plot.barh(place, row.cell.mean, color=colour, height=0.72, alpha=0.85)
         if row.low is not None and row.high is not None:
             plot.plot([max(0.0, row.low), row.high], [place, place], color="black", linewidth=1.2)
@@ -79,8 +80,8 @@ def _bars(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Figu
     return Figure(
         f"scores_{phase}",
         f"{metric} of every cell: {phase}",
-        "Bars are means over seeds, points single runs, lines 95 % intervals of training and test pictures, best first."
-        + left_out(len(estimates) - len(rows)),
+        "Bars are means over seeds, points single runs, lines 95 % intervals of training and test pictures, best "
+        "first. Grey: controls; green: the baseline." + left_out(len(estimates) - len(rows)),
         canvas,
     )
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.font_manager import fontManager
+from matplotlib.ticker import MaxNLocator
 
 WIDTH_IN = 6.6
 CONTROL, ARM, BASELINE, ACCENT = "#8c8c8c", "#0072b2", "#009e73", "#d55e00"
@@ -32,10 +35,25 @@ RC = {
 }
 
 
-def drawing() -> AbstractContextManager[None]:
+WIDER_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Zen Hei",
+    "Noto Sans Arabic",
+    "Noto Sans Hebrew",
+)
+"""For letters that matplotlib's own font lacks, where they are installed."""
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
     """Figures are made and written in this context: matplotlib reads its settings at both times."""
-    context: AbstractContextManager[None] = mpl.rc_context(RC)
-    return context
+    installed = {font.name for font in fontManager.ttflist}
+    families = ["DejaVu Sans", *(name for name in WIDER_FONTS if name in installed)]
+    with mpl.rc_context(RC | {"font.family": families}), warnings.catch_warnings():
+        # A letter that no font has becomes a box; the tables and the page have it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,7 @@ def name_rows(plot: Axes, names: Sequence[str]) -> None:
     """Rows from the top, at len(names), ..., 2, 1."""
     plot.set_yticks(range(len(names), 0, -1), [shortened(name) for name in names])
     plot.set_ylim(0.4, len(names) + 0.6)
+    plot.xaxis.set_major_locator(MaxNLocator(nbins=6))  # more would touch one another where ranges are small
 
 
 def shortened(name: str, most: int = 34) -> str:

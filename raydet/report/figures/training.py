@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import stdev
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
 
+from raydet.evaluate.compare import LEVEL
 from raydet.report.analysis import Analysis
 from raydet.report.figures.style import (
     ARM,
@@ -23,6 +27,8 @@ from raydet.report.figures.style import (
 from raydet.report.findings import loss_gap
 from raydet.report.study import CellRuns
 
+NUM_NAMED = 6
+"""Points with a name."""
 MOST_CURVES = 8
 """Cells with a colour of their own; the others are grey."""
 COSTS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], float | None]], ...] = (
@@ -83,7 +89,7 @@ def _curves(cells: Sequence[CellRuns], column: str, label: str, name: str) -> Fi
     plot.set_xlabel("epoch")
     plot.set_ylabel(label)
     plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    rest = f"; the other {len(cells) - len(best)} are grey" if len(cells) > len(best) else ""
+    rest = "; the rest is grey" if len(cells) > len(best) else ""
     return Figure(
         f"curves_{name}",
         f"Over the epochs: {label}",
@@ -96,20 +102,32 @@ def _gap(cell: CellRuns) -> float | None:
     return cell.mean_of(lambda results: loss_gap(results.get("final", {})))
 
 
+def _gaps(cell: CellRuns) -> list[float]:
+    """One per run; of runs that have it."""
+    gaps = (loss_gap((run.results or {}).get("final", {})) for run in cell.runs)
+    return [gap for gap in gaps if gap is not None]
+
+
 def _gap_bars(gaps: Sequence[tuple[CellRuns, float]]) -> Figure:
     rows = sorted(gaps, key=lambda row: -row[1])[:MOST_LABELS]
     canvas, (plot,) = axes(row_height(len(rows)))
     places = list(range(len(rows), 0, -1))
     for place, (cell, gap) in zip(places, rows, strict=True):
         plot.barh(place, gap, color=CONTROL if cell.cell.is_control else ARM, height=0.7, alpha=0.85)
+        runs = _gaps(cell)
+        if len(runs) > 1:
+            reach = float(stats.t.isf((1 - LEVEL) / 2, len(runs) - 1)) * stdev(runs) / math.sqrt(len(runs))
+            plot.plot([gap - reach, gap + reach], [place, place], color="black", linewidth=1.2)
+        plot.plot(runs, [place] * len(runs), "o", color="white", mec="black", ms=3.2)
     name_rows(plot, [cell.name for cell, _ in rows])
     plot.set_xlabel("validation loss less training loss, last epoch")
     plot.grid(visible=False, axis="y")
     return Figure(
         "gap",
         "Overfitting: the gap between validation and training",
-        "Means over seeds. The training loss is that of augmented pictures during the last epoch, so the gap may be "
-        "negative early on." + left_out(len(gaps) - len(rows)),
+        "Bars are means over seeds, points single runs, lines the 95 % intervals of training (of one run nothing is "
+        "known); grey: controls. The training loss is that of augmented pictures during the last epoch, so the gap may "
+        "be negative early on." + left_out(len(gaps) - len(rows)),
         canvas,
     )
 
@@ -118,23 +136,24 @@ def _against_cost(
     name: str, label: str, title: str, points: Sequence[tuple[float, CellRuns]], metric: str
 ) -> Figure:
     canvas, (plot,) = axes(3.4)
-    for value, cell in points:
-        plot.plot([value], [cell.mean], "o", color=CONTROL if cell.cell.is_control else ARM, ms=5, alpha=0.85)
-    for value, cell in sorted(points, key=lambda point: -point[1].mean)[:6]:
-        plot.annotate(
-            shortened(cell.name, 22),
-            (value, cell.mean),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=7,
+    ranked = sorted(points, key=lambda point: -point[1].mean)
+    for value, cell in ranked[NUM_NAMED:]:
+        plot.plot([value], [cell.mean], "o", color="#d0d0d0", mec=CONTROL, ms=4)
+    # Names stand beside the plot: next to the points they would lie on one another.
+    for colour, (value, cell) in zip(CYCLE, ranked[:NUM_NAMED], strict=False):
+        marker = "s" if cell.cell.is_control else "o"
+        plot.plot(
+            [value], [cell.mean], marker, color=colour, ms=6, alpha=0.85, label=shortened(cell.name, 24)
         )
-    plot.margins(x=0.18, y=0.1)
+    plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    plot.margins(x=0.1, y=0.1)
     plot.set_xlabel(label)
     plot.set_ylabel(metric)
     return Figure(
         f"cost_{name}",
         f"{title} against {metric}",
-        "Means over seeds; grey: controls. The six best are named. Up and to the left is better.",
+        f"Means over seeds. The {min(NUM_NAMED, len(points))} best are named, controls among them as squares; the rest "
+        "is grey. Up and to the left is better.",
         canvas,
     )
 

@@ -57,8 +57,8 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
     assert child.data.params["data.simulated"] == "nothing"
     history = MlflowClient(store).get_metric_history(child.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
-    assert child.data.metrics["AP/a class_ odd"] == 0.5
-    assert child.data.metrics["wall_s"] == 9.0
+    assert child.data.metrics["per_class_AP.a class_ odd"] == 0.5
+    assert child.data.metrics["time.wall_s"] == 9.0
     artifacts = {file.path for file in MlflowClient(store).list_artifacts(child.info.run_id)}
     assert artifacts == {"config.json", "coco_table.json"}
 
@@ -91,3 +91,20 @@ def test_none_tracks_nothing() -> None:
 def test_who_only_looks_makes_no_tracker(tmp_path: Path) -> None:
     assert runs_by_name(None, directory=tmp_path, experiment="gaff") is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_ui_shows_first(store: str, tmp_path: Path) -> None:
+    tracker = MLflowTracker(store, "shown")
+    run_id = begin_run(tracker, recipe("demo"), name="exp_001", identity="key", labels={"arm": "s1"})
+    end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=RESULTS)
+    tracker.describe(run_id, ["gaff_shared *beats* <b>it</b>.", "No more."])
+    (run,) = runs_of(store, "shown")
+    assert run.data.params["arm"] == "s1"
+    assert run.data.params["data.canvas_hw"] == "(96, 128)"  # as JSON it would take a line per number
+    note = run.data.tags["mlflow.note.content"]
+    assert note == "- gaff\\_shared \\*beats\\* \\<b\\>it\\</b\\>.\n- No more."
+    experiment = MlflowClient(store).get_experiment_by_name("shown")
+    assert experiment.tags["mlflow.note.content"] == note
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    (view,) = tracker.runs()
+    assert view.metrics["epoch"] == 2  # in the UI `time.epoch`

@@ -17,6 +17,7 @@ from raydet.config import (
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.npy_yolo import NpyYoloSet, read_class_names
+from raydet.data.sources.sieve import LeftOut, OnBad
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
 
@@ -26,8 +27,11 @@ SPEC_FORMS = "synthetic, coco:PATH, npy_yolo:PATH, or a path"
 ANNOTATIONS = "annotations.json"
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
     """Open and check the pictures of a run.
+
+    Args:
+        on_bad: what becomes of a bad picture, in sources that can leave one out.
 
     Raises:
         DataError: the data are bad.
@@ -42,6 +46,11 @@ def open_source(config: DataConfig) -> Source:
     if not source.modalities:
         raise ConfigError(f"data.missing names every modality ({', '.join(config.missing)}); take one out")
     return source
+
+
+def left_out_of(source: Source) -> list[LeftOut]:
+    """Pictures that were left out at opening; none where a source leaves out none."""
+    return list(getattr(source, "left_out", []))
 
 
 def detect_source(spec: str) -> SourceConfig:

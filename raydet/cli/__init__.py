@@ -20,6 +20,7 @@ from raydet.cli.bench_inference import inference
 from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
+from raydet.cli.data import app as data
 from raydet.cli.evaluate import evaluate
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
@@ -49,6 +50,7 @@ bench.command()(inference)
 app.add_typer(bench, name="bench")
 app.command(context_settings={"allow_interspersed_args": False})(chaos)
 app.add_typer(ckpt)
+app.add_typer(data)
 app.add_typer(score)
 app.add_typer(verify)
 

@@ -54,7 +54,9 @@ def box_findings(
     if is_unknown.any():
         at = np.flatnonzero(is_unknown).tolist()
         shown = [f"box {i} has label {labels_N[i]}" for i in at]
-        yield _finding("unknown_class", sample, index, at, f"{_listed(shown)}; labels go to {len(classes) - 1}")
+        yield _finding(
+            "unknown_class", sample, index, at, f"{_listed(shown)}; labels go to {len(classes) - 1}"
+        )
     pairs = same_objects(known_N4, is_good)
     for kind, wants_same in (("box_twice", True), ("box_two_classes", False)):
         chosen = [(i, j) for i, j in pairs if (labels_N[i] == labels_N[j]) == wants_same]
@@ -84,9 +86,7 @@ def same_objects(boxes_N4: NDArray[np.float64], is_good_N: NDArray[np.bool_]) ->
     return pairs
 
 
-def _equal_to_the_pixel(
-    boxes_N4: NDArray[np.float64], is_good_N: NDArray[np.bool_]
-) -> list[tuple[int, int]]:
+def _equal_to_the_pixel(boxes_N4: NDArray[np.float64], is_good_N: NDArray[np.bool_]) -> list[tuple[int, int]]:
     first: dict[bytes, int] = {}
     pairs = []
     for j in np.flatnonzero(is_good_N).tolist():

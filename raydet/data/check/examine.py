@@ -65,15 +65,11 @@ def examined(source: Source, index: int, settings: Settings) -> PictureRecord:
         return PictureRecord(index, image_id, (0, 0), [finding], is_read=False)
     record = PictureRecord(index, image_id, sample.source_hw)
     record.channels = {name: channel_sums(x) for name, x in sample.modalities.items()}
-    record.constant = frozenset(
-        name for name, sums in record.channels.items() if (sums.constant_C > 0).all()
-    )
+    record.constant = frozenset(name for name, sums in record.channels.items() if (sums.constant_C > 0).all())
     record.pixel_hashes = {name: pixel_hash(x) for name, x in sample.modalities.items()}
     record.difference_hashes = _difference_hashes(sample)
     record.findings += picture_findings(sample, index, record.channels)
-    record.findings += box_findings(
-        sample, index, classes=settings.classes, min_box_px=settings.min_box_px
-    )
+    record.findings += box_findings(sample, index, classes=settings.classes, min_box_px=settings.min_box_px)
     if not len(sample.labels):
         record.findings.append(Finding("empty", image_id, "no box", index))
     record.boxes = _counted(sample, settings)
@@ -143,9 +139,7 @@ def _alignment_finding(record: PictureRecord, found: Alignment) -> Finding | Non
                 f"{pair}: {found.displacement_px:.0f} px (x {x:+.0f}, y {y:+.0f}{turned}{scaled}); "
                 f"strength {found.strength:.1f}, in place {found.strength_in_place:.1f}"
             )
-            return Finding(
-                "misaligned", record.image_id, detail, record.index, badness=found.displacement_px
-            )
+            return Finding("misaligned", record.image_id, detail, record.index, badness=found.displacement_px)
         case "cannot_tell":
             detail = f"{pair}: strength {found.strength:.1f}, in place {found.strength_in_place:.1f}"
             return Finding(

@@ -32,7 +32,9 @@ KINDS: dict[str, Kind] = {
         "error", "float pixels outside 0..1", "scale the values to the range that the format names"
     ),
     "size_mismatch": Kind(
-        "error", "modalities of different sizes", "resize or crop one modality to the other, together with its boxes"
+        "error",
+        "modalities of different sizes",
+        "resize or crop one modality to the other, together with its boxes",
     ),
     "misaligned": Kind(
         "error",
@@ -74,7 +76,9 @@ KINDS: dict[str, Kind] = {
     "box_two_classes": Kind("warning", "an object with two classes", "delete the wrong one of the boxes"),
     "constant": Kind("warning", "modalities that hold one value", "leave the picture out, or record it anew"),
     "saturated": Kind(
-        "warning", "modalities with most pixels at full scale", "check exposure, or the scaling of 16-bit values"
+        "warning",
+        "modalities with most pixels at full scale",
+        "check exposure, or the scaling of 16-bit values",
     ),
     "class_unused": Kind("warning", "classes without a box", "check the labels, or take the class out"),
     "class_one_sided": Kind(
@@ -90,16 +94,24 @@ KINDS: dict[str, Kind] = {
         "pairs of which nobody can tell whether they are aligned",
         "their outlines have too little in common; look at a few: dark or blank pictures, or pictures of two places",
     ),
-    "empty": Kind("note", "pictures without a box", "fine as background; check that their labels are not missing"),
+    "empty": Kind(
+        "note", "pictures without a box", "fine as background; check that their labels are not missing"
+    ),
     "box_tiny": Kind(
-        "note", "boxes narrower than data.augmentation.min_box_px", "training drops them after scaling; nothing to do"
+        "note",
+        "boxes narrower than data.augmentation.min_box_px",
+        "training drops them after scaling; nothing to do",
     ),
     "odd_shape": Kind(
-        "note", "pictures of another shape than nearly all others", "check that they are not turned or cropped"
+        "note",
+        "pictures of another shape than nearly all others",
+        "check that they are not turned or cropped",
     ),
     "no_events": Kind("note", "event pictures without an event", "nothing moved; nothing to do"),
     "grey_rgb": Kind(
-        "note", "RGB whose channels are equal everywhere", "the set may hold a grey picture in place of colours"
+        "note",
+        "RGB whose channels are equal everywhere",
+        "the set may hold a grey picture in place of colours",
     ),
 }
 

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(slots=True)
 class ChannelSums:
-    """Sums over the pixels of one or many pictures, per channel [C], on a 0..1 scale; what is not finite is left out."""
+    """Sums over the pixels of one or many pictures, per channel [C], on a 0..1 scale, of finite values."""
 
     count_C: Floats
     sum_C: Floats
@@ -128,7 +128,11 @@ def picture_findings(sample: Sample, index: int, sums: dict[str, ChannelSums]) -
         bad = int(x_CHW.numel() - sum_.count_C.sum())
         if bad:
             yield Finding(
-                "not_finite", sample.image_id, f"{name}: {bad} of {x_CHW.numel()} values", index, badness=float(bad)
+                "not_finite",
+                sample.image_id,
+                f"{name}: {bad} of {x_CHW.numel()} values",
+                index,
+                badness=float(bad),
             )
         low, high = float(sum_.low_C.min()), float(sum_.high_C.max())
         if not bad and not (low >= -FLOAT_SLACK and high <= 1 + FLOAT_SLACK):
@@ -140,7 +144,11 @@ def picture_findings(sample: Sample, index: int, sums: dict[str, ChannelSums]) -
         elif float(sum_.full_C.min()) >= SATURATED_SHARE * num_pixels:
             share = float(sum_.full_C.min()) / num_pixels
             yield Finding(
-                "saturated", sample.image_id, f"{name}: {share:.0%} of the pixels at full scale", index, badness=share
+                "saturated",
+                sample.image_id,
+                f"{name}: {share:.0%} of the pixels at full scale",
+                index,
+                badness=share,
             )
 
 

@@ -171,6 +171,7 @@ def twin_findings(
         for name, value in telling.items():
             other = single.setdefault((name, value), index)
             if other != index:
-                yield Finding(
-                    "shared_file", image_ids[index], f"{name} is that of {image_ids[other]}", index, other
-                )
+                detail = f"{name} is that of {image_ids[other]}"
+                if side_of.get(other) != side_of.get(index):
+                    detail += f" ({side_of[index]} and {side_of[other]})"
+                yield Finding("shared_file", image_ids[index], detail, index, other)

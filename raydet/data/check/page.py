@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from raydet.data.check.alignment import PRESENT, STRONG
 from raydet.data.check.examine import SIZE_NAMES, Settings
 from raydet.data.check.findings import KINDS, SEVERITIES, Finding
 from raydet.data.check.gather import Gathered, cause_of
@@ -57,6 +58,7 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
         channels=[(name, row) for name, sums in found.channels.items() for row in sums.rows()],
         alignment=found.alignment_rows(),
         tolerance=f"{settings.tolerance:.2%}",
+        strengths=(PRESENT, STRONG),
         num_listed=NUM_LISTED,
     )
 

@@ -90,7 +90,7 @@ def _case(finding: Finding, source: Source, estimates: dict[int, list[Alignment]
         panels = misalignment_panels(sample, estimate)
         caption = (
             f"{estimate.first}, {estimate.second}, a checkerboard of both as they are, and one with "
-            f"{estimate.second} moved back by the estimate"
+            f"{estimate.second} moved back by the estimate; brightness stretched"
         )
         return Case(finding, caption, as_uri(side_by_side(panels)))
     panels = modality_panels(sample, bad=finding.boxes)

@@ -19,7 +19,8 @@ no knowledge of the sensors. Three things can come out:
 `PRESENT` and `STRONG` come from measurements on MSRS, RoadScene and LLVIP, 256 true pairs and 424 made of different
 pictures, tolerance 0.0125. Chance between different pictures reached 6.8 anywhere, and in place 4.1 (once 5.0: two
 straight roads under one sky). True pairs reached 4.4 to 30 in place, all but one of them 4.5; three strongly warped
-ones 9.1 to 13. `tests/integration/test_alignment.py` holds the verdicts.
+ones 9.1 to 13. `tests/integration/test_data_check.py` holds the
+verdicts.
 
 What cannot be seen: a misalignment below the tolerance, an object that is displaced alone (parallax), and anything
 where both pictures carry the same thing that is not the scene, such as a black border or a printed clock: it agrees

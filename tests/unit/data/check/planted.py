@@ -135,7 +135,9 @@ def _saturated(sample: Sample) -> Sample:
 
 def _recompressed(source: MemorySet, index: int, twin: int) -> None:
     """Another picture, a little brighter."""
-    changed = {name: (x.float() * 0.97).to(torch.uint8) for name, x in source.samples[twin].modalities.items()}
+    changed = {
+        name: (x.float() * 0.97).to(torch.uint8) for name, x in source.samples[twin].modalities.items()
+    }
     source.samples[index] = with_pixels(source.samples[index], **changed)
 
 
@@ -192,7 +194,9 @@ FAULTS: dict[str, tuple[Fault, frozenset[str]]] = {
     "near_leak": (lambda s, i: _recompressed(s, i, _other(i, same_side=False)), frozenset()),
     "unreadable": (lambda s, i: s.broken.add(i), frozenset()),
     "left_out": (
-        lambda s, i: s.left_out.append(LeftOut(f"gone {i}", f"/data/{i}.txt, row 3: a box is empty, got 0 x 4")),
+        lambda s, i: s.left_out.append(
+            LeftOut(f"gone {i}", f"/data/{i}.txt, row 3: a box is empty, got 0 x 4")
+        ),
         frozenset(),
     ),
 }

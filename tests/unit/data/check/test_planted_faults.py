@@ -100,7 +100,9 @@ def test_a_picture_on_its_side() -> None:
 
 def test_classes_without_boxes_or_on_one_side() -> None:
     samples = clean_samples(0)
-    samples = [s.with_targets(s.boxes_xyxy, torch.tensor([0, 1 if i < 2 else 0])) for i, s in enumerate(samples)]
+    samples = [
+        s.with_targets(s.boxes_xyxy, torch.tensor([0, 1 if i < 2 else 0])) for i, s in enumerate(samples)
+    ]
     found = checked(MemorySet(samples, classes=("person", "car", "dog")))
     assert {(f.kind, f.name) for f in found.findings} == {("class_one_sided", "car"), ("class_unused", "dog")}
     assert found.class_rows()[1] | {"small": 0, "medium": 0} == {
@@ -117,7 +119,8 @@ def test_a_set_without_boxes_and_a_split_without_a_side() -> None:
 
 def test_a_shift_that_most_pairs_share_is_told_once_more() -> None:
     samples = [
-        with_pixels(s, thermal=s.modalities["thermal"].roll((0, 3), (1, 2))) for s in clean_samples(0, count=21)
+        with_pixels(s, thermal=s.modalities["thermal"].roll((0, 3), (1, 2)))
+        for s in clean_samples(0, count=21)
     ]
     found = checked(MemorySet(samples))
     (offset,) = [f for f in found.findings if f.kind == "offset"]
@@ -133,11 +136,15 @@ def test_processes_change_nothing() -> None:
     alone, shared = (checked(source, num_train=12, workers=workers) for workers in (0, 2))
     assert alone.findings == shared.findings
     assert alone.alignments == shared.alignments
-    assert {n: c.rows() for n, c in alone.channels.items()} == {n: c.rows() for n, c in shared.channels.items()}
+    assert {n: c.rows() for n, c in alone.channels.items()} == {
+        n: c.rows() for n, c in shared.channels.items()
+    }
 
 
 def test_reasons_are_grouped_by_their_cause() -> None:
-    reasons = [f"/data/{i}.txt, row {i}: a box wants a width above 0, got {i} x 4; delete it" for i in range(9)]
+    reasons = [
+        f"/data/{i}.txt, row {i}: a box wants a width above 0, got {i} x 4; delete it" for i in range(9)
+    ]
     assert {cause_of(reason) for reason in reasons} == {"a box wants a width above 0"}
 
 

@@ -102,13 +102,16 @@ def test_pictures_of_different_places_are_never_called_misaligned(shared_data: P
 
 
 def test_known_shifts_of_real_pairs(shared_data: Path) -> None:
-    """Up to 1 % of the longer side nothing is flagged, from 2.5 % on nothing is called aligned."""
-    files = sorted((shared_data / "msrs" / "vi").iterdir())[::6]
+    """Of all MSRS pairs none is flagged at 4 px and none is called aligned at 16 px (2.5 % of the longer side).
+
+    At 16 px 32 of 38 are flagged; of the other six, faint pictures of the night, nothing can be told.
+    """
+    files = sorted((shared_data / "msrs" / "vi").iterdir())
     told = []
     for file in files:
         rgb, thermal = pixels(file, "RGB"), pixels(shared_data / "msrs" / "ir" / file.name, "L")
         own = np.array(estimate(rgb, thermal).shift_xy)
-        for shift in (0, 4, 16, 40):
+        for shift in (4, 16):
             moved = torch.zeros_like(thermal)
             moved[:, :, shift:] = thermal[:, :, : 640 - shift]
             found = estimate(rgb, moved)
@@ -119,7 +122,7 @@ def test_known_shifts_of_real_pairs(shared_data: Path) -> None:
                 told.append(found.verdict)
             if found.verdict == "misaligned" and not found.rotation_deg:
                 assert np.hypot(*(np.array(found.shift_xy) - own - (shift, 0))) <= 0.008 * 640
-    assert told.count("misaligned") >= 0.8 * len(told)
+    assert told.count("misaligned") >= 30
 
 
 def test_the_embedded_set_is_clean(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_the_embedded_set_is_clean(tmp_path: Path) -> None:
 def test_warnings_count_when_it_is_strict(tmp_path: Path) -> None:
     arguments = (
         "synthetic", "--no-align", "--set", "data.source.num_sequences=2", "--set", "data.source.frames_per_sequence=1",
-        "--set", "data.classes=[circle,square,triangle,d,e,f,g,h,i]",
+        "--set", 'data.classes=["a","b","c","d","e","f","g","h","i","j"]',
     )  # fmt: skip
     assert run(*arguments, "--output", str(tmp_path / "a")).returncode == EXIT_OK
     assert run(*arguments, "--output", str(tmp_path / "b"), "--strict").returncode == EXIT_DATA

@@ -105,7 +105,7 @@ def test_known_shifts_of_real_pairs(shared_data: Path) -> None:
     """Of all MSRS pairs one is flagged at 4 px and none is called aligned at 16 px (2.5 % of the longer side).
 
     The one, 00017N, is estimated to be displaced by 7 px as it lies: with 4 px more it passes the tolerance of 8.
-    At 16 px 32 of 38 are flagged; of the other six, faint pictures of the night, nothing can be told.
+    At 16 px 32 of 38 are flagged; of the other six nothing can be told.
     """
     files = sorted((shared_data / "msrs" / "vi").iterdir())
     flagged_at_4, told = [], []

@@ -13,7 +13,7 @@ from raydet.structures import Sample
 SLACK_PX = 0.01
 """How far rounding to float32 may push an edge out of the picture."""
 SAME_OBJECT_IOU = 0.95
-"""Boxes that overlap so much are on one object: people who draw an object twice agree less than that."""
+"""Boxes that overlap so much are taken for one object; chosen, not measured."""
 NUM_SHOWN = 5
 MANY_BOXES = 2000
 """Above, pairs of boxes are looked for among boxes that are equal to the pixel only."""

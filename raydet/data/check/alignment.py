@@ -24,7 +24,8 @@ to 13. `tests/integration/test_data_check.py` holds the verdicts.
 Whole true pairs that were shifted (38 of MSRS, 26 of RoadScene, 8 of LLVIP): at 1.5 % of the longer side 54 of 72
 were flagged and 17 still called aligned; at 2.5 % 61 were flagged, at 6 % 58, and none was called aligned: of the
 rest nothing could be told. So a misaligned pair with little in common ends as `cannot_tell`. The estimated shift
-was wrong by 0.01 to 0.04 % in the median, by 0.2 % at most from 2.5 % on. Thresholds and figures come from the same pictures.
+was wrong by 0.01 to 0.04 % in the median, by 0.2 % at most from 2.5 % on. Thresholds and figures
+come from the same pictures.
 
 What cannot be seen: a misalignment below the tolerance, an object that is displaced alone (parallax), and anything
 where both pictures carry the same thing that is not the scene, such as a black border or a printed clock: it agrees

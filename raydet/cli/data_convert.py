@@ -44,7 +44,9 @@ def convert(
     """Write a set as hashed Arrow shards, once. The same command again continues an interrupted conversion."""
     chosen: Any = _one_of(encoding, ENCODINGS, "--encoding")
     policy: Any = _one_of(on_bad, POLICIES, "--on-bad")
-    experiment = adjusted(starting_experiment(None, None), backbone=None, data=spec, epochs=None, sets=sets)
+    experiment = adjusted(
+        starting_experiment(None, None), backbone=None, data=spec, epochs=None, sets=sets, on_bad=policy
+    )
     from raydet.data.convert import convert as convert_source
 
     with interruptible(), _cluster() if workers else nullcontext():

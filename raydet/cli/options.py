@@ -16,6 +16,7 @@ from raydet.config import Experiment, MiTConfig, MiTVariant, apply_overrides, pa
 from raydet.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Terminated
 
 if TYPE_CHECKING:
+    from raydet.data.sources.sieve import OnBad
     from raydet.train.trained import TrainedRun
 
 Choice = TypeVar("Choice", bound=str)
@@ -198,12 +199,13 @@ def adjusted(
     data: str | None,
     epochs: int | None,
     sets: Sequence[str] | None,
+    on_bad: OnBad = "error",
 ) -> Experiment:
     """The experiment with the command line's changes, `--set` last."""
     if data is not None:
         from raydet.data.build import adopt_source, detect_source
 
-        experiment = adopt_source(experiment, detect_source(data))
+        experiment = adopt_source(experiment, detect_source(data), on_bad=on_bad)
     flags: dict[str, Any] = {}
     if backbone is not None:
         label, settings = _backbone_settings(experiment, backbone)

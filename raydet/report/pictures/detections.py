@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from raydet.ops.colours import as_colours
 from raydet.ops.matching import overlaps
 from raydet.report.pictures.marks import (
     DASHES,
@@ -29,7 +30,6 @@ from raydet.report.pictures.panels import (
     Colour,
     Panel,
     arranged,
-    as_colours,
     enlarged,
     font,
     is_stacked,

@@ -21,8 +21,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from raydet.ops.colours import as_colours
 from raydet.report.pictures.attention import Attention, StageAttention
-from raydet.report.pictures.panels import as_colours, titled
+from raydet.report.pictures.panels import titled
 
 DPI = 100
 CELL_WIDTH_IN = 2.5

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from raydet.report.pictures.panels import as_colours, as_png, enlarged, fitting, font, panel_factor
+from raydet.ops.colours import as_colours
+from raydet.report.pictures.panels import as_png, enlarged, fitting, font, panel_factor
 
 
 def test_three_channels_are_red_green_and_blue() -> None:

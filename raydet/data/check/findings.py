@@ -1,0 +1,139 @@
+"""What can be wrong with a set: every kind of finding with its severity and its remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A way in which a set can be wrong."""
+
+    severity: Severity
+    title: str
+    remedy: str
+
+
+KINDS: dict[str, Kind] = {
+    "left_out": Kind(
+        "error",
+        "pictures that cannot be used",
+        "the reason names file and field; mend them, or leave them out knowingly",
+    ),
+    "unreadable": Kind("error", "pictures that cannot be decoded", "copy the files again, or leave them out"),
+    "not_finite": Kind(
+        "error", "pixels that are infinite or not a number", "repair the array, or leave the picture out"
+    ),
+    "out_of_range": Kind(
+        "error", "float pixels outside 0..1", "scale the values to the range that the format names"
+    ),
+    "size_mismatch": Kind(
+        "error",
+        "modalities of different sizes",
+        "resize or crop one modality to the other, together with its boxes",
+    ),
+    "misaligned": Kind(
+        "error",
+        "modalities that do not lie on one another",
+        "look at the checkerboard; register the pair anew, or leave it out",
+    ),
+    "box_not_finite": Kind("error", "boxes with infinite coordinates or NaN", "correct or delete the box"),
+    "box_empty": Kind("error", "boxes without width or height", "correct or delete the box"),
+    "box_outside": Kind(
+        "error", "boxes that leave the picture", "clip the box, or check that it belongs to this picture"
+    ),
+    "unknown_class": Kind(
+        "error", "labels that no class stands for", "correct the label, or name all classes in data.classes"
+    ),
+    "no_boxes": Kind("error", "no picture has a box", "check that the labels belong to these pictures"),
+    "dead_channel": Kind(
+        "error",
+        "channels that hold one value in every picture",
+        "check the export; name a modality that is not there in data.missing",
+    ),
+    "bad_split": Kind("error", "the split leaves a side empty", "change data.split, or add pictures"),
+    "leak": Kind(
+        "error",
+        "the same picture on both sides of the split",
+        "delete one of the two, or give both the same group",
+    ),
+    "near_leak": Kind(
+        "warning",
+        "validation pictures that nearly equal a training picture",
+        "give frames of one sequence the same group (data.split.kind=group), or leave one of the two out",
+    ),
+    "duplicate": Kind("warning", "the same picture twice", "delete one of the two"),
+    "shared_file": Kind(
+        "warning",
+        "the same pixels in one modality, other ones in another",
+        "one of the two is wrongly paired: compare the file names",
+    ),
+    "box_twice": Kind("warning", "an object that is labelled twice", "delete one of the boxes"),
+    "box_two_classes": Kind("warning", "an object with two classes", "delete the wrong one of the boxes"),
+    "constant": Kind("warning", "modalities that hold one value", "leave the picture out, or record it anew"),
+    "saturated": Kind(
+        "warning",
+        "modalities with most pixels at full scale",
+        "check exposure, or the scaling of 16-bit values",
+    ),
+    "class_unused": Kind("warning", "classes without a box", "check the labels, or take the class out"),
+    "class_one_sided": Kind(
+        "warning",
+        "classes on one side of the split only",
+        "change data.split, so that every class is trained on and validated",
+    ),
+    "offset": Kind(
+        "warning", "the same displacement in most pairs", "calibrate the rig, or shift one modality by it"
+    ),
+    "cannot_tell": Kind(
+        "note",
+        "pairs of which nobody can tell whether they are aligned",
+        "their outlines have too little in common; look at a few: dark or blank pictures, or pictures of two places",
+    ),
+    "empty": Kind(
+        "note", "pictures without a box", "fine as background; check that their labels are not missing"
+    ),
+    "box_tiny": Kind(
+        "note",
+        "boxes narrower than data.augmentation.min_box_px",
+        "training drops them after scaling; nothing to do",
+    ),
+    "odd_shape": Kind(
+        "note",
+        "pictures of another shape than nearly all others",
+        "check that they are not turned or cropped",
+    ),
+    "no_events": Kind("note", "event pictures without an event", "nothing moved; nothing to do"),
+    "grey_rgb": Kind(
+        "note",
+        "RGB whose channels are equal everywhere",
+        "the set may hold a grey picture in place of colours",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, and where."""
+
+    kind: str
+    name: str
+    """The picture's id; a class, a channel or a pair of modalities where it is about all of them."""
+    detail: str
+    index: int | None = None
+    """Of the picture in the source."""
+    other_index: int | None = None
+    """Of the second picture, where there is one."""
+    boxes: tuple[int, ...] = ()
+    """Places of the boxes concerned."""
+    badness: float = 0.0
+    """Larger is worse; within one kind only."""
+
+    @property
+    def severity(self) -> Severity:
+        """How bad its kind is."""
+        return KINDS[self.kind].severity

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from raydet.config import Experiment, MiTConfig, MiTVariant, apply_overrides, parse_override
 from raydet.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Terminated
 
 if TYPE_CHECKING:
+    from raydet.config import Experiment
     from raydet.data.sources.sieve import OnBad
     from raydet.train.trained import TrainedRun
 
@@ -127,6 +127,7 @@ def interruptible(hint: str = "the same command continues") -> Iterator[None]:
 
 def starting_experiment(recipe_name: str | None, config: Path | None) -> Experiment:
     """What `--recipe` or `--config` names."""
+    from raydet.config import Experiment
     from raydet.recipes import recipe
 
     if config is None:
@@ -202,6 +203,8 @@ def adjusted(
     on_bad: OnBad = "error",
 ) -> Experiment:
     """The experiment with the command line's changes, `--set` last."""
+    from raydet.config import apply_overrides
+
     if data is not None:
         from raydet.data.build import adopt_source, detect_source
 
@@ -218,6 +221,8 @@ def adjusted(
 
 def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, dict[str, Any]]:
     """The label of a backbone, and what it sets; another variant of a MiT keeps the rest of it."""
+    from raydet.config import MiTConfig, MiTVariant
+
     variant = text.removeprefix("mit_")
     if variant == text and variant not in get_args(MiTVariant):
         return text, {"model.backbone": {"kind": "timm", "name": text}}
@@ -228,6 +233,8 @@ def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, dict[str
 
 def parsed(sets: Sequence[str] | None) -> dict[str, Any]:
     """`--set` options as overrides."""
+    from raydet.config import parse_override
+
     return dict(parse_override(text) for text in sets or ())
 
 

@@ -18,10 +18,10 @@ from raydet.cli.options import (
     interruptible,
     starting_experiment,
 )
-from raydet.config import Experiment
 from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from raydet.config import Experiment
     from raydet.plan.fit import Option, Recommendation
     from raydet.plan.ledger import Ledger
 

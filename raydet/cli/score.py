@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raydet.cli.options import AsJsonOption, SetOption, parsed
-from raydet.config import EvaluateConfig, apply_overrides
 from raydet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raydet.config import EvaluateConfig
 
 app = typer.Typer(
     name="score",
@@ -75,6 +77,7 @@ def kaist(
 
 
 def _settings(overrides: Mapping[str, object]) -> EvaluateConfig:
+    from raydet.config import apply_overrides
     from raydet.recipes import recipe
 
     for path in overrides:

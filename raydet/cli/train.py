@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +32,9 @@ from raydet.cli.options import (
     local_directory,
     starting_experiment,
 )
-from raydet.config import Experiment
+
+if TYPE_CHECKING:
+    from raydet.config import Experiment
 
 
 def train(

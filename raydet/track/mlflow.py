@@ -5,6 +5,7 @@ Files and numbers are logged, never MLflow model flavours, and nothing is ever l
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from mlflow.exceptions import MlflowException
 from raydet.errors import TrackingError
 from raydet.track.base import RunStatus, RunView
 
+SQLITE = "sqlite:///"
 IDENTITY_TAG = "raydet.identity"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the UI draws the tree from it
 NOTE_TAG = "mlflow.note.content"  # MLflow's own: Markdown, shown above the runs and above a run
@@ -66,8 +69,9 @@ class MLflowTracker:
             logging.getLogger(name).setLevel(level)
         self.uri = uri
         try:
-            self._client = MlflowClient(uri)
-            self._experiment = _experiment_id(self._client, uri, experiment)
+            with _alone_with(uri):
+                self._client = MlflowClient(uri)
+                self._experiment = _experiment_id(self._client, uri, experiment)
         except Exception as error:  # MLflow lets SQLAlchemy's, requests' and its own errors through
             raise TrackingError(
                 f"cannot use the tracking URI {_without_password(f'{uri}: {_first_line(error)}')}; "
@@ -188,13 +192,25 @@ class MLflowTracker:
         return self._logged_epochs[run_id]
 
 
+@contextmanager
+def _alone_with(uri: str) -> Iterator[None]:
+    """One process at a time: MLflow makes and migrates the tables of a sqlite file without a lock."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(SQLITE))
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     existing = client.get_experiment_by_name(name)
     if existing is not None:
         return str(existing.experiment_id)
     location = None
-    if uri.startswith("sqlite:///"):  # else MLflow would use ./mlruns of whoever looks
-        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+    if uri.startswith(SQLITE):  # else MLflow would use ./mlruns of whoever looks
+        location = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=location, tags=KIND_TAG))
     except MlflowException:  # another driver was faster

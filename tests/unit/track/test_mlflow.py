@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -108,3 +110,10 @@ def test_what_the_ui_shows_first(store: str, tmp_path: Path) -> None:
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     (view,) = tracker.runs()
     assert view.metrics["epoch"] == 2  # in the UI `time.epoch`
+
+
+def test_many_may_make_the_database_at_once(tmp_path: Path) -> None:
+    code = "import sys; from raydet.track.mlflow import MLflowTracker; MLflowTracker(sys.argv[1], 'study')"
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    starts = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(start.communicate()[1], start.returncode) for start in starts] == [("", 0)] * 3

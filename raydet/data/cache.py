@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from raydet.data.storage import CHUNK_BYTES, Store
+from raydet.data.storage import CHUNK_BYTES, Store, first_line, sha256_of
 from raydet.errors import ConfigError, DataError
 
 DEFAULT_GIB = "50"
@@ -64,49 +64,55 @@ class ShardCache:
             self._verify_in_place(store.directory / name, sha256, size_bytes, where)
             return store.directory / name
         path = self.directory / "files" / f"{sha256}.arrow"
-        if not _touched(path):
-            with self._locked(sha256):
-                if not _touched(path):  # else another process was faster
-                    self._make_room(size_bytes)
-                    _download(store, name, path, sha256, where)
+        with _usable(self.directory):
+            if not _touched(path, size_bytes):
+                with self._locked(sha256):
+                    if not _touched(path, size_bytes):  # else another process was faster
+                        self._make_room(size_bytes)
+                        _download(store, name, path, sha256, where)
         return path
 
     def _verify_in_place(self, path: Path, sha256: str, size_bytes: int, where: str) -> None:
         try:
             found = path.stat()
+            if found.st_size != size_bytes:
+                raise DataError(
+                    f"{where}: wanted {size_bytes} bytes, the file has {found.st_size}; it is truncated or damaged, "
+                    "copy it again, or convert the set again"
+                )
+            identity = f"{path.absolute()} {found.st_ino} {found.st_mtime_ns} {size_bytes} {sha256}"
+            if self._is_noted(identity):
+                return
+            _check_hash(_sha256(path), sha256, where)
         except OSError as error:
             raise DataError(
                 f"{where}: {error.strerror}; copy the file again, or convert the set again"
             ) from None
-        if found.st_size != size_bytes:
-            raise DataError(
-                f"{where}: wanted {size_bytes} bytes, the file has {found.st_size}; it is truncated or damaged, copy "
-                "it again, or convert the set again"
-            )
-        identity = f"{path.absolute()} {found.st_ino} {found.st_mtime_ns} {size_bytes} {sha256}"
-        note = self.directory / "verified" / hashlib.sha256(identity.encode()).hexdigest()
-        if note.exists():
-            return
-        _check_hash(_sha256(path), sha256, where)
+        self._note(identity)
+
+    def _is_noted(self, identity: str) -> bool:
+        try:
+            return self._note_of(identity).exists()
+        except OSError:
+            return False
+
+    def _note(self, identity: str) -> None:
+        note = self._note_of(identity)
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.touch()
         except OSError:
             logger.info("%s cannot be written: files are verified again by every process", self.directory)
 
+    def _note_of(self, identity: str) -> Path:
+        return self.directory / "verified" / hashlib.sha256(identity.encode()).hexdigest()
+
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
         """One process of the machine at a time; a lock ends with its holder, however that ends."""
         folder = self.directory / "locks"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / key[:2]).open("w")  # few files, though one may wait for another's
-        except OSError as error:
-            raise DataError(
-                f"the cache {self.directory} cannot be written: {error.strerror}; set RAYDET_CACHE_DIR to a directory "
-                "on a local disk"
-            ) from error
-        with file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / key[:2]).open("w") as file:  # few files, though one may wait for another's
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -125,8 +131,7 @@ class ShardCache:
             for found, path in sorted(files, key=lambda item: item[0].st_mtime):
                 if excess <= 0:
                     return
-                if time.time() - found.st_mtime > JUST_FETCHED_S:
-                    path.unlink(missing_ok=True)
+                if time.time() - found.st_mtime > JUST_FETCHED_S and _removed(path, found):
                     excess -= found.st_size
         if excess > 0:
             logger.warning(
@@ -141,17 +146,17 @@ def _download(store: Store, name: str, path: Path, sha256: str, where: str) -> N
 
     def take(chunks: Iterator[bytes]) -> str:
         digest = hashlib.sha256()
-        try:
+        # Its own errors are told from those of the connection, which are tried again.
+        with _usable(draft.parent):
             file = draft.open("wb")
-        except OSError as error:
-            raise _full(draft, error) from error
         with file:
             for chunk in chunks:
                 digest.update(chunk)
-                try:
+                with _usable(draft.parent):
                     file.write(chunk)
-                except OSError as error:
-                    raise _full(draft, error) from error
+            with _usable(draft.parent):  # a name that outlives a loss of power must not lead to half a file
+                file.flush()
+                os.fsync(file.fileno())
         return digest.hexdigest()
 
     try:
@@ -161,28 +166,41 @@ def _download(store: Store, name: str, path: Path, sha256: str, where: str) -> N
         draft.unlink(missing_ok=True)
 
 
-def _full(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot write the cache {path.parent}: {error.strerror}; free the disk, or set RAYDET_CACHE_DIR and "
-        "RAYDET_CACHE_GIB"
-    )
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    """Turn what the disk of the cache says into an error of data."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot use the cache {directory}: {first_line(error)}; free the disk, or set RAYDET_CACHE_DIR to a "
+            "directory on a local disk and RAYDET_CACHE_GIB to its size"
+        ) from error
 
 
-def _touched(path: Path) -> bool:
-    """Whether it is there; it counts as used now."""
+def _touched(path: Path, size_bytes: int) -> bool:
+    """Whether it is there and whole; it counts as used now."""
     try:
         os.utime(path)
+        return path.stat().st_size == size_bytes
     except FileNotFoundError:
         return False
+
+
+def _removed(path: Path, seen: os.stat_result) -> bool:
+    """Remove a file, but not if somebody has touched it since it was seen: who did is about to open it."""
+    try:
+        if path.stat().st_mtime_ns != seen.st_mtime_ns:
+            return False
+        path.unlink()
+    except FileNotFoundError:
+        pass
     return True
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_of(iter(lambda: file.read(CHUNK_BYTES), b""))
 
 
 def _check_hash(found: str, wanted: str, where: str) -> None:

@@ -72,7 +72,9 @@ class Job:
             DataError: a picture is bad, or the shard cannot be written.
         """
         first = number * self.pictures_per_shard
-        builder, sieve = ShardBuilder(self.source.modalities, self.encoding), Sieve(self.on_bad)
+        num_classes = len(self.source.classes)
+        builder = ShardBuilder(self.source.modalities, self.encoding, num_classes=num_classes)
+        sieve = Sieve(self.on_bad)
         for index in range(first, min(first + self.pictures_per_shard, len(self.source))):
 
             def add(index: int = index) -> None:

@@ -2,17 +2,20 @@
 
 Where object storage is and how to sign in comes from the environment alone: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_REGION and the rest of Amazon's chain (profiles, roles); GOOGLE_APPLICATION_CREDENTIALS.
-What fails for a while is tried again for RAYDET_STORAGE_PATIENCE_S (120) seconds.
+What fails for a while is tried again for RAYDET_STORAGE_PATIENCE_S (120) seconds from the first failure on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -27,9 +30,14 @@ CHUNK_BYTES = 4 * 2**20
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 30
 
+UNFINISHED = "unfinished"
+"""Directory of a place for what is being written: whoever clears it away takes the drafts of killed processes along."""
+
+_ANSWER = re.compile(r"AWS Error (.*)|google::cloud::Status\((.*)")
+"""What the storage said. Names of buckets and keys stand before it, and may be any word."""
 _REFUSED = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN"
-    r"|MISSING_AUTHENTICATION_TOKEN|INVALID_TOKEN|No response body|HTTP status (401|403)|HTTP response code 403"
+    r"|MISSING_AUTHENTICATION_TOKEN|INVALID_TOKEN|HTTP status (401|403)|HTTP response code 403"
     r"|AccessDenied|InvalidAccessKeyId|Forbidden|PERMISSION_DENIED|UNAUTHENTICATED|oauth2|credential",
     re.IGNORECASE,
 )
@@ -45,22 +53,23 @@ class Store:
         uri: a directory, or file://, s3:// or gs://.
 
     Raises:
-        ConfigError: the URI is of another kind, or holds a password.
+        ConfigError: the URI is of another kind, or holds what may be a key.
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/") or "/"
-        parts = urlsplit(self.uri)
-        self._scheme = parts.scheme if "://" in self.uri else "file"
-        if "@" in parts.netloc:
-            raise ConfigError(
-                f"{self._scheme}://...@...: wanted a URI without keys; give them in the environment "
-                "(AWS_ACCESS_KEY_ID, ...)"
-            )
-        if self._scheme not in ("file", "s3", "gs") or (self._scheme != "file" and not parts.netloc):
-            raise ConfigError(f"{uri}: wanted a directory, file://PATH, s3://BUCKET/PATH or gs://BUCKET/PATH")
-        is_path = "://" not in self.uri
-        self._root = os.path.abspath(self.uri) if is_path else parts.netloc + parts.path
+        scheme, separator, rest = uri.partition("://")
+        self._scheme = scheme if separator else "file"
+        if self._scheme == "file":
+            if separator and not rest.startswith("/"):
+                raise ConfigError(
+                    f"{uri}: wanted file:///PATH, from the root on, or a directory without file://"
+                )
+            # Now: another process may stand elsewhere.
+            self._root = os.path.abspath(rest if separator else uri)
+            self.uri = f"file://{self._root}" if separator else self._root
+        else:
+            self._root = _object_path(scheme, rest)
+            self.uri = f"{scheme}://{self._root}"
         self._filesystem: fs.FileSystem | None = None
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
@@ -100,7 +109,7 @@ class Store:
 
         def attempt() -> None:
             if self.directory is not None:
-                write_durably(self.directory / name, content)
+                write_durably(self.directory / name, content, drafts=self.directory / UNFINISHED)
                 return
             with self._fs().open_output_stream(self._at(name)) as stream:
                 stream.write(content)
@@ -133,7 +142,7 @@ class Store:
         """
         if self.size(name) is None:
             return None
-        return self.download(name, _sha256)
+        return self.download(name, sha256_of)
 
     def size(self, name: str) -> int | None:
         """In bytes; None: there is no such file.
@@ -146,17 +155,26 @@ class Store:
         )
         return int(info.size) if info.type == fs.FileType.File else None
 
-    def names(self) -> list[str]:
-        """All files, with their directories below this place.
+    def sizes(self) -> dict[str, int]:
+        """All files, with their directories below this place, and their sizes in bytes; in order.
 
         Raises:
             DataError: the place does not answer.
         """
         selector = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
         found = self._patiently(f"listing {self.uri}", lambda: self._fs().get_file_info(selector))
-        return sorted(
-            info.path.removeprefix(self._root).lstrip("/") for info in found if info.type == fs.FileType.File
+        files = [info for info in found if info.type == fs.FileType.File]
+        return dict(
+            sorted((info.path.removeprefix(self._root).lstrip("/"), int(info.size)) for info in files)
         )
+
+    def names(self) -> list[str]:
+        """All files, with their directories below this place.
+
+        Raises:
+            DataError: the place does not answer.
+        """
+        return list(self.sizes())
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there.
@@ -182,25 +200,21 @@ class Store:
         return self._filesystem
 
     def _patiently(self, doing: str, attempt: Callable[[], Result]) -> Result:
-        started, wait_s = time.monotonic(), FIRST_WAIT_S
-        patience_s = float(os.environ.get("RAYDET_STORAGE_PATIENCE_S", "120"))
+        patience_s, wait_s = _patience_s(), FIRST_WAIT_S
+        failed_at: float | None = None
         while True:
             try:
                 result = attempt()
                 break
             except OSError as error:
-                reason = _first_line(error)
+                now = time.monotonic()
+                failed_at = now if failed_at is None else failed_at
+                waited_s, reason = now - failed_at, first_line(error)
                 if self.directory is not None or isinstance(error, FileNotFoundError):
                     raise DataError(f"{doing} failed: {reason}; check the path") from error
-                if _REFUSED.search(reason):
-                    raise DataError(
-                        f"{doing} was refused: {reason}; check the credentials in the environment and their rights"
-                    ) from None
-                if _ABSENT.search(reason):
-                    raise DataError(
-                        f"{doing} failed: {reason}; make the bucket, or correct the URI"
-                    ) from None
-                waited_s = time.monotonic() - started
+                refusal = _refusal(doing, reason)
+                if refusal is not None:
+                    raise refusal from None
                 if waited_s >= patience_s:
                     raise DataError(
                         f"{doing} failed for {waited_s:.0f} s: {reason}; check that the storage can be reached "
@@ -209,15 +223,23 @@ class Store:
                 logger.warning("%s failed (%s); trying again in %.1f s", doing, reason, wait_s)
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-        if wait_s > FIRST_WAIT_S:
-            logger.warning("%s: done, after %.1f s", doing, time.monotonic() - started)
+        if failed_at is not None:
+            logger.warning("%s: done, after %.1f s", doing, time.monotonic() - failed_at)
         return result
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Readers, and a machine that loses power, see the old file or the new one."""
+def write_durably(path: Path, content: bytes, *, drafts: Path) -> None:
+    """Readers, and a machine that loses power, see the old file or the new one.
+
+    Args:
+        drafts: directory for the unfinished file, on the same file system.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    drafts.mkdir(parents=True, exist_ok=True)
+    draft = drafts / f"{path.name}.{uuid.uuid4().hex}"  # of nobody else, on any machine
     try:
         with draft.open("wb") as file:
             file.write(content)
@@ -229,18 +251,68 @@ def write_durably(path: Path, content: bytes) -> None:
         raise
 
 
-def _sha256(chunks: Iterator[bytes]) -> str:
+def sha256_of(chunks: Iterable[bytes]) -> str:
+    """Of a file that comes in pieces."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+def _object_path(scheme: str, rest: str) -> str:
+    """BUCKET/PATH. What is wrong with it is not repeated: it may be a key."""
+    path = rest.rstrip("/")
+    if scheme not in ("s3", "gs") or not path or path.startswith("/"):
+        raise ConfigError(
+            f"{scheme}://...: wanted a directory, file://PATH, s3://BUCKET/PATH or gs://BUCKET/PATH"
+        )
+    if "@" in path or ":" in path:
+        raise ConfigError(
+            f"{scheme}://...: wanted a URI without keys, got '@' or ':' in it; give keys in the environment "
+            "(AWS_ACCESS_KEY_ID, ...)"
+        )
+    if "?" in path or "#" in path:
+        raise ConfigError(
+            f"{scheme}://...: wanted a URI without '?' and '#'; give settings in the environment (AWS_REGION, ...)"
+        )
+    return path
+
+
+def _patience_s() -> float:
+    text = os.environ.get("RAYDET_STORAGE_PATIENCE_S", "120")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise ConfigError(f"RAYDET_STORAGE_PATIENCE_S wants a number of seconds, got {text!r}")
+    return seconds
+
+
+def _refusal(doing: str, reason: str) -> DataError | None:
+    """The error where the storage's answer will stay the same; None: it may change."""
+    found = _ANSWER.search(reason)
+    answer = found.group(found.lastindex or 0) if found else ""
+    if _REFUSED.search(answer):
+        return DataError(
+            f"{doing} was refused: {reason}; check the credentials in the environment and their rights"
+        )
+    if _ABSENT.search(answer):
+        return DataError(f"{doing} failed: {reason}; make the bucket, or correct the URI")
+    return None
+
+
 def _filesystem(scheme: str) -> fs.FileSystem:
     if scheme == "file":
         return fs.LocalFileSystem()
     if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=None)
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT_S))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
     return fs.S3FileSystem(
@@ -251,8 +323,3 @@ def _filesystem(scheme: str) -> fs.FileSystem:
         request_timeout=REQUEST_TIMEOUT_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),  # ours is the patient one, and it tells
     )
-
-
-def _first_line(error: OSError) -> str:
-    text = error.strerror or str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]

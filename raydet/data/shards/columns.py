@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raydet.data.storage import first_line
 from raydet.errors import DataError
 
 
@@ -27,6 +28,7 @@ def mapped_batch(path: Path, schema: pa.Schema) -> tuple[mmap.mmap, pa.RecordBat
 
     Raises:
         DataError: the file is no Arrow file, or one of another layout.
+        FileNotFoundError: there is none.
     """
     try:
         with path.open("rb") as file:
@@ -37,14 +39,33 @@ def mapped_batch(path: Path, schema: pa.Schema) -> tuple[mmap.mmap, pa.RecordBat
                 f"{path}: wanted one batch of the columns {', '.join(schema.names)}, got {reader.num_record_batches} "
                 f"of {', '.join(reader.schema.names)}; convert the set again"
             )
-        return memory, reader.get_batch(0)
+        batch = reader.get_batch(0)
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{path}: wanted an Arrow file, got something else or a part ({_first_line(error)}); copy the file again, "
+            f"{path}: wanted an Arrow file, got something else or a part ({first_line(error)}); copy the file again, "
             "or convert the set again"
         ) from None
+    if not all(_lies_in(memory, buffer) for column in batch.columns for buffer in _buffers(column)):
+        raise DataError(
+            f"{path}: wanted columns as they are, got some that Arrow has unpacked; convert the set again"
+        )
+    return memory, batch
+
+
+def _lies_in(memory: mmap.mmap, buffer: pa.Buffer) -> bool:
+    begin = buffer.address - pa.py_buffer(memory).address
+    return buffer.size == 0 or 0 <= begin <= begin + buffer.size <= len(memory)
+
+
+def _buffers(column: pa.Array) -> list[pa.Buffer]:
+    buffers = column.buffers()
+    if isinstance(column, pa.DictionaryArray):
+        buffers += column.dictionary.buffers()
+    return [buffer for buffer in buffers if buffer is not None]
 
 
 def numbers(column: pa.Array, dtype: str, *, where: str) -> NDArray[Any]:
@@ -173,7 +194,3 @@ def _checked(index: int, length: int) -> int:
     if not 0 <= row < length:
         raise IndexError(index)
     return row
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

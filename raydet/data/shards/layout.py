@@ -31,7 +31,6 @@ INDEX_SCHEMA = pa.schema(
 MAX_SIDE_PX = 32_768
 MAX_PIXELS = 2**28
 """Per picture and modality: beyond, a file is refused before anything is allocated."""
-MAX_CHANNELS = 64
 
 
 def shard_schema(modalities: Sequence[str]) -> pa.Schema:

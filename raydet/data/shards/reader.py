@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raydet.data.cache import ShardCache
 from raydet.data.shards.columns import Lists, Names, Texts, mapped_batch, numbers
-from raydet.data.shards.layout import INDEX_SCHEMA, MAX_CHANNELS, MAX_PIXELS, MAX_SIDE_PX, shard_schema
+from raydet.data.shards.layout import INDEX_SCHEMA, MAX_PIXELS, MAX_SIDE_PX, shard_schema
 from raydet.data.shards.manifest import MANIFEST, FileEntry, Manifest
 from raydet.data.shards.writer import add_green
 from raydet.data.sources.base import Targets
@@ -45,8 +45,7 @@ class ShardSet:
     """
 
     def __init__(self, path: str, *, sha256: str | None = None, missing: Collection[str] = ()) -> None:
-        self._path, self._missing = path, tuple(missing)
-        self._store = Store(path)
+        self._store, self._missing = Store(path), tuple(missing)
         self.manifest = read_manifest(self._store)
         if sha256 is not None and sha256 != self.manifest.sha256:
             raise DataError(
@@ -55,12 +54,16 @@ class ShardSet:
             )
         self.classes = self.manifest.classes
         self.modalities = tuple(name for name in self.manifest.modalities if name not in self._missing)
-        self._index = _Index(self._fetched(self.manifest.index), self.manifest)
+        self._index = _Index(
+            *self._mapped(self.manifest.index, INDEX_SCHEMA),
+            self._store.shown(self.manifest.index.name),
+            self.manifest,
+        )
         self._ends = np.cumsum([shard.pictures for shard in self.manifest.shards])
         self._open: OrderedDict[int, _Shard] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._path, self.manifest.sha256, self._missing)
+        return _reopened, (self._store.uri, self.manifest.sha256, self._missing)
 
     @property
     def image_ids(self) -> Sequence[str]:
@@ -99,7 +102,8 @@ class ShardSet:
         shard = self._open.get(number)
         if shard is None:
             entry = self.manifest.shards[number]
-            shard = _Shard(self._fetched(entry), self._store.shown(entry.name), self.manifest)
+            memory, batch = self._mapped(entry, shard_schema(tuple(self.manifest.modalities)))
+            shard = _Shard(memory, batch, self._store.shown(entry.name), self.manifest)
             if shard.rows != entry.pictures:
                 raise DataError(
                     f"{shard.where}: wanted {entry.pictures} rows, got {shard.rows}; convert the set again"
@@ -110,8 +114,17 @@ class ShardSet:
         self._open.move_to_end(number)
         return shard
 
-    def _fetched(self, entry: FileEntry) -> Path:
-        return ShardCache.of_machine().fetched(self._store, entry.name, entry.sha256, entry.size_bytes)
+    def _mapped(self, entry: FileEntry, schema: pa.Schema) -> tuple[mmap.mmap, pa.RecordBatch]:
+        for _ in range(2):
+            path = ShardCache.of_machine().fetched(self._store, entry.name, entry.sha256, entry.size_bytes)
+            try:
+                return mapped_batch(path, schema)
+            except FileNotFoundError:  # another process has made room with it just now
+                continue
+        raise DataError(
+            f"{self._store.shown(entry.name)}: the file goes as soon as it is there; give the cache more room "
+            "(RAYDET_CACHE_GIB)"
+        )
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -136,13 +149,12 @@ def _reopened(path: str, sha256: str, missing: tuple[str, ...]) -> ShardSet:
 class _Index:
     """What is known of the pictures but their pixels: views of a memory map."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self._where = str(path)
+    def __init__(self, memory: mmap.mmap, batch: pa.RecordBatch, where: str, manifest: Manifest) -> None:
+        self._memory, self._where = memory, where
         self._num_classes = len(manifest.classes)
-        self._memory, batch = mapped_batch(path, INDEX_SCHEMA)
         if batch.num_rows != manifest.pictures:
             raise DataError(
-                f"{path}: wanted {manifest.pictures} rows, got {batch.num_rows}; convert the set again"
+                f"{where}: wanted {manifest.pictures} rows, got {batch.num_rows}; convert the set again"
             )
         column = {name: batch.column(name) for name in INDEX_SCHEMA.names}
         self.image_ids = Texts(column["image_id"], where=self._where)
@@ -155,12 +167,14 @@ class _Index:
     def targets(self, row: int) -> Targets:
         boxes, labels = self._boxes[row], self._labels[row]
         size_hw = int(self._heights_R[row]), int(self._widths_R[row])
-        if len(boxes) != 4 * len(labels) or (
-            len(labels) and not (labels.min() >= 0 and labels.max() < self._num_classes)
+        if (
+            len(boxes) != 4 * len(labels)
+            or not np.isfinite(boxes).all()
+            or (len(labels) and not (labels.min() >= 0 and labels.max() < self._num_classes))
         ):
             raise DataError(
-                f"{self._where}, row {row}: wanted four numbers and a label in 0..{self._num_classes - 1} per box; "
-                "convert the set again"
+                f"{self._where}, row {row}: wanted four finite numbers and a label in 0..{self._num_classes - 1} per "
+                "box; convert the set again"
             )
         if not (min(size_hw) >= 1 and max(size_hw) <= MAX_SIDE_PX and size_hw[0] * size_hw[1] <= MAX_PIXELS):
             raise DataError(
@@ -184,13 +198,12 @@ class _Column:
 class _Shard:
     """A file of pictures in a memory map."""
 
-    def __init__(self, path: Path, where: str, manifest: Manifest) -> None:
-        self.where = where
-        names = tuple(manifest.modalities)
-        self._memory, batch = mapped_batch(path, shard_schema(names))
+    def __init__(self, memory: mmap.mmap, batch: pa.RecordBatch, where: str, manifest: Manifest) -> None:
+        self._memory, self.where = memory, where
         self.rows = batch.num_rows
         self._codec = pa.Codec("zstd") if manifest.encoding == "zstd" else None
-        self._columns = {name: self._column(batch, name) for name in names}
+        self._columns = {name: self._column(batch, name) for name in manifest.modalities}
+        self._channels = {name: entry.channels for name, entry in manifest.modalities.items()}
 
     def _column(self, batch: pa.RecordBatch, name: str) -> _Column:
         where = f"{self.where}, {name}"
@@ -209,7 +222,7 @@ class _Shard:
         start, end = column.lists.span(row)
         channels, value_bytes = int(column.channels_R[row]), int(column.value_bytes_R[row])
         num_bytes = channels * size_hw[0] * size_hw[1] * value_bytes
-        if value_bytes not in (1, 4) or not 1 <= channels <= MAX_CHANNELS:
+        if value_bytes not in (1, 4) or channels != self._channels[name]:
             raise self._damaged(name, row, f"{channels} channels of {value_bytes}-byte values")
         if self._codec is None:
             if end - start != num_bytes:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -24,7 +25,10 @@ SUMMARY = b"raydet.summary"
 
 @dataclass(slots=True)
 class ChannelSums:
-    """Of one channel over many pictures. uint8 pixels are added up as whole numbers, exactly and in any order."""
+    """Of one channel over many pictures. uint8 pixels are added up as whole numbers, exactly and in any order.
+
+    Floats are added up by NumPy, in an order that does not depend on the number of threads, as torch's does.
+    """
 
     count: int = 0
     total: int = 0
@@ -41,10 +45,10 @@ class ChannelSums:
             self.total += sum(value * count for value, count in enumerate(counts))
             self.squares += sum(value * value * count for value, count in enumerate(counts))
         else:
-            values = pixels_HW.double()
-            self.float_count += values.numel()
+            values = pixels_HW.contiguous().numpy().astype(np.float64)
+            self.float_count += values.size
             self.float_total += float(values.sum())
-            self.float_squares += float(values.square().sum())
+            self.float_squares += float(np.square(values).sum())
 
     def as_row(self) -> list[int | float]:
         """`ChannelSums(*row)` gives it back."""
@@ -96,7 +100,8 @@ class Summary:
 class ShardBuilder:
     """Collects samples; `finish` gives the bytes of the shard and of its part of the index."""
 
-    def __init__(self, modalities: Sequence[str], encoding: Encoding) -> None:
+    def __init__(self, modalities: Sequence[str], encoding: Encoding, *, num_classes: int) -> None:
+        self._num_classes = num_classes
         self._schema = shard_schema(modalities)
         self._modalities = tuple(modalities)
         self._codec = pa.Codec("zstd", compression_level=ZSTD_LEVEL) if encoding == "zstd" else None
@@ -109,7 +114,8 @@ class ShardBuilder:
         Raises:
             DataError: it is not as a sample should be.
         """
-        check_sample(sample, self._modalities)
+        check_sample(sample, self._modalities, self._num_classes)
+        self._check_channels(sample)
         height, width = sample.source_hw
         row: dict[str, Any] = {
             "image_id": sample.image_id,
@@ -130,16 +136,21 @@ class ShardBuilder:
             row[name] = content
             row[f"{name}.channels"], row[f"{name}.value_bytes"] = len(pixels_CHW), pixels_CHW.element_size()
             sums = self._channels.setdefault(name, [ChannelSums() for _ in pixels_CHW])
-            if len(sums) != len(pixels_CHW):
-                raise DataError(
-                    f"{sample.image_id}: wanted {len(sums)} channels of {name}, as in the pictures before, got "
-                    f"{len(pixels_CHW)}; correct or remove the picture"
-                )
             for channel, pixels_HW in zip(sums, pixels_CHW, strict=True):
                 channel.add(pixels_HW)
         row["pixels_sha256"] = digest.digest()
         for name, values in self._columns.items():
             values.append(row[name])
+
+    def _check_channels(self, sample: Sample) -> None:
+        """Before anything of the picture is counted: one that is left out must leave nothing behind."""
+        for name, sums in self._channels.items():
+            came = len(sample.modalities[name])
+            if came != len(sums):
+                raise DataError(
+                    f"{sample.image_id}: wanted {len(sums)} channels of {name}, as in the pictures before, got "
+                    f"{came}; correct or remove the picture"
+                )
 
     def finish(self, *, plan: str, left_out: Sequence[tuple[str, str]]) -> tuple[bytes, bytes]:
         """The shard, and its entries with a `Summary`."""
@@ -167,7 +178,7 @@ def add_green(pixels_CHW: Tensor) -> None:
         pixels_CHW[2] += pixels_CHW[1]
 
 
-def check_sample(sample: Sample, modalities: Sequence[str]) -> None:
+def check_sample(sample: Sample, modalities: Sequence[str], num_classes: int) -> None:
     """Refuse what no reader could be given.
 
     Raises:
@@ -181,7 +192,12 @@ def check_sample(sample: Sample, modalities: Sequence[str]) -> None:
         )
     for name in modalities:
         pixels = sample.modalities.get(name)
-        if pixels is None or pixels.shape[-2:] != (height, width) or pixels.dtype not in _DTYPES:
+        if (
+            pixels is None
+            or pixels.ndim != 3
+            or pixels.shape[-2:] != (height, width)
+            or pixels.dtype not in _DTYPES
+        ):
             came = "none" if pixels is None else f"{pixels.dtype} {tuple(pixels.shape)}"
             raise DataError(
                 f"{sample.image_id}: wanted uint8 or float32 pixels C x {height} x {width} of {name}, got {came}; "
@@ -191,6 +207,11 @@ def check_sample(sample: Sample, modalities: Sequence[str]) -> None:
             raise DataError(f"{sample.image_id}: wanted {name} values in 0..1; correct or remove the picture")
     if sample.boxes_xyxy.shape != (len(sample.labels), 4) or not bool(sample.boxes_xyxy.isfinite().all()):
         raise DataError(f"{sample.image_id}: wanted four finite numbers per box; correct the annotations")
+    if not bool(((sample.labels >= 0) & (sample.labels < num_classes)).all()):
+        raise DataError(
+            f"{sample.image_id}: wanted labels in 0..{num_classes - 1}, got {sample.labels.tolist()}; correct the "
+            "annotations"
+        )
 
 
 _DTYPES = (torch.uint8, torch.float32)

@@ -43,7 +43,7 @@ def picture(
 
 def write_set(samples: Sequence[Sample], root: Path, encoding: Encoding = "raw") -> Manifest:
     """One shard, its index and its manifest."""
-    builder = ShardBuilder(("rgb", "thermal"), encoding)
+    builder = ShardBuilder(("rgb", "thermal"), encoding, num_classes=len(CLASSES))
     for sample in samples:
         builder.add(sample)
     shard, part = builder.finish(plan="", left_out=())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raydet.data.cache import ShardCache
+from raydet.data.shards.reader import ShardSet
 from raydet.data.storage import Store
 from raydet.errors import ConfigError, DataError
+from tests.unit.data.shards.sets import picture, write_set
 
 
 class Remote(Store):
@@ -105,14 +109,70 @@ def test_a_size_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "message"),
+    "meddle",
     [
-        ("http://host/x", "wanted a directory, file://PATH"),
-        ("s3:///x", "wanted a directory, file://PATH"),
-        ("s3://KEY:SECRET@bucket/x", "wanted a URI without keys"),
+        lambda path: path.write_bytes(b"cont"),
+        lambda path: path.unlink(),
     ],
+    ids=["short", "gone"],
 )
-def test_places_that_are_none(uri: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        Store(uri)
-    assert "SECRET" not in str(caught.value)
+def test_what_is_not_whole_is_fetched_anew(meddle: Callable[[Path], object], tmp_path: Path) -> None:
+    cache, store = ShardCache(tmp_path, 2**20), Remote({"a": b"content"})
+    meddle(fetched(cache, store, "a"))
+    assert fetched(cache, store, "a").read_bytes() == b"content"
+    assert store.reads == 2
+
+
+def test_a_file_that_is_touched_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, store = ShardCache(tmp_path, 150), Remote({name: name.encode() * 100 for name in "ab"})
+    first = fetched(cache, store, "a")
+    os.utime(first, (1, 1))
+    now = time.time()
+
+    def touched_as_its_age_is_looked_at() -> float:
+        os.utime(first)
+        return now
+
+    monkeypatch.setattr("raydet.data.cache.time.time", touched_as_its_age_is_looked_at)
+    fetched(cache, store, "b")
+    assert first.exists()
+
+
+def test_a_file_that_goes_before_it_is_open_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set([picture("a")], tmp_path / "set")
+    store = Remote({path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()})
+    monkeypatch.setenv("RAYDET_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("raydet.data.shards.reader.Store", lambda uri: store)
+    monkeypatch.setattr(store, "read", store.files.get)
+    times = 0
+
+    def evicted(cache: ShardCache, *arguments: Any, fetch: Any = ShardCache.fetched) -> Path:
+        nonlocal times
+        times += 1
+        path: Path = fetch(cache, *arguments)
+        if times % 2 or is_always:
+            path.unlink()
+        return path
+
+    is_always = False
+    monkeypatch.setattr(ShardCache, "fetched", evicted)
+    source = ShardSet("s3://bucket/set")
+    assert source.read(0).image_id == "a"
+    assert times == 4
+    is_always = True
+    with pytest.raises(DataError, match=r"index\.arrow: the file goes as soon as it is there"):
+        ShardSet("s3://bucket/set")
+
+
+@pytest.mark.parametrize("call", ["fcntl.flock", "os.utime", "os.fsync"])
+def test_a_disk_that_cannot_be_a_cache_is_one_error(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(f"raydet.data.cache.{call}", refuse)
+    with pytest.raises(DataError, match=r"cannot use the cache .*: No locks available; .*RAYDET_CACHE_DIR"):
+        fetched(ShardCache(tmp_path, 2**20), Remote({"a": b"content"}), "a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from raydet.data.shards.layout import INDEX_SCHEMA, shard_name
 from raydet.data.shards.manifest import INDEX, MANIFEST, Encoding, Manifest
 from raydet.data.shards.reader import ShardSet
+from raydet.data.shards.writer import ChannelSums, ShardBuilder, read_part
 from raydet.errors import DataError
 from tests.unit.data.shards.sets import picture, sealed, write_set
 
@@ -65,6 +67,51 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["rgb"].std, rgb.std(dim=1, correction=0), rtol=1e-9)
     np.testing.assert_allclose(found["thermal"].mean, [thermal.mean()], rtol=1e-12)
     np.testing.assert_allclose(found["thermal"].std, [thermal.std(correction=0)], rtol=1e-9)
+
+
+def test_statistics_do_not_depend_on_the_number_of_threads() -> None:
+    pixels_HW = torch.rand(512, 640)
+    found = set()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            sums = ChannelSums()
+            sums.add(pixels_HW)
+            found.add(tuple(sums.as_row()))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
+def test_a_picture_that_is_refused_is_not_counted() -> None:
+    good, bad = picture("good"), picture("bad")
+    bad = replace(bad, modalities={**bad.modalities, "thermal": bad.modalities["rgb"]})
+    summaries = []
+    for samples in ([good], [good, bad]):
+        builder = ShardBuilder(("rgb", "thermal"), "raw", num_classes=3)
+        builder.add(samples[0])
+        for sample in samples[1:]:
+            with pytest.raises(DataError, match="bad: wanted 1 channels of thermal"):
+                builder.add(sample)
+        summaries.append(read_part(builder.finish(plan="", left_out=())[1])[1])
+    assert summaries[0] == summaries[1]
+
+
+def test_a_label_of_no_class_is_refused() -> None:
+    builder = ShardBuilder(("rgb", "thermal"), "raw", num_classes=2)
+    with pytest.raises(DataError, match=r"three boxes: wanted labels in 0\.\.1, got \[0, 1, 2\]"):
+        builder.add(picture("three boxes", boxes=3))
+
+
+def test_a_relative_path_is_that_of_the_process_that_opened_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set([picture("a")], tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    travelled = pickle.dumps(ShardSet("set"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(travelled).read(0).image_id == "a"
 
 
 def test_travels_as_its_path(tmp_path: Path) -> None:
@@ -170,6 +217,7 @@ def wild_offsets(offsets: list[int]) -> pa.Array:
     ("name", "values"),
     [
         ("rgb.channels", [3, 4]),
+        ("rgb.channels", [3, 1]),
         ("rgb.channels", [3, -1]),
         ("rgb.channels", [3, 2**31 - 1]),
         ("rgb.value_bytes", [1, 2]),
@@ -208,7 +256,9 @@ def test_a_zstd_bomb_is_not_unpacked(tmp_path: Path) -> None:
         ("height", [7, 2**30], "no picture is"),
         ("height", [7, 0], "no picture is"),
         ("labels", [[0, 1], [0, 3]], "a label in 0..2"),
-        ("labels", [[0, 1], [0]], "four numbers"),
+        ("labels", [[0, 1], [0]], "four finite numbers"),
+        ("boxes_xyxy", [[0.0] * 8, [0.0] * 7 + [float("nan")]], "four finite numbers"),
+        ("boxes_xyxy", [[0.0] * 8, [float("inf")] * 8], "four finite numbers"),
     ],
 )
 def test_a_forged_index_is_refused_by_row(name: str, values: object, message: str, tmp_path: Path) -> None:
@@ -224,6 +274,18 @@ def test_an_index_of_other_columns_is_refused(tmp_path: Path) -> None:
     forged(tmp_path, manifest, INDEX, lambda batch: batch.select(INDEX_SCHEMA.names[:-1]))
     with pytest.raises(DataError, match="wanted one batch of the columns"):
         ShardSet(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+def test_a_file_that_arrow_would_unpack_is_refused(name: str, tmp_path: Path) -> None:
+    manifest = write_set([picture("a"), picture("b")], tmp_path)
+    batch = pa.ipc.open_file(tmp_path / name).get_batch(0)
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(tmp_path / name, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    sealed(tmp_path, manifest)
+    with pytest.raises(DataError, match=f"{name}: wanted columns as they are"):
+        ShardSet(str(tmp_path)).read(0)
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1\0\0", b"\x80\x04K\x01."], ids=["empty", "cut", "pickle"])

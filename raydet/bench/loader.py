@@ -2,7 +2,7 @@
 
 The pictures are those of any source, brought to one size and five channels; where it has no event camera, events are
 simulated from edges. Read at random, from the page cache, by one thread; the ways take turns. Times are those of the
-processor, not of the clock, so that a busy machine does not decide.
+processor, not of the clock, so that a busy machine does not decide; torch has one thread, as others would spin.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -30,7 +31,7 @@ from raydet.data.sources.base import Source
 from raydet.data.transforms import resize
 from raydet.structures import Sample
 
-ENCODINGS: tuple[Encoding, ...] = ("raw", "zstd")
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 EVENT_EDGE = 48
 """Difference of brightness between a picture and itself two pixels aside that makes a simulated event."""
 
@@ -97,14 +98,12 @@ def bench_loader(
     """
     with TemporaryDirectory(prefix="raydet-bench-") as directory:
         root = Path(directory)
-        is_simulated = _write_arrays(open_source(experiment.data), root / "npy", num_images, size_hw)
-        config = experiment.data.model_copy(
-            update={"source": NpyYoloSource(root=str(root / "npy")), "missing": (), "canvas_hw": size_hw}
-        )
+        config, is_simulated = write_arrays(experiment.data, root / "npy", num_images, size_hw)
         for encoding in ENCODINGS:
             convert(config, str(root / encoding), encoding=encoding)
         sources = {encoding: open_source(_on(config, root / encoding)) for encoding in ENCODINGS}
-        ways = _ways(root, open_source(config), sources, rounds)
+        with _one_thread():
+            ways = _ways(root, open_source(config), sources, rounds)
         step_s = _step_s(experiment, size_hw) if with_step else None
         batches = [
             _whole_path(experiment, _on(config, root / encoding), loader_processes, step_s)
@@ -118,8 +117,15 @@ def _on(config: DataConfig, root: Path) -> DataConfig:
     return config.model_copy(update={"source": ShardsSource(path=str(root))})
 
 
-def _write_arrays(source: Source, root: Path, count: int, size_hw: tuple[int, int]) -> bool:
-    """One uint8 array of five channels per picture, with its labels; whether events are simulated."""
+def write_arrays(
+    data: DataConfig, root: Path, count: int, size_hw: tuple[int, int]
+) -> tuple[DataConfig, bool]:
+    """One uint8 array of five channels per picture, with its labels; what opens them, and whether events are simulated.
+
+    Raises:
+        DataError: the pictures cannot be read.
+    """
+    source = open_source(data)
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()
     height, width = size_hw
@@ -135,7 +141,13 @@ def _write_arrays(source: Source, root: Path, count: int, size_hw: tuple[int, in
             )
         ]
         (root / "labels" / f"{number:05d}.txt").write_text("".join(rows))
-    return "event" not in source.modalities
+    update = {
+        "source": NpyYoloSource(root=str(root)),
+        "missing": (),
+        "canvas_hw": size_hw,
+        "simulate_events": None,  # the arrays have events, whoever made them
+    }
+    return data.model_copy(update=update), "event" not in source.modalities or "event" in data.simulated
 
 
 def _five_channels(sample: Sample) -> Tensor:
@@ -189,6 +201,16 @@ def _ways(root: Path, arrays: Source, shards: dict[Encoding, Source], rounds: in
     ]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
@@ -211,23 +233,22 @@ def _step_s(experiment: Experiment, size_hw: tuple[int, int]) -> float:
 def _whole_path(
     experiment: Experiment, config: DataConfig, processes: int, step_s: float | None
 ) -> BatchSpeed:
-    with _loader(experiment, config, processes) as loader:
-        sum(1 for _ in loader.epoch(0))  # the processes start
-        started = time.perf_counter()
-        epochs = 3
-        for epoch in range(1, epochs + 1):
-            sum(1 for _ in loader.epoch(epoch))
-        batch_s = (time.perf_counter() - started) / (epochs * loader.steps_per_epoch)
+    loader = _loader(experiment, config, processes)
+    sum(1 for _ in loader.epoch(0))  # the processes start
+    started = time.perf_counter()
+    epochs = 3
+    for epoch in range(1, epochs + 1):
+        sum(1 for _ in loader.epoch(epoch))
+    batch_s = (time.perf_counter() - started) / (epochs * loader.steps_per_epoch)
     encoding = Path(config.source.path).name if isinstance(config.source, ShardsSource) else ""
     share = None if step_s is None else batch_s / step_s
     return BatchSpeed(encoding, processes, loader.share / batch_s, share)
 
 
-@contextmanager
-def _loader(experiment: Experiment, config: DataConfig, processes: int) -> Iterator[TrainLoader]:
+def _loader(experiment: Experiment, config: DataConfig, processes: int) -> TrainLoader:
     source = open_source(config)
     batch = min(experiment.train.global_batch, len(source))
-    yield TrainLoader(
+    return TrainLoader(
         source,
         range(len(source)),
         data=config.model_copy(update={"loader_threads": processes}),
@@ -244,14 +265,14 @@ def _memory(experiment: Experiment, config: DataConfig, processes: int, epochs: 
     """Of the loader processes, after each epoch."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     found = []
-    with _loader(experiment, config, processes) as loader:
-        for epoch in range(epochs):
-            sum(1 for _ in loader.epoch(epoch))
-            found.append(
-                sum(
-                    child.memory_full_info().pss
-                    for child in psutil.Process().children(recursive=True)
-                    if child.pid not in before
-                )
+    loader = _loader(experiment, config, processes)
+    for epoch in range(epochs):
+        sum(1 for _ in loader.epoch(epoch))
+        found.append(
+            sum(
+                child.memory_full_info().pss
+                for child in psutil.Process().children(recursive=True)
+                if child.pid not in before
             )
+        )
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -14,9 +14,6 @@ from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
     from raydet.data.shards.manifest import Manifest
-
-ENCODINGS = ("raw", "zstd")
-POLICIES = ("error", "skip")
 
 
 def convert(
@@ -36,20 +33,28 @@ def convert(
     ] = "error",
     pictures_per_shard: Annotated[int, typer.Option(min=1, help="The last shard may have fewer.")] = 64,
     anew: Annotated[
-        bool, typer.Option("--anew", help="Replace what another conversion left in DEST.")
+        bool,
+        typer.Option(
+            "--anew",
+            help="Replace what another conversion left in DEST; to go on after an interruption, leave it out.",
+        ),
     ] = False,
     sets: SetOption = None,
     as_json: AsJsonOption = False,
 ) -> None:
     """Write a set as hashed Arrow shards, once. The same command again continues an interrupted conversion."""
-    chosen: Any = _one_of(encoding, ENCODINGS, "--encoding")
-    policy: Any = _one_of(on_bad, POLICIES, "--on-bad")
+    from raydet.data.shards.manifest import Encoding
+    from raydet.data.sources.sieve import OnBad
+
+    chosen: Any = _one_of(encoding, get_args(Encoding), "--encoding")
+    policy: Any = _one_of(on_bad, get_args(OnBad), "--on-bad")
     experiment = adjusted(
         starting_experiment(None, None), backbone=None, data=spec, epochs=None, sets=sets, on_bad=policy
     )
     from raydet.data.convert import convert as convert_source
 
-    with interruptible(), _cluster() if workers else nullcontext():
+    hint = "the same command without --anew continues" if anew else "the same command continues"
+    with interruptible(hint), _cluster() if workers else nullcontext():
         manifest = convert_source(
             experiment.data,
             destination,

@@ -3,7 +3,7 @@
 A shard is a pure function of the source and of its number. Each is written whole, then a record of it in
 `unfinished/`, so a conversion that was killed goes on where it stood; the manifest comes last. What marks the
 conversion (source, settings, names, boxes) is written first, and another one is refused in its place. Pixels that
-change between two attempts are not noticed: shards that are finished stay as they are.
+change between two attempts are not noticed: shards that are finished stay as they are, unless they were damaged.
 
 Plain actors, not Ray Data: the unit is a shard of its own name, and order, retries and resumption follow from that.
 """
@@ -14,12 +14,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from raydet.config import DataConfig
+from raydet.config import DataConfig, ShardsSource
 from raydet.data.build import left_out_of, open_source
 from raydet.data.shards.layout import shard_name
 from raydet.data.shards.manifest import (
@@ -31,14 +33,14 @@ from raydet.data.shards.manifest import (
     FileEntry,
     Manifest,
     ShardEntry,
+    hash_of,
 )
 from raydet.data.shards.writer import ShardBuilder, Summary, index_file, modality_entries, read_part
 from raydet.data.sources.base import Source
 from raydet.data.sources.sieve import OnBad, Sieve
-from raydet.data.storage import Store
+from raydet.data.storage import UNFINISHED, Store
 from raydet.errors import ConfigError, DataError
 
-UNFINISHED = "unfinished"
 PLAN = f"{UNFINISHED}/plan.json"
 PICTURES_PER_SHARD = 64
 PLACE_WARNING_S = 30.0
@@ -107,12 +109,16 @@ def convert(
 
     Raises:
         DataError: the source is bad, or the destination cannot be written.
-        ConfigError: the destination holds, or is to hold, another set.
+        ConfigError: the destination holds, or is to hold, another set, or is the source.
     """
     store = Store(destination)
+    if isinstance(config.source, ShardsSource) and Store(config.source.path).is_same_place(store):
+        raise ConfigError(
+            f"{store.uri}: wanted another place than that of the source; choose another destination"
+        )
     source = open_source(config, on_bad=on_bad)
     plan = _plan(config, source, encoding=encoding, on_bad=on_bad, pictures_per_shard=pictures_per_shard)
-    job = Job(source, store, encoding, on_bad, pictures_per_shard, _hash_of(plan))
+    job = Job(source, store, encoding, on_bad, pictures_per_shard, hash_of(plan))
     if anew:
         _remove(store)
     finished = _finished_manifest(store, plan)
@@ -165,7 +171,26 @@ def _finished_manifest(store: Store, plan: dict[str, Any]) -> Manifest | None:
     except DataError as error:
         raise ConfigError(f"{error}; --anew replaces it") from error
     _refuse_another(store, manifest.plan, plan, "holds a set")
-    return manifest
+    damaged = _damaged_file(store, manifest)
+    if damaged is None:
+        return manifest
+    logger.warning("%s is gone or damaged: writing the set again", store.shown(damaged))
+    store.write(PLAN, _plan_text(plan))  # so that the shards stay those of a known conversion
+    store.delete(MANIFEST)
+    return None
+
+
+def _damaged_file(store: Store, manifest: Manifest) -> str | None:
+    """A file that is not as the manifest says: on a disk by its hash, in object storage by its size."""
+    sizes = store.sizes()
+    if manifest.left_out and LEFT_OUT not in sizes:
+        return LEFT_OUT
+    for entry in (manifest.index, *manifest.shards):
+        if sizes.get(entry.name) != entry.size_bytes:
+            return entry.name
+        if store.directory is not None and store.read_hash(entry.name) != entry.sha256:
+            return entry.name
+    return None
 
 
 def _claim(store: Store, plan: dict[str, Any]) -> None:
@@ -175,12 +200,18 @@ def _claim(store: Store, plan: dict[str, Any]) -> None:
         try:
             found = json.loads(text)
         except ValueError:
-            found = {}
+            found = None
+        if not isinstance(found, dict):
+            raise ConfigError(f"{store.shown(PLAN)} is no plan of a conversion; --anew removes it")
         _refuse_another(store, found, plan, "was begun")
         return
     if shard_name(0) in store.names():
         raise ConfigError(f"{store.uri} holds shards of an unknown conversion; --anew removes them")
-    store.write(PLAN, (json.dumps(plan, indent=2) + "\n").encode())
+    store.write(PLAN, _plan_text(plan))
+
+
+def _plan_text(plan: dict[str, Any]) -> bytes:
+    return (json.dumps(plan, indent=2) + "\n").encode()
 
 
 def _refuse_another(store: Store, found: dict[str, Any], plan: dict[str, Any], what: str) -> None:
@@ -259,7 +290,7 @@ class _Writer:
 
 def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
     """Index, list of what was left out, manifest: in this order."""
-    parts = [read_part(_required(job.store, _part_name(number))) for number in range(job.num_shards)]
+    parts = [_part_of(job, number) for number in range(job.num_shards)]
     entries, summaries = [batch for batch, _ in parts], [summary for _, summary in parts]
     index = index_file(entries)
     left_out = [(item.name, item.reason) for item in left_out_of(job.source)]
@@ -271,6 +302,8 @@ def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
     if left_out:
         lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in left_out]
         job.store.write(LEFT_OUT, "".join(lines).encode())
+    else:
+        job.store.delete(LEFT_OUT)  # of a set that stood here, and was damaged
     manifest = Manifest.of(
         encoding=job.encoding,
         classes=job.source.classes,
@@ -299,11 +332,17 @@ def _boxes_per_class(labels: Sequence[Any], classes: Sequence[str]) -> dict[str,
     return dict(zip(classes, np.asarray(counts).tolist(), strict=True))
 
 
-def _required(store: Store, name: str) -> bytes:
-    content = store.read(name)
-    if content is None:
-        raise DataError(f"{store.shown(name)} is gone: another process writes there; give the command again")
-    return content
+def _part_of(job: Job, number: int) -> tuple[pa.RecordBatch, Summary]:
+    """The record of a shard that is written."""
+    name = _part_name(number)
+    content = job.store.read(name)
+    if content is not None:
+        entries, summary = read_part(content)
+        if summary.plan == job.plan_sha256:
+            return entries, summary
+    raise DataError(
+        f"{job.store.shown(name)} is gone, or another's: another process writes there; give the command again"
+    )
 
 
 def _remove(store: Store) -> None:
@@ -318,8 +357,9 @@ def _clear(store: Store) -> None:
     for name in store.names():
         if name.startswith(f"{UNFINISHED}/"):
             store.delete(name)
-    if store.directory is not None and (store.directory / UNFINISHED).is_dir():
-        (store.directory / UNFINISHED).rmdir()
+    if store.directory is not None:
+        with suppress(OSError):  # not there, or another process has just put something into it
+            (store.directory / UNFINISHED).rmdir()
 
 
 def _is_shard(name: str) -> bool:
@@ -329,7 +369,3 @@ def _is_shard(name: str) -> bool:
 
 def _part_name(number: int) -> str:
     return f"{UNFINISHED}/{number:06d}.arrow"
-
-
-def _hash_of(plan: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()

@@ -27,6 +27,7 @@ from raydet.config import (
     YoloSource,
 )
 from raydet.config.base import describe
+from raydet.data.shards.manifest import MANIFEST
 from raydet.data.sources.kaist import sets_directory
 from raydet.data.sources.yolo import SETS_OF, find_labels, find_pictures
 from raydet.errors import ConfigError, DataError
@@ -43,7 +44,6 @@ SourceConfig = (
 )
 
 ANNOTATIONS = "annotations.json"
-MANIFEST = "manifest.json"
 KINDS = tuple(member.model_fields["kind"].default for member in get_args(SourceConfig))
 FILE_KINDS = tuple(kind for kind in KINDS if kind != "synthetic")
 SPEC_FORMS = f"synthetic, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or a path"

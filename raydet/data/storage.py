@@ -80,6 +80,12 @@ class Store:
         """Where it lies on this machine; None: in object storage."""
         return Path(self._root) if self._scheme == "file" else None
 
+    def is_same_place(self, other: Store) -> bool:
+        """Whether both hold the same files, by whatever name."""
+        if self.directory is not None and other.directory is not None:
+            return self.directory.resolve() == other.directory.resolve()
+        return self.uri == other.uri
+
     def shown(self, name: str) -> str:
         """A file, for messages."""
         return f"{self.uri}/{name}"

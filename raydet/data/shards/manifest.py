@@ -52,7 +52,8 @@ class Manifest(Config):
 
     schema_version: int
     sha256: Sha256
-    """Of all that follows but `plan`: it changes with any byte of any file, and with the order of the pictures."""
+    """Of all that follows but `plan`: it changes with any byte of the index or of a shard, and with the order of the
+    pictures."""
     content_sha256: Sha256
     """Of pictures, boxes, names and classes, whatever the encoding and the cut into shards: equal data are equal."""
     encoding: Encoding
@@ -64,7 +65,7 @@ class Manifest(Config):
     boxes: dict[str, Count]
     """By class."""
     left_out: Count
-    """Pictures that could not be read, see left_out.jsonl."""
+    """Pictures that could not be read; left_out.jsonl says why, for people, and is not hashed."""
     index: FileEntry
     shards: tuple[ShardEntry, ...]
     plan: dict[str, Any]
@@ -112,12 +113,13 @@ class Manifest(Config):
         return manifest
 
     def _hash(self) -> str:
-        return _hash_of(self.model_dump(mode="json", exclude={"sha256", "plan"}))
+        return hash_of(self.model_dump(mode="json", exclude={"sha256", "plan"}))
 
     def _content_hash(self) -> str:
         # The index holds the hash of every picture's pixels, and everything else that is known of it.
-        return _hash_of([self.schema_version, self.classes, list(self.modalities), self.index.sha256])
+        return hash_of([self.schema_version, self.classes, list(self.modalities), self.index.sha256])
 
 
-def _hash_of(content: Any) -> str:
+def hash_of(content: Any) -> str:
+    """The sha256 of JSON data: equal data, equal hash."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

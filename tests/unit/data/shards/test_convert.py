@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,10 @@ from raydet.config import DataConfig, EventSimulation, NpyYoloSource, ShardsSour
 from raydet.data.build import adopt_source, detect_source, open_source
 from raydet.data.convert import PLAN, Job, convert
 from raydet.data.shards.layout import shard_name
-from raydet.data.shards.manifest import LEFT_OUT, MANIFEST
+from raydet.data.shards.manifest import INDEX, LEFT_OUT, MANIFEST
 from raydet.data.shards.reader import ShardSet
+from raydet.data.shards.writer import ShardBuilder
+from raydet.data.storage import UNFINISHED
 from raydet.errors import ConfigError, DataError
 from raydet.recipes import recipe
 from tests.unit.data.shards.sets import CLASSES, data
@@ -129,6 +133,77 @@ def test_data_names_a_directory_of_shards(tmp_path: Path) -> None:
     manifest = convert(data(), str(tmp_path))
     assert detect_source(str(tmp_path)) == detect_source(f"shards:{tmp_path}")
     assert manifest.classes == CLASSES
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_the_source_is_not_replaced_by_itself(anew: bool, tmp_path: Path) -> None:
+    manifest = convert(data(), str(tmp_path / "set"))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    config = data().model_copy(update={"source": ShardsSource(path=str(tmp_path / "set"))})
+    before = contents(tmp_path)
+    for place in ("set", "set/", "link", "../" + tmp_path.name + "/set"):
+        with pytest.raises(ConfigError, match="wanted another place than that of the source"):
+            convert(config, f"{tmp_path}/{place}", anew=anew)
+    assert contents(tmp_path) == before
+    assert convert(config, str(tmp_path / "other")).content_sha256 == manifest.content_sha256
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (shard_name(1), Path.unlink),
+        (shard_name(1), lambda path: path.write_bytes(b"short")),
+        (shard_name(2), spoil),
+        (INDEX, Path.unlink),
+    ],
+)
+def test_a_finished_set_that_was_damaged_is_written_again(
+    name: str, damage: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = convert(data(), str(tmp_path), pictures_per_shard=2)
+    before = contents(tmp_path)
+    damage(tmp_path / name)
+    assert convert(data(), str(tmp_path), pictures_per_shard=2) == manifest
+    assert f"{name} is gone or damaged" in caplog.text
+    assert contents(tmp_path) == before
+
+
+def test_a_record_of_another_conversion_ends_it(tmp_path: Path) -> None:
+    def meddle(done: int, total: int) -> None:
+        if done == total == 2:
+            other = ShardBuilder(("rgb",), "zstd", num_classes=3).finish(plan="another", left_out=())[1]
+            (tmp_path / "set" / UNFINISHED / "000001.arrow").write_bytes(other)
+
+    with pytest.raises(DataError, match=r"000001\.arrow is gone, or another's"):
+        convert(data(), str(tmp_path / "set"), pictures_per_shard=3, report=meddle)
+
+
+def test_what_cannot_be_cleared_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(_: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(Path, "rmdir", busy)
+    assert convert(data(), str(tmp_path)).pictures == len(ShardSet(str(tmp_path)))
+
+
+def test_drafts_of_a_killed_process_are_cleared_away(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raydet.data.storage.Path.replace", stopped)
+        with pytest.raises(StoppedError):
+            convert(data(), str(tmp_path))
+    assert len(contents(tmp_path)) == 1
+    convert(data(), str(tmp_path))
+    assert sorted(contents(tmp_path)) == ["index.arrow", "manifest.json", shard_name(0)]
+
+
+def stopped(*_: object) -> None:
+    raise StoppedError
 
 
 def test_killed_in_the_middle_and_run_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Conversion by several Ray workers: the same bytes as by one, also after kills."""
+"""Conversion by several Ray workers: the same bytes as by one, and an error of theirs is one line."""
 
 from __future__ import annotations
 

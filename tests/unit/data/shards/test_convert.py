@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from raydet.cli import main
 from raydet.config import DataConfig, EventSimulation, NpyYoloSource, ShardsSource
 from raydet.data.build import adopt_source, detect_source, open_source
 from raydet.data.convert import PLAN, Job, convert
@@ -24,7 +25,7 @@ from raydet.data.shards.manifest import INDEX, LEFT_OUT, MANIFEST
 from raydet.data.shards.reader import ShardSet
 from raydet.data.shards.writer import ShardBuilder
 from raydet.data.storage import UNFINISHED
-from raydet.errors import ConfigError, DataError
+from raydet.errors import EXIT_INTERRUPTED, ConfigError, DataError
 from raydet.recipes import recipe
 from tests.unit.data.shards.sets import CLASSES, data
 
@@ -146,6 +147,30 @@ def test_the_source_is_not_replaced_by_itself(anew: bool, tmp_path: Path) -> Non
             convert(config, f"{tmp_path}/{place}", anew=anew)
     assert contents(tmp_path) == before
     assert convert(config, str(tmp_path / "other")).content_sha256 == manifest.content_sha256
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ((), "interrupted; the same command continues\n"),
+        (("--anew",), "interrupted; the same command without --anew continues\n"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(
+    flags: tuple[str, ...],
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Job, "write_shard", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(("data", "convert", "synthetic", str(tmp_path), *flags))
+    assert caught.value.code == EXIT_INTERRUPTED
+    assert capsys.readouterr().err.endswith(hint)
 
 
 def spoil(path: Path) -> None:

@@ -32,10 +32,14 @@ ids = [source.image_ids[row] for row in rows]
 groups = [source.group_ids[row] for row in rows]
 boxes = [source.targets(row)[0].tolist() for row in rows]
 opened = rss() - before
+wrong = 0
 for row in numpy.random.RandomState(0).permutation(len(source))[:20_000].tolist():
-    source.targets(row), source.image_ids[row]
+    x, y = row % 300, row % 200
+    wrong += source.image_ids[row] != f"sequence_{row // 500:05d}/frame_{row:07d}"
+    wrong += source.group_ids[row] != f"sequence_{row // 500:05d}"
+    wrong += source.targets(row)[0].tolist() != [[x, y, x + 9, y + 9]] * 2
 import json
-print(json.dumps([len(source), ids, groups, boxes, opened, rss() - before, opened_s]))
+print(json.dumps([len(source), ids, groups, boxes, wrong, opened, rss() - before, opened_s]))
 """
 
 
@@ -86,11 +90,12 @@ def test_a_million_pictures_are_opened_without_being_loaded(tmp_path: Path) -> N
     look = [sys.executable, "-c", LOOK, str(tmp_path)]
     subprocess.run(look, check=True, capture_output=True)  # the file's hash is verified once per machine
     output = subprocess.run(look, check=True, capture_output=True, text=True).stdout
-    count, ids, groups, boxes, opened, looked, opened_s = json.loads(output)
+    count, ids, groups, boxes, wrong, opened, looked, opened_s = json.loads(output)
     print(f"opened in {opened_s:.2f} s, {opened / 2**20:.0f} MiB; {looked / 2**20:.0f} MiB after 20,000 rows")  # noqa: T201
     assert count == NUM_PICTURES
     assert ids[2:] == ["sequence_01555/frame_0777777", "sequence_01999/frame_0999999"]
     assert groups[2:] == ["sequence_01555", "sequence_01999"]
     assert boxes[2] == [[777_777 % 300, 777_777 % 200, 777_777 % 300 + 9, 777_777 % 200 + 9]] * 2
+    assert wrong == 0, "of 20,000 pictures at random"
     assert opened < 100 * 2**20
     assert looked < 200 * 2**20

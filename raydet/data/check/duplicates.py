@@ -5,8 +5,8 @@ to 8 rows of 9 cells, and for each pair of neighbours whether the right one is b
 resizing and small motion. A flat picture, whose cells tell noise, has none.
 
 Two pictures are near duplicates when the same modalities have a hash in both, and each differs in at most `NEAR_BITS`
-of its 64 bits. The lookup is exact: 64 bits are cut into `NEAR_BITS` + 1 bands, of which at least one is then equal (pigeonhole),
-so only pictures that share a band are compared.
+of its 64 bits. The lookup is exact: 64 bits are cut into `NEAR_BITS` + 1 bands, of which at least one is then equal
+(pigeonhole), so only pictures that share a band are compared.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import batched
 
 import torch
 
@@ -112,8 +111,8 @@ def _records(source: Source, settings: Settings, workers: int) -> Iterator[Pictu
 def _in_order(pool: ProcessPoolExecutor, count: int, most_waiting: int) -> Iterator[PictureRecord]:
     """In the order of the source, because sums of floats depend on it."""
     waiting: deque[Future[list[PictureRecord]]] = deque()
-    for chunk in batched(range(count), CHUNK):
-        waiting.append(pool.submit(_examined, chunk))
+    for start in range(0, count, CHUNK):
+        waiting.append(pool.submit(_examined, range(count)[start : start + CHUNK]))
         if len(waiting) == most_waiting:
             yield from waiting.popleft().result()
     for future in waiting:

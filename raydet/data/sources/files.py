@@ -206,8 +206,9 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str
         suffixes: in small letters; other files are passed over.
 
     Returns:
-        A file that must not be read as its error: its name or that of a directory above it has control characters or
-        is no UTF-8, or its name is there twice, or it is a link out of the root. So is a link to a directory: it could lead in a circle.
+        A file that must not be read as its error: its name, or that of a directory above it, has control characters
+        or is no UTF-8; the name is there twice; or it is a link out of the root. So is a link to a directory: it could
+        lead in a circle.
 
     Raises:
         DataError: a directory cannot be read.

@@ -1,7 +1,8 @@
 """Arrays with YOLO labels: `images/<stem>.npy`, `labels/<stem>.txt`.
 
-An array is H x W x 5 (R, G, B, thermal, event), uint8 or float, values 0..255; all of a set are one or the other. A label row is `class xc yc w h`, the
-box relative to the picture's size. A label file without rows is a picture without objects.
+An array is H x W x 5 (R, G, B, thermal, event), uint8 or float, values 0..255; all arrays of a set are the one or the
+other. A label row is `class xc yc w h`, the box relative to the picture's size. A label file without rows is a picture
+without objects.
 
 Opening reads every header and every label, but no pixel.
 """

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raydet.config import DataConfig, KaistSource
-from raydet.data.build import detect_source, left_out_of, open_source
+from raydet.data.build import adopt_source, detect_source, left_out_of, open_source
 from raydet.data.sources.base import Source
 from raydet.data.sources.boxes import MAX_BOXES
 from raydet.data.sources.files import MAX_TEXT_BYTES
 from raydet.data.sources.sieve import OnBad
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
+from raydet.recipes.demo import demo
 from tests.contract.formats import FILE_FORMATS, Format, kaist_id
 
 CLASSES = ("circle", "square", "triangle")
@@ -262,6 +263,18 @@ def test_an_annotation_that_is_no_text(format_: Format, case: str, tmp_path: Pat
     root = written(format_, tmp_path)
     (root / ANNOTATION[format_.name]).write_bytes(TEXTS[case])
     check_refused(format_, root, Path(ANNOTATION[format_.name]).name)
+
+
+@each_text_format
+def test_class_names_from_outside_the_root(format_: Format, tmp_path: Path) -> None:
+    root = written(format_, tmp_path / "set")
+    (tmp_path / "secret.txt").write_text("\n".join(CLASSES))
+    (root / "classes.txt").symlink_to(tmp_path / "secret.txt")
+    config = detect_source(f"{format_.name}:{root}" + ("?labels=fused" if format_.name == "yolo" else ""))
+    for on_bad in ("error", "skip"):
+        with pytest.raises(DataError, match=r"classes\.txt is a link to .*secret\.txt") as caught:
+            adopt_source(demo(), config, on_bad=on_bad)
+        assert is_one_line(str(caught.value))
 
 
 LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 12))

@@ -98,16 +98,16 @@ def test_bytes_and_floats_are_not_mixed(tmp_path: Path) -> None:
         source.read(1)
 
 
-@pytest.mark.parametrize("version", [(0, 0), (1, 1), (4, 0), (9, 9)])
-def test_a_format_that_numpy_does_not_know_is_found_at_opening(
-    tmp_path: Path, version: tuple[int, int]
-) -> None:
+def test_a_format_that_numpy_does_not_know_is_found_at_opening(tmp_path: Path) -> None:
+    """Even where its header could be read like one of version 2."""
     write(tmp_path, "a")
     path = tmp_path / "images" / "a.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, np.zeros((8, 16, 5), np.uint8), version=(2, 0))
     content = bytearray(path.read_bytes())
-    content[6:8] = version
+    content[6:8] = 9, 9
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.npy: wanted a \.npy array, got another file"):
+    with pytest.raises(DataError, match=r"a\.npy: wanted a \.npy array, got .*of format version \(9, 9\)"):
         open_set(tmp_path)
 
 

@@ -269,6 +269,7 @@ def test_an_annotation_that_is_no_text(format_: Format, case: str, tmp_path: Pat
 def test_class_names_from_outside_the_root(format_: Format, tmp_path: Path) -> None:
     root = written(format_, tmp_path / "set")
     (tmp_path / "secret.txt").write_text("\n".join(CLASSES))
+    (root / "classes.txt").unlink(missing_ok=True)
     (root / "classes.txt").symlink_to(tmp_path / "secret.txt")
     config = detect_source(f"{format_.name}:{root}" + ("?labels=fused" if format_.name == "yolo" else ""))
     for on_bad in ("error", "skip"):

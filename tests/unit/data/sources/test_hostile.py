@@ -370,7 +370,8 @@ def test_arrays_that_do_harm(case: str, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("value", [1e308, -1e308, np.inf])
 def test_values_beyond_float32(value: float, tmp_path: Path) -> None:
     root = written(FILE_FORMATS[0], tmp_path)
-    np.save(root / THERMAL["npy_yolo"], np.full((32, 32, 5), value))
+    for path in (root / "images").iterdir():
+        np.save(path, np.full((32, 32, 5), value if path.stem == MIDDLE else 1.0))
     with pytest.raises(DataError, match=rf"{MIDDLE}\.npy: wanted values in 0\.\.255"):
         opened(FILE_FORMATS[0], root).read(1)
 

@@ -140,13 +140,18 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one canvas size into a batch.
 
     Raises:
-        ValueError: the samples differ in canvas size or in their modalities (our own mistake, not the user's: the
-            letterbox comes first).
+        ValueError: the samples differ in canvas size, in their modalities or in the type of one (our own mistake, not
+            the user's: the letterbox comes first, and sources refuse mixed types).
     """
     names = samples[0].modalities.keys()
     if any(s.modalities.keys() != names or s.canvas_hw != samples[0].canvas_hw for s in samples):
         shapes = [{name: tuple(x.shape) for name, x in s.modalities.items()} for s in samples]
         raise ValueError(f"samples of one batch must have the same modalities and canvas, got {shapes}")
+    if any(s.modalities[name].dtype != x.dtype for name, x in samples[0].modalities.items() for s in samples):
+        types = [{name: x.dtype for name, x in s.modalities.items()} for s in samples]
+        raise ValueError(
+            f"samples of one batch must have the same types, got {types}"
+        )  # stacking would convert
     counts = torch.tensor([len(s.labels) for s in samples])
     most = max(1, int(counts.max()))
     boxes_xyxy = torch.zeros(len(samples), most, 4)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydet.cli.options import DEFAULT_RECIPE, SetOption, adjusted, interruptible, output_directory
+from raydet.data.check.findings import DEFAULT_TOLERANCE
 from raydet.errors import EXIT_DATA
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def check(
             max=0.1,
             help="Displacement up to which modalities are aligned, as part of the longer side.",
         ),
-    ] = 0.0125,
+    ] = DEFAULT_TOLERANCE,
     align: Annotated[
         bool, typer.Option("--align/--no-align", help="Estimate alignment: most of the time of a check.")
     ] = True,

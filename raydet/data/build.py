@@ -29,6 +29,7 @@ from raydet.data.sources.picture_set import PictureSet
 from raydet.data.sources.sieve import LeftOut, OnBad
 from raydet.data.sources.simulated import SimulatedEvents
 from raydet.data.sources.voc import VocSet
+from raydet.data.sources.wrapped import unwrapped
 from raydet.data.sources.yolo import YoloSet, find_pictures
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.synthetic import SyntheticSet
@@ -104,7 +105,7 @@ def adopt_source(
 
 def left_out_of(source: Source) -> list[LeftOut]:
     """The pictures that a source left out as it was opened; none where it cannot."""
-    return list(getattr(_unwrapped(source), "left_out", ()))
+    return list(getattr(unwrapped(source), "left_out", ()))
 
 
 def data_hashes(source: Source) -> dict[str, str] | None:
@@ -112,14 +113,10 @@ def data_hashes(source: Source) -> dict[str, str] | None:
 
     None: the source was not converted to shards, its files may have changed since.
     """
-    manifest = getattr(_unwrapped(source), "manifest", None)
+    manifest = getattr(unwrapped(source), "manifest", None)
     if manifest is None:
         return None
     return {"sha256": manifest.sha256, "content_sha256": manifest.content_sha256}
-
-
-def _unwrapped(source: Source) -> Source:
-    return source.source if isinstance(source, SimulatedEvents) else source
 
 
 def _with_simulated_events(config: DataConfig, on_bad: OnBad) -> Source:

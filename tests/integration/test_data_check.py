@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from raydet.data.check.alignment import Alignment, compared, outline_field
-from raydet.data.check.run import DEFAULT_TOLERANCE
+from raydet.data.check.findings import DEFAULT_TOLERANCE
 from raydet.errors import EXIT_DATA, EXIT_OK
 
 

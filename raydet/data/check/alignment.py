@@ -46,6 +46,8 @@ from PIL import Image
 from scipy import fft, ndimage
 from torch import Tensor
 
+from raydet.data.check.grey import grey_levels
+
 Verdict = Literal["aligned", "misaligned", "cannot_tell"]
 Field = NDArray[np.complex64]
 Floats = NDArray[np.float32]
@@ -130,11 +132,9 @@ def outline_field(x_CHW: Tensor) -> tuple[Field, float]:
     """The doubled-angle gradient field of a modality, and working pixels per source pixel.
 
     Args:
-        x_CHW: uint8 in 0..255 or float in 0..1; what is not finite counts as 0.
+        x_CHW: see `grey_levels`.
     """
-    grey_HW = x_CHW.float().mean(dim=0).nan_to_num(0.0, posinf=0.0, neginf=0.0).numpy()
-    if x_CHW.is_floating_point():
-        grey_HW = grey_HW * 255
+    grey_HW = grey_levels(x_CHW)
     height, width = grey_HW.shape
     factor = min(1.0, WORKING_PX / max(height, width))
     if factor < 1:
@@ -162,7 +162,7 @@ def compared(
     surfaces = _correlated(*fields)
     totals, noise = _along_poses(surfaces)
     tolerance_px = max(MIN_TOLERANCE_PX, tolerance * max(fields[0].shape))
-    if noise <= 0:  # one of the pictures is flat
+    if not noise > 0:  # one of the pictures is flat
         return Alignment(first, second, "cannot_tell", (0.0, 0.0), 0.0, 1.0, 0.0, 0.0, 0.0)
     best, shift_only = _strongest(totals, noise)
     in_place, in_place_yx = _in_place(totals[0.0, 0.0], noise, tolerance_px)

@@ -4,9 +4,9 @@ Exactly: a hash of the pixels of each modality. Nearly: a difference hash of 64 
 to 8 rows of 9 cells, and for each pair of neighbours whether the right one is brighter. It survives recompression,
 resizing and small motion. A flat picture, whose cells tell noise, has none.
 
-Two pictures are near duplicates when each modality that both have a hash of differs in at most `NEAR_BITS` of its 64
-bits. The lookup is exact: 64 bits are cut into `NEAR_BITS` + 1 bands, of which at least one is then equal (pigeonhole),
-so only pictures that share a band are compared.
+Two pictures are near duplicates when the same modalities have a hash in both, and each differs in at most `NEAR_BITS`
+of its 64 bits. The lookup is exact: 64 bits are cut into `NEAR_BITS` + 1 bands, of which at least one is then equal
+(pigeonhole), so only pictures that share a band are compared.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from raydet.data.check.findings import Finding
+from raydet.data.check.grey import grey_levels
 
 NEAR_BITS = 4
 """Of 64, per modality."""
@@ -43,13 +44,11 @@ def difference_hash(x_CHW: Tensor) -> int | None:
     """64 bits, or None where the picture is flat.
 
     Args:
-        x_CHW: uint8 in 0..255 or float in 0..1; what is not finite counts as 0.
+        x_CHW: see `grey_levels`.
     """
-    grey_HW = x_CHW.float().mean(dim=0).nan_to_num(0.0, posinf=0.0, neginf=0.0).numpy()
-    if x_CHW.is_floating_point():
-        grey_HW = grey_HW * 255
     cells = np.asarray(
-        Image.fromarray(grey_HW).resize((HASH_COLUMNS, HASH_ROWS), Image.Resampling.BOX), dtype=float
+        Image.fromarray(grey_levels(x_CHW)).resize((HASH_COLUMNS, HASH_ROWS), Image.Resampling.BOX),
+        dtype=float,
     )
     if cells.std() < MIN_CONTRAST:
         return None
@@ -81,7 +80,7 @@ def near_pairs(
     for name in names:
         # Where the first modality has no hash in either picture, a later one is what they are found by.
         for query, candidates in _candidates(hashes, name, first_side, second_side):
-            for pair in _nearest(hashes, names, query, candidates):
+            for pair in _nearest(hashes, query, candidates):
                 if query not in best or pair.bits < best[query].bits:
                     best[query] = pair
     return [best[index] for index in second_side if index in best]
@@ -124,18 +123,16 @@ def _bands(words: Words) -> list[Words]:
 
 
 def _nearest(
-    hashes: Sequence[Mapping[str, int]], names: Sequence[str], query: int, candidates: NDArray[np.int64]
+    hashes: Sequence[Mapping[str, int]], query: int, candidates: NDArray[np.int64]
 ) -> Iterator[NearPair]:
     """The nearest of the candidates that are near in every modality; the earliest of equals."""
     best: NearPair | None = None
     asked = hashes[query]
     for index in candidates.tolist():
         other = hashes[index]
-        shared = [name for name in names if name in asked and name in other]
-        # A modality in which only one of them is flat tells them apart.
-        if asked.keys() != other.keys():
+        if asked.keys() != other.keys():  # a modality in which only one of them is flat tells them apart
             continue
-        bits = [(asked[name] ^ other[name]).bit_count() for name in shared]
+        bits = [(asked[name] ^ other[name]).bit_count() for name in asked]
         if max(bits) <= NEAR_BITS and (best is None or sum(bits) < best.bits):
             best = NearPair(index, query, sum(bits))
     if best is not None:

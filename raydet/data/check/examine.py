@@ -12,7 +12,7 @@ import numpy as np
 from raydet.data.check.alignment import Alignment, compared, outline_field
 from raydet.data.check.boxes import box_findings
 from raydet.data.check.duplicates import difference_hash, pixel_hash
-from raydet.data.check.findings import Finding
+from raydet.data.check.findings import DEFAULT_TOLERANCE, Finding
 from raydet.data.check.statistics import ChannelSums, channel_sums, picture_findings
 from raydet.data.sources.base import Source
 from raydet.errors import DataError
@@ -31,12 +31,12 @@ class Settings:
     edges_are_fractions: bool = False
     """Of the square root of the picture's area; else source pixels."""
     min_box_px: float = 2.0
-    tolerance: float = 0.0125
+    tolerance: float = DEFAULT_TOLERANCE
     """Displacement up to which two modalities are aligned, as part of the longer side."""
     align: bool = True
     """Estimate alignment: most of the time that a check takes."""
     simulated: tuple[str, ...] = ()
-    """Modalities that were made from another one: their alignment says nothing."""
+    """Modalities that were made from another one: their alignment and their pixels say nothing."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,10 @@ def examined(source: Source, index: int, settings: Settings) -> PictureRecord:
     record = PictureRecord(index, image_id, sample.source_hw)
     record.channels = {name: channel_sums(x) for name, x in sample.modalities.items()}
     record.constant = frozenset(name for name, sums in record.channels.items() if (sums.constant_C > 0).all())
-    record.pixel_hashes = {name: pixel_hash(x) for name, x in sample.modalities.items()}
+    # What is simulated is drawn anew for a copy: it would hide that the copy is one.
+    record.pixel_hashes = {
+        name: pixel_hash(x) for name, x in sample.modalities.items() if name not in settings.simulated
+    }
     record.difference_hashes = _difference_hashes(sample)
     record.findings += picture_findings(sample, index, record.channels)
     record.findings += box_findings(sample, index, classes=settings.classes, min_box_px=settings.min_box_px)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Severity = Literal["error", "warning", "note"]
+DEFAULT_TOLERANCE = 0.0125
+"""Of the longer side: how far modalities may be apart. 5 px of the 400 at which alignment is estimated: the largest
+displacement of any true pair of MSRS, RoadScene and LLVIP that was found with certainty is 0.0114."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 

@@ -41,7 +41,7 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
     )
     small, large = settings.size_edges
     unit = " of the picture's side" if settings.edges_are_fractions else " px"
-    return environment.get_template("check.html.j2").render(
+    page = environment.get_template("check.html.j2").render(
         title=title,
         found=found,
         facts=_facts(found),
@@ -61,6 +61,8 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
         strengths=(PRESENT, STRONG),
         num_listed=NUM_LISTED,
     )
+    # File names may be bytes that are no UTF-8: Python carries them as halves of characters, which no file can hold.
+    return page.encode(errors="backslashreplace").decode()
 
 
 def _facts(found: Gathered) -> list[tuple[str, str]]:

@@ -157,10 +157,10 @@ def _with_boxes(x_CHW: Tensor, sample: Sample, bad: Sequence[int]) -> Image.Imag
     factor = panel.width / picture.width
     draw = ImageDraw.Draw(panel)
     boxes_N4 = sample.boxes_xyxy.double().numpy()
-    order = sorted(range(len(boxes_N4)), key=lambda place: place in bad)  # bad ones on top
-    for place in order:
+    wrong = frozenset(bad)
+    for place in sorted(range(len(boxes_N4)), key=wrong.__contains__):  # bad ones on top
         corners = _drawable(boxes_N4[place], picture.size, factor)
-        draw.rectangle(corners, outline=BAD if place in bad else GOOD, width=2 if place in bad else 1)
+        draw.rectangle(corners, outline=BAD if place in wrong else GOOD, width=2 if place in wrong else 1)
     return panel
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
 from raydet.config import DataConfig, EvaluateConfig, FirstSplit, FrameSplit, GroupSplit
 from raydet.data.build import left_out_of
 from raydet.data.check.examine import PictureRecord, Settings, examined
+from raydet.data.check.findings import DEFAULT_TOLERANCE
 from raydet.data.check.gather import Gathered, gather
 from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
-from raydet.errors import DataError
+from raydet.errors import DataError, RaydetError
 
 CHUNK = 8
 """Pictures that a process takes at a time."""
-DEFAULT_TOLERANCE = 0.0125
-"""5 px of the 400 at which alignment is estimated: the largest displacement of any true pair of MSRS, RoadScene and
-LLVIP that was found with certainty is 0.0114 of the longer side."""
+WAITING_PER_PROCESS = 4
+"""Chunks that are handed out ahead: their results wait until those before them are there."""
 
 _opened: tuple[Source, Settings] | None = None
 
@@ -86,19 +90,45 @@ def _records(source: Source, settings: Settings, workers: int) -> Iterator[Pictu
         for index in range(len(source)):
             yield examined(source, index, settings)
         return
-    context = multiprocessing.get_context("forkserver")
-    with context.Pool(workers, initializer=_open, initargs=(source, settings)) as pool:
-        # in order: sums of floats depend on it
-        yield from pool.imap(_examined, range(len(source)), chunksize=CHUNK)
+    # A Pool would wait for ever for what a killed process had in hand.
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("forkserver"),
+        initializer=_open,
+        initargs=(source, settings),
+    )
+    try:
+        yield from _in_order(pool, len(source), WAITING_PER_PROCESS * workers)
+    except BrokenProcessPool as error:
+        raise RaydetError(
+            f"data check: wanted {workers} processes that read pictures, one of them was killed; if memory ran out, "
+            "give fewer --workers, else find the picture with --workers 0"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: ProcessPoolExecutor, count: int, most_waiting: int) -> Iterator[PictureRecord]:
+    """In the order of the source, because sums of floats depend on it."""
+    waiting: deque[Future[list[PictureRecord]]] = deque()
+    for start in range(0, count, CHUNK):
+        waiting.append(pool.submit(_examined, range(count)[start : start + CHUNK]))
+        if len(waiting) == most_waiting:
+            yield from waiting.popleft().result()
+    for future in waiting:
+        yield from future.result()
 
 
 def _open(source: Source, settings: Settings) -> None:
     global _opened
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the first one ends the others
     torch.set_num_threads(1)
     _opened = source, settings
 
 
-def _examined(index: int) -> PictureRecord:
+def _examined(indices: Sequence[int]) -> list[PictureRecord]:
     assert _opened is not None, "the pool's initializer comes first"
     source, settings = _opened
-    return examined(source, index, settings)
+    return [examined(source, index, settings) for index in indices]

@@ -28,14 +28,12 @@ def summary_lines(found: Gathered) -> Iterator[str]:
             f"{row['pair']}: {row['aligned']} aligned, {row['misaligned']} misaligned, "
             f"{row['cannot_tell']} cannot be told"
         )
-    for severity in SEVERITIES:
-        for kind, items in found.by_kind().items():
-            if KINDS[kind].severity == severity:
-                yield f"{severity}: {len(items)} x {KINDS[kind].title}: {_named(items)}"
-                if kind == "left_out":
-                    causes = Counter(cause_of(item.detail) for item in items)
-                    yield from (f"    {count} x {printable(cause)}" for cause, count in causes.most_common())
-                yield f"    {KINDS[kind].remedy}"
+    for kind, items in found.by_kind().items():
+        yield f"{KINDS[kind].severity}: {len(items)} x {KINDS[kind].title}: {_named(items)}"
+        if kind == "left_out":
+            causes = Counter(cause_of(item.detail) for item in items)
+            yield from (f"    {count} x {printable(cause)}" for cause, count in causes.most_common())
+        yield f"    {KINDS[kind].remedy}"
     yield ", ".join(f"{found.count(severity)} {severity}s" for severity in SEVERITIES)
 
 

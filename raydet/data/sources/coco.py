@@ -73,10 +73,10 @@ class CocoSet(PictureSet):
             times=Counter(_key(entry, number) for number, entry in enumerate(tree["images"])),
             annotations=_by_image(tree["annotations"]),
         )
-        pictures = []
-        for number, entry in enumerate(tree["images"]):
-            picture = sieve.take(one_line(_key(entry, number)), partial(reader.picture, entry, number))
-            pictures += [] if picture is None else [picture]
+        pictures = sieve.all(
+            (one_line(_key(entry, number)), partial(reader.picture, entry, number))
+            for number, entry in enumerate(tree["images"])
+        )
         for place, image_id in reader.orphans():
             sieve.take(place, partial(_refuse_orphan, place, image_id))
         super().__init__(

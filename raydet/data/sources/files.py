@@ -206,8 +206,9 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str
         suffixes: in small letters; other files are passed over.
 
     Returns:
-        A file that must not be read as its error: its name has control characters, or is there twice, or it is a link
-        out of the root. So is a link to a directory: it could lead in a circle.
+        A file that must not be read as its error: its name, or that of a directory above it, has control characters
+        or is no UTF-8; the name is there twice; or it is a link out of the root. So is a link to a directory: it could
+        lead in a circle.
 
     Raises:
         DataError: a directory cannot be read.
@@ -223,7 +224,7 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in suffixes:
-                file = _checked_file(root, Path(parent, name))
+                file = _checked_file(root, directory, Path(parent, name))
                 found[stem] = file if stem not in found else _twins(stem, found[stem], file)
     return dict(sorted(found.items()))
 
@@ -242,12 +243,16 @@ def directories_in(directory: Path) -> list[str]:
 
 
 def _refuse_directory(error: OSError) -> None:
-    raise DataError(f"{error.filename}: wanted a directory, {_reason(error)}; check the path") from error
+    shown = one_line(error.filename)
+    raise DataError(f"{shown}: wanted a directory, {_reason(error)}; check the path") from error
 
 
-def _checked_file(root: Root, path: Path) -> Path | DataError:
+def _checked_file(root: Root, directory: Path, path: Path) -> Path | DataError:
+    place = directory
     try:
-        checked_name(path.name, str(path.parent))
+        for part in path.relative_to(directory).parts:
+            checked_name(part, str(place))
+            place /= part
         # The walk follows no links, so only the file itself can lead out.
         return root.holding(path, str(path.parent)) if path.is_symlink() else path
     except DataError as error:

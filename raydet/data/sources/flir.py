@@ -84,7 +84,13 @@ class FlirSet(PictureSet):
 
 
 def _ending_with(ending: str, files: Files) -> dict[str, Path | DataError]:
-    return {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
+    """With what must not be read and has no ending that says whose it is: a linked directory may hold anything."""
+    return {
+        stem.removesuffix(ending): path
+        for stem, path in files.items()
+        if stem.endswith(ending)
+        or (isinstance(path, DataError) and not stem.endswith(tuple(ENDINGS.values())))
+    }
 
 
 def _listed(path: Path) -> list[str]:

@@ -136,7 +136,7 @@ def _video_of(image_id: str) -> str:
 
 
 def _read_annotation(path: Path) -> Annotation:
-    return read_voc(path, first_pixel=0) if path.suffix == ".xml" else _read_bbgt(path)
+    return read_voc(path, first_pixel=0) if path.suffix.lower() == ".xml" else _read_bbgt(path)
 
 
 def _read_bbgt(path: Path) -> Annotation:

@@ -71,10 +71,10 @@ class NamedReader:
         }
         good = {key: found for key, found in annotations.items() if found is not None}
         names = tuple(classes) if classes is not None else self._names(list(good.values()))
-        pictures = []
-        for key, annotation in good.items():
-            picture = sieve.take(key, partial(self._picture, key, files[key], annotation, names))
-            pictures += [] if picture is None else [picture]
+        pictures = sieve.all(
+            (key, partial(self._picture, key, files[key], annotation, names))
+            for key, annotation in good.items()
+        )
         return pictures, names
 
     def _annotation(self, path: Path) -> Annotation:

@@ -1,7 +1,8 @@
 """Arrays with YOLO labels: `images/<stem>.npy`, `labels/<stem>.txt`.
 
-An array is H x W x 5 (R, G, B, thermal, event), uint8 or float, values 0..255. A label row is `class xc yc w h`, the
-box relative to the picture's size. A label file without rows is a picture without objects.
+An array is H x W x 5 (R, G, B, thermal, event), uint8 or float, values 0..255; all arrays of a set are the one or the
+other. A label row is `class xc yc w h`, the box relative to the picture's size. A label file without rows is a picture
+without objects.
 
 Opening reads every header and every label, but no pixel.
 """
@@ -26,7 +27,7 @@ from torch import Tensor
 from raydet.data.sources.base import Targets
 from raydet.data.sources.boxes import Box, target_tensors
 from raydet.data.sources.files import Root, files_in, one_line, open_regular
-from raydet.data.sources.pairs import paired
+from raydet.data.sources.pairs import Files, paired
 from raydet.data.sources.picture_set import check_some_left
 from raydet.data.sources.pictures import check_pixels
 from raydet.data.sources.sieve import OnBad, Sieve
@@ -36,14 +37,24 @@ from raydet.structures import Sample
 
 CHANNELS: dict[str, slice] = {"rgb": slice(0, 3), "thermal": slice(3, 4), "event": slice(4, 5)}
 NUM_CHANNELS = 5
+VERSIONS = ((1, 0), (2, 0), (3, 0))
+"""Of the .npy format: all that numpy has written."""
 
 logger = logging.getLogger("raydet")
 
 
 @dataclass(frozen=True, slots=True)
+class _Form:
+    """What the header of an array says."""
+
+    size_hw: tuple[int, int]
+    is_float: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Picture:
     path: Path
-    size_hw: tuple[int, int]
+    form: _Form
     boxes: Sequence[Box]
     labels: Sequence[int]
 
@@ -76,13 +87,18 @@ class NpyYoloSet:
         self.modalities = tuple(name for name in CHANNELS if name not in missing)
         path, sieve = Path(root), Sieve(on_bad)
         self.left_out = sieve.left_out
-        pictures = []
-        for stem, (image, label) in _paired(Root(path), drop=unlabelled == "drop", sieve=sieve).items():
-            picture = sieve.take(stem, partial(_open_picture, image, label, len(self.classes)))
-            pictures += [] if picture is None else [picture]
+        pairs = _paired(Root(path), drop=unlabelled == "drop", sieve=sieve)
+        pictures = sieve.all(
+            (stem, partial(_open_picture, image, label, len(self.classes)))
+            for stem, (image, label) in pairs.items()
+        )
         check_some_left(len(pictures), path, sieve)
         if unlabelled == "drop":
             pictures = _with_boxes(pictures, path)
+        # One batch holds one type: bytes stacked with floats would become floats in 0..255.
+        pictures = sieve.all(
+            (picture.path.stem, partial(_of_kind, picture, pictures[0])) for picture in pictures
+        )
         self._pictures = pictures
         self.image_ids = [picture.path.stem for picture in pictures]
         self.group_ids = [""] * len(pictures)  # the format knows no sequences
@@ -94,7 +110,7 @@ class NpyYoloSet:
         """One picture; uint8 stays uint8, floats become float32 in 0..1."""
         boxes_xyxy, labels, size_hw = self.targets(index)
         path = self._pictures[index].path
-        array = _mapped(path, size_hw)
+        array = _mapped(path, self._pictures[index].form)
         return Sample(
             image_id=self.image_ids[index],
             group_id=self.group_ids[index],
@@ -108,7 +124,7 @@ class NpyYoloSet:
     def targets(self, index: int) -> Targets:
         """The boxes alone; no pixel is read."""
         picture = self._pictures[index]
-        return *target_tensors(picture.boxes, picture.labels), picture.size_hw
+        return *target_tensors(picture.boxes, picture.labels), picture.form.size_hw
 
 
 def _paired(root: Root, *, drop: bool, sieve: Sieve) -> dict[str, tuple[Path, Path]]:
@@ -120,12 +136,18 @@ def _paired(root: Root, *, drop: bool, sieve: Sieve) -> dict[str, tuple[Path, Pa
         raise DataError(f"{root.path / 'images'}: wanted arrays (*.npy), found none; check data.source.root")
     pairs = paired(
         {"image": images, "label": labels},
-        names=[stem for stem in images if stem in labels] if drop else None,
+        names=_labelled(images, labels) if drop else None,
         where=root.path,
         remedy="add the files, or set data.source.unlabelled=drop",
         sieve=sieve,
     )
     return {stem: (files["image"], files["label"]) for stem, files in pairs.items()}
+
+
+def _labelled(images: Files, labels: Files) -> list[str]:
+    """The pictures that have a label file, and what must not be read: nobody knows which pictures are behind it."""
+    bad = [name for files in (images, labels) for name, file in files.items() if isinstance(file, DataError)]
+    return [*(images.keys() & labels.keys()), *bad]
 
 
 def _with_boxes(pictures: list[_Picture], root: Path) -> list[_Picture]:
@@ -139,13 +161,24 @@ def _with_boxes(pictures: list[_Picture], root: Path) -> list[_Picture]:
 
 
 def _open_picture(image: Path, label: Path, num_classes: int) -> _Picture:
-    size_hw = _read_size(image)
-    boxes, labels = read_rows(label, num_classes=num_classes, size_hw=size_hw)
-    return _Picture(image, size_hw, boxes, labels)
+    form = _read_form(image)
+    boxes, labels = read_rows(label, num_classes=num_classes, size_hw=form.size_hw)
+    return _Picture(image, form, boxes, labels)
 
 
-def _read_size(path: Path) -> tuple[int, int]:
-    """Height and width from the header, after a look at type, shape and file size."""
+def _of_kind(picture: _Picture, first: _Picture) -> _Picture:
+    """The picture itself, if it holds bytes or floats as the first does."""
+    if picture.form.is_float != first.form.is_float:
+        wanted, got = ("float", "uint8") if first.form.is_float else ("uint8", "float")
+        raise DataError(
+            f"{picture.path}: wanted {wanted} values, as {first.path.name} has, got {got}; write all arrays of a set "
+            "with one type"
+        )
+    return picture
+
+
+def _read_form(path: Path) -> _Form:
+    """From the header, after a look at type, shape and file size."""
     try:
         file = open_regular(path)
     except OSError as error:
@@ -170,7 +203,7 @@ def _read_size(path: Path) -> tuple[int, int]:
             f"{path}: wanted {wanted_bytes} bytes for {shape} {dtype}, the file has {found_bytes}; "
             "it is truncated or damaged, copy it again"
         )
-    return shape[0], shape[1]
+    return _Form((shape[0], shape[1]), is_float=dtype.kind == "f")
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -178,6 +211,8 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers that Python 2 wrote; they are read all the same
             version = npy_format.read_magic(file)
+            if version not in VERSIONS:
+                raise ValueError(f"of format version {version}")
             read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
             shape, _, dtype = read(file)
     except Exception as error:  # the header is a Python literal: numpy's reader fails in many ways
@@ -187,10 +222,10 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[
     return shape, dtype
 
 
-def _mapped(path: Path, size_hw: tuple[int, int]) -> NDArray[Any]:
-    """The array, of the size that it had at the start."""
-    if _read_size(path) != size_hw:
-        raise DataError(f"{path}: the array has another size than at the start; start again")
+def _mapped(path: Path, form: _Form) -> NDArray[Any]:
+    """The array, of the size and kind that it had at the start."""
+    if _read_form(path) != form:
+        raise DataError(f"{path}: the array has another size or type than at the start; start again")
     array: NDArray[Any] = npy_format.open_memmap(path, mode="r")
     return array
 

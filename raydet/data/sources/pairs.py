@@ -75,8 +75,9 @@ def _report_holes(
             f"{len(missing)} without {kind}{named(missing)}" for kind, missing in lacking.items() if missing
         )
         raise DataError(f"{where}: wanted one file of each kind per picture, got {shown}: {holes}; {remedy}")
-    for name in sorted({name for missing in lacking.values() for name in missing}):
-        kinds = " and ".join(kind for kind, missing in lacking.items() if name in set(missing))
+    without = {kind: frozenset(missing) for kind, missing in lacking.items()}
+    for name in sorted(frozenset[str]().union(*without.values())):
+        kinds = " and ".join(kind for kind, missing in without.items() if name in missing)
         sieve.leave_out(name, f"{where}: picture {name} has no {kinds} file; {remedy}")
 
 

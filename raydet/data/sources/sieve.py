@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -51,6 +51,15 @@ class Sieve:
                 raise
             self.leave_out(name, str(error))
             return None
+
+    def all(self, reads: Iterable[tuple[str, Callable[[], Found]]]) -> list[Found]:
+        """What the readers return, by the name of each, in their order and without those that are left out.
+
+        Raises:
+            DataError: one is bad, and nothing is to be left out.
+        """
+        taken = (self.take(name, read) for name, read in reads)
+        return [found for found in taken if found is not None]
 
     def leave_out(self, name: str, reason: str) -> None:
         """Put a picture on the list."""

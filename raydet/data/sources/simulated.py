@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raydet.config import EventSimulation
@@ -18,43 +17,25 @@ from raydet.data.events import (
     thresholds,
     with_noise,
 )
-from raydet.data.sources.base import Source, Targets
+from raydet.data.sources.wrapped import WrappedSource
 from raydet.structures import Sample
 
 
 @dataclass(frozen=True, slots=True)
-class SimulatedEvents:
+class SimulatedEvents(WrappedSource):
     """The same pictures and boxes, with one channel of simulated events; see `raydet.data.events`.
 
     Args:
         source: has rgb and no event.
+        settings: of the simulation.
     """
 
-    source: Source
     settings: EventSimulation
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in label order."""
-        return self.source.classes
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """What every picture has."""
         return (*self.source.modalities, "event")
-
-    @property
-    def image_ids(self) -> Sequence[str]:
-        """One per picture."""
-        return self.source.image_ids
-
-    @property
-    def group_ids(self) -> Sequence[str]:
-        """The sequence of each picture."""
-        return self.source.group_ids
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def read(self, index: int) -> Sample:
         """One picture with its events: the same at every reading, whatever was read before.
@@ -69,10 +50,6 @@ class SimulatedEvents:
         if sample.modalities["rgb"].is_floating_point():
             event = event.float() / 255
         return replace(sample, modalities={**sample.modalities, "event": event})
-
-    def targets(self, index: int) -> Targets:
-        """The boxes alone; no pixel is read."""
-        return self.source.targets(index)
 
     def _events(self, sample: Sample, index: int) -> EventCounts:
         settings = self.settings

@@ -112,8 +112,8 @@ class YoloSet(PictureSet):
             remedy="add the files (an empty label file says: no object), or delete the rest of the picture",
             sieve=sieve,
         )
-        opened = (
-            sieve.take(
+        pictures = sieve.all(
+            (
                 key,
                 partial(
                     _open_picture,
@@ -130,7 +130,7 @@ class YoloSet(PictureSet):
             for key, paths in files.items()
         )
         super().__init__(
-            [picture for picture in opened if picture is not None],
+            pictures,
             where=place.path,
             classes=classes,
             modalities=modalities,

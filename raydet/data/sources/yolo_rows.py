@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raydet.data.sources.boxes import Box, check_count, checked_box
-from raydet.data.sources.files import one_line, read_names, read_text
+from raydet.data.sources.files import Root, one_line, read_names, read_text
 from raydet.errors import DataError
 
 SLACK = 1e-3
@@ -36,9 +36,9 @@ def read_class_names(root: Path) -> tuple[str, ...] | None:
     """The lines of `classes.txt`, where there is one.
 
     Raises:
-        DataError: the file is empty or names a class twice.
+        DataError: the file is empty, names a class twice, or is a link out of the root.
     """
-    path = root / CLASS_FILE
+    path = Root(root).inside(CLASS_FILE, str(root))
     return read_names(path, wanted="one class name per line") if path.is_file() else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,6 +126,22 @@ def test_events_are_lost_and_appear_as_often_as_asked(is_whole: bool) -> None:
 
 
 def test_each_sensor_has_draws_of_its_own() -> None:
+    """What one sensor drew tells nothing of what another drew from the same key."""
+    half, full = torch.full((1, 4, 4), 0.5), torch.ones(1, 60, 60)
+    drawn = [
+        (
+            float(recoloured(half, RgbPhotometric(brightness=0.5), (number,)).mean()),
+            float(recalibrated(half, ThermalPhotometric(gain=0.5), (number,)).mean()),
+            float(with_other_events(full, EventPhotometric(dropped=1.0), (number,)).mean()),
+        )
+        for number in range(100)
+    ]
+    correlations = np.corrcoef(np.array(drawn).T)
+    # Three deviations of that of 100 independent pairs; one and the same draw would give 1 or -1.
+    assert np.abs(correlations[np.triu_indices(3, k=1)]).max() < 0.3
+
+
+def test_an_offset_leaves_the_gain_as_it_was_drawn() -> None:
     picture = noise(1, is_whole=False)
     gain_only = recalibrated(picture, ThermalPhotometric(gain=0.5), ("a",))
     with_tiny_offset = recalibrated(picture, ThermalPhotometric(gain=0.5, offset=1e-6), ("a",))

@@ -12,13 +12,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from raydet.data.check.alignment import Alignment, compared, outline_field
+from raydet.data.check.findings import DEFAULT_TOLERANCE
 from raydet.data.check.pictures import moved_back
 from tests.unit.data.check.planted import clean_samples
 
 
 def estimate(first: Tensor, second: Tensor) -> Alignment:
     (a, factor), (b, _) = outline_field(first), outline_field(second)
-    return compared("rgb", "thermal", (a, b), factor, tolerance=0.0125)
+    return compared("rgb", "thermal", (a, b), factor, tolerance=DEFAULT_TOLERANCE)
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (3, 0), (8, -6), (-14, 5), (0, 13)])

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from raydet.config import EventSimulation, FirstSplit
+from raydet.data.check.examine import Settings
 from raydet.data.check.findings import KINDS, Finding
 from raydet.data.check.gather import Gathered, cause_of
+from raydet.data.check.page import render
+from raydet.data.check.pictures import worst_cases
+from raydet.data.check.record import as_json
+from raydet.data.check.run import check_source
+from raydet.data.sources.simulated import SimulatedEvents
+from raydet.errors import RaydetError
+from raydet.structures import Sample
 from tests.unit.data.check.planted import (
     FAULTS,
     NUM_PICTURES,
+    NUM_TRAIN,
     MemorySet,
+    as_float,
     checked,
     clean_samples,
     kinds_of,
@@ -20,7 +36,7 @@ from tests.unit.data.check.planted import (
 )
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@examples(max_examples=5, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_clean_set_yields_nothing(seed: int) -> None:
     found = checked(MemorySet(clean_samples(seed)))
@@ -28,7 +44,7 @@ def test_a_clean_set_yields_nothing(seed: int) -> None:
     assert found.num_pictures == NUM_PICTURES
 
 
-@settings(max_examples=2, deadline=None, derandomize=True)
+@examples(max_examples=2, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, NUM_PICTURES - 1))
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_planted_fault_is_found(kind: str, seed: int, index: int) -> None:
@@ -127,6 +143,47 @@ def test_a_shift_that_most_pairs_share_is_told_once_more() -> None:
     assert offset.name == "rgb-thermal"
     assert offset.detail.startswith("x +3.")
     assert kinds_of(found) == {"offset": 1}
+
+
+@pytest.mark.parametrize("pixels", ["one", "all", "noise"])
+def test_values_beyond_all_measure_are_told_and_nothing_breaks(pixels: str) -> None:
+    source = MemorySet(clean_samples(0))
+    for name in ("rgb", "thermal"):
+        x = as_float(source.samples[0].modalities[name])
+        if pixels == "one":
+            x[0, 3, 4] = 1e30
+        else:
+            x = x * 1e38 if pixels == "noise" else torch.full_like(x, 1e30)
+        source.samples[0] = with_pixels(source.samples[0], **{name: x})
+    found = checked(source)
+    assert [f.index for f in found.by_kind()["out_of_range"]] == [0, 0]
+    tree = as_json(found, Settings(classes=source.classes), {"kind": "memory"})
+    json.dumps(tree, allow_nan=False)
+    render(found, Settings(classes=source.classes), list(worst_cases(found, source)), title="large")
+
+
+def test_a_leak_is_found_where_events_are_simulated() -> None:
+    source = MemorySet(clean_samples(0))
+    FAULTS["leak"][0](source, 3)
+    simulated = SimulatedEvents(source, EventSimulation())
+    settings = Settings(classes=source.classes, align=False, simulated=("event",))
+    (leak,) = check_source(simulated, FirstSplit(num_train=NUM_TRAIN), settings).by_kind()["leak"]
+    assert (leak.index, leak.other_index) == (3, 0)
+
+
+class FatalSet(MemorySet):
+    """Its sixth picture kills the process that reads it, as the kernel does when memory runs out."""
+
+    def read(self, index: int) -> Sample:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+
+def test_a_killed_process_ends_the_check() -> None:
+    source = FatalSet(clean_samples(3, count=20))
+    with pytest.raises(RaydetError, match=r"wanted 1 processes .* one of them was killed; .*fewer --workers"):
+        checked(source, workers=1)
 
 
 def test_processes_change_nothing() -> None:

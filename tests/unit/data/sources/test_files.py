@@ -89,6 +89,18 @@ def test_a_name_that_breaks_lines_is_refused(tmp_path: Path) -> None:
     assert checked_name("Straße 7", "here") == "Straße 7"
 
 
+def test_the_name_of_a_directory_that_breaks_lines_is_refused(tmp_path: Path) -> None:
+    for name in (b"a\nb", b"caf\xe9"):  # the latter is latin-1
+        place = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"deep", name)))
+        place.mkdir(parents=True)
+        (place / f"{len(name)}.png").write_bytes(b"")
+    found = files_in(Root(tmp_path), tmp_path, PICTURES)
+    assert [str(error) for error in found.values()] == [
+        f"{tmp_path}/deep: wanted a name without control characters, got {name}; rename it"
+        for name in (r"'a\nb'", r"'caf\udce9'")
+    ]
+
+
 def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="wanted a directory, No such file"):
         files_in(Root(tmp_path), tmp_path / "nowhere", PICTURES)

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raydet.config import DataConfig, KaistSource
-from raydet.data.build import detect_source, left_out_of, open_source
+from raydet.data.build import adopt_source, detect_source, left_out_of, open_source
 from raydet.data.sources.base import Source
 from raydet.data.sources.boxes import MAX_BOXES
 from raydet.data.sources.files import MAX_TEXT_BYTES
 from raydet.data.sources.sieve import OnBad
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
+from raydet.recipes.demo import demo
 from tests.contract.formats import FILE_FORMATS, Format, kaist_id
 
 CLASSES = ("circle", "square", "triangle")
@@ -264,6 +265,19 @@ def test_an_annotation_that_is_no_text(format_: Format, case: str, tmp_path: Pat
     check_refused(format_, root, Path(ANNOTATION[format_.name]).name)
 
 
+@each_text_format
+def test_class_names_from_outside_the_root(format_: Format, tmp_path: Path) -> None:
+    root = written(format_, tmp_path / "set")
+    (tmp_path / "secret.txt").write_text("\n".join(CLASSES))
+    (root / "classes.txt").unlink(missing_ok=True)
+    (root / "classes.txt").symlink_to(tmp_path / "secret.txt")
+    config = detect_source(f"{format_.name}:{root}" + ("?labels=fused" if format_.name == "yolo" else ""))
+    for on_bad in ("error", "skip"):
+        with pytest.raises(DataError, match=r"classes\.txt is a link to .*secret\.txt") as caught:
+            adopt_source(demo(), config, on_bad=on_bad)
+        assert is_one_line(str(caught.value))
+
+
 LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 12))
 XMLS = {
     "a billion laughs": f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]><annotation>&l11;</annotation>',
@@ -356,7 +370,8 @@ def test_arrays_that_do_harm(case: str, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("value", [1e308, -1e308, np.inf])
 def test_values_beyond_float32(value: float, tmp_path: Path) -> None:
     root = written(FILE_FORMATS[0], tmp_path)
-    np.save(root / THERMAL["npy_yolo"], np.full((32, 32, 5), value))
+    for path in (root / "images").iterdir():
+        np.save(path, np.full((32, 32, 5), value if path.stem == MIDDLE else 1.0))
     with pytest.raises(DataError, match=rf"{MIDDLE}\.npy: wanted values in 0\.\.255"):
         opened(FILE_FORMATS[0], root).read(1)
 

@@ -85,6 +85,17 @@ def test_flir_takes_a_part(flir: Path) -> None:
     assert [left.name for left in FlirSet(flir, on_bad="skip").left_out] == ["FLIR_00003"]
 
 
+@pytest.mark.parametrize("name", ["JPEGImages", "Annotations"])
+def test_flir_does_not_pass_over_a_linked_directory(flir: Path, name: str) -> None:
+    (flir / "JPEGImages" / "FLIR_00003_RGB.jpg").unlink()
+    assert len(FlirSet(flir)) == 2
+    (flir / "elsewhere").mkdir()
+    (flir / name / "more").symlink_to(flir / "elsewhere")
+    with pytest.raises(DataError, match=r"more: wanted a directory, got a link to one"):
+        FlirSet(flir)
+    assert [left.name for left in FlirSet(flir, on_bad="skip").left_out] == ["more"]
+
+
 ROWS = """% bbGt version=3
 person 1 2 10 12 0 0 0 0 0 0 0
 people 1 2 10 12 0 0 0 0 0 0 0
@@ -117,6 +128,14 @@ def test_kaist_leaves_out_what_its_evaluation_ignores(kaist: Path) -> None:
 def test_kaist_takes_a_part(kaist: Path) -> None:
     text(kaist / "test.txt", "set06/V002/I00000\n")
     assert KaistSet(kaist, subset="test.txt").image_ids == ["set06_V002_I00000"]
+
+
+def test_kaist_endings_may_be_large(kaist: Path) -> None:
+    path = kaist / "annotations" / "set00" / "V000" / "I00000.txt"
+    box = "<x>1</x><y>2</y><w>10</w><h>12</h>"
+    path.with_suffix(".XML").write_text(xml(("person", box)))
+    path.unlink()
+    assert KaistSet(kaist).targets(0)[0].tolist() == [[1, 2, 11, 14]]
 
 
 @pytest.mark.parametrize("row", ["person 1 2 10", "person", "person a b c d", "person 1 2 3 4 0 0 0 0 0 x 0"])

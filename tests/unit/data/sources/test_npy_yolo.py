@@ -84,6 +84,41 @@ def test_wrong_arrays_are_found_at_opening(tmp_path: Path, array: Any, message: 
         open_set(tmp_path)
 
 
+def test_bytes_and_floats_are_not_mixed(tmp_path: Path) -> None:
+    """In one batch they would all become floats, those of bytes in 0..255."""
+    for stem, kind in (("a", np.float32), ("b", np.uint8), ("c", np.float64)):
+        write(tmp_path, stem, np.ones((8, 16, 5), kind))
+    with pytest.raises(DataError, match=r"b\.npy: wanted float values, as a\.npy has, got uint8; write all"):
+        open_set(tmp_path)
+    source = open_set(tmp_path, on_bad="skip")
+    assert source.image_ids == ["a", "c"]
+    assert [left.name for left in source.left_out] == ["b"]
+    write(tmp_path, "c", np.ones((8, 16, 5), np.uint8))
+    with pytest.raises(DataError, match=r"c\.npy: .* another size or type than at the start"):
+        source.read(1)
+
+
+def test_a_format_that_numpy_does_not_know_is_found_at_opening(tmp_path: Path) -> None:
+    """Even where its header could be read like one of version 2."""
+    write(tmp_path, "a")
+    path = tmp_path / "images" / "a.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, np.zeros((8, 16, 5), np.uint8), version=(2, 0))
+    content = bytearray(path.read_bytes())
+    content[6:8] = 9, 9
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npy: wanted a \.npy array, got .*of format version \(9, 9\)"):
+        open_set(tmp_path)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_the_formats_that_numpy_has(tmp_path: Path, version: tuple[int, int]) -> None:
+    write(tmp_path, "a")
+    with (tmp_path / "images" / "a.npy").open("wb") as file:
+        np.lib.format.write_array(file, np.full((8, 16, 5), 7, np.uint8), version=version)
+    assert open_set(tmp_path).read(0).modalities["rgb"].unique().tolist() == [7]
+
+
 @pytest.mark.parametrize("length", [-1, 0, 5, 100])
 def test_a_truncated_array_is_found_at_opening(tmp_path: Path, length: int) -> None:
     write(tmp_path, "a")
@@ -157,6 +192,19 @@ def test_drop_leaves_out_every_picture_without_a_box(tmp_path: Path) -> None:
     write(tmp_path, "a", label="")
     with pytest.raises(DataError, match="no picture has a box"):
         open_set(tmp_path, unlabelled="drop")
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_drop_does_not_pass_over_a_linked_directory(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "a")
+    write(tmp_path, "b", label=None)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / name / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"more: wanted a directory, got a link to one"):
+        open_set(tmp_path, unlabelled="drop")
+    source = open_set(tmp_path, unlabelled="drop", on_bad="skip")
+    assert source.image_ids == ["a"]
+    assert [left.name for left in source.left_out] == ["more"]
 
 
 def test_class_names(tmp_path: Path) -> None:

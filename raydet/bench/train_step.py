@@ -266,9 +266,8 @@ def _saved_bytes(contestant: Contestant, batch: Batch, world: World) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             seen[storage.data_ptr()] = storage.nbytes()
-        return (
-            tensor.detach()
-        )  # the output of an operation would keep that operation, and it its output, for ever
+        # Itself, the output of an operation would keep that operation, and it its output, for ever.
+        return tensor.detach()
 
     seed_slot(0, 0, slot=0)
     with saved_tensors_hooks(note, lambda tensor: tensor), autocast(contestant.precision, world.device):

@@ -18,8 +18,8 @@ LEFT_OUT = "left_out.jsonl"
 SCHEMA_VERSION = 1
 
 Encoding = Literal["raw", "zstd"]
-"""raw: pixels as they are, fastest from a fast disk. zstd: lossless, a quarter to a third of the bytes
-on real pictures; red and blue are stored as their difference to green, see `writer.less_green`."""
+"""raw: pixels as they are, fastest from a fast disk. zstd: lossless, about a quarter of the bytes
+on real pictures, which are stored as differences of neighbours, see `residuals`."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 

@@ -18,7 +18,7 @@ from raydet.data.cache import ShardCache
 from raydet.data.shards.columns import Lists, Names, Texts, mapped_batch, numbers
 from raydet.data.shards.layout import INDEX_SCHEMA, MAX_PIXELS, MAX_SIDE_PX, shard_schema
 from raydet.data.shards.manifest import MANIFEST, FileEntry, Manifest
-from raydet.data.shards.writer import add_green
+from raydet.data.shards.residuals import restore
 from raydet.data.sources.base import Targets
 from raydet.data.storage import Store
 from raydet.errors import DataError
@@ -240,7 +240,7 @@ class _Shard:
             flat = torch.frombuffer(content, dtype=torch.uint8)
         pixels_CHW = (flat if value_bytes == 1 else flat.view(torch.float32)).view(channels, *size_hw)
         if self._codec is not None:
-            add_green(pixels_CHW)
+            restore(pixels_CHW)
         return pixels_CHW
 
     def _damaged(self, name: str, row: int, came: str) -> DataError:

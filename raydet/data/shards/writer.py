@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raydet.data.shards.layout import ENTRY, INDEX_SCHEMA, MAX_PIXELS, MAX_SIDE_PX, shard_schema
 from raydet.data.shards.manifest import Encoding, ModalityEntry
+from raydet.data.shards.residuals import residuals
 from raydet.errors import DataError
 from raydet.structures import Sample
 
@@ -132,7 +133,7 @@ class ShardBuilder:
             digest.update(f"{name} {pixels_CHW.dtype} {tuple(pixels_CHW.shape)}\n".encode())
             digest.update(content)
             if self._codec is not None:
-                content = self._codec.compress(less_green(pixels_CHW).numpy().tobytes(), asbytes=True)
+                content = self._codec.compress(residuals(pixels_CHW).numpy().tobytes(), asbytes=True)
             row[name] = content
             row[f"{name}.channels"], row[f"{name}.value_bytes"] = len(pixels_CHW), pixels_CHW.element_size()
             sums = self._channels.setdefault(name, [ChannelSums() for _ in pixels_CHW])
@@ -161,21 +162,6 @@ class ShardBuilder:
         summary = Summary(sha256, len(shard), plan, self._channels, list(left_out))
         entries = batch.select(ENTRY.names)
         return shard, _file_of(entries.replace_schema_metadata({SUMMARY: summary.to_json()}))
-
-
-def less_green(pixels_CHW: Tensor) -> Tensor:
-    """Red and blue without green, modulo 256, where there are such: they resemble it, and the rest packs better."""
-    if pixels_CHW.dtype != torch.uint8 or len(pixels_CHW) != 3:
-        return pixels_CHW
-    red, green, blue = pixels_CHW
-    return torch.stack([red - green, green, blue - green])
-
-
-def add_green(pixels_CHW: Tensor) -> None:
-    """Undo `less_green`, in place."""
-    if pixels_CHW.dtype == torch.uint8 and len(pixels_CHW) == 3:
-        pixels_CHW[0] += pixels_CHW[1]
-        pixels_CHW[2] += pixels_CHW[1]
 
 
 def check_sample(sample: Sample, modalities: Sequence[str], num_classes: int) -> None:

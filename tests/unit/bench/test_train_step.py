@@ -85,7 +85,18 @@ def test_the_command_line() -> None:
 
 
 def test_the_report_in_words() -> None:
-    run = Run("fp32", 0.5, 4.0, 0.25, 2**30, None, {"plain": 1.5}, {"backward": 0.4}, {"aten::mm": 0.2})
+    run = Run(
+        "fp32",
+        0.5,
+        4.0,
+        0.25,
+        2**30,
+        3 * 2**30,
+        4 * 2**30,
+        {"plain": 1.5},
+        {"backward": 0.4},
+        {"aten::mm": 0.2},
+    )
     report = StepReport(
         "demo", (64, 96), 2, 8, 5, "a CPU", "2.15", "none", 10**9, {"fp32": 1e11}, [run], None, 2**31
     )
@@ -93,8 +104,8 @@ def test_the_report_in_words() -> None:
         "demo: 2 x 64 x 96, 8 objects, checkpointing none; a CPU, torch 2.15",
         "forward 1.0 GFLOP per image; matrix peak fp32 100 GFLOP/s",
         "",
-        "           step s  images/s    MFU  saved GiB  peak GiB  median of 5",
-        "fp32        0.500      4.00    25%      1.000            x1.50 plain",
+        "           step s  images/s    MFU  saved GiB  peak GiB  planned  median of 5",
+        "fp32        0.500      4.00    25%      1.000      3.00     4.00  x1.50 plain",
         "process, all of them: 2.00 GiB at most",
         "",
         "fp32: where the time goes",

@@ -60,6 +60,7 @@ one package cut in two by the Ray door, may)."""
 FENCES: dict[str, tuple[str, ...]] = {
     "ray": (
         "raydet/train/worker.py",
+        "raydet/train/autoscaler.py",
         "raydet/train/cluster.py",
         "raydet/train/launch.py",
         "raydet/tune/",

@@ -50,11 +50,21 @@ WorkersOption = Annotated[
 CpusOption = Annotated[int | None, typer.Option(help="CPU threads per worker; default: an even share.")]
 GpuOption = Annotated[
     bool | None,
-    typer.Option("--gpu/--cpu", help="One GPU per worker, or none; default: if the cluster has GPUs now."),
+    typer.Option(
+        "--gpu/--cpu",
+        help="One GPU per worker, or none; default: if the cluster has GPUs, or scales to them.",
+    ),
 ]
 MinWorkersOption = Annotated[
     int | None,
     typer.Option(help="After the loss of nodes, go on with as few as this; default: wait for all --workers."),
+]
+WaitMinutesOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="How long to wait at the start for nodes to join the cluster; default: 30, if it scales to what is asked.",
+    ),
 ]
 MaxFailuresOption = Annotated[
     int, typer.Option(min=0, help="Restarts of a run after the loss of a worker; pre-emption is not counted.")

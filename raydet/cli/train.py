@@ -26,6 +26,7 @@ from raydet.cli.options import (
     SetOption,
     StallMinutesOption,
     TrackingOption,
+    WaitMinutesOption,
     adjusted,
     check_json,
     interruptible,
@@ -50,6 +51,7 @@ def train(
     min_workers: MinWorkersOption = None,
     cpus_per_worker: CpusOption = None,
     use_gpu: GpuOption = None,
+    wait_minutes: WaitMinutesOption = None,
     run_dir: Annotated[
         str | None, typer.Option(help="Where the run lives; default: runs/<name>-<fingerprint>.")
     ] = None,
@@ -83,6 +85,7 @@ def train(
             min_workers=min_workers,
             cpus_per_worker=cpus_per_worker,
             use_gpu=use_gpu,
+            wait_s=None if wait_minutes is None else wait_minutes * 60,
             upkeep=Upkeep(
                 checkpoint_s=checkpoint_minutes * 60,
                 checkpoint_steps=checkpoint_steps,

@@ -26,6 +26,7 @@ from raydet.cli.options import (
     SetOption,
     StallMinutesOption,
     TrackingOption,
+    WaitMinutesOption,
     WorkersOption,
     adjusted,
     check_json,
@@ -85,12 +86,16 @@ def tune(
     seeds: SeedsOption = None,
     max_trials: MaxTrialsOption = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Trials at a time; default: as many as the cluster has GPUs for, or 1.")
+        int | None,
+        typer.Option(
+            help="Trials at a time, at most; default: as many as the cluster has, or comes to have, GPUs for, or 1."
+        ),
     ] = None,
     workers: WorkersOption = 1,
     min_workers: MinWorkersOption = None,
     cpus_per_worker: CpusOption = None,
     use_gpu: GpuOption = None,
+    wait_minutes: WaitMinutesOption = None,
     storage: Annotated[
         str, typer.Option(help="Directory of all studies, readable from every node.")
     ] = "runs",
@@ -133,6 +138,7 @@ def tune(
         min_workers=min_workers,
         cpus_per_worker=cpus_per_worker,
         use_gpu=use_gpu,
+        wait_s=None if wait_minutes is None else wait_minutes * 60,
         upkeep=Upkeep(
             checkpoint_s=checkpoint_minutes * 60,
             max_failures=max_failures,

@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,19 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raydet.config import TrainConfig
 from raydet.errors import ConfigError
+from raydet.train.autoscaler import DEFAULT_PATIENCE_S, await_nodes, current_capacity
+from raydet.train.capacity import Capacity, Request, nearest, refusal
+from raydet.train.elastic import legal_sizes
 from raydet.train.warm import warm_workers
 
 PING_TIMEOUT_S = 10.0
 """For a node to answer; where no process is free on it, one must be started."""
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""
+CPU_FOR_GPU = "RAYDET_CPU_FOR_GPU"
+"""Environment variable that says so: to try a cluster's scaling where there are no GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,8 @@ class Workers:
     """One GPU per worker."""
     may_wait: bool
     """Nodes may still join the cluster: wait for them instead of giving up."""
+    cpu_for_gpu: bool = False
+    """The GPUs are declared only: workers ask for them, and train on the CPU."""
 
     @property
     def resources(self) -> dict[str, float]:
@@ -119,38 +127,75 @@ def _own_temporary_directory() -> Iterator[None]:
             del os.environ["RAY_TMPDIR"]
 
 
-def workers_for(
+def allotted(
+    train: TrainConfig,
     count: int,
     *,
     fewest: int | None = None,
     cpus: int | None = None,
     use_gpu: bool | None = None,
-    concurrency: int = 1,
-) -> Workers:
-    """Workers of one run among `concurrency` runs at a time, on the connected cluster.
+    concurrency: int | None = 1,
+    wait_s: float | None = None,
+    say: Callable[[str], None],
+) -> tuple[Workers, Capacity]:
+    """The part of the connected cluster that each run takes, once the first of them has a place.
 
     Args:
-        count: workers.
+        count: workers of a run.
         fewest: how few may go on after the loss of nodes; None: no fewer than `count`.
-        cpus: threads per worker; None: an even share of the CPUs that are there.
-        use_gpu: None: yes, if the cluster has GPUs now.
+        cpus: threads per worker; None: with GPUs, the CPUs that a node has per GPU; else an even share of the CPUs.
+        use_gpu: None: yes, if the cluster has GPUs, or may have.
+        concurrency: runs at a time; this machine must have room for all of them, a cluster for one. None: as many as
+            there are GPUs for, or one.
+        wait_s: for nodes to join; None: half an hour, for what the cluster has or scales to.
+        say: takes a line about what is waited for.
 
     Raises:
-        ConfigError: this machine has fewer CPUs or GPUs than that takes. Another cluster may grow.
+        ConfigError: this machine, or the cluster with all that it may scale to, has too little for that; or no place
+            was found in time.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    have = {name: int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU")}
-    num_workers = count * concurrency
-    use_gpu = have["GPU"] > 0 if use_gpu is None else use_gpu
-    want = {"CPU": num_workers * (cpus or 1), "GPU": num_workers if use_gpu else 0}
-    for name, number in want.items():
-        if IS_LOCAL and number > have[name]:
-            raise ConfigError(
-                f"{concurrency} trials x {count} workers want {number} {name}s, this machine has {have[name]}; "
-                "lower --workers, --concurrency or --cpus-per-worker"
-            )
-    share = cpus or cpu_share([int(node.get("CPU", 0)) for node in nodes], num_workers)
-    return Workers(count=count, fewest=fewest or count, cpus=share, use_gpu=use_gpu, may_wait=not IS_LOCAL)
+    capacity, sizes = current_capacity(), legal_sizes(train, fewest=1, most=count)
+    if use_gpu is None and capacity.is_open and not capacity.now("GPU"):
+        raise ConfigError(
+            "the cluster has no GPU now and does not tell what it scales to; say --gpu or --cpu"
+        )
+    use_gpu = capacity.most("GPU") > 0 if use_gpu is None else use_gpu
+    if concurrency is None:
+        concurrency = max(1, int(capacity.now("GPU")) // count) if use_gpu else 1
+    workers = Workers(
+        count=count,
+        fewest=fewest or count,
+        cpus=cpus or _even_share(capacity, count * concurrency, use_gpu=use_gpu),
+        use_gpu=use_gpu,
+        may_wait=not IS_LOCAL,
+        cpu_for_gpu=use_gpu and bool(os.environ.get(CPU_FOR_GPU)),
+    )
+    if IS_LOCAL:
+        request = Request(count, workers.resources, trials=concurrency)
+        refused = refusal(request, capacity, sizes=sizes, where="this machine")
+        if refused is not None:
+            raise ConfigError(refused)
+        return workers, capacity
+    request = Request(count, workers.resources)
+    refused = refusal(request, capacity, sizes=sizes)
+    if refused is not None and (capacity.scales or not wait_s):  # else somebody will add nodes
+        raise ConfigError(refused)
+    await_nodes(
+        request,
+        capacity,
+        patience_s=DEFAULT_PATIENCE_S if wait_s is None else wait_s,
+        say=say,
+        remedy=nearest(request, Capacity(capacity.nodes), sizes),
+    )
+    return workers, capacity
+
+
+def _even_share(capacity: Capacity, num_workers: int, *, use_gpu: bool) -> int:
+    nodes = capacity.at_most(lambda node: node.get("GPU" if use_gpu else "CPU", 0))
+    if not use_gpu:
+        return cpu_share([int(node.get("CPU", 0)) for node in nodes], num_workers)
+    per_gpu = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+    return max(1, min(per_gpu, default=1))
 
 
 def cpu_share(cpus_of_nodes: Sequence[int], num_workers: int) -> int:

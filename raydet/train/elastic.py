@@ -38,7 +38,7 @@ def fitting_size(sizes: Sequence[int], nodes: Sequence[Resources], worker: Resou
     >>> fitting_size([4, 2, 1], [{"CPU": 1}, {"CPU": 2}], {"CPU": 1})
     2
     """
-    places = sum(_room(node, worker) for node in nodes)
+    places = sum(room(node, worker) for node in nodes)
     return next((size for size in sizes if size <= places), None)
 
 
@@ -54,9 +54,10 @@ def larger_size(
     >>> larger_size([4, 2, 1], [{"CPU": 1}, {"CPU": 0}], {"CPU": 1}, placed=1)
     2
     """
-    most = placed + sum(_room(node, worker) for node in free)
+    most = placed + sum(room(node, worker) for node in free)
     return next((size for size in sizes if placed < size <= most), None)
 
 
-def _room(node: Resources, worker: Resources) -> int:
+def room(node: Resources, worker: Resources) -> int:
+    """How many workers find a place on a node."""
     return min(int(node.get(name, 0) // amount) for name, amount in worker.items() if amount)

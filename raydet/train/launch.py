@@ -19,7 +19,7 @@ import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, wh
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from raydet.config import Experiment
 from raydet.errors import (
@@ -173,10 +173,11 @@ def _trainer(
             "experiment": experiment.to_json(),
             "run_dir": str(run_dir),
             "threads": workers.cpus,
-            "use_gpu": workers.use_gpu,
+            "use_gpu": workers.use_gpu and not workers.cpu_for_gpu,
             "upkeep": asdict(upkeep),
             "attempt": attempt,
         },
+        torch_config=TorchConfig(backend="gloo" if workers.cpu_for_gpu else None),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),

@@ -41,6 +41,7 @@ def train_single(
     min_workers: int | None,
     cpus_per_worker: int | None,
     use_gpu: bool | None,
+    wait_s: float | None,
     upkeep: Upkeep,
     tracking_uri: str | None,
 ) -> None:
@@ -49,6 +50,7 @@ def train_single(
     Args:
         workers: Ray Train workers; 0 trains in this process without Ray, as one rank under `torchrun`.
         min_workers: how few may go on after the loss of nodes; None: no fewer than `workers`.
+        wait_s: for nodes to join, see `raydet.tune.options.StudyOptions`.
         upkeep: how often to save, when to give up.
 
     Raises:
@@ -80,11 +82,19 @@ def train_single(
                 if workers == 0:
                     results = _run_here(experiment, run_dir, world, upkeep)
                 else:
-                    from raydet.train.cluster import cluster, workers_for
+                    from raydet.train.cluster import allotted, cluster
                     from raydet.train.launch import launch
 
                     stack.enter_context(cluster())
-                    share = workers_for(workers, fewest=min_workers, cpus=cpus_per_worker, use_gpu=use_gpu)
+                    share, _ = allotted(
+                        experiment.train,
+                        workers,
+                        fewest=min_workers,
+                        cpus=cpus_per_worker,
+                        use_gpu=use_gpu,
+                        wait_s=wait_s,
+                        say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+                    )
                     results = launch(experiment, run_dir=run_dir, workers=share, upkeep=upkeep)
             results = results | {"wall_s": round(time.perf_counter() - started, 3)}
         _track_end(tracker, experiment, run_dir, results, console)

@@ -7,7 +7,7 @@ import heapq
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +18,14 @@ import ray.tune
 
 from raydet.config import Experiment
 from raydet.errors import PreemptedError, RaydetError, StoppedEarlyError, Terminated
-from raydet.train.cluster import Workers, workers_for
+from raydet.train.capacity import Request
+from raydet.train.cluster import Workers, allotted
 from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
 from raydet.train.launch import GRACE_S, in_a_thread, launch
 from raydet.train.record import claim_run_directory
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.options import StudyOptions
+from raydet.tune.places import Places
 
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """A trial itself only waits for its workers: it takes no CPU, and stands on the node that is not pre-empted."""
@@ -47,32 +49,43 @@ class Listener(Protocol):
         """The trial was stopped early."""
 
 
-def execute_trials(trials: Sequence[Trial], *, root: Path, options: StudyOptions, listener: Listener) -> None:
+def execute_trials(
+    trials: Sequence[Trial],
+    *,
+    root: Path,
+    options: StudyOptions,
+    listener: Listener,
+    say: Callable[[str], None],
+) -> None:
     """Run trials, each once; those that were interrupted continue from their newest checkpoint.
 
     Args:
         root: the study's directory.
+        say: takes a line about the cluster.
 
     Raises:
-        ConfigError: the cluster has too little for that.
+        ConfigError: the cluster has too little for that, or nodes did not come in time.
         Terminated: SIGTERM; what runs has saved, if it could in time.
         KeyboardInterrupt: Ctrl-C; what runs is ended, what has ended is kept.
     """
-    num_gpus = 0 if options.use_gpu is False else int(ray.cluster_resources().get("GPU", 0))
-    at_a_time = options.concurrency or max(1, num_gpus // options.workers)
-    share = workers_for(
+    share, capacity = allotted(
+        trials[0].experiment.train,
         options.workers,
         fewest=options.min_workers,
         cpus=options.cpus_per_worker,
         use_gpu=options.use_gpu,
-        concurrency=at_a_time,
+        concurrency=options.concurrency,
+        wait_s=options.wait_s,
+        say=say,
     )
+    most = options.concurrency or (len(trials) if share.use_gpu else 1)
+    places = Places(Request(share.count, share.resources), capacity, most=most, say=say)
     for trial in trials:
         run_dir = trial_directory(root, trial)
         claim_run_directory(run_dir, trial.experiment)
         (run_dir / STOP_FILE).unlink(missing_ok=True)
     (root / STOP_FILE).unlink(missing_ok=True)
-    relay = _Relay({trial.name: trial for trial in trials}, listener, at_a_time)
+    relay = _Relay({trial.name: trial for trial in trials}, listener, places)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([HEAD_NODE])),
         param_space={
@@ -81,7 +94,7 @@ def execute_trials(trials: Sequence[Trial], *, root: Path, options: StudyOptions
             "workers": dataclasses.asdict(share),
             "upkeep": dataclasses.asdict(options.upkeep),
         },
-        tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_a_time, reuse_actors=True),
+        tune_config=ray.tune.TuneConfig(search_alg=places.searcher, reuse_actors=True),
         run_config=ray.tune.RunConfig(
             name="ray_tune",
             storage_path=str(root),
@@ -103,6 +116,8 @@ def execute_trials(trials: Sequence[Trial], *, root: Path, options: StudyOptions
         while relay.running() and time.monotonic() < deadline:
             time.sleep(0.1)
         raise
+    finally:
+        places.close()
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
@@ -140,13 +155,15 @@ def _spec(trial: Trial, root: Path) -> dict[str, str]:
 
 
 class _Relay(ray.tune.Callback):
-    """Tells the listener what Tune tells us."""
+    """Tells the listener what Tune tells us, and Tune how many trials have a place."""
 
-    def __init__(self, trials: Mapping[str, Trial], listener: Listener, at_a_time: int) -> None:
+    def __init__(self, trials: Mapping[str, Trial], listener: Listener, places: Places) -> None:
         self._trials = trials
         self._listener = listener
+        self._places = places
+        self._num_left = len(trials)
         # When each place for a trial became free: the time until a process is up counts as the trial's.
-        self._free_since = [time.monotonic()] * at_a_time
+        self._free_since = [time.monotonic()] * places.count
         self._started: dict[str, float] = {}
         self.is_ending = False
         """Trials that Tune starts from now on end at once: nobody is to hear of them."""
@@ -159,10 +176,18 @@ class _Relay(ray.tune.Callback):
         """Trials whose processes are up."""
         return [self._trials[name] for name in list(self._started)]
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._places.look(self._num_left)
+        new = self._places.count - len(self._free_since) - len(self._started)
+        for _ in range(new):
+            heapq.heappush(self._free_since, time.monotonic())
+        # What is gone was free, or is still held by a trial, whose place is not counted again.
+        del self._free_since[max(0, len(self._free_since) + min(0, new)) :]
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]["name"]
         if name not in self._started and not self.is_ending:  # Tune may start a trial again
-            self._started[name] = heapq.heappop(self._free_since)
+            self._started[name] = heapq.heappop(self._free_since) if self._free_since else time.monotonic()
             self._listener.started(self._trials[name])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -185,6 +210,7 @@ class _Relay(ray.tune.Callback):
     def _ending(self, trial: Any) -> Iterator[tuple[Trial, float]]:
         """It counts as running until the block, in which the listener hears of it, has ended."""
         name = trial.config["trial"]["name"]
+        self._num_left -= 1
         now = time.monotonic()
         since = self._started.get(name)
         try:

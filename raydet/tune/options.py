@@ -23,6 +23,8 @@ class StudyOptions:
     min_workers: int | None = None
     cpus_per_worker: int | None = None
     use_gpu: bool | None = None
+    wait_s: float | None = None
+    """How long to wait for nodes before the first trial; None: half an hour, for what the cluster has or scales to."""
     upkeep: Upkeep = Upkeep()  # noqa: RUF009  -- frozen
     retries: int = 1
     """How often a trial that failed is tried again, from its newest checkpoint, before it is given up."""

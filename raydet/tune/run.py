@@ -298,7 +298,7 @@ class StudyRun:
             self.stack.enter_context(cluster())
             self.has_cluster = True
         with self._book(phase.name, self._screening(phase)) as listener:
-            execute_trials(trials, root=self.root, options=self.options, listener=listener)
+            execute_trials(trials, root=self.root, options=self.options, listener=listener, say=self.view.say)
         self.num_run += len(trials)
         return True
 

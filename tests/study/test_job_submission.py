@@ -1,95 +1,157 @@
-"""The command that users live by, on a real Ray head: `ray job submit -- python -m raydet.tune ...`."""
+"""The command that users live by, on a real Ray head with a token: `ray job submit -- python -m raydet.tune ...`."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.study.conftest import TINY, environment, names
+from tests.study.conftest import TINY, names, tune_command
+from tests.study.heads import RAY, Head, ray_head
 from tests.study.test_on_ray import mlflow_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-RAY = Path(sys.executable).with_name("ray")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Two CPUs; a job that is stopped has the time to save."""
+    with ray_head(tmp_path_factory.mktemp("head"), extra={"RAY_JOB_STOP_WAIT_TIME_S": "40"}) as started:
+        yield started
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray head on the loopback; yields the environment in which `ray job submit` finds it."""
-    port, dashboard, agent = free_ports(3)
-    home = tmp_path / "home"  # the token of this cluster, if Ray makes one
-    home.mkdir()
-    # As in an activated virtual environment: jobs run the `python` that the head finds.
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = environment() | {"HOME": str(home), "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    command += [f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"]
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+def job(env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """`ray job WORDS`."""
+    return subprocess.run(
+        [str(RAY), "job", *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=400
     )
-    address = f"http://127.0.0.1:{dashboard}"
-    deadline = time.monotonic() + 90
-    while not answers(f"{address}/api/version"):
-        assert process.poll() is None, "the head has ended"
-        assert time.monotonic() < deadline, "the head does not answer"
-        time.sleep(0.5)
-    yield env | {"RAY_API_SERVER_ADDRESS": address}
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except urllib.error.HTTPError:  # it wants a token: it is there
-        return True
-    except OSError:
-        return False
+def submit(
+    env: Mapping[str, str], storage: Path, *arguments: str, options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """The study, from the project's directory."""
+    sets = [word for path, value in TINY.items() for word in ("--set", f"{path}={value}")]
+    command = ["python", "-m", "raydet.tune", "--space", "gaff_phase2", "--recipe", "demo", *sets]
+    command += ["--storage", str(storage), *arguments]
+    return job(env, "submit", "--working-dir", str(ROOT), *options, "--", *command)
 
 
-def test_a_submitted_study(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_study_is_submitted_stopped_and_submitted_again(head: Head, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
-    sets = " ".join(f"--set {path}={value}" for path, value in TINY.items())
-    entrypoint = (
-        f"python -m raydet.tune --space gaff_phase2 --max-trials 2 --recipe demo --storage {storage} {sets}"
-    )
-    command = [str(RAY), "job", "submit", "--working-dir", str(ROOT), "--", *entrypoint.split()]
-    job = subprocess.run(command, env=head, capture_output=True, text=True, timeout=400)
-    assert job.returncode == 0, job.stdout + job.stderr
-    assert "controls: 4 trials, 0 finished already, 4 to run" in job.stdout
-    assert "[2/37]" in job.stdout
-    assert "gaff: 2 of 12 trials finished, by mAP" in job.stdout
-    finished = names(storage, "finished")
-    assert len(finished) == 2
-    assert set(finished.values()) == {1}
+    first = submit(head.env, storage, options=("--submission-id", "first", "--no-wait"))
+    assert first.returncode == 0, first.stdout + first.stderr
+    deadline = time.monotonic() + 240
+    while len(names(storage, "started")) < 2:
+        assert time.monotonic() < deadline, job(head.env, "logs", "first").stdout
+        time.sleep(0.2)
+    stopped = job(head.env, "stop", "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert head.get("/api/jobs/first")["status"] == "STOPPED"
+    logs = job(head.env, "logs", "first").stdout
+    assert "controls: 4 trials, 0 finished already, 4 to run" in logs
+    assert "[1/37] control_rgb  mAP " in logs
+    assert "stopped by SIGTERM; the same command continues" in logs
+    done = names(storage, "finished")
+    assert done
+
+    second = submit(head.env, storage, "--max-trials", "1")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"controls: 4 trials, {len(done)} finished already, {4 - len(done)} to run" in second.stdout
+    assert "by mAP" in second.stdout
+    assert all(names(storage, "started")[name] == 1 for name in done)
+    assert len(names(storage, "finished")) == len(done) + 1
+    assert set(names(storage, "finished").values()) == {1}
     runs = mlflow_runs(storage)
-    assert {name for name in runs if name.startswith("control_")} == set(finished)
-    assert {status for status, _ in runs.values()} == {"FINISHED"}
+    finished = {name for name, (status, parent) in runs.items() if status == "FINISHED" and parent}
+    assert finished == set(names(storage, "finished"))
+
+
+def test_the_exit_code_of_a_job(head: Head, tmp_path: Path) -> None:
+    submitted = submit(
+        head.env, tmp_path, "--cpus-per-worker", "64", options=("--submission-id", "too-large")
+    )
+    assert submitted.returncode == 1  # Ray's answer to any failure
+    told = head.get("/api/jobs/too-large")
+    assert (told["status"], told["driver_exit_code"]) == ("FAILED", 2)
+    assert (
+        "1 worker of 64 CPUs each want 64 CPUs on one node, the largest node of the cluster has 2 CPUs; "
+        "nearest that fits: --cpus-per-worker 2" in submitted.stdout
+    )
+    assert not names(tmp_path, "started")
+
+
+def test_nobody_comes_in_without_the_token(head: Head, tmp_path: Path) -> None:
+    without = head.without_token(tmp_path / "home")
+    wrong = without | {"RAY_AUTH_TOKEN": "0" * 64}
+    for env in (without, wrong):
+        for words in (("submit", "--", "true"), ("list",), ("logs", "first"), ("stop", "first")):
+            refused = job(env, *words)
+            assert refused.returncode != 0, refused.stdout
+            assert "Authentic" in refused.stdout + refused.stderr
+    started = time.monotonic()
+    driver = subprocess.run(
+        tune_command(tmp_path / "runs"),
+        env=without | {"RAY_ADDRESS": head.address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert driver.returncode == 2, driver.stdout + driver.stderr
+    assert "check RAY_ADDRESS and the token" in driver.stderr
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        (
+            ["--gpu"],
+            "1 worker of 1 GPU and 1 CPU each want 1 GPU, the cluster has 0 and does not scale; "
+            "nearest that fits: --cpu",
+        ),
+        (
+            ["--workers", "4", "--set", "train.global_batch=12"],
+            "4 workers of 1 CPU each want 4 CPUs, the cluster has 2 and does not scale; "
+            "nearest that fits: --workers 2",
+        ),
+    ],
+)
+def test_what_can_never_run_is_refused(
+    head: Head, tmp_path: Path, arguments: list[str], refusal: str
+) -> None:
+    started = time.monotonic()
+    refused = subprocess.run(
+        tune_command(tmp_path, *arguments),
+        env=head.env | {"RAY_ADDRESS": head.address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    seconds = time.monotonic() - started
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert refusal in refused.stderr
+    assert seconds < 30
+    assert not names(tmp_path, "started")
+
+
+def test_nodes_that_somebody_will_add_are_waited_for_no_longer_than_asked(head: Head, tmp_path: Path) -> None:
+    refused = subprocess.run(
+        tune_command(tmp_path, "--gpu", "--wait-minutes", "0.1"),
+        env=head.env | {"RAY_ADDRESS": head.address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "waiting for 1 worker of 1 GPU and 1 CPU each, " in refused.stdout
+    assert (
+        "found no place within 0.1 min: the nodes have 0 GPUs and 2 CPUs; raise --wait-minutes"
+        in refused.stderr
+    )
+    assert not names(tmp_path, "started")

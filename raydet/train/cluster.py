@@ -176,7 +176,7 @@ def allotted(
         if refused is not None:
             raise ConfigError(refused)
         return workers, capacity
-    request = Request(count, workers.resources)
+    request = Request(workers.fewest, workers.resources)  # nodes may have been lost since the run began
     refused = refusal(request, capacity, sizes=sizes)
     if refused is not None and (capacity.scales or not wait_s):  # else somebody will add nodes
         raise ConfigError(refused)

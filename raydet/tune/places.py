@@ -66,6 +66,7 @@ class Places:
 
     def close(self) -> None:
         """Ask for nothing more."""
+        self._most = 0
         self._ask(0)
 
     def _ask(self, count: int) -> None:

@@ -24,6 +24,10 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from tests.study.conftest import environment
 
 RAY = Path(sys.executable).with_name("ray")
+PATIENCE = dict.fromkeys(
+    ("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT"), "240"
+)
+"""For a machine that does other things, too."""
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
@@ -72,7 +76,7 @@ def ray_head(
     # As in an activated virtual environment: jobs run the `python` that the head finds.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     client = environment() | {"HOME": str(home), "PATH": path, "RAY_AUTH_MODE": "token"}
-    env = client | {"RAY_USAGE_STATS_ENABLED": "0"} | dict(extra or {})
+    env = client | {"RAY_USAGE_STATS_ENABLED": "0"} | PATIENCE | dict(extra or {})
     command = [str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--num-cpus={cpus}"]
     command += [f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"]
@@ -86,7 +90,7 @@ def ray_head(
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not answers(f"{address}/api/version"):
             assert process.poll() is None, (directory / "head.log").read_text()
             assert time.monotonic() < deadline, "the head does not answer"

@@ -114,3 +114,31 @@ def test_what_it_cannot_scale_to_is_refused(
     assert refusal in refused.stderr
     assert seconds < 30
     assert not [entry for entry in events(tmp_path) if entry["event"] == "started"]
+
+
+ASK = """
+import ray
+from raydet.train.autoscaler import await_nodes
+from raydet.train.capacity import Capacity, Request
+from raydet.train.cluster import cluster
+
+with cluster():
+    unknown = Capacity([node["Resources"] for node in ray.nodes()], is_open=True)
+    await_nodes(Request(3, {"CPU": 1, "GPU": 1}), unknown, patience_s=600, say=print, remedy="none")
+"""
+
+
+def test_where_nobody_knows_the_limits_the_autoscaler_is_asked(head: Head) -> None:
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK],
+        env=head.env | {"RAY_ADDRESS": head.address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "3 workers of 1 GPU and 1 CPU each: the autoscaler has no nodes for that" in asked.stderr, (
+        asked.stdout
+    )
+    assert (
+        head.get("/api/v0/nodes")["data"]["result"]["num_after_truncation"] == 1
+    )  # nothing was bought for it

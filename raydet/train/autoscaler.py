@@ -163,10 +163,11 @@ def await_nodes(
         ConfigError: no place was found within `patience_s`, or the autoscaler says that it has no node of that kind.
     """
     group = ask_for(request)
+    place = group.ready()
     started = said_at = time.monotonic()
     told = ""
     try:
-        while not group.wait(POLL_S):
+        while not ray.wait([place], timeout=POLL_S)[0]:
             now = time.monotonic()
             status = cluster_status()
             why = why_waiting(status, request, capacity)

@@ -83,7 +83,12 @@ class Request:
     def __str__(self) -> str:
         each = " and ".join(_amount(name, self.worker[name]) for name in NAMES if self.worker.get(name))
         trials = f"{self.trials} trials x " if self.trials > 1 else ""
-        return f"{trials}{_count(self.workers, 'worker')} of {each} each"
+        return f"{trials}{_count(self.workers, 'worker')} of {each}{'' if self.workers == 1 else ' each'}"
+
+    @property
+    def wants(self) -> str:
+        """The verb to that."""
+        return "wants" if self.total == 1 else "want"
 
 
 def refusal(
@@ -145,9 +150,9 @@ def _shortage(request: Request, capacity: Capacity, where: str) -> str:
         if total > capacity.most(name):
             scales = f"may scale to {capacity.most(name):g}" if capacity.scales else "does not scale"
             known = "" if where == "this machine" else f" and {scales}"
-            return f"want {_amount(name, total)}, {where} has {capacity.now(name):g}{known}"
+            return f"{request.wants} {_amount(name, total)}, {where} has {capacity.now(name):g}{known}"
     places = capacity.places(request.worker)
-    return f"want {request.total} places, the nodes of {where}{growth} have only {places} of that shape"
+    return f"{request.wants} {_count(request.total, 'place')}, the nodes of {where}{growth} have only {places} of that shape"
 
 
 def _amount(name: str, amount: float) -> str:

@@ -40,7 +40,7 @@ class Places:
         self._most = most if capacity.is_open else min(most, self._places(capacity))
         self._cap = most
         self._say = say
-        self._waiting: list[PlacementGroup] = []
+        self._waiting: list[tuple[PlacementGroup, ray.ObjectRef]] = []
         self._looked_at = time.monotonic()
         self.count = min(most, self._places(Capacity(capacity.nodes)))
         """Trials that may run at a time now."""
@@ -70,16 +70,14 @@ class Places:
         self._ask(0)
 
     def _ask(self, count: int) -> None:
-        for group in [group for group in self._waiting if group.wait(0)]:  # there is room for it
-            self._give_back(group)
-        while len(self._waiting) > max(0, count):
-            self._give_back(self._waiting[-1])
+        places = [place for _, place in self._waiting]
+        placed = ray.wait(places, num_returns=len(places), timeout=0)[0] if places else []
+        for number in reversed(range(len(self._waiting))):
+            if number >= count or self._waiting[number][1] in placed:  # there is room for it
+                remove_placement_group(self._waiting.pop(number)[0])
         while len(self._waiting) < count:
-            self._waiting.append(ask_for(self._request))
-
-    def _give_back(self, group: PlacementGroup) -> None:
-        self._waiting.remove(group)
-        remove_placement_group(group)
+            group = ask_for(self._request)
+            self._waiting.append((group, group.ready()))
 
     def _places(self, capacity: Capacity) -> int:
         """For trials; at least one, which then waits for its workers."""

@@ -75,7 +75,7 @@ def test_nodes_come_for_a_study_and_go_after_it(tmp_path: Path, capsys: pytest.C
             time.sleep(0.5)
     with capsys.disabled():
         sys.stdout.write(f"\n{timeline}\n")
-    assert "waiting for 1 worker of 1 GPU and 1 CPU each" in output
+    assert "waiting for 1 worker of 1 GPU and 1 CPU, " in output
     assert "1 x worker starting" in output or "no node has been asked for yet" in output
     assert "the cluster has 3 nodes: up to 2 trials at a time" in output
     assert max(row[1] for row in timeline.rows) == 2
@@ -88,11 +88,11 @@ def test_nodes_come_for_a_study_and_go_after_it(tmp_path: Path, capsys: pytest.C
     [
         (
             ["--cpus-per-worker", "4"],
-            "1 worker of 1 GPU and 4 CPUs each want 4 CPUs on one node, the largest node of the cluster with all that "
+            "1 worker of 1 GPU and 4 CPUs wants 4 CPUs on one node, the largest node of the cluster with all that "
             "it may scale to has 1 CPU; nearest that fits: --cpus-per-worker 1",
         ),
         (
-            ["--workers", "3", "--set", "train.global_batch=12"],
+            ["--workers", "3", "--set", "train.global_batch=3"],
             "3 workers of 1 GPU and 1 CPU each want 3 GPUs, the cluster has 0 and may scale to 2; nearest that fits: "
             "--workers 1",
         ),

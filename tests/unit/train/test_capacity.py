@@ -49,7 +49,7 @@ def test_fewer_threads_are_offered_before_fewer_workers() -> None:
 
 def test_a_worker_larger_than_any_node() -> None:
     assert said(Request(1, of(32)), CLOUD, [1]) == (
-        "1 worker of 1 GPU and 32 CPUs each want 32 CPUs on one node, the largest node of the cluster with all that "
+        "1 worker of 1 GPU and 32 CPUs wants 32 CPUs on one node, the largest node of the cluster with all that "
         "it may scale to has 16 CPUs; nearest that fits: --cpus-per-worker 16"
     )
 

@@ -142,17 +142,16 @@ def _shortage(request: Request, capacity: Capacity, where: str) -> str:
     for name in NAMES:
         amount = request.worker.get(name, 0)
         if amount > capacity.largest(name) > 0:
-            largest = _amount(name, capacity.largest(name))
-            return (
-                f"want {_amount(name, amount)} on one node, the largest node of {where}{growth} has {largest}"
-            )
+            wanted, largest = _amount(name, amount), _amount(name, capacity.largest(name))
+            return f"{request.wants} {wanted} on one node, the largest node of {where}{growth} has {largest}"
         total = amount * request.total
         if total > capacity.most(name):
             scales = f"may scale to {capacity.most(name):g}" if capacity.scales else "does not scale"
             known = "" if where == "this machine" else f" and {scales}"
             return f"{request.wants} {_amount(name, total)}, {where} has {capacity.now(name):g}{known}"
     places = capacity.places(request.worker)
-    return f"{request.wants} {_count(request.total, 'place')}, the nodes of {where}{growth} have only {places} of that shape"
+    wanted = _count(request.total, "place")
+    return f"{request.wants} {wanted}, the nodes of {where}{growth} have only {places} of that shape"
 
 
 def _amount(name: str, amount: float) -> str:

@@ -126,7 +126,9 @@ def _autoscaling(address: str, cpus: int, workers: Mapping[str, Any]) -> dict[st
 
 def _end(head: subprocess.Popen[bytes]) -> None:
     """With all that it has started: nodes that were added are not in its process group."""
-    below = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+    if head.poll() is not None:
+        return  # it has taken its own processes with it
+    below = psutil.Process(head.pid).children(recursive=True)
     os.killpg(head.pid, signal.SIGTERM)
     try:
         head.wait(timeout=30)

@@ -198,6 +198,15 @@ def test_a_cell_of_which_a_run_was_cut_short_is_not_compared(tmp_path: Path) -> 
     assert any("2 runs were stopped early" in sentence for sentence in limits(found))
 
 
+@pytest.mark.parametrize(("level", "is_said"), [(0.01, True), (0.3, False)])
+def test_detectors_that_have_learnt_nothing_are_called_so(
+    level: float, is_said: bool, tmp_path: Path
+) -> None:
+    study = METHODS.model_copy(update={"factors": (), "phases": METHODS.phases[:1]})
+    found = analyse(open_study(simulate(study, tmp_path, lambda trial: level, seeds=1)))
+    assert any("hardly learnt" in sentence for sentence in limits(found)) == is_said
+
+
 def test_one_group_of_pictures_can_tell_nothing_apart(tmp_path: Path) -> None:
     found = analyse(open_study(simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), num_groups=1)))
     assert {versus.verdict for versus in found.against_control} == {"unknown"}

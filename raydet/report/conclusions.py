@@ -45,8 +45,8 @@ def _learning(results: StudyResults) -> Iterator[str]:
     if results.study.metric in THRESHOLDS and best is not None and best.mean < LEARNT:
         yield (
             f"The best mean {results.study.metric} is {best.mean:.4f} ({best.name}): these detectors have hardly "
-            "learnt to find anything, and what is said of their differences says nothing about fusion. Train for longer, on more "
-            "pictures, or from pretrained weights."
+            "learnt to find anything, and what is said of their differences says nothing about fusion. Train for "
+            "longer, on more pictures, or from pretrained weights."
         )
 
 

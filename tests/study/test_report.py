@@ -97,6 +97,7 @@ def test_tables_say_the_same_as_the_journal(study: Path, report: Report) -> None
     assert latex.count(r"\\") == 4  # the head and three rows
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_same_bytes_and_puts_them_into_the_tracker(
     study: Path, report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,10 @@ from pathlib import Path
 VARIABLE = re.compile(r"\$\{(RAYDET_[A-Z0-9_]+)\}")
 
 WANTED = {
-    "IMAGE": (re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}"), "NAME@sha256:DIGEST, so that every node runs the same"),
+    "IMAGE": (
+        re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}"),
+        "NAME@sha256:DIGEST, so that every node runs the same",
+    ),
     "BUCKET": (re.compile(r"[a-z0-9][a-z0-9._-]+"), "the name alone, without s3:// or gs://"),
 }
 """What values must look like, by the last word of their name: (pattern, words)."""

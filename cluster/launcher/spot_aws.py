@@ -1,12 +1,12 @@
 """EC2 nodes for Ray's cluster launcher: spot, and on demand where there is no spot.
 
-Ray has no such fallback: its autoscaler (v2, 2.60) asks again for the same node type when a launch is refused. Here the
-decision is made where the refusal arrives. A node type with `InstanceMarketOptions` is asked for as spot; if the answer
-is that there is no capacity or no quota for spot, the same machine is asked for on demand, at its full price. Every other
-refusal (rights, a wrong image) is passed on: on demand it would be the same.
+Ray has no such fallback: its autoscaler (v2, 2.60) asks again for the same node type when a launch is refused. Here
+the decision is made where the refusal arrives. A node type with `InstanceMarketOptions` is asked for as spot; if the
+answer is that there is no capacity or no quota for spot, the same machine is asked for on demand, at its full price.
+Every other refusal (rights, a wrong image) is passed on: on demand it would be the same.
 
-Ray loads the class by name (`provider.module` of aws.yaml), on the machine of `ray up` and on the head node. It stands on
-a private class of Ray and belongs to the Ray version of the image.
+Ray loads the class by name (`provider.module` of aws.yaml), on the machine of `ray up` and on the head node. It stands
+on a private class of Ray and belongs to the Ray version of the image.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ON_DEMAND = {"provisioningModel": "STANDARD", "onHostMaintenance": "TERMINATE", 
 
 
 class SpotFirst(GCPNodeProvider):
-    """Ray's provider for Compute Engine with a fallback to on-demand machines; creates no accounts, keys or networks."""
+    """Ray's provider for Compute Engine with a fallback to on demand; creates no accounts, keys or networks."""
 
     def create_node(self, base_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         """Starts `count` machines, one by one: an answer for several would not say which of them are there.

@@ -33,14 +33,16 @@ class Ec2:
         client.meta.events.register_first("before-send.ec2.RunInstances", self._answer)
 
     def _answer(self, request: Any, **_: object) -> AWSResponse:
-        fields = {key: values[0] for key, values in parse_qs(request.body.decode()).items()}
+        fields = {key: values[0] for key, values in parse_qs(request.body).items()}
         self.asked.append(fields)
         code = self.refusal(fields)
         count = int(fields["MaxCount"])
-        ids = [
-            f"<item><instanceId>i-{len(self.asked)}{number}</instanceId></item>" for number in range(count)
-        ]
-        started = f"<RunInstancesResponse><instancesSet>{''.join(ids)}</instancesSet></RunInstancesResponse>"
+        machines = "".join(
+            f"<item><instanceId>i-{len(self.asked)}{number}</instanceId>"
+            "<instanceState><code>0</code><name>pending</name></instanceState></item>"
+            for number in range(count)
+        )
+        started = f"<RunInstancesResponse><instancesSet>{machines}</instancesSet></RunInstancesResponse>"
         error = (
             f"<Response><Errors><Error><Code>{code}</Code><Message>no</Message></Error></Errors></Response>"
         )

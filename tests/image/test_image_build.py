@@ -73,10 +73,20 @@ def test_every_step_has_run(built: Built) -> None:
 
 
 def test_it_holds_what_it_needs_and_nothing_else(built: Built, container: str) -> None:
-    found = lines(built.builder.run(container, "find", "/opt/raydet", "-maxdepth", "2", "-not", "-path", "*/.venv/*"))
+    found = lines(
+        built.builder.run(container, "find", "/opt/raydet", "-maxdepth", "2", "-not", "-path", "*/.venv/*")
+    )
     assert not any("secrets" in path for path in found)
     top = {path.removeprefix("/opt/raydet/").split("/")[0] for path in found[1:]}
-    assert top == {".venv", "pyproject.toml", "README.md", "raydet", "raydet.egg-info", "tune_spaces", "cluster"}
+    assert top == {
+        ".venv",
+        "pyproject.toml",
+        "README.md",
+        "raydet",
+        "raydet.egg-info",
+        "tune_spaces",
+        "cluster",
+    }
     assert "/opt/raydet/raydet/__pycache__" in found  # compiled when it was built ...
     left = built.builder.run(container, "find", "/opt/raydet", "-name", "left.pyc")
     assert lines(left) == []  # ... and not brought along
@@ -84,7 +94,9 @@ def test_it_holds_what_it_needs_and_nothing_else(built: Built, container: str) -
 
 def test_its_user_is_no_root_and_cannot_change_the_code(built: Built, container: str) -> None:
     assert built.builder.config()["User"] == "1000:1000"
-    done = built.builder.run(container, "sh", "-c", "id -u; pwd; touch here; touch /opt/raydet/raydet/x 2>&1; true")
+    done = built.builder.run(
+        container, "sh", "-c", "id -u; pwd; touch here; touch /opt/raydet/raydet/x 2>&1; true"
+    )
     uid, home, refused = lines(done)
     assert (uid, home) == ("1000", "/home/raydet")
     assert "Permission denied" in refused

@@ -1,10 +1,10 @@
 #!/bin/sh
-# The image's health check. Where `ray start` has put a Ray node into this container, its agent must vouch for it; else
-# raydet must start. A Ray that a raydet command starts for itself listens on port 0, any that is free: that
-# command watches it.
+# The image's health check: where this container runs a Ray node, the node's agent must vouch for it; else raydet must start.
+# The agent's port stands in the command that the raylet was given for it.
 set -eu
 
-ports=$(cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | sed -n 's/^--listen-port=\([1-9][0-9]*\)$/\1/p' | sort -u)
+ports=$(cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' \
+    | sed -n 's/^--dashboard_agent_command=.* --listen-port=\([1-9][0-9]*\) .*/\1/p' | sort -u)
 if [ -z "$ports" ]; then
     exec raydet recipes > /dev/null
 fi

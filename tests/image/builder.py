@@ -43,7 +43,7 @@ class Builder:
         places = [f"--root={self.store / 'images'}", f"--runroot={self.store / 'run'}"]
         return ["buildah", *places, "--storage-driver=overlay", *words]
 
-    def call(self, *words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def call(self, *words: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
         """Both streams come back in stdout."""
         scratch = self.store / "tmp"  # also holds the cache mounts
         scratch.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ class Builder:
             timeout=timeout_s,
         )
 
-    def must(self, *words: str, timeout_s: float = 120) -> str:
+    def must(self, *words: str, timeout_s: float = 900) -> str:
         done = self.call(*words, timeout_s=timeout_s)
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}"
         return done.stdout.strip()
@@ -64,7 +64,7 @@ class Builder:
     def make_base(self, release: str) -> str:
         """The name of an image of a minimal Debian `release`, with this machine's way to its registries."""
         root = self.store / "base.tar"
-        self.must("mmdebstrap", "--quiet", "--variant=minbase", release, str(root), timeout_s=600)
+        self.must("mmdebstrap", "--quiet", "--variant=minbase", release, str(root), timeout_s=1800)
         container = self.must(*self.buildah("from", "scratch"))
         self.must(*self.buildah("add", "--quiet", container, str(root)))
         root.unlink()
@@ -81,7 +81,7 @@ class Builder:
         """What `docker build -t raydet --build-arg BASE=... OPTIONS context` does."""
         how = ["--isolation=chroot", "--format=docker", "--pull-never", "--layers", "--tag=raydet"]
         command = self.buildah("bud", *how, f"--build-arg=BASE={base}", *options, str(context))
-        return self.call(*command, timeout_s=3600)
+        return self.call(*command, timeout_s=7200)
 
     def config(self) -> dict[str, Any]:
         """User, Env, Healthcheck, Cmd and so on of the image that was built."""
@@ -91,7 +91,7 @@ class Builder:
         """A container of the image that was built; its name for `run`."""
         return self.must(*self.buildah("from", "--pull-never", "raydet"))
 
-    def run(self, container: str, *words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, container: str, *words: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
         """`words` as the image's user, without a network but the loopback; all its processes end with it."""
         alone = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         loopback = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh"]

@@ -92,11 +92,14 @@ class Builder:
         return self.must(*self.buildah("from", "--pull-never", "raydet"))
 
     def run(self, container: str, *words: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
-        """`words` as the image's user, without a network but the loopback; all its processes end with it."""
+        """`words` as the image's user, with processes, shared memory and a loopback of their own, and no network.
+
+        What still runs when `words` have ended is ended, too.
+        """
         alone = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        loopback = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+        setup = "ip link set lo up && mount -t tmpfs -o mode=1777,size=2g tmpfs /dev/shm"
         inside = self.buildah("run", "--isolation=chroot", container, "--", *words)
-        return self.call(*alone, *loopback, *inside, timeout_s=timeout_s)
+        return self.call(*alone, "sh", "-c", f'{setup} && exec "$@"', "sh", *inside, timeout_s=timeout_s)
 
     def remove(self) -> None:
         self.must(*self.buildah("rm", "--all"))

@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("raydet.redact",),
     ("raydet.errors",),
     ("raydet.config",),
     ("raydet.recipes",),

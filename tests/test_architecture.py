@@ -63,6 +63,7 @@ FENCES: dict[str, tuple[str, ...]] = {
         "raydet/train/worker.py",
         "raydet/train/cluster.py",
         "raydet/train/launch.py",
+        "raydet/train/loopback.py",
         "raydet/tune/",
         "raydet/verify/nodes.py",
         "raydet/data/convert.py",

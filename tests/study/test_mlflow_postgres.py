@@ -61,7 +61,7 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
 
 def wait_for(driver: subprocess.Popen[str], storage: Path, event: str, count: int) -> None:
     """Until so many trials have had an event, each at least once."""
-    end = time.monotonic() + 400
+    end = time.monotonic() + 600
     while len(names(storage, event)) < count:
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < end
@@ -82,23 +82,22 @@ def test_nothing_is_lost_and_nothing_is_double(server: MlflowServer, tmp_path: P
     wait_for(driver, storage, "started", 3)
     time.sleep(2)
     server.kill()
-    num_tracked = len(names(storage, "tracked"))
+    num_tracked, num_finished = (len(names(storage, event)) for event in ("tracked", "finished"))
     time.sleep(AWAY_S)
-    assert driver.poll() is None
-    assert len(names(storage, "tracked")) == num_tracked < len(names(storage, "finished"))
+    wait_for(driver, storage, "finished", num_finished + 1)  # trials go on without it
+    assert len(names(storage, "tracked")) == num_tracked
     server.start()
-    output, error = driver.communicate(timeout=600)
+    output, error = driver.communicate(timeout=1200)
     assert driver.returncode == 0, output + error
-    assert output.count("the tracker is away, what there is to say waits") == 1
-    assert output.count("the tracker is back") == 1
+    # More than once where the machine is so busy that the server is slow to answer.
+    assert output.count("the tracker is away, what there is to say waits") >= 1
+    assert output.count("the tracker is away") == output.count("the tracker is back")
 
     finished = {entry["name"]: entry for entry in events(storage) if entry["event"] == "finished"}
     assert len(finished) == NUM_TRIALS
     assert names(storage, "tracked") == dict.fromkeys(finished, 1)
     client = MlflowClient(server.uri)
     runs = client.search_runs([client.get_experiment_by_name("gaff").experiment_id], max_results=1000)
-    phases = {entry["phase"] for entry in events(storage) if entry["event"] == "phase"} or {"phase"}
-    assert len(phases) == 1
     assert Counter(run.info.run_name for run in runs if run.info.run_name in finished) == dict.fromkeys(
         finished, 1
     )

@@ -82,6 +82,7 @@ def test_nothing_is_lost_and_nothing_is_double(server: MlflowServer, tmp_path: P
     wait_for(driver, storage, "started", 3)
     time.sleep(2)
     server.kill()
+    time.sleep(1)  # what it had heard by then is written down
     num_tracked, num_finished = (len(names(storage, event)) for event in ("tracked", "finished"))
     time.sleep(AWAY_S)
     wait_for(driver, storage, "finished", num_finished + 1)  # trials go on without it

@@ -10,7 +10,7 @@ import re
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydet.cli import main
@@ -55,12 +55,14 @@ PARTS += [
 ]
 
 
+@settings(deadline=None)
 @given(PASSWORDS, st.sampled_from(["http", "https", "postgresql", "mysql+pymysql", "s3", "mongodb"]), WORDS)
 def test_passwords_of_uris(password: str, scheme: str, around: str) -> None:
     text = redact(f"{around} {scheme}://raydet:{password}@db.example:5432/mlflow {around}")
     assert text == f"{around} {scheme}://{HIDDEN}@db.example:5432/mlflow {around}"
 
 
+@settings(deadline=None)
 @given(
     TOKENS, st.sampled_from(["X-Amz-Signature", "X-Amz-Credential", "X-Goog-Signature", "Signature", "sig"])
 )
@@ -70,12 +72,14 @@ def test_signatures_of_queries(signature: str, name: str) -> None:
     assert secret_in(uri) is not None
 
 
+@settings(deadline=None)
 @given(KEYS, WORDS)
 def test_ids_of_keys(key: str, around: str) -> None:
     for start in ("AKIA", "ASIA"):
         assert redact(f"{around} {start}{key} {around}") == f"{around} {HIDDEN} {around}"
 
 
+@settings(deadline=None)
 @given(SECRETS_40)
 def test_keys_that_have_their_name_beside_them(secret: str) -> None:
     for text in (
@@ -88,6 +92,7 @@ def test_keys_that_have_their_name_beside_them(secret: str) -> None:
         assert secret not in redact(text)
 
 
+@settings(deadline=None)
 @given(TOKENS)
 def test_tokens_of_headers(token: str) -> None:
     for text in (
@@ -101,6 +106,7 @@ def test_tokens_of_headers(token: str) -> None:
         assert base64.b64encode(token.encode()).decode() not in redact(text)
 
 
+@settings(deadline=None)
 @given(st.text(LETTERS + "+/", min_size=20, max_size=200), WORDS)
 def test_private_keys(body: str, after: str) -> None:
     key = PEM.format(body)
@@ -113,11 +119,13 @@ def test_private_keys(body: str, after: str) -> None:
     assert json.loads(redact(account))["type"] == "service_account"
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(PARTS) | WORDS, max_size=12).map("".join))
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     assert redact(redact(text)) == redact(text)
 
 
+@settings(deadline=None)
 @given(
     st.one_of(
         st.text("0123456789abcdef", min_size=12, max_size=64),  # fingerprints, sha1, sha256, ids of runs

@@ -4,6 +4,7 @@
     |-- ConfigError       what the user asked for is wrong                     exit 2
     |   |-- StudyError    a study asks for something that cannot be            exit 2
     |   `-- TrackingError the tracking server cannot be used                   exit 2
+    |       `-- TrackerAwayError it does not answer now                        exit 2
     |-- DataError         what lies on disk is wrong                           exit 3
     |-- CheckpointError   a checkpoint cannot be written or read               exit 3
     |   `-- OtherFormatError it was written by another version of raydet       exit 3
@@ -20,11 +21,15 @@
 A message says what was wanted, what came, where (file, row, sample, rank) and what to do. The command line prints
 it on one line and leaves with the exit code; a traceback is for our own mistakes only.
 
-All of them are built from one string, so that they travel between processes unchanged.
+All of them are built from one string, so that they travel between processes unchanged. Secrets are struck out of it
+at once, so that they reach no log, journal or record of Ray's, whoever writes the message down.
 """
+
+from raydet.redact import redact
 
 EXIT_OK = 0
 EXIT_TRIALS_FAILED = 1
+EXIT_OUR_MISTAKE = 1
 EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_OUT_OF_MEMORY = 4
@@ -40,6 +45,9 @@ class RaydetError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
+
 
 class ConfigError(RaydetError, ValueError):
     """A setting, a flag or a combination of them is wrong."""
@@ -53,6 +61,10 @@ class StudyError(ConfigError):
 
 class TrackingError(ConfigError):
     """The experiment tracker cannot be reached or refuses the request."""
+
+
+class TrackerAwayError(TrackingError):
+    """The experiment tracker does not answer now: the same request may be made again."""
 
 
 class DataError(RaydetError, ValueError):

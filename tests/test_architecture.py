@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("raydet.redact",),
     ("raydet.errors",),
     ("raydet.config",),
     ("raydet.recipes",),
@@ -62,6 +63,7 @@ FENCES: dict[str, tuple[str, ...]] = {
         "raydet/train/worker.py",
         "raydet/train/cluster.py",
         "raydet/train/launch.py",
+        "raydet/train/loopback.py",
         "raydet/tune/",
         "raydet/verify/nodes.py",
         "raydet/data/convert.py",

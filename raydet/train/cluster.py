@@ -40,7 +40,7 @@ class Workers:
     use_gpu: bool
     """One GPU per worker."""
     may_wait: bool
-    """Nodes may still join the cluster: wait for them instead of giving up."""
+    """Nodes may still join the cluster: wait for them instead of giving up. Not so on a Ray of this machine alone."""
 
     @property
     def resources(self) -> dict[str, float]:

@@ -19,7 +19,7 @@ import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, wh
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from raydet.config import Experiment
 from raydet.errors import (
@@ -36,6 +36,7 @@ from raydet.train.cluster import Workers, free_resources, last_line
 from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
 from raydet.train.elastic import fitting_size, larger_size, legal_sizes
 from raydet.train.heartbeat import STALL_REPORT
+from raydet.train.loopback import LoopbackTorchConfig
 from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
@@ -177,6 +178,7 @@ def _trainer(
             "upkeep": asdict(upkeep),
             "attempt": attempt,
         },
+        torch_config=LoopbackTorchConfig() if not workers.may_wait else TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError
+from raydet.redact import RedactingFormatter
 
 if TYPE_CHECKING:
     from raydet.evaluate.matches import MatchRecords
@@ -111,7 +112,7 @@ class RunRecord:
         self._has_batches = False
         if enabled:
             self._log = logging.FileHandler(run_dir / "training.log")
-            self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._log.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(self._log)
             logger.setLevel(logging.INFO)
 

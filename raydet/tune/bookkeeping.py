@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,14 @@ from raydet.train.watch import EpochWatcher
 from raydet.tune.cells import Trial, arm_labels, trial_directory
 from raydet.tune.early_stopping import Screening
 from raydet.tune.journal import Journal
+from raydet.tune.outbox import Call, Outbox
 from raydet.tune.records import TrialRecord
 from raydet.tune.view import StudyView
+
+PATIENCE_S = 60.0
+"""For a tracker that is away when a phase ends; what it has not heard by then, the same command tells it."""
+HASTE_S = 5.0
+"""The same where the command is to end at once."""
 
 logger = logging.getLogger("raydet")
 
@@ -26,8 +31,8 @@ logger = logging.getLogger("raydet")
 class PhaseBook:
     """Hears how the trials of a phase go, and writes it down.
 
-    The journal is written at once, the tracker by a thread: a slow server must not hold up the next trial, and one
-    that is down costs a warning, never a result.
+    The journal is written at once, the tracker by a thread: a slow server must not hold up the next trial, and what is
+    to be said to one that is down waits until it is back.
     """
 
     def __init__(
@@ -52,11 +57,10 @@ class PhaseBook:
         self._on_ended = on_ended
         self._watchers: dict[str, EpochWatcher] = {}
         self._run_ids: dict[str, str] = {}
-        self._is_down = False
-        self._tracking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raydet-tracking")
+        self._outbox = Outbox(view.say)
 
     def __enter__(self) -> PhaseBook:
-        self._in_background(self._phase_id)
+        self._tell(self._phase_id)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -64,15 +68,19 @@ class PhaseBook:
         for watcher in self._watchers.values():
             watcher.stop()
         for identity in [*self._watchers, self._phase]:  # what still runs, and the phase
-            self._in_background(partial(self._close, identity, status))
-        self._tracking.shutdown(wait=True)
+            self._tell(partial(self._close, identity, status))
+        num_left = self._outbox.close(PATIENCE_S if kind is None else HASTE_S)
+        if num_left:
+            self._view.say(
+                f"{num_left} notes for the tracker wait; nothing is lost, the same command tries again"
+            )
 
     def started(self, trial: Trial) -> None:
         """A trial's process is up."""
         run_dir = trial_directory(self._root, trial)
         self._journal.append("started", key=trial.key, name=trial.name)
         self._view.started(trial, run_dir)
-        self._in_background(lambda: self._trial_id(trial))
+        self._tell(lambda: self._trial_id(trial))
         if self._screening is not None:
             self._screening.begin(trial)
         watcher = EpochWatcher(run_dir, lambda rows: self._epochs(trial, rows))
@@ -94,7 +102,7 @@ class PhaseBook:
         """A trial has ended without a result."""
         self._journal.append("failed", key=trial.key, name=trial.name, reason=reason)
         self._ended(TrialRecord(trial, "failed", reason=reason), is_final=not self._is_tried_again(trial))
-        self._in_background(lambda: self._tracker.close_run(self._trial_id(trial), "failed"))
+        self._tell(lambda: self._tracker.close_run(self._trial_id(trial), "failed"))
 
     def stopped(self, trial: Trial) -> None:
         """A trial was stopped early, as the screening ordered."""
@@ -102,7 +110,7 @@ class PhaseBook:
         stop = self._screening.stops[trial.key]
         self._journal.append("stopped", key=trial.key, name=trial.name, reason=str(stop), **asdict(stop))
         self._ended(TrialRecord(trial, "stopped", reason=str(stop)))
-        self._in_background(lambda: self._tracker.close_run(self._trial_id(trial), "killed"))
+        self._tell(lambda: self._tracker.close_run(self._trial_id(trial), "killed"))
 
     def track(self, record: TrialRecord) -> None:
         """Put a finished trial into the tracker, then say so in the journal."""
@@ -119,10 +127,12 @@ class PhaseBook:
             )
             self._journal.append("tracked", key=record.trial.key, name=record.trial.name)
 
-        self._in_background(log)
+        self._tell(log)
 
     def _epochs(self, trial: Trial, rows: Sequence[dict[str, Any]]) -> None:
-        self._in_background(lambda: self._tracker.log_history(self._trial_id(trial), rows))
+        self._tell(
+            lambda: self._tracker.log_history(self._trial_id(trial), rows), replaces=f"epochs of {trial.key}"
+        )
         if self._screening is not None:
             self._screening.judge(trial, rows)
 
@@ -130,18 +140,8 @@ class PhaseBook:
         if identity in self._run_ids:
             self._tracker.close_run(self._run_ids[identity], status)
 
-    def _in_background(self, task: Callable[[], object]) -> None:
-        self._tracking.submit(self._guarded, task)
-
-    def _guarded(self, task: Callable[[], object]) -> None:
-        if self._is_down:  # each further task would wait for its own time-out
-            return
-        try:
-            task()
-        except Exception as error:
-            self._is_down = True
-            logger.warning("the tracker failed", exc_info=True)
-            self._view.say(f"tracking failed ({error}); nothing is lost, the same command tries again")
+    def _tell(self, call: Call, *, replaces: str | None = None) -> None:
+        self._outbox.put(call, replaces=replaces)
 
     def _phase_id(self) -> str:
         """Tracker id of the phase; runs in the tracking thread, as `_trial_id` does."""

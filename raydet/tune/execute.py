@@ -18,6 +18,7 @@ import ray.tune
 
 from raydet.config import Experiment
 from raydet.errors import PreemptedError, RaydetError, StoppedEarlyError, Terminated
+from raydet.redact import redact
 from raydet.train.cluster import Workers, workers_for
 from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
 from raydet.train.launch import GRACE_S, in_a_thread, launch
@@ -179,7 +180,7 @@ class _Relay(ray.tune.Callback):
         error = trial.get_error()
         last_line = str(error).strip().splitlines()[-1] if error else "no reason given"
         with self._ending(trial) as (ours, _):
-            self._listener.failed(ours, f"its process died: {last_line}")
+            self._listener.failed(ours, redact(f"its process died: {last_line}"))
 
     @contextmanager
     def _ending(self, trial: Any) -> Iterator[tuple[Trial, float]]:

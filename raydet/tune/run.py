@@ -16,6 +16,7 @@ from typing import Any, assert_never
 from raydet.config import apply_overrides
 from raydet.data.sampler import batch_plan
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
+from raydet.redact import RedactingFormatter
 from raydet.track.base import Tracker
 from raydet.track.runs import open_tracker
 from raydet.train.preflight import check
@@ -359,7 +360,7 @@ class StudyRun:
 def _log_file(path: Path) -> Iterator[None]:
     """What this process logs goes to the study's master log, not to the terminal."""
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raydet.redact import redact
 from raydet.train.record import read_progress
 from raydet.tune.cells import Trial
 from raydet.tune.records import TrialRecord, duration, number
@@ -47,7 +48,7 @@ class StudyView:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(redact(text), highlight=False, soft_wrap=True)
 
     def begin_phase(
         self,

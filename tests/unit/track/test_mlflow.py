@@ -31,11 +31,6 @@ RESULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
 def runs_of(store: str, experiment: str) -> list[Run]:
     client = MlflowClient(store)
     return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))

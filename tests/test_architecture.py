@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.bench", "raydet.predict"),
     ("raydet.train",),
     ("raydet.tune",),
-    ("raydet.report", "raydet.verify"),
+    ("raydet.report", "raydet.verify", "raydet.doctor"),
     ("tune_spaces",),
     ("raydet.cli",),
 )
@@ -61,9 +61,11 @@ FENCES: dict[str, tuple[str, ...]] = {
     "ray": (
         "raydet/train/worker.py",
         "raydet/train/cluster.py",
+        "raydet/train/head.py",
         "raydet/train/launch.py",
         "raydet/tune/",
         "raydet/verify/nodes.py",
+        "raydet/doctor/cluster.py",
         "raydet/data/convert.py",
     ),
     "mlflow": ("raydet/track/mlflow.py",),

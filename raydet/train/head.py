@@ -105,7 +105,7 @@ def _check_token(where: str) -> None:
 
 
 def _reason(error: grpc.RpcError) -> str:
-    code, said = error.code(), (error.details() or "").rpartition(": ")[2].rstrip(".")
+    code, said = error.code(), (error.details() or "").rpartition(": ")[2].rstrip(".]")
     if code is grpc.StatusCode.UNAUTHENTICATED and is_token_auth_enabled():
         return (
             f"it refuses the token (in {TOKEN_PLACES}), which is another cluster's or has been replaced; "

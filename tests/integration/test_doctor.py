@@ -15,8 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from raydet.doctor.nodes import ThisMachine
+from raydet.doctor.storage import check_storage
+from tests.numerics.test_object_storage import Server
 from tests.study.conftest import environment, tune_arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -26,26 +30,31 @@ TOKEN, OTHER_TOKEN = "a" * 40, "b" * 40
 COMMANDS = ("train", "tune", "doctor")
 
 
-def command_line(command: str, directory: Path, tracking_uri: str) -> list[str]:
+def command_line(command: str, storage: str, tracking_uri: str) -> list[str]:
     line = [sys.executable, "-m", "raydet"]
     match command:
         case "train":
-            line += ["train", "--recipe", "demo", "--run-dir", str(directory / "run")]
+            line += ["train", "--recipe", "demo", "--run-dir", f"{storage}/run"]
         case "tune":
             line[2] = "raydet.tune"
-            line += [*tune_arguments("gaff_phase1"), "--storage", str(directory)]
+            line += [*tune_arguments("gaff_phase1"), "--storage", storage]
         case "doctor":
-            line += ["doctor", "--storage", str(directory)]
+            line += ["doctor", "--storage", storage]
     return [*line, "--tracking-uri", tracking_uri]
 
 
 def refused(
-    command: str, directory: Path, extra: Mapping[str, str], *, tracking_uri: str = "none"
+    command: str,
+    directory: Path,
+    extra: Mapping[str, str],
+    *,
+    tracking_uri: str = "none",
+    storage: str | None = None,
 ) -> tuple[str, float]:
     """The one line with which a command refuses, and how long it took."""
     started = time.monotonic()
     done = subprocess.run(
-        command_line(command, directory, tracking_uri),
+        command_line(command, storage or str(directory), tracking_uri),
         capture_output=True,
         text=True,
         timeout=120,
@@ -98,6 +107,11 @@ class Head:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         return settings | ({} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token})
+
+    def control_store(self) -> int:
+        """The process id of the head's gcs_server."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return next(process.pid for process in below if process.name() == "gcs_server")
 
     def end(self) -> None:
         os.killpg(self.process.pid, signal.SIGTERM)
@@ -171,6 +185,17 @@ def test_an_unknown_name(command: str, tmp_path: Path) -> None:
     assert "cannot join the Ray cluster at head.invalid:6379" in line
 
 
+def test_a_head_that_stands_still(tmp_path: Path) -> None:
+    head = Head(tmp_path / "home")
+    os.kill(head.control_store(), signal.SIGSTOP)
+    try:
+        line, _ = refused("train", tmp_path, head.environment(TOKEN))
+    finally:
+        os.kill(head.control_store(), signal.SIGCONT)
+        head.end()
+    assert "no answer within 5 s; is the head alive, and RAY_ADDRESS right?" in line
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_replaced_token(command: str, tmp_path: Path, head: Head) -> None:
     line, _ = refused(command, tmp_path, head.environment(OTHER_TOKEN))
@@ -205,9 +230,57 @@ def test_a_server_that_never_answers(command: str, tmp_path: Path) -> None:
     assert "planted" not in line
 
 
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Those that an S3 client wants."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLANTED")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return monkeypatch
+
+
+def test_a_bucket(keys: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    keys.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    (good,) = check_storage("s3://pictures/studies", ThisMachine())
+    (absent,) = check_storage("s3://no-such-bucket/studies", ThisMachine())
+    server.kill()
+    started = time.monotonic()
+    (dead,) = check_storage("s3://pictures/studies", ThisMachine())
+    assert time.monotonic() - started < LIMIT_S
+    assert good.level == "ok"
+    assert absent.level == dead.level == "failure"
+    assert "make the bucket" in absent.text
+    assert "check that the storage can be reached" in dead.text
+
+
+def test_a_bucket_that_may_not_be_written(keys: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = Server(tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="0")  # nobody has rights
+    keys.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    try:
+        line, _ = refused("doctor", tmp_path, {}, storage="s3://pictures/studies")
+    finally:
+        server.kill()
+    assert "check the credentials in the environment and their rights" in line
+    assert "planted" not in line
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_what_is_no_directory(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line, _ = refused(command, tmp_path, {}, storage=str(tmp_path / "file" / "runs"))
+    assert "cannot write" in line
+    assert "choose another" in line
+    line, _ = refused(command, tmp_path, {}, storage="s3://bucket/runs")
+    assert "wants a directory, got s3://bucket/runs" in line
+
+
 def test_a_cluster(head: Head, tmp_path: Path) -> None:
     done = subprocess.run(
-        [*command_line("doctor", tmp_path / "runs", "none"), "--json"],
+        [*command_line("doctor", str(tmp_path / "runs"), "none"), "--json"],
         capture_output=True,
         text=True,
         timeout=180,

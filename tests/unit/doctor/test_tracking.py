@@ -67,7 +67,9 @@ def test_passwords(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:1", "postgresql://me:secret@127.0.0.1:1/runs"])
 def test_nobody_answers(uri: str) -> None:
-    with pytest.raises(TrackingError, match=r"///?\*\*\*@127.0.0.1:1.*nothing answers \(Connection refused\)"):
+    with pytest.raises(
+        TrackingError, match=r"///?\*\*\*@127.0.0.1:1.*nothing answers \(Connection refused\)"
+    ):
         check_reachable(uri)
     (finding,) = check_tracking(uri)
     assert finding.level == "failure"

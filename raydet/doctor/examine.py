@@ -92,6 +92,11 @@ def _examine_collective(nodes: Nodes, facts: Mapping[str, NodeFacts]) -> Iterato
         return
     first = next(iter(devices))
     port = nodes.ask(free_port, {first: ()}, timeout_s=FACTS_ANSWER_S)[first]
+    if isinstance(port, NoAnswer):
+        yield judge.collective(
+            sum(map(len, devices.values())), len(devices), None, [f"{first}: {port.reason}"]
+        )
+        return
     url, total = f"tcp://{nodes.address(first)}:{port}", sum(map(len, devices.values()))
     arguments, begin = {}, 0
     for name, own in devices.items():

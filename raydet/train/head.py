@@ -22,7 +22,7 @@ from raydet.errors import ConfigError
 
 ANSWER_S = 5.0
 """For the head to answer one question."""
-PATIENCE_S = 10.0
+PATIENCE_S = 5.0
 """For a head that is about to come up."""
 TOKEN_PLACES = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import suppress
 
 from raydet.data.storage import Store
 from raydet.doctor.facts import space
@@ -33,14 +34,19 @@ def check_storage(uri: str, nodes: Nodes) -> list[Finding]:
     is_ours = parent is not None and not parent.exists()
     try:
         place.write(MARK, b"raydet doctor")
+    except DataError as error:
+        _clear_directory(place)
+        return [Finding("storage", "failure", f"this machine: {error}")]
+    try:
         findings = _visits(uri, place, nodes)
         return findings + ([disk("storage", space(parent))] if parent is not None else [])
     except DataError as error:
         return [Finding("storage", "failure", f"this machine: {error}")]
     finally:
         _clear(place)
-        if is_ours and parent is not None and parent.is_dir():
-            parent.rmdir()
+        if is_ours and parent is not None:
+            with suppress(OSError):  # somebody else has begun to use it
+                parent.rmdir()
 
 
 def visit(place: Store, name: str) -> str:
@@ -75,12 +81,17 @@ def _visits(uri: str, place: Store, nodes: Nodes) -> list[Finding]:
 
 
 def _clear(place: Store) -> None:
-    """Best effort: where nothing could be written, nothing can be removed."""
+    """As far as the place lets us."""
+    _clear_directory(place)
     if place.directory is not None:
-        shutil.rmtree(place.directory, ignore_errors=True)
         return
     try:
         for name in place.names():
             place.delete(name)
     except DataError:
         return
+
+
+def _clear_directory(place: Store) -> None:
+    if place.directory is not None:
+        shutil.rmtree(place.directory, ignore_errors=True)

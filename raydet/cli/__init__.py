@@ -24,6 +24,7 @@ from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
 from raydet.cli.data import app as data
+from raydet.cli.doctor import doctor
 from raydet.cli.evaluate import evaluate
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
@@ -46,7 +47,7 @@ app = typer.Typer(
     help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
 )
 
-for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, predict, robustness):
+for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, predict, robustness, doctor):
     app.command()(command)
 bench.command()(checkpoint)
 bench.command()(evaluation)

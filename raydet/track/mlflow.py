@@ -24,6 +24,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
+import mlflow.store.db.utils
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
@@ -31,6 +32,10 @@ from mlflow.exceptions import MlflowException
 from raydet.errors import TrackerAwayError, TrackingError
 from raydet.redact import redact
 from raydet.track.base import RunStatus, RunView
+from raydet.track.server import check_reachable
+
+# A database that refuses is asked again for 100 s, in silence; so often, for 3 s.
+mlflow.store.db.utils.MAX_RETRY_COUNT = 5
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -100,14 +105,14 @@ class MLflowTracker:
         for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("urllib3", "ERROR")):
             logging.getLogger(name).setLevel(level)
         self.uri = uri
+        check_reachable(uri)
         try:
             with _alone_with(uri):
                 self._client = MlflowClient(uri)
                 self._experiment = _experiment_id(self._client, uri, experiment)
         except Exception as error:
             raise TrackingError(
-                f"cannot use the tracking URI {uri}: {_first_line(error)}; "
-                "start the server, or leave --tracking-uri out for a local sqlite file"
+                f"cannot use the tracking URI {uri}: {_first_line(error)}; {_remedy(error)}"
             ) from error
         self._logged_epochs: dict[str, set[int]] = {}
         self._times_ms: dict[tuple[str, int], int] = {}
@@ -359,3 +364,11 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _remedy(error: Exception) -> str:
+    if re.search(r"error code 40[13]\b", str(error)):
+        return "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and what that user may do"
+    if isinstance(error, MlflowException):
+        return "start the server, or leave --tracking-uri out for a local sqlite file"
+    return "check the URI, and the user and password in it"

@@ -20,6 +20,7 @@ from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.errors import ConfigError
+from raydet.train.head import find_head
 from raydet.train.warm import warm_workers
 
 PING_TIMEOUT_S = 10.0
@@ -79,6 +80,9 @@ def _own_signals() -> Iterator[None]:
 
 def _connect(py_executable: str | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    named = os.environ.get("RAY_ADDRESS")
+    if named not in (None, "", "local"):  # with which Ray may start one
+        find_head(named)
     try:
         if IS_LOCAL:
             ray.init(
@@ -90,7 +94,7 @@ def _connect(py_executable: str | None) -> None:
             )
         else:
             ray.init(**quiet)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS')}: {last_line(error)}; "
             "check RAY_ADDRESS and the token"

@@ -40,7 +40,10 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 RUNS_PER_PAGE = 1000
 PREFIXES = {
-    "time.": ("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
+    "time.": (
+        *("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
+        *("gpu_hours", "cpu_worker_hours", "study_gpu_hours", "study_cpu_worker_hours"),
+    ),
     "recall.": ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 }
 """The UI draws a chart per metric, in the order of the alphabet: with these before other names, losses and AP come
@@ -118,6 +121,8 @@ class MLflowTracker:
 
     def log_summary(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """See `Tracker`."""
+        if not metrics:
+            return
         now = int(time.time() * 1000)
         self._client.log_batch(
             run_id, metrics=[Metric(_metric_name(key), value, now, 0) for key, value in metrics.items()]

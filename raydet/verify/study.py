@@ -20,7 +20,7 @@ from raydet.evaluate.names import METRIC_NAMES
 from raydet.track.base import RunView
 from raydet.track.runs import runs_by_name
 from raydet.tune.journal import Events, read_journal
-from raydet.tune.records import SUMMARY
+from raydet.tune.summary import SUMMARY
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from raydet.train.record import MATCH_RECORDS, claim_run_directory
 from raydet.tune.bookkeeping import PhaseBook
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.journal import Journal
+from raydet.tune.meter import Meter
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, remember_study, trials_by_phase
 from raydet.tune.protocol import protocol_of, remember_protocol
@@ -138,11 +139,12 @@ def track(study: Study, directory: Path, *, seeds: int = 3) -> None:
                 phase,
                 root=directory,
                 journal=journal,
+                meter=Meter(directory, journal),
                 tracker=tracker,
                 view=view,
                 screening=None,
                 is_tried_again=lambda _: False,
-                on_ended=lambda: None,
+                on_ended=lambda _: None,
             ) as book:
                 for record in records_of(trials, journal):
                     if record.status == "finished" and record.trial.phase == phase:

@@ -204,7 +204,7 @@ class StudyRun:
             self._catch_up(records)
             while missing := self.missing(phase):
                 if self._is_budget_spent():
-                    return self._end_of_budget(phase, len(missing))
+                    return self._end_of_budget()
                 if not self._run(phase, missing):
                     self.view.say(
                         f"{phase.name}: {len(missing)} trials left after --max-trials {self.options.max_trials}; "
@@ -219,12 +219,13 @@ class StudyRun:
     def _is_budget_spent(self) -> bool:
         return self.options.budget.is_spent(self.meter.total())
 
-    def _end_of_budget(self, phase: Phase, num_left: int) -> int:
+    def _end_of_budget(self) -> int:
         usage = self.meter.total()
+        num_left = self._num_left() + num_undecided_trials(self.study, self.journal, self.options.seeds)
         self.journal.append("overspent", budget=str(self.options.budget), usage=usage.as_json())
         self.view.say(
-            f"{phase.name}: the budget of {self.options.budget} is spent ({usage}), {num_left} trials left; nothing "
-            "is lost, the same command with a larger budget goes on"
+            f"{self.study.name}: the budget of {self.options.budget} is spent ({usage}), {num_left} trials left; "
+            "nothing is lost, the same command with a larger budget goes on"
         )
         return EXIT_BUDGET_SPENT
 

@@ -32,7 +32,7 @@ def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
         assert result.returncode == EXIT_BUDGET_SPENT, result.stdout + result.stderr
         assert f"the budget of {hours} CPU worker-hours is spent" in result.stdout
         assert (
-            "12 trials left; nothing is lost, the same command with a larger budget goes on" in result.stdout
+            "37 trials left; nothing is lost, the same command with a larger budget goes on" in result.stdout
         )
         assert "Traceback" not in result.stdout + result.stderr
         assert_all_is_saved(run_dir)

@@ -1,4 +1,4 @@
-"""Bookkeeping neither slows down nor fills the memory: 10,000 trials through journal, view, summary and sqlite MLflow."""
+"""Bookkeeping neither slows down nor fills the memory: 10,000 trials through journal, view, summary, sqlite MLflow."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_file_that_takes_long_to_write_is_not_written_for_every_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 0.0, 1.0, 20.9, 21.0, 21.0, 22.0])
-    monkeypatch.setattr(summary.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(summary, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     kept = Summary(STUDY, tmp_path)
     kept.know(TrialRecord(trial, "pending") for trial in TRIALS)
     for trial, num_failed in zip(

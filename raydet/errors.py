@@ -34,6 +34,8 @@ EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_STALLED = 5
+EXIT_BUDGET_SPENT = 6
+"""A study has taken what it may take; nothing of it is lost."""
 EXIT_INTERRUPTED = 130
 """The shell's convention for a program ended by Ctrl-C (128 + SIGINT)."""
 EXIT_PREEMPTED = 143

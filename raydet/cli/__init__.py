@@ -1,8 +1,8 @@
 """The command line. Imports torch, ray and the configs (whose types take a quarter of a second to make) only inside the
 commands that need them.
 
-Exit codes: 0 done, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 5 stalled, 130 interrupted,
-143 asked to stop and saved.
+Exit codes: 0 done, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 5 stalled, 6 the budget is spent,
+130 interrupted, 143 asked to stop and saved.
 """
 
 from __future__ import annotations

@@ -51,7 +51,10 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 RUNS_PER_PAGE = 1000
 PREFIXES = {
-    "time.": ("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
+    "time.": (
+        *("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
+        *("gpu_hours", "cpu_worker_hours", "study_gpu_hours", "study_cpu_worker_hours"),
+    ),
     "recall.": ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 }
 """The UI draws a chart per metric, in the order of the alphabet: with these before other names, losses and AP come
@@ -134,6 +137,8 @@ class MLflowTracker:
     @_asks
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """See `Tracker`."""
+        if not metrics:
+            return
         known = self._client.get_run(run_id).data.params
         new = [
             Param(key, redact(_param_text(value))[:MAX_PARAM_LENGTH])
@@ -162,12 +167,14 @@ class MLflowTracker:
     @_asks
     def log_summary(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """See `Tracker`."""
+        if not metrics:
+            return
         known = self._client.get_run(run_id).data.metrics
         now = self._time_ms(run_id, 0)
         new = [
             Metric(_metric_name(key), value, now, 0)
             for key, value in metrics.items()
-            if _metric_name(key) not in known
+            if known.get(_metric_name(key)) != value
         ]
         if new:
             self._client.log_batch(run_id, metrics=new)

@@ -6,6 +6,7 @@ model_info.json        parameters, pretrained weights, operations per picture (f
                        as well)
 training.log           what the main worker logged
 progress.json          the newest state of the loop, for a progress bar in another process
+usage.json             when which workers were there, attempt by attempt; see `raydet.train.usage`
 metrics_per_batch.csv  losses of every optimiser step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
 match_records.npz      which detection of which picture was right in the last evaluation, for comparisons

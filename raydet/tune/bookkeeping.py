@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from raydet.track.base import RunStatus, Tracker
-from raydet.track.runs import begin_run, end_run
+from raydet.track.runs import begin_run, end_run, log_usage
 from raydet.train.checkpoints import newest_checkpoint
+from raydet.train.usage import Usage
 from raydet.train.watch import EpochWatcher
 from raydet.tune.cells import Trial, arm_labels, trial_directory
 from raydet.tune.early_stopping import Screening
 from raydet.tune.journal import Journal
+from raydet.tune.meter import Meter
 from raydet.tune.outbox import Call, Outbox
 from raydet.tune.records import TrialRecord
 from raydet.tune.view import StudyView
@@ -41,15 +43,17 @@ class PhaseBook:
         *,
         root: Path,
         journal: Journal,
+        meter: Meter,
         tracker: Tracker,
         view: StudyView,
         screening: Screening | None,
         is_tried_again: Callable[[Trial], bool],
-        on_ended: Callable[[], None],
+        on_ended: Callable[[TrialRecord], None],
     ) -> None:
         self._phase = phase
         self._root = root
         self._journal = journal
+        self._meter = meter
         self._tracker = tracker
         self._view = view
         self._screening = screening
@@ -67,8 +71,9 @@ class PhaseBook:
         status: RunStatus = "finished" if kind is None else "killed"
         for watcher in self._watchers.values():
             watcher.stop()
-        for identity in [*self._watchers, self._phase]:  # what still runs, and the phase
-            self._tell(partial(self._close, identity, status))
+        for key in self._watchers:  # what still runs
+            self._tell(partial(self._close_cut, key))
+        self._tell(partial(self._close_phase, status))
         num_left = self._outbox.close(PATIENCE_S if kind is None else HASTE_S)
         if num_left:
             self._view.say(
@@ -78,7 +83,8 @@ class PhaseBook:
     def started(self, trial: Trial) -> None:
         """A trial's process is up."""
         run_dir = trial_directory(self._root, trial)
-        self._journal.append("started", key=trial.key, name=trial.name)
+        self._journal.append("started", key=trial.key, name=trial.name, directory=_place(trial))
+        self._meter.started(trial.key, _place(trial))
         self._view.started(trial, run_dir)
         self._tell(lambda: self._trial_id(trial))
         if self._screening is not None:
@@ -89,28 +95,33 @@ class PhaseBook:
 
     def finished(self, trial: Trial, results: dict[str, Any], wall_s: float | None) -> None:
         """A trial has ended well, after `wall_s` in which its share of the cluster was taken; None: unknown."""
-        if sum(entry["key"] == trial.key for entry in self._journal.of("started")) > 1:
+        starts = [entry for entry in self._journal.about(trial.key) if entry["event"] == "started"]
+        if len(starts) > 1:
             wall_s = None  # of its last life only, while the loop's seconds are of all
         overhead_s = None if wall_s is None else round(wall_s - results["loop_s"], 3)
         costs = {"wall_s": wall_s and round(wall_s, 3), "overhead_s": overhead_s}
-        self._journal.append("finished", key=trial.key, name=trial.name, results=results | costs)
-        record = TrialRecord(trial, "finished", results=results | costs)
+        usage = self._taken(trial)
+        self._append("finished", trial, usage, results=results | costs)
+        record = TrialRecord(trial, "finished", results=results | costs, usage=usage)
         self._ended(record)
         self.track(record)
 
     def failed(self, trial: Trial, reason: str) -> None:
         """A trial has ended without a result."""
-        self._journal.append("failed", key=trial.key, name=trial.name, reason=reason)
-        self._ended(TrialRecord(trial, "failed", reason=reason), is_final=not self._is_tried_again(trial))
-        self._tell(lambda: self._tracker.close_run(self._trial_id(trial), "failed"))
+        usage = self._taken(trial)
+        self._append("failed", trial, usage, reason=reason)
+        record = TrialRecord(trial, "failed", reason=reason, usage=usage)
+        self._ended(record, is_final=not self._is_tried_again(trial))
+        self._tell(lambda: self._close_trial(record, "failed"))
 
     def stopped(self, trial: Trial) -> None:
         """A trial was stopped early, as the screening ordered."""
         assert self._screening is not None
-        stop = self._screening.stops[trial.key]
-        self._journal.append("stopped", key=trial.key, name=trial.name, reason=str(stop), **asdict(stop))
-        self._ended(TrialRecord(trial, "stopped", reason=str(stop)))
-        self._tell(lambda: self._tracker.close_run(self._trial_id(trial), "killed"))
+        stop, usage = self._screening.stops[trial.key], self._taken(trial)
+        self._append("stopped", trial, usage, reason=str(stop), **asdict(stop))
+        record = TrialRecord(trial, "stopped", reason=str(stop), stop=asdict(stop), usage=usage)
+        self._ended(record)
+        self._tell(lambda: self._close_trial(record, "killed"))
 
     def track(self, record: TrialRecord) -> None:
         """Put a finished trial into the tracker, then say so in the journal."""
@@ -124,7 +135,9 @@ class PhaseBook:
                 run_dir=run_dir,
                 checkpoint=newest_checkpoint(run_dir),
                 results=record.results,
+                usage=record.usage,
             )
+            self._note_totals()
             self._journal.append("tracked", key=record.trial.key, name=record.trial.name)
 
         self._tell(log)
@@ -136,9 +149,32 @@ class PhaseBook:
         if self._screening is not None:
             self._screening.judge(trial, rows)
 
-    def _close(self, identity: str, status: RunStatus) -> None:
-        if identity in self._run_ids:
-            self._tracker.close_run(self._run_ids[identity], status)
+    def _taken(self, trial: Trial) -> Usage:
+        return self._meter.ended(trial.key, _place(trial))
+
+    def _append(self, event: str, trial: Trial, usage: Usage, **fields: Any) -> None:
+        self._journal.append(event, key=trial.key, name=trial.name, usage=usage.as_json(), **fields)
+
+    def _close_cut(self, key: str) -> None:
+        """A trial that has neither ended nor goes on."""
+        if key in self._run_ids:
+            log_usage(self._tracker, self._run_ids[key], self._meter.of_trial(key))
+            self._tracker.close_run(self._run_ids[key], "killed")
+
+    def _close_phase(self, status: RunStatus) -> None:
+        if self._phase in self._run_ids:
+            self._note_totals()
+            self._tracker.close_run(self._phase_id(), status)
+
+    def _close_trial(self, record: TrialRecord, status: RunStatus) -> None:
+        run_id = self._trial_id(record.trial)
+        log_usage(self._tracker, run_id, record.usage)
+        self._tracker.close_run(run_id, status)
+        self._note_totals()
+
+    def _note_totals(self) -> None:
+        """What the phase has taken, and the study, in the run of the phase."""
+        log_usage(self._tracker, self._phase_id(), self._meter.total(self._phase), study=self._meter.total())
 
     def _tell(self, call: Call, *, replaces: str | None = None) -> None:
         self._outbox.put(call, replaces=replaces)
@@ -170,5 +206,9 @@ class PhaseBook:
         if watcher is not None:
             watcher.stop()
         logger.info("%s: %s %s", record.trial.name, record.status, record.reason or "")
-        self._on_ended()
+        self._on_ended(record)
         self._view.ended(record, is_final=is_final)
+
+
+def _place(trial: Trial) -> str:
+    return f"{trial.phase}/{trial.name}"

@@ -18,10 +18,11 @@ from raydet.tune.journal import Events, Journal, read_journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, trials_by_phase
 from raydet.tune.protocol import Protocol, deviations, newest_protocol, protocol_of, remember_protocol
-from raydet.tune.records import records_of, summary_rows
+from raydet.tune.records import records_of
 from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
 from raydet.tune.spaces import load_space, space_names
+from raydet.tune.summary import summary_rows
 from tune_spaces import gaff_phase1, gaff_phase2
 
 STUDY = gaff_phase2.study(recipe("rgbte_mit_b1"))

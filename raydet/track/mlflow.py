@@ -137,8 +137,6 @@ class MLflowTracker:
     @_asks
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """See `Tracker`."""
-        if not metrics:
-            return
         known = self._client.get_run(run_id).data.params
         new = [
             Param(key, redact(_param_text(value))[:MAX_PARAM_LENGTH])

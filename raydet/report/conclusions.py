@@ -20,6 +20,7 @@ LEARNT = 0.05
 def conclusions(analysis: Analysis) -> list[str]:
     """What a reader should take away, most important first."""
     return [
+        *_learning(analysis.results),
         *_confirmation(analysis),
         *_fusion(analysis),
         *_baseline(analysis),
@@ -31,7 +32,6 @@ def conclusions(analysis: Analysis) -> list[str]:
 def limits(analysis: Analysis) -> list[str]:
     """What weakens the conclusions."""
     return [
-        *_learning(analysis.results),
         *_simulation(analysis),
         *_seeds(analysis),
         *_pictures(analysis),

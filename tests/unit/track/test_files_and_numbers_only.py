@@ -39,7 +39,9 @@ def test_nothing_else_is_imported_from_mlflow() -> None:
     plain = {alias.name for node in ast.walk(TREE) if isinstance(node, ast.Import) for alias in node.names}
     assert {name for name in imported if name.startswith("mlflow")} == IMPORTED
     # A number of theirs is set there: how often a database that refuses is asked again.
-    assert {name for name in plain if name.split(".")[0] in {"mlflow", "importlib"}} == {"mlflow.store.db.utils"}
+    assert {name for name in plain if name.split(".")[0] in {"mlflow", "importlib"}} == {
+        "mlflow.store.db.utils"
+    }
 
 
 def test_the_client_is_asked_for_nothing_else() -> None:

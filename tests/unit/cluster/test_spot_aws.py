@@ -19,6 +19,8 @@ boto3 = pytest.importorskip("boto3", reason="moto[server] brings boto3")
 
 from botocore.awsrequest import AWSResponse  # noqa: E402 -- comes with boto3
 
+pytestmark = pytest.mark.slow  # the clouds' own clients take long to start
+
 Config = dict[str, Any]
 TAGS = {"ray-node-name": "ray-raydet-worker", "ray-node-type": "worker", "ray-user-node-type": "h100"}
 IS_SPOT = "InstanceMarketOptions.MarketType"

@@ -18,6 +18,8 @@ from googleapiclient.http import HttpMock
 from ray.autoscaler._private.gcp.node import GCPCompute
 from ray.autoscaler._private.providers import _get_node_provider
 
+pytestmark = pytest.mark.slow  # the clouds' own clients take long to start
+
 Config = dict[str, Any]
 Refusal = Callable[[Config], Config | None]
 LABELS = {"ray-node-name": "ray-raydet-worker", "ray-node-type": "worker", "ray-user-node-type": "a100"}

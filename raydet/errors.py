@@ -4,6 +4,7 @@
     |-- ConfigError       what the user asked for is wrong                     exit 2
     |   |-- StudyError    a study asks for something that cannot be            exit 2
     |   `-- TrackingError the tracking server cannot be used                   exit 2
+    |       `-- TrackerAwayError it does not answer now                        exit 2
     |-- DataError         what lies on disk is wrong                           exit 3
     |-- CheckpointError   a checkpoint cannot be written or read               exit 3
     |   `-- OtherFormatError it was written by another version of raydet       exit 3
@@ -20,15 +21,21 @@
 A message says what was wanted, what came, where (file, row, sample, rank) and what to do. The command line prints
 it on one line and leaves with the exit code; a traceback is for our own mistakes only.
 
-All of them are built from one string, so that they travel between processes unchanged.
+All of them are built from one string, so that they travel between processes unchanged. Secrets are struck out of it
+at once, so that they reach no log, journal or record of Ray's, whoever writes the message down.
 """
+
+from raydet.redact import redact
 
 EXIT_OK = 0
 EXIT_TRIALS_FAILED = 1
+EXIT_OUR_MISTAKE = 1
 EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_STALLED = 5
+EXIT_BUDGET_SPENT = 6
+"""A study has taken what it may take; nothing of it is lost."""
 EXIT_INTERRUPTED = 130
 """The shell's convention for a program ended by Ctrl-C (128 + SIGINT)."""
 EXIT_PREEMPTED = 143
@@ -39,6 +46,9 @@ class RaydetError(Exception):
     """Base of everything raydet raises on purpose."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class ConfigError(RaydetError, ValueError):
@@ -53,6 +63,10 @@ class StudyError(ConfigError):
 
 class TrackingError(ConfigError):
     """The experiment tracker cannot be reached or refuses the request."""
+
+
+class TrackerAwayError(TrackingError):
+    """The experiment tracker does not answer now: the same request may be made again."""
 
 
 class DataError(RaydetError, ValueError):

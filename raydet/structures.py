@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 PADDED_LABEL = -1
 """Label of the rows that fill up a batch's target tensors."""
@@ -160,7 +161,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         boxes_xyxy[row, : len(sample.labels)] = sample.boxes_xyxy
         labels[row, : len(sample.labels)] = sample.labels
     return Batch(
-        modalities={name: torch.stack([s.modalities[name] for s in samples]) for name in names},
+        # In a loader process this stacks into shared memory at once; a copy of its own would fragment its heap.
+        modalities={name: default_collate([s.modalities[name] for s in samples]) for name in names},
         valid_hw=torch.tensor([s.valid_hw for s in samples]),
         source_hw=torch.tensor([s.source_hw for s in samples]),
         boxes_xyxy=boxes_xyxy,

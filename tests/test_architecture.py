@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("raydet.redact",),
     ("raydet.errors",),
     ("raydet.config",),
     ("raydet.recipes",),
@@ -50,7 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.bench", "raydet.predict"),
     ("raydet.train",),
     ("raydet.tune",),
-    ("raydet.report", "raydet.verify"),
+    ("raydet.report", "raydet.verify", "raydet.doctor"),
     ("tune_spaces",),
     ("raydet.cli",),
 )
@@ -62,11 +63,15 @@ FENCES: dict[str, tuple[str, ...]] = {
         "raydet/train/worker.py",
         "raydet/train/autoscaler.py",
         "raydet/train/cluster.py",
+        "raydet/train/head.py",
         "raydet/train/launch.py",
+        "raydet/train/loopback.py",
         "raydet/tune/",
         "raydet/verify/nodes.py",
+        "raydet/doctor/cluster.py",
         "raydet/data/convert.py",
     ),
+    "grpc": ("raydet/train/head.py",),
     "mlflow": ("raydet/track/mlflow.py",),
     "timm": ("raydet/models/backbones/timm.py",),
     "matplotlib": ("raydet/report/",),

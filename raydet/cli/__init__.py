@@ -1,13 +1,14 @@
 """The command line. Imports torch, ray and the configs (whose types take a quarter of a second to make) only inside the
 commands that need them.
 
-Exit codes: 0 done, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 5 stalled, 130 interrupted,
-143 asked to stop and saved.
+Exit codes: 0 done, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 5 stalled, 6 the budget is spent,
+130 interrupted, 143 asked to stop and saved.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
 from raydet.cli.data import app as data
+from raydet.cli.doctor import doctor
 from raydet.cli.evaluate import evaluate
 from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
@@ -33,7 +35,8 @@ from raydet.cli.score import app as score
 from raydet.cli.train import train
 from raydet.cli.tune import tune
 from raydet.cli.verify import app as verify
-from raydet.errors import EXIT_OK, RaydetError
+from raydet.errors import EXIT_OK, EXIT_OUR_MISTAKE, ConfigError, RaydetError
+from raydet.redact import redact, secret_in
 
 app = typer.Typer(
     name="raydet",
@@ -44,7 +47,7 @@ app = typer.Typer(
     help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
 )
 
-for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, predict, robustness):
+for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, predict, robustness, doctor):
     app.command()(command)
 bench.command()(checkpoint)
 bench.command()(evaluation)
@@ -60,11 +63,25 @@ app.add_typer(verify)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and leave with its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=True)
+        _refuse_secrets(arguments)
+        app(args=arguments, standalone_mode=True)
     except RaydetError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception:  # a mistake of ours
+        typer.echo(redact(traceback.format_exc()), err=True, nl=False)
+        sys.exit(EXIT_OUR_MISTAKE)
+
+
+def _refuse_secrets(arguments: Sequence[str]) -> None:
+    """A command line stands in the list of processes, in the shell's history and in Ray's list of jobs."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if secret := secret_in(argument):
+            flag = argument.split("=")[0] if argument.startswith("--") else before
+            where = f"{flag} wants" if flag.startswith("--") else "wanted"
+            raise ConfigError(f"{where} a URI without keys or passwords, got {secret}")
 
 
 def _version(wanted: bool) -> None:

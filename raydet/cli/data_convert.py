@@ -25,8 +25,7 @@ def convert(
         int, typer.Option(min=0, help="Ray workers that read and write; 0: this process, without Ray.")
     ] = 0,
     encoding: Annotated[
-        str,
-        typer.Option(help="zstd: lossless, about a third of the bytes; raw: fastest from a fast local disk."),
+        str, typer.Option(help="zstd: lossless, a quarter of the bytes; raw: fastest from a fast local disk.")
     ] = "zstd",
     on_bad: Annotated[
         str,

@@ -68,6 +68,17 @@ MaxTrialsOption = Annotated[
     int | None,
     typer.Option(help="Stop after this many runs, retries included; the same command goes on."),
 ]
+BudgetGpuOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="HOURS",
+        help="Stop cleanly, exit code 6, once the study has taken so many GPU-hours, earlier commands included.",
+    ),
+]
+BudgetWorkerOption = Annotated[
+    float | None,
+    typer.Option(metavar="HOURS", help="The same for hours of workers without a GPU."),
+]
 ReportOption = Annotated[
     bool, typer.Option("--report/--no-report", help="Write the report when everything has run.")
 ]
@@ -105,6 +116,8 @@ def tune(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what earlier commands have given up.")
     ] = False,
+    budget_gpu_hours: BudgetGpuOption = None,
+    budget_worker_hours: BudgetWorkerOption = None,
     asha: AshaOption = None,
     asha_reduction: AshaReductionOption = None,
     host_memory_percent: HostMemoryOption = 93.0,
@@ -118,6 +131,7 @@ def tune(
     """Run a study. The same command again runs what is missing, and nothing twice."""
     from raydet.train.control import Upkeep
     from raydet.tune.journal import read_journal
+    from raydet.tune.meter import Budget
     from raydet.tune.options import StudyOptions
     from raydet.tune.protocol import most_seeds
     from raydet.tune.run import is_complete, plan_study, run_study
@@ -149,6 +163,7 @@ def tune(
         retries=retries,
         retry_failed=retry_failed,
         early_stopping=_early_stopping(asha, asha_reduction),
+        budget=Budget(gpu_hours=budget_gpu_hours, cpu_worker_hours=budget_worker_hours),
         tracking_uri=tracking_uri,
     )
     if dry_run:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Self
+from collections.abc import Iterator
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from raydet.errors import ConfigError
+from raydet.redact import redact, secret_in
 
 
 class Config(BaseModel):
-    """A frozen value. Unknown keys, wrong types and out-of-range numbers are refused."""
+    """A frozen value. Unknown keys, wrong types, out-of-range numbers and secrets are refused.
+
+    A config is stored and shown in many places, and must start the same run again: what it holds cannot be struck out.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        for name, value in self:
+            for text in _texts(value):
+                if secret := secret_in(text):
+                    raise ValueError(f"{name} wants a text without secrets, got {secret}")
+        return self
 
     def to_json(self) -> str:
         """The config as indented JSON; `from_json` reads it back."""
@@ -47,7 +60,19 @@ def describe(error: ValidationError) -> str:
     findings = []
     for finding in error.errors(include_url=False):
         path = ".".join(str(part) for part in finding["loc"]) or "config"
-        came = repr(finding["input"])
+        came = redact(repr(finding["input"]))  # whole: what is cut off is not recognised
         came = came if len(came) <= 60 else came[:57] + "..."
         findings.append(f"{path}: {finding['msg']} (got {came})")
     return "; ".join(findings)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Strings of a field; those of a config inside it have been looked at."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from (*_texts(key), *_texts(part))

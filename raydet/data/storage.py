@@ -16,8 +16,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -51,12 +52,14 @@ class Store:
 
     Args:
         uri: a directory, or file://, s3:// or gs://.
+        patience_s: how long what fails is tried again; None: RAYDET_STORAGE_PATIENCE_S.
 
     Raises:
         ConfigError: the URI is of another kind, or holds what may be a key.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, patience_s: float | None = None) -> None:
+        self._own_patience_s = patience_s
         scheme, separator, rest = uri.partition("://")
         self._scheme = scheme if separator else "file"
         if self._scheme == "file":
@@ -72,8 +75,8 @@ class Store:
             self.uri = f"{scheme}://{self._root}"
         self._filesystem: fs.FileSystem | None = None
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.uri,)
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return partial(Store, patience_s=self._own_patience_s), (self.uri,)
 
     @property
     def directory(self) -> Path | None:
@@ -206,7 +209,8 @@ class Store:
         return self._filesystem
 
     def _patiently(self, doing: str, attempt: Callable[[], Result]) -> Result:
-        patience_s, wait_s = _patience_s(), FIRST_WAIT_S
+        patience_s = _patience_s() if self._own_patience_s is None else self._own_patience_s
+        wait_s = FIRST_WAIT_S
         failed_at: float | None = None
         while True:
             try:

@@ -13,11 +13,14 @@ from raydet.tune.study import PromotionPhase
 MOST_NAMED = 6
 """Names in one sentence; the rest is counted."""
 FEW_GROUPS = 30
+LEARNT = 0.05
+"""Of a score: detectors whose best mean is below have hardly learnt to find anything."""
 
 
 def conclusions(analysis: Analysis) -> list[str]:
     """What a reader should take away, most important first."""
     return [
+        *_learning(analysis.results),
         *_confirmation(analysis),
         *_fusion(analysis),
         *_baseline(analysis),
@@ -35,6 +38,16 @@ def limits(analysis: Analysis) -> list[str]:
         *_controls(analysis),
         *_protocol(analysis.results),
     ]
+
+
+def _learning(results: StudyResults) -> Iterator[str]:
+    best = max((*results.controls, *results.arms), key=lambda cell: cell.mean, default=None)
+    if results.study.metric in THRESHOLDS and best is not None and best.mean < LEARNT:
+        yield (
+            f"The best mean {results.study.metric} is {best.mean:.4f} ({best.name}): these detectors have hardly "
+            "learnt to find anything, and what is said of their differences says nothing about fusion. Train for "
+            "longer, on more pictures, or from pretrained weights."
+        )
 
 
 def _simulation(analysis: Analysis) -> Iterator[str]:

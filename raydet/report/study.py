@@ -16,8 +16,10 @@ from raydet.errors import StudyError
 from raydet.evaluate.bootstrap import is_same_pictures, resampled_scores
 from raydet.evaluate.matches import MatchRecords
 from raydet.train.record import MATCH_RECORDS
+from raydet.train.usage import Usage
 from raydet.tune.cells import Cell, trial_directory
 from raydet.tune.journal import Events, read_journal
+from raydet.tune.meter import Meter
 from raydet.tune.phases import cells_by_phase, recorded_study, trials_by_phase
 from raydet.tune.protocol import Deviation, Protocol, deviations, most_seeds, newest_protocol
 from raydet.tune.records import TrialRecord, records_of
@@ -57,6 +59,12 @@ class CellRuns:
         known = [number for number in values if number is not None]
         return fmean(known) if known and len(known) == len(values) else None
 
+    @cached_property
+    def usage(self) -> Usage | None:
+        """What its runs have taken together, attempts that came to nothing included; None where that is unknown."""
+        known = [run.usage for run in self.runs if run.usage is not None]
+        return sum(known, start=Usage()) if len(known) == len(self.runs) else None
+
     def final(self, metric: str) -> float | None:
         """The mean of a metric of the last epoch."""
         return self.mean_of(lambda results: results.get("final", {}).get(metric))
@@ -95,6 +103,11 @@ class StudyResults:
             if entry["event"] == "hypothesis" and finished:
                 late[entry["name"]] = finished
         return late
+
+    @cached_property
+    def usage(self) -> Usage:
+        """What all runs have taken, those too that failed, were stopped or cut off."""
+        return Meter(self.directory, self.events).total()
 
     @property
     def controls(self) -> tuple[CellRuns, ...]:

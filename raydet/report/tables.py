@@ -95,6 +95,7 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
         against = () if analysis.confirmation is None else (analysis.confirmation,)
     verdicts = {versus.a: versus for versus in against}
     default = _default_cell(analysis, phase)
+    unit = analysis.results.usage.unit
     rows = []
     for rank, estimate in enumerate(order, start=1):
         cell = estimate.cell
@@ -110,6 +111,7 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
                 MISSING if default is None or cell is default else f"{cell.mean - default.mean:+.4f}",
                 *(number(cell.final(metric)) for metric in METRICS),
                 *costs(cell, analysis.baseline),
+                number(None if cell.usage is None else cell.usage.by_unit[unit], 3),
                 _in_short(verdicts.get(cell.name)),
             )
         )
@@ -127,6 +129,7 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
         "GFLOP",
         "minutes",
         "images/s",
+        unit,
         "against best control",
     )
     return Table(
@@ -135,7 +138,9 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
         "A cell is one setting, trained once per seed; numbers are means over its runs. “less default” is the score "
         "less that of the cell of all defaults, “added” the parameters on top of the baseline's. Objects are "
         f"{SizeBins.of(study.base.evaluate)}. Minutes and images/s are "
-        "of training, with all its workers, whatever else the machine had to do. A dash stands for what there is not.",
+        "of training, with all its workers, whatever else the machine had to do. "
+        f"{unit} are summed over the cell's runs, attempts that came to nothing included. A dash stands for what there "
+        "is not.",
         columns,
         tuple(rows),
         num_names=1 + len(factors),

@@ -27,6 +27,7 @@ from raydet.report.pictures.run import Picture, pictures_of_run
 from raydet.report.study import open_study
 from raydet.report.tables import Table, tables
 from raydet.train.record import write_atomically
+from raydet.train.usage import Usage
 
 DIRECTORY = "report"
 PAGE = "report.html"
@@ -174,7 +175,12 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("classes", ", ".join(base.data.classes)),
         ("schedule", f"{base.train.epochs} epochs, batch {base.train.global_batch}"),
         ("training time", f"{seconds / 3600:.2f} h"),
+        ("taken of the cluster", _taken(results.usage)),
     ]
+
+
+def _taken(usage: Usage) -> str:
+    return "unknown" if usage == Usage() else f"{usage}, attempts that came to nothing included"
 
 
 def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from raydet.config import Experiment, flatten
 from raydet.errors import TrackingError
@@ -98,11 +98,45 @@ def begin_run(
     return run_id
 
 
+class Hours(Protocol):
+    """What a run has taken, see `raydet.train.usage.Usage`."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of workers with a GPU."""
+
+    @property
+    def cpu_worker_hours(self) -> float:
+        """Of workers without."""
+
+
+def log_usage(tracker: Tracker, run_id: str, usage: Hours | None, *, study: Hours | None = None) -> None:
+    """Note hours of GPUs, and of workers without, where there are any.
+
+    Args:
+        usage: of the run, or of all runs below it; None: unknown.
+        study: of all runs of the study.
+    """
+    hours: dict[str, float] = {}
+    for prefix, taken in (("", usage), ("study_", study)):
+        if taken is not None:
+            hours[f"{prefix}gpu_hours"] = taken.gpu_hours
+            hours[f"{prefix}cpu_worker_hours"] = taken.cpu_worker_hours
+    tracker.log_summary(run_id, {name: value for name, value in hours.items() if value > 0})
+
+
 def end_run(
-    tracker: Tracker, run_id: str, *, run_dir: Path, checkpoint: Path | None, results: Mapping[str, Any]
+    tracker: Tracker,
+    run_id: str,
+    *,
+    run_dir: Path,
+    checkpoint: Path | None,
+    results: Mapping[str, Any],
+    usage: Hours | None = None,
 ) -> None:
     """Note everything that a finished run came to."""
     tracker.log_history(run_id, results["history"])
+    log_usage(tracker, run_id, usage)
     tracker.log_summary(run_id, {key: results[key] for key in ("wall_s", "loop_s") if results.get(key)})
     tracker.log_table(run_id, coco_table(results), "coco_table.json")
     for name in ("model_info.json", "final_results.json", "metrics_per_epoch.csv", "training.log"):

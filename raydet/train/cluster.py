@@ -24,6 +24,7 @@ from raydet.errors import ConfigError
 from raydet.train.autoscaler import DEFAULT_PATIENCE_S, await_nodes, current_capacity
 from raydet.train.capacity import Capacity, Request, nearest, refusal
 from raydet.train.elastic import legal_sizes
+from raydet.train.head import find_head
 from raydet.train.warm import warm_workers
 
 PING_TIMEOUT_S = 10.0
@@ -46,7 +47,7 @@ class Workers:
     use_gpu: bool
     """One GPU per worker."""
     may_wait: bool
-    """Nodes may still join the cluster: wait for them instead of giving up."""
+    """Nodes may still join the cluster: wait for them instead of giving up. Not so on a Ray of this machine alone."""
     cpu_for_gpu: bool = False
     """The GPUs are declared only: workers ask for them, and train on the CPU."""
 
@@ -87,6 +88,9 @@ def _own_signals() -> Iterator[None]:
 
 def _connect(py_executable: str | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    named = os.environ.get("RAY_ADDRESS")
+    if named not in (None, "", "local"):  # with which Ray may start one
+        find_head(named)
     try:
         if IS_LOCAL:
             ray.init(
@@ -98,7 +102,7 @@ def _connect(py_executable: str | None) -> None:
             )
         else:
             ray.init(**quiet)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS')}: {last_line(error)}; "
             "check RAY_ADDRESS and the token"

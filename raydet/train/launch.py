@@ -36,6 +36,7 @@ from raydet.train.cluster import Workers, free_resources, last_line
 from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
 from raydet.train.elastic import fitting_size, larger_size, legal_sizes
 from raydet.train.heartbeat import STALL_REPORT
+from raydet.train.loopback import LoopbackTorchConfig
 from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
@@ -177,7 +178,7 @@ def _trainer(
             "upkeep": asdict(upkeep),
             "attempt": attempt,
         },
-        torch_config=TorchConfig(backend="gloo" if workers.cpu_for_gpu else None),
+        torch_config=_torch_config(workers),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),
@@ -192,6 +193,11 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _torch_config(workers: Workers) -> TorchConfig:
+    backend = "gloo" if workers.cpu_for_gpu else None  # None: Ray's choice, by what the workers hold
+    return TorchConfig(backend=backend) if workers.may_wait else LoopbackTorchConfig(backend=backend)
 
 
 def _fit(trainer: TorchTrainer, run_dir: Path, growth: Growth) -> ray.train.Result:

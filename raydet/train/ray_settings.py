@@ -4,6 +4,7 @@ What the user has set stays.
 """
 
 import os
+import socket
 import sys
 
 
@@ -24,7 +25,9 @@ _RAY_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+_LOOPBACK = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")][:1]
 _LOCAL_RAY_SETTINGS = {
+    **{f"{library}_SOCKET_IFNAME": name for library in ("GLOO", "NCCL") for name in _LOOPBACK},
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on the loopback only
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody pre-empts a laptop, and each run would start an actor for it
     "RAY_TRAIN_METRICS_ENABLED": "0",

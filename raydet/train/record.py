@@ -6,6 +6,7 @@ model_info.json        parameters, pretrained weights, operations per picture (f
                        as well)
 training.log           what the main worker logged
 progress.json          the newest state of the loop, for a progress bar in another process
+usage.json             when which workers were there, attempt by attempt; see `raydet.train.usage`
 metrics_per_batch.csv  losses of every optimiser step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
 match_records.npz      which detection of which picture was right in the last evaluation, for comparisons
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError
+from raydet.redact import RedactingFormatter
 
 if TYPE_CHECKING:
     from raydet.evaluate.matches import MatchRecords
@@ -111,7 +113,7 @@ class RunRecord:
         self._has_batches = False
         if enabled:
             self._log = logging.FileHandler(run_dir / "training.log")
-            self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._log.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(self._log)
             logger.setLevel(logging.INFO)
 

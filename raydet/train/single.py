@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raydet.config import Experiment
-from raydet.errors import ConfigError, PreemptedError
+from raydet.errors import ConfigError, PreemptedError, TrackingError
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
@@ -130,9 +130,11 @@ def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterato
         yield
     except BaseException as error:
         watcher.stop()
-        tracker.close_run(
-            run_id, "killed" if isinstance(error, KeyboardInterrupt | PreemptedError) else "failed"
-        )
+        is_asked_for = isinstance(error, KeyboardInterrupt | PreemptedError)
+        try:
+            tracker.close_run(run_id, "killed" if is_asked_for else "failed")
+        except TrackingError:  # the error of the run is the one to tell
+            logger.warning("the tracker failed", exc_info=True)
         raise
     watcher.stop()
 

@@ -5,6 +5,7 @@ Torch is imported inside the function: the process that starts the workers never
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The run's results; Ray keeps those of rank 0.
     """
+    since = time.time()
     import ray.train
     import torch
 
@@ -27,6 +29,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     from raydet.parallel.collectives import World, local_device
     from raydet.train.control import Upkeep
     from raydet.train.process import run_process
+    from raydet.train.usage import noting_usage
 
     torch.set_num_threads(config["threads"])  # Ray sets OMP_NUM_THREADS to 1 per CPU asked for
     context = ray.train.get_context()
@@ -37,15 +40,22 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         ranks_per_node=context.get_local_world_size(),
     )
     run_dir = Path(config["run_dir"])
-    return run_process(
-        Experiment.from_json(config["experiment"], where="the driver's config"),
-        run_dir=run_dir,
-        world=world,
-        publish=_report,
-        upkeep=Upkeep(**config["upkeep"]),
-        ask_cluster=_preemption,
-        attempt=config["attempt"],
-    )
+    with noting_usage(
+        run_dir,
+        since=since,
+        workers=world.world_size,
+        use_gpu=config["use_gpu"],
+        enabled=world.is_main,
+    ):
+        return run_process(
+            Experiment.from_json(config["experiment"], where="the driver's config"),
+            run_dir=run_dir,
+            world=world,
+            publish=_report,
+            upkeep=Upkeep(**config["upkeep"]),
+            ask_cluster=_preemption,
+            attempt=config["attempt"],
+        )
 
 
 def _report(row: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Trial(Config):
     """Of the study; `experiment.seed` is another one for a twin."""
     experiment: Experiment
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names the run by what it computes: equal keys, equal results."""
         return self.experiment.fingerprint()

@@ -109,6 +109,7 @@ class Screening:
         self._rungs = rule.rungs(trials[0].experiment.train)
         self._directories = {trial.key: trial_directory(root, trial) for trial in trials}
         self._judged: dict[str, int] = {}
+        self._read: dict[str, tuple[tuple[int, int], dict[int, float | None]]] = {}
         self.stops: dict[str, EarlyStop] = {}
         """By the trials' keys."""
 
@@ -131,6 +132,18 @@ class Screening:
 
     def _scores(self, trial: Trial, epoch: int) -> list[float]:
         """Of the other trials that have come so far, by what they wrote down."""
-        others = (directory for key, directory in self._directories.items() if key != trial.key)
-        scores = (score_at(read_epochs(run_dir / EPOCHS), epoch, self._metric) for run_dir in others)
+        scores = (self._at_rungs(key).get(epoch) for key in self._directories if key != trial.key)
         return [score for score in scores if score is not None]
+
+    def _at_rungs(self, key: str) -> dict[int, float | None]:
+        """A trial's scores by rung; its file is read again only where it has changed."""
+        path = self._directories[key] / EPOCHS
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return {}
+        version = (stat.st_mtime_ns, stat.st_size)
+        if key not in self._read or self._read[key][0] != version:
+            rows = read_epochs(path)
+            self._read[key] = version, {rung: score_at(rows, rung, self._metric) for rung in self._rungs}
+        return self._read[key][1]

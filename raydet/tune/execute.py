@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, wh
 import ray.tune
 
 from raydet.config import Experiment
-from raydet.errors import PreemptedError, RaydetError, StoppedEarlyError, Terminated
+from raydet.errors import ConfigError, PreemptedError, RaydetError, StoppedEarlyError, Terminated
+from raydet.redact import redact
 from raydet.train.capacity import Request
 from raydet.train.cluster import Workers, allotted
 from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
@@ -29,6 +31,9 @@ from raydet.tune.places import Places
 
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """A trial itself only waits for its workers: it takes no CPU, and stands on the node that is not pre-empted."""
+
+BUDGET_INTERVAL_S = 2.0
+"""Between two looks at what the study has taken."""
 
 logger = logging.getLogger("raydet")
 
@@ -56,15 +61,19 @@ def execute_trials(
     options: StudyOptions,
     listener: Listener,
     say: Callable[[str], None],
+    is_spent: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run trials, each once; those that were interrupted continue from their newest checkpoint.
 
     Args:
         root: the study's directory.
         say: takes a line about the cluster.
+        is_spent: whether the budget is; asked every few seconds, from a thread. Then what runs saves and stops, and
+            nothing starts any more.
 
     Raises:
-        ConfigError: the cluster has too little for that, or nodes did not come in time.
+        ConfigError: the cluster has too little for that, nodes did not come in time, or the budget limits what it has
+            not.
         Terminated: SIGTERM; what runs has saved, if it could in time.
         KeyboardInterrupt: Ctrl-C; what runs is ended, what has ended is kept.
     """
@@ -78,6 +87,8 @@ def execute_trials(
         wait_s=options.wait_s,
         say=say,
     )
+    if options.budget.gpu_hours is not None and not share.use_gpu:
+        raise ConfigError("--budget-gpu-hours limits nothing without GPUs; take --budget-worker-hours")
     most = options.concurrency or (len(trials) if share.use_gpu else 1)
     places = Places(Request(share.count, share.resources), capacity, most=most, say=say)
     for trial in trials:
@@ -85,7 +96,7 @@ def execute_trials(
         claim_run_directory(run_dir, trial.experiment)
         (run_dir / STOP_FILE).unlink(missing_ok=True)
     (root / STOP_FILE).unlink(missing_ok=True)
-    relay = _Relay({trial.name: trial for trial in trials}, listener, places)
+    relay = _Relay({trial.name: trial for trial in trials}, listener, places, root)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([HEAD_NODE])),
         param_space={
@@ -102,22 +113,44 @@ def execute_trials(
             # A trial whose own process dies starts again; what a run raises on purpose is told, and final.
             failure_config=ray.tune.FailureConfig(max_failures=options.upkeep.max_failures),
             callbacks=[relay],
+            stop=_StopWhenEmpty(relay),
         ),
     )
     future = in_a_thread(tuner.fit)
     try:
-        future.result()
+        with _watching(is_spent, relay):
+            future.result()
     except Terminated:
-        relay.is_ending = True
-        order_stop(root, StopOrder.END, "the driver was asked to stop")
-        for trial in relay.running():
-            order_stop(trial_directory(root, trial), StopOrder.END, "the driver was asked to stop")
+        relay.end("the driver was asked to stop")
         deadline = time.monotonic() + GRACE_S
         while relay.running() and time.monotonic() < deadline:
             time.sleep(0.1)
         raise
     finally:
         places.close()
+
+
+@contextmanager
+def _watching(is_spent: Callable[[], bool], relay: _Relay) -> Iterator[None]:
+    """End what runs as soon as the budget is spent."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(BUDGET_INTERVAL_S):
+            try:
+                if is_spent():
+                    relay.end("the budget is spent")
+                    return
+            except Exception:  # a file that cannot be read now; what is spent by then counts at the next look
+                logger.warning("cannot tell what the study has taken", exc_info=True)
+
+    thread = threading.Thread(target=watch, name="raydet-budget", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
@@ -157,11 +190,12 @@ def _spec(trial: Trial, root: Path) -> dict[str, str]:
 class _Relay(ray.tune.Callback):
     """Tells the listener what Tune tells us, and Tune how many trials have a place."""
 
-    def __init__(self, trials: Mapping[str, Trial], listener: Listener, places: Places) -> None:
+    def __init__(self, trials: Mapping[str, Trial], listener: Listener, places: Places, root: Path) -> None:
         self._trials = trials
         self._listener = listener
         self._places = places
         self._num_left = len(trials)
+        self._root = root
         # When each place for a trial became free: the time until a process is up counts as the trial's.
         self._free_since = [time.monotonic()] * places.count
         self._started: dict[str, float] = {}
@@ -176,8 +210,16 @@ class _Relay(ray.tune.Callback):
         """Trials whose processes are up."""
         return [self._trials[name] for name in list(self._started)]
 
+    def end(self, reason: str) -> None:
+        """Have what runs save and stop, and keep the rest from beginning."""
+        # In this order: what is told to nobody, because it starts after the second line, has read the first one.
+        order_stop(self._root, StopOrder.END, reason)
+        self.is_ending = True
+        for trial in self.running():
+            order_stop(trial_directory(self._root, trial), StopOrder.END, reason)
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._places.look(self._num_left)
+        self._places.look(0 if self.is_ending else self._num_left)
         new = self._places.count - len(self._free_since) - len(self._started)
         for _ in range(new):
             heapq.heappush(self._free_since, time.monotonic())
@@ -191,6 +233,8 @@ class _Relay(ray.tune.Callback):
             self._listener.started(self._trials[name])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if "outcome" not in trial.last_result:  # it was still waiting when all was stopped
+            return
         outcome = json.loads(trial.last_result["outcome"])
         with self._ending(trial) as (ours, wall_s):
             if "results" in outcome:
@@ -204,7 +248,7 @@ class _Relay(ray.tune.Callback):
         error = trial.get_error()
         last_line = str(error).strip().splitlines()[-1] if error else "no reason given"
         with self._ending(trial) as (ours, _):
-            self._listener.failed(ours, f"its process died: {last_line}")
+            self._listener.failed(ours, redact(f"its process died: {last_line}"))
 
     @contextmanager
     def _ending(self, trial: Any) -> Iterator[tuple[Trial, float]]:
@@ -219,3 +263,20 @@ class _Relay(ray.tune.Callback):
             if since is not None:  # else it has died before it was up
                 heapq.heappush(self._free_since, now)
                 del self._started[name]
+
+
+class _StopWhenEmpty(ray.tune.Stopper):
+    """Ends Tune's list once it is to end and nothing runs any more: Tune would go through all of it otherwise."""
+
+    def __init__(self, relay: _Relay) -> None:
+        self._relay: _Relay | None = relay
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As the relay's."""
+        return {"_relay": None}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._relay is not None and self._relay.is_ending and not self._relay.running()

@@ -6,13 +6,16 @@ Events:
     hypothesis once for each hypothesis: the same
     protocol   once, before the first run: seeds, metric, controls
     deviation  a later command has other rules than the one before
-    started    a trial begins (again)
+    started    a trial begins (again), with its place below the study's directory
     finished   a trial has ended, with its results
     failed     a trial has ended without results, with the reason
     stopped    a trial was stopped early, with epoch, score and what it would have needed
     promoted   a phase was decided, with the reasons
     confirming what runs again with fresh seeds was decided
     tracked    a finished trial stands complete in the tracker
+    overspent  the budget was spent: no trial was started any more, what was running has saved
+
+`finished`, `failed` and `stopped` hold the `usage` of the trial: seconds of workers, over all of its attempts so far.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import fcntl
 import json
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,18 +36,32 @@ NAME = "journal.jsonl"
 
 
 class Events:
-    """What a journal says."""
+    """What a journal says. Looking up a kind of event or a trial takes no longer in a long journal."""
 
     def __init__(self, entries: Iterable[dict[str, Any]]) -> None:
-        self.events = list(entries)
+        self.events: list[dict[str, Any]] = []
+        self._of_event: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._of_trial: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for entry in entries:
+            self._add(entry)
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """All events of one kind, oldest first."""
-        return [entry for entry in self.events if entry["event"] == event]
+        return list(self._of_event.get(event, ()))
+
+    def about(self, key: str) -> list[dict[str, Any]]:
+        """All events of one trial, oldest first."""
+        return list(self._of_trial.get(key, ()))
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Results of the finished trials by trial key."""
         return {entry["key"]: entry["results"] for entry in self.of("finished")}
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        self.events.append(entry)
+        self._of_event[entry["event"]].append(entry)
+        if "key" in entry:
+            self._of_trial[entry["key"]].append(entry)
 
 
 def read_journal(directory: Path) -> Events:
@@ -51,12 +69,16 @@ def read_journal(directory: Path) -> Events:
     path = directory / NAME
     if not path.exists():
         return Events([])
-    content = path.read_bytes()
-    return Events(_entries(path, content[: content.rfind(b"\n") + 1]))
+    with path.open("rb") as file:
+        return Events(_entries(path, file))
 
 
 class Journal(Events):
-    """Open for writing, by one driver at a time."""
+    """Open for writing, by one driver at a time.
+
+    What a trial's epochs were stays in the file alone, once it is in the tracker: of thousands of trials it would not
+    fit into memory.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Open the journal of the study in `directory`, or begin one.
@@ -78,8 +100,10 @@ class Journal(Events):
                 f"cannot write the study directory {directory}: {error.strerror}; choose another with --storage"
             ) from error
         try:
-            super().__init__(_entries(self.path, self._whole_lines()))
-            self._num_read = len(self.events)
+            self._file.seek(0)
+            super().__init__(_entries(self.path, self._file))
+            self._drop_torn_line()
+            self._num_known = {key: len(entries) for key, entries in self._of_trial.items()}
         except StudyError:
             self._file.close()
             raise
@@ -90,10 +114,9 @@ class Journal(Events):
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
 
-    @property
-    def new_events(self) -> list[dict[str, Any]]:
-        """What this process has written."""
-        return self.events[self._num_read :]
+    def new_about(self, key: str) -> list[dict[str, Any]]:
+        """What this process has written about a trial."""
+        return self.about(key)[self._num_known.get(key, 0) :]
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event; when this returns, it survives a power cut."""
@@ -102,20 +125,30 @@ class Journal(Events):
             self._file.write((json.dumps(entry) + "\n").encode())
             self._file.flush()
             os.fsync(self._file.fileno())
-            self.events.append(entry)
+            self._add(entry)
 
-    def _whole_lines(self) -> bytes:
+    def _add(self, entry: dict[str, Any]) -> None:
+        super()._add(entry)
+        if entry["event"] == "tracked":
+            for known in self.about(entry["key"]):
+                if known["event"] == "finished":
+                    known["results"] = {
+                        name: value for name, value in known["results"].items() if name != "history"
+                    }
+
+    def _drop_torn_line(self) -> None:
         """A driver that was killed while writing leaves a line without an end: it never happened."""
+        size = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
-        content = self._file.read()
-        end = content.rfind(b"\n") + 1
-        if end != len(content):
-            self._file.truncate(end)
-        return content[:end]
+        whole = sum(len(line) for line in self._file if line.endswith(b"\n"))
+        if whole != size:
+            self._file.truncate(whole)
 
 
-def _entries(path: Path, lines: bytes) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines.splitlines(), start=1):
+def _entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):  # torn: it never happened
+            return
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from raydet.errors import StudyError
 from raydet.train.control import Upkeep
 from raydet.tune.early_stopping import EarlyStopping
+from raydet.tune.meter import Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class StudyOptions:
     """Trials that were given up by earlier commands get their chances anew."""
     early_stopping: EarlyStopping | None = None
     """For phases that only choose what goes on; None: every trial runs to its end."""
+    budget: Budget = Budget()  # noqa: RUF009  -- frozen
+    """Once it is spent, what runs saves and stops, and nothing starts any more."""
     tracking_uri: str | None = None
 
     def __post_init__(self) -> None:
@@ -39,6 +42,8 @@ class StudyOptions:
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise StudyError(f"--{flag.replace('_', '-')} wants at least 1, got {value}")
+        if self.use_gpu is False and self.budget.gpu_hours is not None:
+            raise StudyError("--budget-gpu-hours limits nothing with --cpu; take --budget-worker-hours")
         if self.retries < 0:
             raise StudyError(f"--retries wants at least 0, got {self.retries}")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from rich.table import Table
 
-from raydet.evaluate.names import METRIC_NAMES, MISS_RATE
-from raydet.train.record import write_atomically
+from raydet.train.usage import Usage
 from raydet.tune.cells import Trial
 from raydet.tune.journal import Events
+from raydet.tune.meter import ENDINGS, journalled
 from raydet.tune.select import Candidate
 from raydet.tune.study import Study
 
 Status = Literal["pending", "finished", "stopped", "failed"]
-
-SUMMARY = "summary_all_experiments.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +30,8 @@ class TrialRecord:
     """Why it failed, or was stopped early."""
     stop: Mapping[str, Any] | None = None
     """Where it was stopped early: `epoch`, `score`."""
+    usage: Usage | None = None
+    """What it had taken when it ended last, over all its attempts; None: unknown, or it has not ended yet."""
 
     def score(self, metric: str) -> float | None:
         """The last epoch's value of a metric; a detector that finds nothing scores 0."""
@@ -45,20 +42,20 @@ class TrialRecord:
 
 def records_of(trials: Sequence[Trial], journal: Events) -> list[TrialRecord]:
     """One record per trial, by the journal's word: results first, else what it said last."""
-    results = journal.results()
-    last = {entry["key"]: entry for entry in journal.events if entry["event"] in ("failed", "stopped")}
-    records = []
-    for trial in trials:
-        entry = last.get(trial.key)
-        if trial.key in results:
-            records.append(TrialRecord(trial, "finished", results=results[trial.key]))
-        elif entry is None:
-            records.append(TrialRecord(trial, "pending"))
-        elif entry["event"] == "failed":
-            records.append(TrialRecord(trial, "failed", reason=entry["reason"]))
-        else:
-            records.append(TrialRecord(trial, "stopped", reason=entry["reason"], stop=entry))
-    return records
+    return [_record(trial, journal) for trial in trials]
+
+
+def _record(trial: Trial, journal: Events) -> TrialRecord:
+    endings = [entry for entry in journal.about(trial.key) if entry["event"] in ENDINGS]
+    if not endings:
+        return TrialRecord(trial, "pending")
+    last, usage = endings[-1], journalled(endings[-1])
+    finished = [entry["results"] for entry in endings if entry["event"] == "finished"]
+    if finished:
+        return TrialRecord(trial, "finished", results=finished[-1], usage=usage)
+    if last["event"] == "failed":
+        return TrialRecord(trial, "failed", reason=last["reason"], usage=usage)
+    return TrialRecord(trial, "stopped", reason=last["reason"], stop=last, usage=usage)
 
 
 def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> list[Candidate]:
@@ -112,38 +109,12 @@ def ranked(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
     return sorted(finished, key=lambda record: -(record.score(metric) or 0.0))
 
 
-def summary_rows(study: Study, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """One row per trial: factors, status, metrics, cost."""
-    metrics = (*METRIC_NAMES, MISS_RATE) if study.base.evaluate.miss_rate else METRIC_NAMES
-    rows = []
-    for record in records:
-        trial, results = record.trial, record.results or {}
-        row: dict[str, Any] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
-        row |= {factor.path.split(".")[-1]: trial.cell.values.get(factor.path) for factor in study.factors}
-        row |= {"status": record.status}
-        row |= {name: results.get("final", {}).get(name) for name in metrics}
-        row |= {
-            name: results.get(name) for name in ("parameters", "wall_s", "loop_s", "overhead_s", "lost_s")
-        }
-        rows.append(row | {"reason": record.reason})
-    return rows
-
-
-def write_summary(study: Study, records: Sequence[TrialRecord], directory: Path) -> None:
-    """Write summary_all_experiments.csv anew."""
-    rows = summary_rows(study, records)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(directory / SUMMARY, text.getvalue())
-
-
 def ranking_table(study: Study, records: Sequence[TrialRecord]) -> Table:
     """All finished trials, best first, with what they cost."""
     order = ranked(records, study.metric)
     table = Table(title=f"{study.name}: {len(order)} of {len(records)} trials finished, by {study.metric}")
-    for column in ("rank", "trial", "mAP", "mAP50", "mAP75", "parameters", "wall s", "overhead s"):
+    unit = sum((record.usage for record in order if record.usage is not None), start=Usage()).unit
+    for column in ("rank", "trial", "mAP", "mAP50", "mAP75", "parameters", "wall s", "overhead s", unit):
         table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
     for rank, record in enumerate(order, start=1):
         results: Mapping[str, Any] = record.results or {}
@@ -155,6 +126,7 @@ def ranking_table(study: Study, records: Sequence[TrialRecord]) -> Table:
             f"{results['parameters']:,}",
             number(results["wall_s"], 1),
             number(results["overhead_s"], 1),
+            number(None if record.usage is None else record.usage.by_unit[unit], 3),
         )
     return table
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
 from raydet.config import apply_overrides
 from raydet.data.sampler import batch_plan
-from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, StudyError
+from raydet.errors import EXIT_BUDGET_SPENT, EXIT_OK, EXIT_TRIALS_FAILED, StudyError
+from raydet.redact import RedactingFormatter
 from raydet.track.base import Tracker
 from raydet.track.runs import open_tracker
 from raydet.train.preflight import check
@@ -25,6 +26,7 @@ from raydet.tune.bookkeeping import PhaseBook
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.early_stopping import EarlyStopping, Screening
 from raydet.tune.journal import Journal, read_journal
+from raydet.tune.meter import Meter
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import (
     all_trials,
@@ -42,7 +44,6 @@ from raydet.tune.records import (
     contenders,
     ranking_table,
     records_of,
-    write_summary,
 )
 from raydet.tune.select import promote
 from raydet.tune.study import (
@@ -54,6 +55,7 @@ from raydet.tune.study import (
     Study,
     is_screening,
 )
+from raydet.tune.summary import Summary
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")
@@ -98,7 +100,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
     """Run what is missing of a study and print its ranking.
 
     Returns:
-        Exit code: 0, or 1 if trials failed.
+        Exit code: 0, 1 if trials failed, or 6 if the budget was spent before all was done.
 
     Raises:
         DataError: the data are bad; nothing has started.
@@ -116,12 +118,16 @@ def run_study(study: Study, options: StudyOptions) -> int:
         deviation = remember_protocol(journal, protocol_of(study, options))
         console = stack.enter_context(own_terminal(root / "noise.log"))
         stack.enter_context(_log_file(root / "master_log.txt"))
-        view = StudyView(console=console, study=study.name, metric=study.metric)
+        meter = Meter(root, journal)
+        view = StudyView(
+            console=console, study=study.name, metric=study.metric, meter=meter, budget=options.budget
+        )
         run = StudyRun(
             study=study,
             options=options,
             root=root,
             journal=journal,
+            meter=meter,
             tracker=tracker,
             view=view,
             stack=stack,
@@ -166,6 +172,7 @@ class StudyRun:
     options: StudyOptions
     root: Path
     journal: Journal
+    meter: Meter
     tracker: Tracker
     view: StudyView
     stack: ExitStack
@@ -173,6 +180,12 @@ class StudyRun:
     has_cluster: bool = False
     num_run: int = 0
     """Trials that this command has run."""
+    _summary: Summary = field(init=False)
+    _decided: tuple[int, dict[str, tuple[Trial, ...]]] = (-1, {})
+    """The trials, and how many decisions they follow from."""
+
+    def __post_init__(self) -> None:
+        self._summary = Summary(self.study, self.root)
 
     def all_phases(self) -> int:
         """Phase after phase; stops early where `--max-trials` is reached, or where nothing can be promoted."""
@@ -188,17 +201,34 @@ class StudyRun:
                 num_done=len(known) - self._num_left(),
                 num_undecided=num_undecided_trials(self.study, self.journal, self.options.seeds),
             )
+            self._summary.know(known)
             self._catch_up(records)
             while missing := self.missing(phase):
+                if self._is_budget_spent():
+                    return self._end_of_budget()
                 if not self._run(phase, missing):
                     self.view.say(
                         f"{phase.name}: {len(missing)} trials left after --max-trials {self.options.max_trials}; "
                         "the same command goes on"
                     )
                     return self._exit_code()
+            self._summary.write()
         if self.num_run == 0:
             self.view.say(f"{self.study.name}: everything has run already, nothing to do")
         return self._exit_code()
+
+    def _is_budget_spent(self) -> bool:
+        return self.options.budget.is_spent(self.meter.total())
+
+    def _end_of_budget(self) -> int:
+        usage = self.meter.total()
+        num_left = self._num_left() + num_undecided_trials(self.study, self.journal, self.options.seeds)
+        self.journal.append("overspent", budget=str(self.options.budget), usage=usage.as_json())
+        self.view.say(
+            f"{self.study.name}: the budget of {self.options.budget} is spent ({usage}), {num_left} trials left; "
+            "nothing is lost, the same command with a larger budget goes on"
+        )
+        return EXIT_BUDGET_SPENT
 
     def _exit_code(self) -> int:
         """0, or 1 after naming what failed."""
@@ -218,17 +248,24 @@ class StudyRun:
 
     def _num_left(self) -> int:
         """Trials of all decided phases that are to be run."""
-        decided = cells_by_phase(self.study, self.journal)
-        phases = [phase for phase in self.study.phases if phase.name in decided]
+        phases = [phase for phase in self.study.phases if phase.name in self._trials()]
         return len({trial.key for phase in phases for trial in self.missing(phase)})
 
     def records(self) -> list[TrialRecord]:
         """Every trial that is decided so far."""
-        return records_of(all_trials(self.study, self.journal, self.options.seeds), self.journal)
+        trials = {trial.key: trial for trials in self._trials().values() for trial in trials}
+        return records_of(tuple(trials.values()), self.journal)
 
     def _records_of_phase(self, phase: str) -> list[TrialRecord]:
-        trials = trials_by_phase(self.study, self.journal, self.options.seeds)[phase]
-        return records_of(trials, self.journal)
+        return records_of(self._trials()[phase], self.journal)
+
+    def _trials(self) -> dict[str, tuple[Trial, ...]]:
+        """Of the phases that are decided; put together anew only after a decision."""
+        num_decisions = len(self.journal.of("promoted")) + len(self.journal.of("confirming"))
+        if self._decided[0] != num_decisions:
+            trials = trials_by_phase(self.study, self.journal, self.options.seeds)
+            self._decided = (num_decisions, trials)
+        return self._decided[1]
 
     def _decide(self, phase: Phase) -> bool:
         """Fix the runs of a phase, once: it stands, whatever is run later. False where nothing can be chosen."""
@@ -297,8 +334,18 @@ class StudyRun:
         if not self.has_cluster:
             self.stack.enter_context(cluster())
             self.has_cluster = True
-        with self._book(phase.name, self._screening(phase)) as listener:
-            execute_trials(trials, root=self.root, options=self.options, listener=listener, say=self.view.say)
+        try:
+            with self._book(phase.name, self._screening(phase)) as listener:
+                execute_trials(
+                    trials,
+                    root=self.root,
+                    options=self.options,
+                    listener=listener,
+                    say=self.view.say,
+                    is_spent=self._is_budget_spent,
+                )
+        finally:
+            self._summary.write()
         self.num_run += len(trials)
         return True
 
@@ -317,19 +364,20 @@ class StudyRun:
             phase,
             root=self.root,
             journal=self.journal,
+            meter=self.meter,
             tracker=self.tracker,
             view=self.view,
             screening=screening,
             is_tried_again=self._is_tried_again,
-            on_ended=lambda: write_summary(self.study, self.records(), self.root),
+            on_ended=self._summary.ended,
         )
 
     def _is_tried_again(self, trial: Trial) -> bool:
         """A trial that was stopped early and goes on begins with all its chances."""
         failures = 0
-        for entry in self.journal.new_events if self.options.retry_failed else self.journal.events:
-            if entry.get("key") == trial.key:
-                failures = 0 if entry["event"] == "stopped" else failures + (entry["event"] == "failed")
+        about = self.journal.new_about if self.options.retry_failed else self.journal.about
+        for entry in about(trial.key):
+            failures = 0 if entry["event"] == "stopped" else failures + (entry["event"] == "failed")
         return failures <= self.options.retries
 
     def _catch_up(self, records: Sequence[TrialRecord]) -> None:
@@ -359,7 +407,7 @@ class StudyRun:
 def _log_file(path: Path) -> Iterator[None]:
     """What this process logs goes to the study's master log, not to the terminal."""
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     logger.setLevel(logging.INFO)

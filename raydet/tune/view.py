@@ -15,8 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raydet.redact import redact
 from raydet.train.record import read_progress
 from raydet.tune.cells import Trial
+from raydet.tune.meter import Budget, Meter
 from raydet.tune.records import TrialRecord, duration, number
 
 
@@ -27,6 +29,9 @@ class StudyView:
     console: Console
     study: str
     metric: str
+    meter: Meter | None = None
+    """What the study has taken; None: nobody knows."""
+    budget: Budget = Budget()  # noqa: RUF009  -- frozen
     total: int = 0
     """Trials of the study, those included that are not decided yet."""
     done: int = 0
@@ -47,7 +52,7 @@ class StudyView:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(redact(text), highlight=False, soft_wrap=True)
 
     def begin_phase(
         self,
@@ -89,17 +94,18 @@ class StudyView:
         head = f"[{self.done}/{self.total}] {record.trial.name}"
         if record.status == "stopped":
             self._num_ended += 1
-            self.say(f"{head}  stopped early: {self.metric} {record.reason}")
+            self.say(f"{head}  stopped early: {self.metric} {record.reason}{_hours(record)}")
             return
         if record.results is None:
-            self.say(f"{head}  FAILED{'' if is_final else ', will be tried again'}: {record.reason}")
+            chances = "" if is_final else ", will be tried again"
+            self.say(f"{head}  FAILED{chances}: {record.reason}{_hours(record)}")
             return
         self._num_ended += 1
         self._keep_best(record)
         final, results = record.results["final"], record.results
         self.say(
             f"{head}  mAP {number(final['mAP'])}  mAP50 {number(final['mAP_50'])}  loss {number(final['loss'])}  "
-            f"{_seconds(results['wall_s'])}, of which overhead {_seconds(results['overhead_s'])}"
+            f"{_seconds(results['wall_s'])}, of which overhead {_seconds(results['overhead_s'])}{_hours(record)}"
             + ("" if self.console.is_terminal else f"  |  {self._summary()}")
         )
 
@@ -122,12 +128,20 @@ class StudyView:
         best = "none yet"
         if self.best is not None:
             best = f"{self.best.trial.name} {self.metric} {number(self.best.score(self.metric))}"
-        return f"best {best}  |  left {'unknown' if left is None else 'about ' + duration(left)}"
+        summary = f"best {best}  |  left {'unknown' if left is None else 'about ' + duration(left)}"
+        if self.meter is None:
+            return summary
+        limit = f" of {self.budget}" if self.budget != Budget() else ""
+        return f"{summary}  |  {self.meter.total()}{limit}"
 
     def _keep_best(self, record: TrialRecord) -> None:
         score = record.score(self.metric)
         if score is not None and (self.best is None or score > (self.best.score(self.metric) or 0.0)):
             self.best = record
+
+
+def _hours(record: TrialRecord) -> str:
+    return "" if record.usage is None else f", {record.usage}"
 
 
 def _seconds(value: float | None) -> str:

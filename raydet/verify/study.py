@@ -20,7 +20,7 @@ from raydet.evaluate.names import METRIC_NAMES
 from raydet.track.base import RunView
 from raydet.track.runs import runs_by_name
 from raydet.tune.journal import Events, read_journal
-from raydet.tune.records import SUMMARY
+from raydet.tune.summary import SUMMARY
 
 
 @dataclass(slots=True)
@@ -110,8 +110,9 @@ def _summary_problems(directory: Path, journal: Events) -> Iterable[str]:
             yield f"{entry['name']} has finished, but {SUMMARY} says {row['status'] if row else 'nothing'}"
         elif any(row[name] != _as_cell(entry["results"]["final"][name]) for name in METRIC_NAMES):
             yield f"{entry['name']}: {SUMMARY} has other metrics than the journal"
+    finished = {entry["name"] for entry in journal.of("finished")}
     for name, row in rows.items():
-        if row["status"] == "finished" and name not in {entry["name"] for entry in journal.of("finished")}:
+        if row["status"] == "finished" and name not in finished:
             yield f"{name} has finished by {SUMMARY}, but not by the journal"
 
 

@@ -15,7 +15,7 @@ from raydet.config import DataConfig, NpyYoloSource, SyntheticSource
 from raydet.data.convert import convert
 from raydet.errors import DataError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module", autouse=True)

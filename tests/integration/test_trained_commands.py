@@ -222,6 +222,7 @@ def test_predictions_score_as_the_run_did(
 # --- robustness
 
 
+@pytest.mark.slow
 def test_robustness_has_a_row_for_everything_that_can_befall_the_model(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

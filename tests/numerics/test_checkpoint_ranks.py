@@ -15,6 +15,8 @@ import pytest
 from raydet.train.checkpoints import newest_checkpoint
 from tests.numerics.conftest import free_port
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:

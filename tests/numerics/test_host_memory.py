@@ -19,6 +19,7 @@ from tests.numerics.test_resume import EXPERIMENT
 MIB = 2**20
 
 
+@pytest.mark.slow
 def test_a_run_saves_before_the_memory_ends(tmp_path: Path) -> None:
     config, run_dir = tmp_path / "config.json", tmp_path / "run"
     config.write_text(apply_overrides(EXPERIMENT, {"train.epochs": 500, "train.eval_every": 500}).to_json())

@@ -39,6 +39,7 @@ print(json.dumps({
 
 
 @pytest.mark.parametrize(("strategy", "share"), [("ddp", 1.0), ("fsdp", 0.5)])
+@pytest.mark.slow
 def test_weights_come_from_rank_0(strategy: str, share: float, start: Start) -> None:
     first, second = (
         json.loads(text.splitlines()[-1])

@@ -20,6 +20,8 @@ from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.recipes import recipe
 from tests.numerics.conftest import Launch, Start, launch_training
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 MICRO: dict[str, object] = {"train.micro_batch": 2}
 

@@ -94,6 +94,7 @@ except OutOfMemoryError as error:
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_plain_words(tmp_path: Path) -> None:
     """The real thing: the process may take no more than 700 MiB, a step wants more."""
     experiment = apply_overrides(

@@ -155,6 +155,7 @@ main(sys.argv[2:])
 
 
 @pytest.mark.parametrize(("policy", "strategy"), [("skip", "fsdp"), ("rollback", "ddp")])
+@pytest.mark.slow
 def test_two_workers_pass_over_the_same_step(
     start: Start, tmp_path: Path, victim: str, policy: str, strategy: str
 ) -> None:

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from raydet.config import apply_overrides
 from raydet.plan.ledger import ledger
 from raydet.recipes import recipe
@@ -46,6 +48,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_what_sharded_ranks_hold(start: Start, tmp_path: Path) -> None:
     run = apply_overrides(recipe("demo"), {"train.strategy": "fsdp", "train.global_batch": 6})
     planned = ledger(run, world_size=3, strategy="fsdp", micro_batch=2)

@@ -18,6 +18,8 @@ from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory
 from tests.numerics.conftest import Start
 
+pytestmark = pytest.mark.slow
+
 MODEL = "test_resnet"
 
 

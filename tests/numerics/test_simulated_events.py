@@ -18,6 +18,8 @@ from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory
 from tests.unit.data.test_loader import EVERYTHING
 
+pytestmark = pytest.mark.slow
+
 NOTE = "The event modality is simulated from rgb, no camera has recorded it."
 EXPERIMENT = apply_overrides(
     recipe("demo"),

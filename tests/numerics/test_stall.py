@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_STALLED
 from raydet.train.heartbeat import STALL_REPORT
@@ -20,6 +22,7 @@ from tests.numerics.test_resume import EXPERIMENT
 HEARTBEAT_S = 4.0
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_within_two_heartbeats(tmp_path: Path) -> None:
     config, run_dir = tmp_path / "config.json", tmp_path / "run"
     config.write_text(apply_overrides(EXPERIMENT, {"train.epochs": 500, "train.eval_every": 500}).to_json())

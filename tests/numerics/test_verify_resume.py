@@ -9,6 +9,8 @@ import pytest
 from raydet.cli import main
 from raydet.train.faults import FAULT_PHASES
 
+pytestmark = pytest.mark.slow
+
 DEMO = [
     "--recipe",
     "demo",

@@ -14,9 +14,11 @@ from raydet.evaluate.matches import MatchRecords, mean_average_precision
 from raydet.evaluate.names import METRIC_NAMES
 from raydet.track.runs import open_tracker
 from raydet.train.record import MATCH_RECORDS, claim_run_directory
+from raydet.train.usage import Usage
 from raydet.tune.bookkeeping import PhaseBook
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.journal import Journal
+from raydet.tune.meter import Meter
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, remember_study, trials_by_phase
 from raydet.tune.protocol import protocol_of, remember_protocol
@@ -24,6 +26,8 @@ from raydet.tune.records import records_of
 from raydet.tune.study import Study
 from raydet.tune.view import StudyView
 
+USAGE = Usage(gpu_s=1800)
+"""Of every run."""
 Quality = Callable[[Trial], float | str]
 """How much of what there is a trial finds, in 0..1; or what else becomes of it: pending, failed, stopped."""
 
@@ -111,9 +115,8 @@ def simulate(
             found = quality(trial)
             if isinstance(found, str):
                 if found != "pending":
-                    journal.append(
-                        found, key=trial.key, name=trial.name, reason="on purpose", epoch=1, score=0.9
-                    )
+                    ending = {"reason": "on purpose", "epoch": 1, "score": 0.9, "usage": USAGE.as_json()}
+                    journal.append(found, key=trial.key, name=trial.name, **ending)
                 continue
             run_dir = trial_directory(directory, trial)
             claim_run_directory(run_dir, trial.experiment)
@@ -124,7 +127,7 @@ def simulate(
                 records.save(run_dir / MATCH_RECORDS)
             (run_dir / "final_results.json").write_text(json.dumps(results))
             journal.append("started", key=trial.key, name=trial.name)
-            journal.append("finished", key=trial.key, name=trial.name, results=results)
+            journal.append("finished", key=trial.key, name=trial.name, results=results, usage=USAGE.as_json())
     return directory
 
 
@@ -138,11 +141,12 @@ def track(study: Study, directory: Path, *, seeds: int = 3) -> None:
                 phase,
                 root=directory,
                 journal=journal,
+                meter=Meter(directory, journal),
                 tracker=tracker,
                 view=view,
                 screening=None,
                 is_tried_again=lambda _: False,
-                on_ended=lambda: None,
+                on_ended=lambda _: None,
             ) as book:
                 for record in records_of(trials, journal):
                     if record.status == "finished" and record.trial.phase == phase:

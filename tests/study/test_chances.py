@@ -14,6 +14,7 @@ from raydet.track.base import NullTracker
 from raydet.tune.cells import Trial, seeds_of, trials_of
 from raydet.tune.early_stopping import EarlyStopping
 from raydet.tune.journal import Journal
+from raydet.tune.meter import Meter
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import cells_by_phase
 from raydet.tune.run import StudyRun
@@ -46,6 +47,7 @@ def to_run(journal: Journal, trial: Trial, **options: object) -> bool:
         options=StudyOptions(storage=journal.path.parent.parent, **options),  # type: ignore[arg-type]
         root=journal.path.parent,
         journal=journal,
+        meter=Meter(journal.path.parent, journal),
         tracker=NullTracker(),
         view=StudyView(console=Console(), study="gaff", metric="mAP"),
         stack=ExitStack(),

@@ -15,7 +15,7 @@ from raydet.verify.chaos import TARGETS
 from raydet.verify.study import check_study
 from tests.study.conftest import environment, tune_arguments
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -103,6 +103,7 @@ def test_an_order_survives_another_one_only_as_the_newest(tmp_path: Path) -> Non
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_stopped_trial_is_finished_where_a_comparison_needs_it(tmp_path: Path) -> None:
     # As if the second trial had been very good: the first one falls behind it.
     root = tmp_path / "gaff"

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.ray
 FIRST = "exp_001_s3_r4_is0_mb0"
 
 
+@pytest.mark.slow
 def test_the_study_goes_on_without_it_and_tries_again_when_told(tmp_path: Path) -> None:
     faults = order(tmp_path / "faults", Fault("backward", step=1))
     options = ("--max-failures", "0", "--retries", "0")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raydet.errors import StudyError
-from raydet.tune.journal import Journal
+from raydet.tune.journal import Journal, read_journal
 
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
@@ -32,6 +32,18 @@ def test_a_torn_line_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> Non
         journal.append("started", key="b")
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["a", "b"]
+
+
+def test_epochs_leave_the_memory_once_they_are_tracked_but_not_the_file(tmp_path: Path) -> None:
+    results = {"history": [{"epoch": 1}], "final": {"mAP": 0.5}}
+    with Journal(tmp_path) as journal:
+        for key in ("a", "b"):
+            journal.append("finished", key=key, results=results)
+        journal.append("tracked", key="a")
+        assert journal.results() == {"a": {"final": {"mAP": 0.5}}, "b": results}
+    with Journal(tmp_path) as journal:
+        assert journal.results() == {"a": {"final": {"mAP": 0.5}}, "b": results}
+    assert read_journal(tmp_path).results() == {"a": results, "b": results}
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def wait_for(condition: object, seconds: float) -> None:
         pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive),  # the slow test of chaos does it, too
     ],
 )
+@pytest.mark.slow
 def test_a_killed_driver_repeats_nothing(how: signal.Signals, tmp_path: Path) -> None:
     driver = subprocess.Popen(
         tune_command(tmp_path),

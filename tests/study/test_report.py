@@ -20,6 +20,7 @@ from raydet.report.write import Report, write_report
 from raydet.track.mlflow import MLflowTracker
 from raydet.track.runs import SQLITE
 from raydet.tune.cells import Trial
+from raydet.tune.journal import read_journal
 from raydet.tune.spaces import load_space
 from tests.study.simulated import simulate
 
@@ -70,6 +71,8 @@ def test_the_page_needs_nothing_else_and_runs_nothing(report: Report) -> None:
     policies = [a.get("content") for _, a in page.found if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert HOSTILE in page.text
+    num_runs = len(read_journal(report.page.parents[1]).results())
+    assert f"{num_runs / 2:.3f} GPU-hours, attempts that came to nothing included" in page.text
     assert "http" not in re.sub(r"data:[^\"]*", "", report.page.read_text()).replace("http-equiv", "")
 
 
@@ -91,12 +94,14 @@ def test_tables_say_the_same_as_the_journal(study: Path, report: Report) -> None
     assert set(rows) == {"cmx", "gaff", "gaff_shared"}
     assert rows["cmx"]["less default"] == "–"
     assert rows["cmx"]["images/s"] == "100.0"
+    assert rows["cmx"]["GPU-hours"] == "1.500"  # three runs
     assert {row["against best control"] for row in rows.values()} == {"better"}
     latex = (study / "report" / "tables" / "cells_methods.tex").read_text()
     assert r"gaff\_shared & " in latex
     assert latex.count(r"\\") == 4  # the head and three rows
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_same_bytes_and_puts_them_into_the_tracker(
     study: Path, report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def assert_all_is_saved(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("workers", "message"), [(0, "error: stopped after step "), (2, "stopped by SIGTERM; the same command")]
 )
+@pytest.mark.slow
 def test_every_finished_step_is_saved(tmp_path: Path, workers: int, message: str) -> None:
     driver = run(tmp_path / "run", workers, epochs=1000)
     wait_for_steps(driver, tmp_path / "run")
@@ -64,6 +65,7 @@ def test_every_finished_step_is_saved(tmp_path: Path, workers: int, message: str
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_running_trial_of_a_study_is_saved(tmp_path: Path) -> None:
     driver = subprocess.Popen(
         tune_command(tmp_path, "--set", "train.epochs=1000", "--set", "train.eval_every=1000"),

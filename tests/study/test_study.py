@@ -18,10 +18,11 @@ from raydet.tune.journal import Events, Journal, read_journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, trials_by_phase
 from raydet.tune.protocol import Protocol, deviations, newest_protocol, protocol_of, remember_protocol
-from raydet.tune.records import records_of, summary_rows
+from raydet.tune.records import records_of
 from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
 from raydet.tune.spaces import load_space, space_names
+from raydet.tune.summary import summary_rows
 from tune_spaces import gaff_phase1, gaff_phase2
 
 STUDY = gaff_phase2.study(recipe("rgbte_mit_b1"))
@@ -163,7 +164,12 @@ def test_cells_survive_json(seed_count: int) -> None:
         assert type(trial).from_json(trial.to_json(), where="test") == trial
 
 
-@pytest.mark.parametrize("name", space_names())
+SLOW = ("backbones", "backbone_families", "cssa_phase1", "cssa_phase2", "gaff_extensions", "gaff_phase1")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in space_names()]
+)
 def test_every_trial_of_every_space_can_be_built(name: str) -> None:
     study = load_space(name, recipe("demo"), {})
     trials = all_trials(study, Events([]), 1)
@@ -300,6 +306,7 @@ def test_other_rules_than_before_are_a_deviation(tmp_path: Path) -> None:
         assert len(deviations(journal)) == 1
 
 
+@pytest.mark.slow
 def test_spaces_tell_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["spaces", "--recipe", "demo", "--seeds", "2"])

@@ -47,6 +47,7 @@ def test_a_killed_worker_costs_an_epoch_at_most(tmp_path: Path) -> None:
     assert len(steps) == EPOCHS * json.loads((run_dir / "model_info.json").read_text())["steps_per_epoch"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fills_its_host_starts_again_and_gives_up_in_plain_words(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     overrides = TINY | {"train.epochs": 1000, "train.eval_every": 1000}

@@ -15,7 +15,7 @@ from raydet.errors import DataError
 MANIFEST = "manifest.json"
 INDEX = "index.arrow"
 LEFT_OUT = "left_out.jsonl"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Encoding = Literal["raw", "zstd"]
 """raw: pixels as they are, fastest from a fast disk. zstd: lossless, about a quarter of the bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from raydet.bench.evaluation import SetSize, is_equal, random_set
@@ -13,6 +14,7 @@ from raydet.evaluate.coco import evaluate_with_records
 SIZE = ["--images", "20", "--detections", "10", "--classes", "3", "--repeats", "2"]
 
 
+@pytest.mark.slow
 def test_the_report() -> None:
     done = CliRunner().invoke(app, ["bench", "evaluation", *SIZE, "--json"])
     assert done.exit_code == 0, done.output

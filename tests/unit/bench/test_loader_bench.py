@@ -18,6 +18,7 @@ from raydet.recipes import recipe
 SETS = {"data.source.num_sequences": 2, "data.source.frames_per_sequence": 4, "train.global_batch": 4}
 
 
+@pytest.mark.slow
 def test_ways_batches_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
 

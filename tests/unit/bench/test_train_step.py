@@ -23,6 +23,7 @@ def small(**overrides: object) -> Experiment:
     return apply_overrides(recipe("demo"), {"data.canvas_hw": [64, 64], **overrides})
 
 
+@pytest.mark.slow
 def test_the_report() -> None:
     report = bench_train_step(
         small(), batch_size=2, precisions=["fp32", "bf16"], against=["plain"], repeats=2, num_objects=3
@@ -50,6 +51,7 @@ def test_the_report() -> None:
     assert report.process_peak_bytes > fp32.saved_bytes
 
 
+@pytest.mark.slow
 def test_block_checkpointing_saves_most_of_the_activations() -> None:
     saved = {
         mode: bench_train_step(

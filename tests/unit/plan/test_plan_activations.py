@@ -42,17 +42,18 @@ def run_of(variant: str, precision: str, mode: str, fusion: str) -> Experiment:
     return experiment(variant, **overrides)
 
 
+# bf16 is slow on a CPU.
 @pytest.mark.parametrize(
     ("variant", "precision", "mode", "fusion"),
     [
         ("nano", "fp32", "none", "gaff"),
-        ("nano", "bf16", "block", "gaff_extended"),
+        pytest.param("nano", "bf16", "block", "gaff_extended", marks=pytest.mark.slow),
         ("nano", "fp32", "none", "cross_attention"),
-        ("nano", "bf16", "none", "cssa"),
+        pytest.param("nano", "bf16", "none", "cssa", marks=pytest.mark.slow),
         ("nano", "fp32", "none", "late_concat"),
         ("nano", "bf16", "selective", "cmx"),
         ("b0", "fp32", "block", "cmx"),
-        ("b1", "bf16", "none", "cmx"),
+        pytest.param("b1", "bf16", "none", "cmx", marks=pytest.mark.slow),
     ],
 )
 def test_what_autograd_keeps(variant: str, precision: str, mode: str, fusion: str) -> None:
@@ -64,12 +65,12 @@ def test_what_autograd_keeps(variant: str, precision: str, mode: str, fusion: st
 @pytest.mark.parametrize(
     ("variant", "precision", "mode", "fusion"),
     [
-        ("nano", "bf16", "block", "gaff_extended"),
+        pytest.param("nano", "bf16", "block", "gaff_extended", marks=pytest.mark.slow),
         ("nano", "fp32", "none", "cross_attention"),
-        ("nano", "bf16", "none", "cssa"),
+        pytest.param("nano", "bf16", "none", "cssa", marks=pytest.mark.slow),
         ("nano", "fp32", "none", "late_concat"),
         ("b0", "fp32", "block", "cmx"),
-        ("b1", "bf16", "none", "cmx"),
+        pytest.param("b1", "bf16", "none", "cmx", marks=pytest.mark.slow),
     ],
 )
 def test_the_peak_of_a_step(variant: str, precision: str, mode: str, fusion: str) -> None:

@@ -31,11 +31,6 @@ RESULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
 def runs_of(store: str, experiment: str) -> list[Run]:
     client = MlflowClient(store)
     return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
@@ -112,6 +107,7 @@ def test_what_the_ui_shows_first(store: str, tmp_path: Path) -> None:
     assert view.metrics["epoch"] == 2  # in the UI `time.epoch`
 
 
+@pytest.mark.slow
 def test_many_may_make_the_database_at_once(tmp_path: Path) -> None:
     code = "import sys; from raydet.track.mlflow import MLflowTracker; MLflowTracker(sys.argv[1], 'study')"
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'mlflow.db'}"]

@@ -231,6 +231,7 @@ def stopped(*_: object) -> None:
     raise StoppedError
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_run_again(tmp_path: Path) -> None:
     sets = (
         "data.source.num_sequences=8",

@@ -163,7 +163,7 @@ def in_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path
         (lambda root: (root / MANIFEST).unlink(), "manifest.json is not there"),
         (lambda root: (root / MANIFEST).write_text("{"), "wanted JSON"),
         (lambda root: (root / MANIFEST).write_text("[" * 10**6), "wanted JSON"),
-        (in_manifest(lambda tree: tree.update(schema_version=2)), "wanted schema_version 1, got 2"),
+        (in_manifest(lambda tree: tree.update(schema_version=3)), "wanted schema_version 2, got 3"),
         (in_manifest(lambda tree: tree.update(classes=["a", "b", "c"])), "it was altered"),
         (in_manifest(lambda tree: tree.update(left_out=3)), "it was altered"),
         (in_manifest(lambda tree: tree["shards"][0].update(name="../x.arrow")), "shards.0.name"),

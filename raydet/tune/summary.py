@@ -1,0 +1,77 @@
+"""summary_all_experiments.csv: every trial of a study in a row, written anew as trials end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydet.evaluate.names import METRIC_NAMES, MISS_RATE
+from raydet.train.record import write_atomically
+from raydet.tune.records import TrialRecord
+from raydet.tune.study import Study
+
+SUMMARY = "summary_all_experiments.csv"
+PAUSE = 20
+"""So many times as long as the file took to write it stays as it is: writing all of a long study for every trial would
+take longer and longer.
+"""
+
+
+def summary_row(study: Study, record: TrialRecord) -> dict[str, Any]:
+    """Factors, status, metrics, cost of a trial."""
+    metrics = (*METRIC_NAMES, MISS_RATE) if study.base.evaluate.miss_rate else METRIC_NAMES
+    trial, results, usage = record.trial, record.results or {}, record.usage
+    row: dict[str, Any] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
+    row |= {factor.path.split(".")[-1]: trial.cell.values.get(factor.path) for factor in study.factors}
+    row |= {"status": record.status}
+    row |= {name: results.get("final", {}).get(name) for name in metrics}
+    row |= {name: results.get(name) for name in ("parameters", "wall_s", "loop_s", "overhead_s", "lost_s")}
+    row |= {name: usage and round(getattr(usage, name), 6) for name in ("gpu_hours", "cpu_worker_hours")}
+    return row | {"reason": record.reason}
+
+
+def summary_rows(study: Study, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """One row per trial."""
+    return [summary_row(study, record) for record in records]
+
+
+class Summary:
+    """The file, with its rows in the order of the trials."""
+
+    def __init__(self, study: Study, directory: Path) -> None:
+        self._study = study
+        self._path = directory / SUMMARY
+        self._head = ""
+        self._lines: dict[str, str] = {}
+        """By the trials' keys."""
+        self._not_before = 0.0
+
+    def know(self, records: Iterable[TrialRecord]) -> None:
+        """Trials that are decided, as they are now."""
+        for record in records:
+            self._note(record)
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial has ended: write the file, unless it was written just before."""
+        self._note(record)
+        if time.monotonic() >= self._not_before:
+            self.write()
+
+    def write(self) -> None:
+        """Write all that is known."""
+        began = time.monotonic()
+        write_atomically(self._path, self._head + "".join(self._lines.values()))
+        now = time.monotonic()
+        self._not_before = now + PAUSE * (now - began)
+
+    def _note(self, record: TrialRecord) -> None:
+        text, row = io.StringIO(), summary_row(self._study, record)
+        writer = csv.DictWriter(text, row.keys())
+        writer.writeheader()
+        self._head = text.getvalue()
+        writer.writerow(row)
+        self._lines[record.trial.key] = text.getvalue()[len(self._head) :]

@@ -1,0 +1,137 @@
+"""A study of thousands of trials, run by its real driver: journal, view, tracker, summary, meter; only Ray is left out.
+
+    python -m tests.study.many_trials STORAGE SEEDS FIGURES.json [TRACKING_URI]
+
+A trial is over as soon as it is written down: its results follow a rule. One in fifty fails the first time.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import raydet.train.cluster
+import raydet.tune.execute
+from raydet.recipes import recipe
+from raydet.train.record import claim_run_directory
+from raydet.train.usage import noting_usage
+from raydet.train.watch import EPOCHS
+from raydet.tune.bookkeeping import PhaseBook
+from raydet.tune.cells import Trial, trial_directory
+from raydet.tune.controls import with_controls
+from raydet.tune.options import StudyOptions
+from raydet.tune.run import run_study
+from raydet.tune.study import GridPhase, Study
+from tests.study.simulated import simulated_results
+from tune_spaces import gaff_phase1
+
+REDUCTIONS = (1, 2, 4, 8, 12, 16)
+NUM_CELLS = 8 * len(REDUCTIONS) * 2 * 2 + 3
+CONCURRENCY = 8
+NUM_EPOCHS = 5
+FAILS_EVERY = 50
+
+
+def study() -> Study:
+    """192 cells and three controls."""
+    reduction = gaff_phase1.SE_REDUCTION.model_copy(update={"values": REDUCTIONS})
+    factors = (gaff_phase1.STAGES, reduction, gaff_phase1.INTER_SHARED, gaff_phase1.MERGE_BOTTLENECK)
+    phase = GridPhase(name="grid", vary=tuple(factor.path for factor in factors))
+    settings: dict[str, Any] = {"factors": factors, "phases": (phase,), "hypotheses": ()}
+    return with_controls(gaff_phase1.study(recipe("demo")).model_copy(update=settings))
+
+
+class MemoryWatch:
+    """The most memory that this process has had, looked at for every trial; the libraries' files apart."""
+
+    def __init__(self) -> None:
+        self.before_bytes = self.anonymous_bytes = self.resident_bytes = 0
+        self.look()
+        self.before_bytes = self.anonymous_bytes
+
+    def look(self) -> None:
+        said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        self.anonymous_bytes = max(self.anonymous_bytes, 1024 * int(said["RssAnon"].split()[0]))
+        self.resident_bytes = 1024 * int(said["VmHWM"].split()[0])
+
+
+class Executor:
+    """In the place of `execute_trials`; remembers when each trial was down in journal and tracker."""
+
+    def __init__(self, memory: MemoryWatch) -> None:
+        self._memory = memory
+        self.wall_s = [time.perf_counter()]
+        self.cpu_s = [time.process_time()]
+        self._failed: set[str] = set()
+
+    def __call__(self, trials: Sequence[Trial], *, root: Path, listener: PhaseBook, **_: object) -> None:
+        running: deque[Trial] = deque()
+        for trial in [*trials, *[None] * CONCURRENCY]:
+            if trial is not None:
+                self._begin(trial, root, listener)
+                running.append(trial)
+            if running and (trial is None or len(running) == CONCURRENCY):
+                self._end(running.popleft(), listener)
+
+    def _begin(self, trial: Trial, root: Path, listener: PhaseBook) -> None:
+        run_dir = trial_directory(root, trial)
+        claim_run_directory(run_dir, trial.experiment)
+        with noting_usage(run_dir, since=time.time() - 6, workers=2, use_gpu=True):
+            pass
+        with (run_dir / EPOCHS).open("w", newline="") as file:
+            history = simulated_results(trial, 0.5, epochs=NUM_EPOCHS)["history"]
+            writer = csv.DictWriter(file, history[0].keys())
+            writer.writeheader()
+            writer.writerows(history)
+        listener.started(trial)
+
+    def _end(self, trial: Trial, listener: PhaseBook) -> None:
+        if int(trial.key, 16) % FAILS_EVERY == 0 and trial.key not in self._failed:
+            self._failed.add(trial.key)
+            listener.failed(trial, "on purpose")
+        else:
+            score = 0.5 + int(trial.key, 16) % 1000 / 1e4
+            listener.finished(trial, simulated_results(trial, score, epochs=NUM_EPOCHS), 6.0)
+        listener._tracking.submit(
+            lambda: None
+        ).result()  # trials take longer than the tracker; here they wait
+        self.wall_s.append(time.perf_counter())
+        self.cpu_s.append(time.process_time())
+        self._memory.look()
+
+
+@contextmanager
+def no_cluster() -> Iterator[None]:
+    yield
+
+
+def main(storage: Path, seeds: int, figures: Path, tracking_uri: str | None = None) -> None:
+    """Run the study and write down what it has cost."""
+    memory = MemoryWatch()
+    executor = Executor(memory)
+    raydet.tune.execute.execute_trials = executor  # type: ignore[assignment]
+    raydet.train.cluster.cluster = no_cluster
+    started = time.perf_counter()
+    code = run_study(study(), StudyOptions(storage=storage, seeds=seeds, tracking_uri=tracking_uri))
+    memory.look()
+    found = {
+        "code": code,
+        "seconds": time.perf_counter() - started,
+        "anonymous_before_bytes": memory.before_bytes,
+        "anonymous_bytes": memory.anonymous_bytes,
+        "resident_bytes": memory.resident_bytes,
+        "wall_s": executor.wall_s,
+        "cpu_s": executor.cpu_s,
+    }
+    figures.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

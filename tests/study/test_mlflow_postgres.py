@@ -1,0 +1,141 @@
+"""The real stack of a cluster: MLflow's server on PostgreSQL, artifacts through the server, which is dead for 20 s."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import math
+import secrets
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from raydet.config import flatten
+from raydet.track.mlflow import _metric_name
+from tests.study.conftest import environment, events, names, tune_command
+from tests.study.mlflow_server import MlflowServer, postgres
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("initdb", "postgres", "createdb"))),
+        reason="PostgreSQL (initdb, postgres, createdb) is not installed",
+    ),
+    pytest.mark.skipif(
+        importlib.util.find_spec("psycopg2") is None, reason="psycopg2-binary, its driver, is not installed"
+    ),
+]
+
+NUM_TRIALS, AWAY_S = 8, 20.0
+ARTIFACTS = {
+    "config.json",
+    "coco_table.json",
+    "model_info.json",
+    "final_results.json",
+    "metrics_per_epoch.csv",
+    "training.log",
+    "checkpoint_manifest.json",
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    password = secrets.token_urlsafe(16)
+    with postgres(password) as store:
+        server = MlflowServer(tmp_path, store, {"PGPASSWORD": password})
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+def wait_for(driver: subprocess.Popen[str], storage: Path, event: str, count: int) -> None:
+    """Until so many trials have had an event, each at least once."""
+    end = time.monotonic() + 600
+    while len(names(storage, event)) < count:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_nothing_is_lost_and_nothing_is_double(server: MlflowServer, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    options = ("--workers", "2", "--max-trials", str(NUM_TRIALS), "--tracking-uri", server.uri)
+    driver = subprocess.Popen(
+        tune_command(storage, *options, space="twelve_trials"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    # In the middle, and in the middle of a trial: its epochs are logged while it runs.
+    wait_for(driver, storage, "started", 3)
+    time.sleep(2)
+    server.kill()
+    time.sleep(1)  # what it had heard by then is written down
+    num_tracked, num_finished = (len(names(storage, event)) for event in ("tracked", "finished"))
+    time.sleep(AWAY_S)
+    wait_for(driver, storage, "finished", num_finished + 1)  # trials go on without it
+    assert len(names(storage, "tracked")) == num_tracked
+    server.start()
+    output, error = driver.communicate(timeout=1200)
+    assert driver.returncode == 0, output + error
+    # More than once where the machine is so busy that the server is slow to answer.
+    assert output.count("the tracker is away, what there is to say waits") >= 1
+    assert output.count("the tracker is away") == output.count("the tracker is back")
+
+    finished = {entry["name"]: entry for entry in events(storage) if entry["event"] == "finished"}
+    assert len(finished) == NUM_TRIALS
+    assert names(storage, "tracked") == dict.fromkeys(finished, 1)
+    client = MlflowClient(server.uri)
+    runs = client.search_runs([client.get_experiment_by_name("gaff").experiment_id], max_results=1000)
+    assert Counter(run.info.run_name for run in runs if run.info.run_name in finished) == dict.fromkeys(
+        finished, 1
+    )
+    assert len(runs) == NUM_TRIALS + 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (parent,) = (run for run in runs if run.info.run_name not in finished)
+    for run in runs:
+        if run.info.run_id != parent.info.run_id:
+            assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+            compare(client, run, Path(run.data.tags["raydet.run_dir"]), tmp_path / run.info.run_name)
+
+
+def compare(client: MlflowClient, run: Run, run_dir: Path, fetched: Path) -> None:
+    """What stands in the tracker is what the run has written, each number once."""
+    assert json.loads((run_dir / "model_info.json").read_text())["workers"] == 2
+    with (run_dir / "metrics_per_epoch.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    wanted: dict[str, list[tuple[int, float]]] = {"time.wall_s": [], "time.loop_s": []}
+    for row in rows:
+        for key, text in row.items():
+            if text != "" and math.isfinite(float(text)):
+                wanted.setdefault(_metric_name(key), []).append((int(row["epoch"]), float(text)))
+    assert set(run.data.metrics) == set(wanted)
+    for name, values in wanted.items():
+        history = client.get_metric_history(run.info.run_id, name)
+        found = [(metric.step, metric.value) for metric in history]
+        if name in ("time.wall_s", "time.loop_s"):
+            assert [step for step, _ in found] == [0], name
+        else:
+            assert found == [(step, pytest.approx(value)) for step, value in values], name
+    config = json.loads((run_dir / "config.json").read_text())
+    assert {key for key, _ in flatten(config)} <= set(run.data.params)
+    assert run.data.params["optim.lr"] == str(config["optim"]["lr"])
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:")
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == ARTIFACTS
+    fetched.mkdir()
+    for name in ARTIFACTS - {"coco_table.json", "checkpoint_manifest.json", "training.log"}:
+        copy = Path(client.download_artifacts(run.info.run_id, name, str(fetched)))
+        assert copy.read_text() == (run_dir / name).read_text()

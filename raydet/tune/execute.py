@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
 import ray.tune
+from ray.tune.execution import class_cache
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError, PreemptedError, RaydetError, StoppedEarlyError, Terminated
@@ -36,6 +37,12 @@ BUDGET_INTERVAL_S = 2.0
 """Between two looks at what the study has taken."""
 
 logger = logging.getLogger("raydet")
+
+# Tune would copy the driver's keys into the runtime environment of every trial, which Ray writes to its logs and shows
+# in its dashboard. Nodes have keys of their own: a role, or the environment that Ray was started in.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+)
 
 
 class Listener(Protocol):

@@ -105,7 +105,7 @@ def postgres(password: str) -> Iterator[str]:
                 assert server.poll() is None, "PostgreSQL has ended"
                 assert time.monotonic() < end, "PostgreSQL does not answer"
                 time.sleep(0.3)
-            yield f"postgresql://raydet@127.0.0.1:{port}/mlflow"
+            yield f"postgresql+psycopg2://raydet@127.0.0.1:{port}/mlflow"
         finally:
             server.send_signal(signal.SIGINT)  # its fast way to end
             server.wait(timeout=60)

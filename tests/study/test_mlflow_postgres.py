@@ -36,6 +36,8 @@ pytestmark = [
 ]
 
 NUM_TRIALS, AWAY_S = 8, 20.0
+OF_THE_WHOLE_RUN = ("time.wall_s", "time.loop_s", "time.cpu_worker_hours")
+"""Metrics that are logged once, at the end."""
 ARTIFACTS = {
     "config.json",
     "coco_table.json",
@@ -70,7 +72,7 @@ def wait_for(driver: subprocess.Popen[str], storage: Path, event: str, count: in
 
 def test_nothing_is_lost_and_nothing_is_double(server: MlflowServer, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
-    options = ("--workers", "2", "--max-trials", str(NUM_TRIALS), "--tracking-uri", server.uri)
+    options = ("--workers", "2", "--seeds", "2", "--max-trials", str(NUM_TRIALS), "--tracking-uri", server.uri)
     driver = subprocess.Popen(
         tune_command(storage, *options, space="twelve_trials"),
         stdout=subprocess.PIPE,
@@ -117,7 +119,7 @@ def compare(client: MlflowClient, run: Run, run_dir: Path, fetched: Path) -> Non
     with (run_dir / "metrics_per_epoch.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
-    wanted: dict[str, list[tuple[int, float]]] = {"time.wall_s": [], "time.loop_s": []}
+    wanted: dict[str, list[tuple[int, float]]] = {name: [] for name in OF_THE_WHOLE_RUN}
     for row in rows:
         for key, text in row.items():
             if text != "" and math.isfinite(float(text)):
@@ -126,7 +128,7 @@ def compare(client: MlflowClient, run: Run, run_dir: Path, fetched: Path) -> Non
     for name, values in wanted.items():
         history = client.get_metric_history(run.info.run_id, name)
         found = [(metric.step, metric.value) for metric in history]
-        if name in ("time.wall_s", "time.loop_s"):
+        if name in OF_THE_WHOLE_RUN:
             assert [step for step, _ in found] == [0], name
         else:
             assert found == [(step, pytest.approx(value)) for step, value in values], name

@@ -48,7 +48,7 @@ def _join(address: str, stack: ExitStack) -> tuple[list[Finding], Nodes]:
     from raydet.doctor.cluster import joined
     from raydet.train.head import find_head
 
-    head = find_head(address, patience_s=0)
+    head = find_head(address)
     nodes = stack.enter_context(joined())
     gpus = sum(nodes.gpus.values())
     size = f"{len(nodes.names)} nodes, {nodes.cpus} CPUs, {gpus} GPUs"

@@ -38,12 +38,11 @@ class Head:
     """Whoever reaches it may run programs on the cluster: it wants no token, and no certificate."""
 
 
-def find_head(named: str, *, patience_s: float = PATIENCE_S) -> Head:
+def find_head(named: str) -> Head:
     """The head of the cluster that RAY_ADDRESS names, and that this machine is a node of.
 
     Args:
         named: HOST:PORT, or `auto` for the one on this machine.
-        patience_s: how long nothing may answer.
 
     Raises:
         ConfigError: there is none, it refuses the token, or this process cannot be its driver.
@@ -52,16 +51,17 @@ def find_head(named: str, *, patience_s: float = PATIENCE_S) -> Head:
     where = f"cannot join the Ray cluster at {address}"
     _check_token(where)
     stub = NodeInfoGcsServiceStub(init_grpc_channel(address, options=GLOBAL_GRPC_OPTIONS))
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             version = stub.CheckAlive(CheckAliveRequest(), timeout=ANSWER_S).ray_version
             nodes = stub.GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER_S).node_info_list
-            break
+            if nodes or time.monotonic() >= deadline:  # a head answers before it is a node itself
+                break
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() >= deadline:
                 raise ConfigError(f"{where}: {_reason(error)}") from None
-            time.sleep(1)
+        time.sleep(1)
     if version != ray.__version__:
         raise ConfigError(
             f"{where}: it runs Ray {version}, this process Ray {ray.__version__}; install the same release on all nodes"

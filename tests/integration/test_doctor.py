@@ -224,8 +224,9 @@ def test_a_server_that_never_answers(command: str, tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        uri = f"http://me:planted-password@127.0.0.1:{listener.getsockname()[1]}"
-        line, _ = refused(command, tmp_path, {}, tracking_uri=uri)
+        secret = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "planted-password"}
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        line, _ = refused(command, tmp_path, secret, tracking_uri=uri)
     assert "nothing answers (timed out)" in line
     assert "planted" not in line
 

@@ -28,6 +28,9 @@ PATIENCE = dict.fromkeys(
     ("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT"), "240"
 )
 """For a machine that does other things, too."""
+COMMANDS = [f"{kind}_commands" for kind in ("initialization", "setup", "head_setup", "worker_setup")]
+COMMANDS += ["head_start_ray_commands", "worker_start_ray_commands"]
+"""Which there are none of, but Ray wants to see."""
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
@@ -121,6 +124,11 @@ def _autoscaling(address: str, cpus: int, workers: Mapping[str, Any]) -> dict[st
             "worker": {"node_config": {}, "min_workers": 0, **workers},
         },
         "head_node_type": "ray.head.default",
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        **dict.fromkeys(COMMANDS, []),
     }
 
 

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.plan",),
     (
         "raydet.train.averaging",
+        "raydet.train.checkpoint_files",
         "raydet.train.checkpoints",
         "raydet.train.control",
         "raydet.train.faults",
@@ -34,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "raydet.train.host_memory",
         "raydet.train.losses",
         "raydet.train.memory",
+        "raydet.train.orders",
         "raydet.train.peak_memory",
         "raydet.train.phases",
         "raydet.train.pretrained",
@@ -177,6 +179,15 @@ def test_light_imports_stay_light(code: str) -> None:
     check = f"{code}; import sys; print(sorted({{'torch', 'ray', 'mlflow', 'numpy'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_driver_of_a_study_does_without_torch() -> None:
+    """Which would take half of its memory; models are checked and trained in other processes."""
+    check = (
+        "import raydet.tune.run, raydet.tune.execute, sys; print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_help_answers_at_once() -> None:

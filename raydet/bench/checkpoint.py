@@ -13,9 +13,11 @@ from torch import Tensor
 
 from raydet.config import Experiment
 from raydet.models.build import build_detector
-from raydet.parallel.checkpoint import checkpoint_tensors, load_checkpoint, read_manifest
+from raydet.parallel.checkpoint import checkpoint_tensors, load_checkpoint
+from raydet.parallel.checkpoint_manifest import read_manifest
 from raydet.parallel.collectives import World
-from raydet.train.checkpoints import CheckpointWriter, checkpoint_name
+from raydet.train.checkpoint_files import checkpoint_name
+from raydet.train.checkpoints import CheckpointWriter
 from raydet.train.optim import build_optimizer
 
 

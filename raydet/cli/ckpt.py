@@ -57,7 +57,7 @@ def verify(
     ],
 ) -> None:
     """Compare every file with the manifest; exit code 3 where one is damaged."""
-    from raydet.parallel.checkpoint import damaged_files
+    from raydet.parallel.checkpoint_manifest import damaged_files
 
     checkpoints = [found for path in paths for found in _checkpoints_at(path)]
     damaged = [line for checkpoint in checkpoints for line in damaged_files(checkpoint)]
@@ -134,7 +134,7 @@ def _checkpoints_at(path: Path) -> list[Path]:
 
 
 def _row(path: Path, verify: bool) -> dict[str, Any]:
-    from raydet.parallel.checkpoint import damaged_files, read_manifest, read_state
+    from raydet.parallel.checkpoint_manifest import damaged_files, read_manifest, read_state
 
     row: dict[str, Any] = dict.fromkeys(("epoch", "step", "mAP", "bytes", "world_size"))
     try:

@@ -72,7 +72,7 @@ def train(
     if dry_run:
         _print_train_plan(experiment, as_json)
         return
-    from raydet.train.control import Upkeep
+    from raydet.train.orders import Upkeep
     from raydet.train.single import train_single
 
     default = f"runs/{experiment.name}-{experiment.fingerprint()}"

@@ -129,7 +129,7 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study. The same command again runs what is missing, and nothing twice."""
-    from raydet.train.control import Upkeep
+    from raydet.train.orders import Upkeep
     from raydet.tune.journal import read_journal
     from raydet.tune.meter import Budget
     from raydet.tune.options import StudyOptions

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raydet.parallel.checkpoint import stored_tensors, verify_checkpoint
+from raydet.parallel.checkpoint import stored_tensors
+from raydet.parallel.checkpoint_manifest import verify_checkpoint
 from raydet.parallel.checkpoint_shards import ShardReader
 
 

@@ -20,25 +20,23 @@ from torch import nn
 from raydet.errors import (
     CheckpointError,
     HostMemoryError,
-    OtherFormatError,
     PreemptedError,
     RaydetError,
     WorkerLostError,
 )
-from raydet.parallel.checkpoint import (
+from raydet.parallel.checkpoint import checkpoint_tensors, shard_name
+from raydet.parallel.checkpoint_manifest import (
     MANIFEST,
     STATE,
     Manifest,
-    checkpoint_tensors,
     read_manifest,
-    shard_name,
     sync_directory,
-    verify_checkpoint,
     write_durably,
 )
 from raydet.parallel.checkpoint_shards import HostCopy, blocks_to_write, describe, read_index
 from raydet.parallel.collectives import World, broadcast_text, gather_texts, host_group
 from raydet.parallel.parallelize import unwrapped
+from raydet.train.checkpoint_files import checkpoint_name, checkpoints_to_drop, newest_checkpoint
 from raydet.train.phases import tell
 
 NONE = "none"
@@ -243,58 +241,11 @@ class CheckpointWriter:
         )
 
 
-def checkpoints_to_drop(scores: Mapping[Path, float], *, newest: Path, keep: int) -> list[Path]:
-    """Which checkpoints to delete so that the `keep` best and the newest remain.
-
-    One from within an epoch serves to continue only: it goes as soon as there is a newer one, and the last whole epoch
-    stays beside it.
-    """
-    ranked = sorted(scores, key=lambda path: (scores[path], path.name), reverse=True)
-    whole = [path for path in ranked if not _is_within_epoch(path)]
-    within = [path for path in ranked if _is_within_epoch(path)]
-    needed = {newest}
-    if _is_within_epoch(newest):
-        needed.add(max(whole, key=lambda path: path.name, default=newest))
-    return [path for path in [*within, *whole[keep:]] if path not in needed]
-
-
-def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """Directory name of a checkpoint; by name they sort as they were made.
-
-    Args:
-        epoch: epochs completed.
-        step: steps completed, where the checkpoint was taken within an epoch.
-    """
-    return f"epoch_{epoch:04d}" + ("" if step is None else f"_step_{step:08d}")
-
-
-def _is_within_epoch(path: Path) -> bool:
-    return "_step_" in path.name
-
-
-def newest_checkpoint(run_dir: Path, *, world: World | None = None) -> Path | None:
-    """The checkpoint of the latest epoch whose files are all as they were written; damaged ones are passed over.
-
-    Args:
-        world: rank 0 looks, the others take its word; to be called on every rank. None: this process looks alone.
-    """
-    world = world or World()
-    found = _newest(run_dir) if world.is_main else None
+def agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
+    """`newest_checkpoint` on every rank: rank 0 looks, the others take its word."""
+    found = newest_checkpoint(run_dir) if world.is_main else None
     name = broadcast_text(found.name if found else NONE, world, source=0)
     return None if name == NONE else run_dir / "checkpoints" / name
-
-
-def _newest(run_dir: Path) -> Path | None:
-    for path in sorted(run_dir.glob("checkpoints/epoch_*"), reverse=True):
-        try:
-            verify_checkpoint(path)
-        except OtherFormatError:  # it is good: to start again without it would lose it
-            raise
-        except CheckpointError as error:
-            logger.warning("passing over a checkpoint: %s", error)
-        else:
-            return path
-    return None
 
 
 def _remove_atomically(checkpoint: Path) -> None:

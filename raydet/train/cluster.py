@@ -8,10 +8,11 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raydet.train.ray_settings import IS_LOCAL  # isort: skip  -- before ray, which reads the environment at import
 
@@ -29,10 +30,15 @@ from raydet.train.warm import warm_workers
 
 PING_TIMEOUT_S = 10.0
 """For a node to answer; where no process is free on it, one must be started."""
+GRACE_S = 20.0
+"""For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: pictures never travel through the object store."""
 CPU_FOR_GPU = "RAYDET_CPU_FOR_GPU"
 """Environment variable that says so: to try a cluster's scaling where there are no GPUs."""
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +242,20 @@ def _is_value(reference: Any) -> bool:
         return bool(ray.get(reference))
     except ray.exceptions.RayError:  # the node was lost meanwhile
         return False
+
+
+def in_a_thread(task: Callable[[], Result]) -> Future[Result]:
+    """Run one of Ray's long calls: in the main thread it takes Ctrl-C for itself and leaves without a word."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(task())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="raydet-ray", daemon=True).start()
+    return future
 
 
 def last_line(error: BaseException) -> str:

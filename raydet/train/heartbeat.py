@@ -22,8 +22,9 @@ from typing import Any
 
 from raydet.errors import EXIT_STALLED
 from raydet.parallel.collectives import World
-from raydet.train.control import Stop, StopOrder, StopRequest, Upkeep
+from raydet.train.control import StopRequest
 from raydet.train.host_memory import GIB, host_memory, memory_of_this_process
+from raydet.train.orders import Stop, StopOrder, Upkeep
 from raydet.train.phases import HERE, IN_WORDS
 from raydet.train.record import write_atomically
 from raydet.train.terminal import last_words

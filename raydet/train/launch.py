@@ -7,9 +7,7 @@ import dataclasses
 import itertools
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -31,20 +29,18 @@ from raydet.errors import (
     TrainingError,
     WorkerLostError,
 )
-from raydet.train.checkpoints import newest_checkpoint
-from raydet.train.cluster import Workers, free_resources, last_line
-from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
+from raydet.train.checkpoint_files import newest_checkpoint
+from raydet.train.cluster import GRACE_S, Workers, free_resources, in_a_thread, last_line
 from raydet.train.elastic import fitting_size, larger_size, legal_sizes
 from raydet.train.heartbeat import STALL_REPORT
 from raydet.train.loopback import LoopbackTorchConfig
+from raydet.train.orders import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
 from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
 
 Result = TypeVar("Result")
 
-GRACE_S = 20.0
-"""For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
 GROWTH_INTERVAL_S = 30.0
 """Between two looks for room for more workers, where a run has fewer than it was meant to have."""
 SETTLE_S = 10.0
@@ -217,20 +213,6 @@ def _fit(trainer: TorchTrainer, run_dir: Path, growth: Growth) -> ray.train.Resu
 
 def _is_done(future: Future[Any], timeout_s: float) -> bool:
     return bool(concurrent.futures.wait([future], timeout=timeout_s).done)
-
-
-def in_a_thread(task: Callable[[], Result]) -> Future[Result]:
-    """Run one of Ray's long calls: in the main thread it takes Ctrl-C for itself and leaves without a word."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(task())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="raydet-ray", daemon=True).start()
-    return future
 
 
 def _workers_own_error(error: Exception) -> RaydetError | None:

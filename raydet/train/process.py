@@ -43,13 +43,14 @@ from raydet.plan.counts import state_copies
 from raydet.plan.flops import forward_flops
 from raydet.structures import Batch
 from raydet.train.averaging import averaged_weights
-from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
-from raydet.train.control import Control, StopRequest, Upkeep
+from raydet.train.checkpoints import CheckpointWriter, agreed_checkpoint
+from raydet.train.control import Control, StopRequest
 from raydet.train.faults import arm
 from raydet.train.heartbeat import Heartbeat
 from raydet.train.loop import Services, fit
 from raydet.train.memory import during, naming_remedies, planned_micro_batch
 from raydet.train.optim import build_optimizer
+from raydet.train.orders import Upkeep
 from raydet.train.peak_memory import watch_peak_memory
 from raydet.train.phases import enter
 from raydet.train.pretrained import KEY as PRETRAINED
@@ -249,7 +250,7 @@ def _initial_state(
     experiment: Experiment, run_dir: Path, world: World
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """Where the newest checkpoint stands, or the beginning; and about published weights, for model_info.json."""
-    checkpoint = newest_checkpoint(run_dir, world=world)
+    checkpoint = agreed_checkpoint(run_dir, world)
     detector = _initial_detector(experiment, world)
     pretrained = start_from_published(
         detector, experiment, world, run_dir=run_dir, is_resumed=checkpoint is not None
@@ -266,7 +267,7 @@ def _initial_state(
 def _restore(state: TrainState, run_dir: Path, world: World, writer: CheckpointWriter) -> bool:
     """Go back to the newest checkpoint; False where there is none."""
     writer.wait()
-    checkpoint = newest_checkpoint(run_dir, world=world)
+    checkpoint = agreed_checkpoint(run_dir, world)
     if checkpoint is None:
         return False
     _take(checkpoint, state, world)

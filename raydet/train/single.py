@@ -20,8 +20,9 @@ from raydet.errors import ConfigError, PreemptedError, TrackingError
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
-from raydet.train.checkpoints import newest_checkpoint
-from raydet.train.control import STOP_FILE, StopRequest, Upkeep, stopping_on_sigterm
+from raydet.train.checkpoint_files import newest_checkpoint
+from raydet.train.control import StopRequest, stopping_on_sigterm
+from raydet.train.orders import STOP_FILE, Upkeep
 from raydet.train.preflight import check
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory, finished_results, read_progress

@@ -22,7 +22,7 @@ from raydet.models.detector import Detector
 from raydet.parallel.checkpoint import load_checkpoint
 from raydet.parallel.collectives import World
 from raydet.train.averaging import take_average
-from raydet.train.checkpoints import newest_checkpoint
+from raydet.train.checkpoint_files import newest_checkpoint
 from raydet.train.optim import build_optimizer
 from raydet.train.process import Evaluator
 from raydet.train.record import CONFIG

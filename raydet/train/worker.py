@@ -27,7 +27,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
 
     from raydet.config import Experiment
     from raydet.parallel.collectives import World, local_device
-    from raydet.train.control import Upkeep
+    from raydet.train.orders import Upkeep
     from raydet.train.process import run_process
     from raydet.train.usage import noting_usage
 

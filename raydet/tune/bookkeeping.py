@@ -11,7 +11,7 @@ from typing import Any
 
 from raydet.track.base import RunStatus, Tracker
 from raydet.track.runs import begin_run, end_run, log_usage
-from raydet.train.checkpoints import newest_checkpoint
+from raydet.train.checkpoint_files import newest_checkpoint
 from raydet.train.usage import Usage
 from raydet.train.watch import EpochWatcher
 from raydet.tune.cells import Trial, arm_labels, trial_directory

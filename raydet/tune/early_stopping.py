@@ -17,7 +17,7 @@ import numpy as np
 
 from raydet.config import TrainConfig
 from raydet.errors import StudyError
-from raydet.train.control import StopOrder, order_stop
+from raydet.train.orders import StopOrder, order_stop
 from raydet.train.watch import EPOCHS, read_epochs
 from raydet.tune.cells import Trial, trial_directory
 

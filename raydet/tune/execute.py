@@ -22,9 +22,8 @@ from raydet.config import Experiment
 from raydet.errors import ConfigError, PreemptedError, RaydetError, StoppedEarlyError, Terminated
 from raydet.redact import redact
 from raydet.train.capacity import Request
-from raydet.train.cluster import Workers, allotted
-from raydet.train.control import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
-from raydet.train.launch import GRACE_S, in_a_thread, launch
+from raydet.train.cluster import GRACE_S, Workers, allotted, in_a_thread
+from raydet.train.orders import STOP_FILE, StopOrder, Upkeep, order_stop, ordered_stop
 from raydet.train.record import claim_run_directory
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.options import StudyOptions
@@ -167,6 +166,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
 
 
 def _outcome(config: Mapping[str, Any]) -> dict[str, Any]:
+    from raydet.train.launch import launch  # torch comes with it, which the study's driver has no use for
+
     if ordered_stop(Path(config["study"])) is not None:  # the study ends, but Tune would go through its list
         return {"preempted": "before it began"}
     spec = config["trial"]

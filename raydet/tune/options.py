@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raydet.errors import StudyError
-from raydet.train.control import Upkeep
+from raydet.train.orders import Upkeep
 from raydet.tune.early_stopping import EarlyStopping
 from raydet.tune.meter import Budget
 

@@ -19,11 +19,11 @@ from raydet.errors import EXIT_BUDGET_SPENT, EXIT_OK, EXIT_TRIALS_FAILED, StudyE
 from raydet.redact import RedactingFormatter
 from raydet.track.base import Tracker
 from raydet.track.runs import open_tracker
-from raydet.train.preflight import check
 from raydet.train.record import finished_results
 from raydet.train.terminal import own_terminal
 from raydet.tune.bookkeeping import PhaseBook
 from raydet.tune.cells import Trial, trial_directory
+from raydet.tune.check import check_apart
 from raydet.tune.early_stopping import EarlyStopping, Screening
 from raydet.tune.journal import Journal, read_journal
 from raydet.tune.meter import Meter
@@ -108,7 +108,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
         TrackingError: the tracking server cannot be used.
     """
     study = _with_micro_batch(study, options.workers)
-    check(study.base, workers=options.workers)  # before Ray starts
+    check_apart(study.base, workers=options.workers)  # before Ray starts
     _check_early_stopping(study, options)
     root = options.storage / study.name
     with ExitStack() as stack:

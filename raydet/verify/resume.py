@@ -21,7 +21,7 @@ from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
 from raydet.errors import ConfigError, TrainingError
 from raydet.parallel.checkpoint_diff import compare_checkpoints
-from raydet.train.checkpoints import newest_checkpoint
+from raydet.train.checkpoint_files import newest_checkpoint
 from raydet.train.faults import Fault, order, struck
 from raydet.train.phases import Phase
 from raydet.train.preflight import check

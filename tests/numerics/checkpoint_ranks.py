@@ -35,7 +35,7 @@ from raydet.parallel.checkpoint import load_checkpoint
 from raydet.parallel.collectives import World
 from raydet.parallel.parallelize import parallelize, unwrapped
 from raydet.recipes import recipe
-from raydet.train.checkpoints import CheckpointWriter, newest_checkpoint
+from raydet.train.checkpoints import CheckpointWriter, agreed_checkpoint
 from raydet.train.optim import build_optimizer
 from raydet.train.step import train_step
 
@@ -236,7 +236,7 @@ def loaded(
     run_dir: Path, build: Callable[..., Built], world: World, strategy: str, kind: str
 ) -> dict[str, Any]:
     model, optimizer, step = build(world, strategy, seed=2, kind=kind)
-    checkpoint = newest_checkpoint(run_dir, world=world)
+    checkpoint = agreed_checkpoint(run_dir, world)
     assert checkpoint is not None
     state = load_checkpoint(checkpoint, model=unwrapped(model), optimizer=optimizer, world=world)
     tensors = fingerprint(model, optimizer)
@@ -249,7 +249,7 @@ def trouble(directory: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     with group(3, directory) as world:
         assert world is not None
-        assert newest_checkpoint(directory, world=world) is None
+        assert agreed_checkpoint(directory, world) is None
         model, optimizer, step = toy(world, "fsdp", seed=1, kind="sgd")
         step(0)
         writer = CheckpointWriter(directory / "checkpoints", keep=9, world=world)

@@ -18,7 +18,8 @@ from raydet.cli.bench_checkpoint import checkpoint as bench_checkpoint
 from raydet.cli.ckpt import app
 from raydet.config import SGDConfig
 from raydet.errors import CheckpointError, ConfigError
-from raydet.parallel.checkpoint import Manifest, checkpoint_tensors, shard_name, write_durably
+from raydet.parallel.checkpoint import checkpoint_tensors, shard_name
+from raydet.parallel.checkpoint_manifest import Manifest, write_durably
 from raydet.parallel.checkpoint_shards import Block, HostCopy, blocks_to_write
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe

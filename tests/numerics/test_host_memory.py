@@ -12,7 +12,7 @@ import pytest
 
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_OUT_OF_MEMORY
-from raydet.train.checkpoints import newest_checkpoint
+from raydet.train.checkpoint_files import newest_checkpoint
 from raydet.train.host_memory import host_memory
 from tests.numerics.test_resume import EXPERIMENT
 

@@ -22,8 +22,8 @@ from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.parallel.collectives import World
 from raydet.structures import Batch, Sample
 from raydet.train import process
-from raydet.train.control import Upkeep
 from raydet.train.losses import keep_batches
+from raydet.train.orders import Upkeep
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory
 from raydet.verify.study import run_problems

@@ -13,7 +13,7 @@ from raydet.config import Experiment, apply_overrides
 from raydet.errors import ConfigError
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.train.checkpoints import checkpoints_to_drop, newest_checkpoint
+from raydet.train.checkpoint_files import checkpoints_to_drop, newest_checkpoint
 from raydet.train.process import run_process
 from raydet.train.record import claim_run_directory
 

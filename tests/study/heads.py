@@ -128,7 +128,7 @@ def _autoscaling(address: str, cpus: int, workers: Mapping[str, Any]) -> dict[st
         "file_mounts": {},
         "cluster_synced_files": [],
         "file_mounts_sync_continuously": False,
-        **dict.fromkeys(COMMANDS, []),
+        **{kind: [] for kind in COMMANDS},
     }
 
 

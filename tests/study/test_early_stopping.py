@@ -13,7 +13,7 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from raydet.config import TrainConfig, apply_overrides
 from raydet.errors import StudyError
 from raydet.recipes import recipe
-from raydet.train.control import Stop, StopOrder, order_stop, ordered_stop
+from raydet.train.orders import Stop, StopOrder, order_stop, ordered_stop
 from raydet.tune.cells import Trial, grid_cells, seeds_of, trial_directory, trials_of
 from raydet.tune.early_stopping import EarlyStopping, Screening
 from tests.study.conftest import events, names, tune

@@ -72,7 +72,16 @@ def wait_for(driver: subprocess.Popen[str], storage: Path, event: str, count: in
 
 def test_nothing_is_lost_and_nothing_is_double(server: MlflowServer, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
-    options = ("--workers", "2", "--seeds", "2", "--max-trials", str(NUM_TRIALS), "--tracking-uri", server.uri)
+    options = (
+        "--workers",
+        "2",
+        "--seeds",
+        "2",
+        "--max-trials",
+        str(NUM_TRIALS),
+        "--tracking-uri",
+        server.uri,
+    )
     driver = subprocess.Popen(
         tune_command(storage, *options, space="twelve_trials"),
         stdout=subprocess.PIPE,

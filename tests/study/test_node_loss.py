@@ -19,8 +19,8 @@ from raydet.data.digest import expected_digest
 from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
 from raydet.errors import EXIT_PREEMPTED
-from raydet.parallel.checkpoint import read_state
-from raydet.train.checkpoints import newest_checkpoint
+from raydet.parallel.checkpoint_manifest import read_state
+from raydet.train.checkpoint_files import newest_checkpoint
 from tests.study.conftest import TINY, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.exhaustive]

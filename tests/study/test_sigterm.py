@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from raydet.errors import EXIT_PREEMPTED
-from raydet.train.checkpoints import newest_checkpoint
+from raydet.train.checkpoint_files import newest_checkpoint
 from tests.study.conftest import TINY, environment, names, tune_command
 
 

@@ -20,13 +20,11 @@ from raydet.errors import CheckpointError
 from raydet.parallel.checkpoint import (
     MODEL,
     checkpoint_tensors,
-    damaged_files,
     export_weights,
     load_checkpoint,
-    read_manifest,
     stored_tensors,
-    verify_checkpoint,
 )
+from raydet.parallel.checkpoint_manifest import damaged_files, read_manifest, verify_checkpoint
 from raydet.parallel.checkpoint_shards import (
     DTYPE_NAMES,
     Block,

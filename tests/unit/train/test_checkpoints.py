@@ -19,9 +19,11 @@ from torch import nn
 
 from raydet.config import SGDConfig
 from raydet.errors import CheckpointError, OtherFormatError
-from raydet.parallel.checkpoint import load_checkpoint, read_manifest, verify_checkpoint
+from raydet.parallel.checkpoint import load_checkpoint
+from raydet.parallel.checkpoint_manifest import read_manifest, verify_checkpoint
 from raydet.parallel.collectives import World
-from raydet.train.checkpoints import CheckpointWriter, checkpoints_to_drop, newest_checkpoint
+from raydet.train.checkpoint_files import checkpoints_to_drop, newest_checkpoint
+from raydet.train.checkpoints import CheckpointWriter
 from raydet.train.optim import build_optimizer
 
 

@@ -9,18 +9,8 @@ import pytest
 from raydet.errors import StoppedEarlyError
 from raydet.parallel.collectives import World
 from raydet.train import control
-from raydet.train.control import (
-    STOP_FILE,
-    Control,
-    Stop,
-    StopOrder,
-    StopRequest,
-    Upkeep,
-    Verdict,
-    order_stop,
-    ordered_stop,
-    stopping_on_sigterm,
-)
+from raydet.train.control import Control, StopRequest, Verdict, stopping_on_sigterm
+from raydet.train.orders import STOP_FILE, Stop, StopOrder, Upkeep, order_stop, ordered_stop
 
 
 def control_of(run_dir: Path, upkeep: Upkeep, stop: StopRequest | None = None) -> Control:

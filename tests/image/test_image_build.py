@@ -114,7 +114,8 @@ def test_the_demo(built: Built, container: str) -> None:
     """Its command, with two trials of seconds; without a network."""
     command = ["python", "-m", "raydet.tune", *tune_arguments("gaff_phase2"), "--max-trials", "2"]
     done = built.builder.run(container, *command, "--storage", "runs/demo", timeout_s=1800)
-    assert "gaff: 2 of 12 trials finished, by mAP" in lines(done)
+    said = lines(done)
+    assert any(line.strip().startswith("gaff: 2 of ") for line in said), said
     owners = lines(built.builder.run(container, "stat", "-c", "%u", "runs/demo/gaff/journal.jsonl"))
     assert owners == ["1000"]
 

@@ -64,10 +64,12 @@ RUN --mount=type=cache,target=/root/.cache/uv \
         --no-deps -e . \
     && .venv/bin/python -m compileall -q raydet tune_spaces
 
+# `ray job stop` ends a job after 3 s, while trials take up to 20 s to save.
 ENV PATH=/opt/raydet/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
+    RAY_JOB_STOP_WAIT_TIME_S=40 \
     MLFLOW_DISABLE_TELEMETRY=true \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -165,11 +165,7 @@ def allotted(
             was found in time.
     """
     capacity, sizes = current_capacity(), legal_sizes(train, fewest=1, most=count)
-    if use_gpu is None and capacity.is_open and not capacity.now("GPU"):
-        raise ConfigError(
-            "the cluster has no GPU now and does not tell what it scales to; say --gpu or --cpu"
-        )
-    use_gpu = capacity.most("GPU") > 0 if use_gpu is None else use_gpu
+    use_gpu = _takes_gpus(capacity) if use_gpu is None else use_gpu
     if concurrency is None:
         concurrency = max(1, int(capacity.now("GPU")) // count) if use_gpu else 1
     workers = Workers(
@@ -185,7 +181,26 @@ def allotted(
         refused = refusal(request, capacity, sizes=sizes, where="this machine")
         if refused is not None:
             raise ConfigError(refused)
-        return workers, capacity
+    else:
+        _await_place(workers, capacity, sizes, wait_s, say)
+    return workers, capacity
+
+
+def _takes_gpus(capacity: Capacity) -> bool:
+    if capacity.is_open and not capacity.now("GPU"):
+        raise ConfigError(
+            "the cluster has no GPU now and does not tell what it scales to; say --gpu or --cpu"
+        )
+    return capacity.most("GPU") > 0
+
+
+def _await_place(
+    workers: Workers,
+    capacity: Capacity,
+    sizes: Sequence[int],
+    wait_s: float | None,
+    say: Callable[[str], None],
+) -> None:
     request = Request(workers.fewest, workers.resources)  # nodes may have been lost since the run began
     refused = refusal(request, capacity, sizes=sizes)
     if refused is not None and (capacity.scales or not wait_s):  # else somebody will add nodes
@@ -197,7 +212,6 @@ def allotted(
         say=say,
         remedy=nearest(request, Capacity(capacity.nodes), sizes),
     )
-    return workers, capacity
 
 
 def _even_share(capacity: Capacity, num_workers: int, *, use_gpu: bool) -> int:

@@ -183,9 +183,7 @@ def test_light_imports_stay_light(code: str) -> None:
 
 def test_the_driver_of_a_study_does_without_torch() -> None:
     """Which would take half of its memory; models are checked and trained in other processes."""
-    check = (
-        "import raydet.tune.run, raydet.tune.execute, sys; print('torch' in sys.modules)"
-    )
+    check = "import raydet.tune.run, raydet.tune.execute, sys; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 

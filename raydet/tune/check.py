@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 from raydet.config import Experiment
 from raydet.errors import OutOfMemoryError
@@ -25,6 +25,10 @@ def check_apart(experiment: Experiment, *, workers: int) -> None:
             raise OutOfMemoryError(
                 "the process that builds the model once, to check it, was killed; is there enough memory?"
             ) from None
+        except KeyboardInterrupt:
+            for process in active_children():  # else the pool would wait for it
+                process.kill()
+            raise
 
 
 def _leave_ctrl_c() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from tests.study.conftest import environment
+from tests.study.conftest import environment, names, tune_command
 
 RAY = Path(sys.executable).with_name("ray")
 PATIENCE = dict.fromkeys(
@@ -57,6 +57,21 @@ class Head:
         )
         with urllib.request.urlopen(request, timeout=10) as reply:
             return json.load(reply)
+
+    def refused(self, storage: Path, *arguments: str) -> str:
+        """What a study is told that is refused within half a minute, before any trial."""
+        started = time.monotonic()
+        done = subprocess.run(
+            tune_command(storage, *arguments),
+            env=self.env | {"RAY_ADDRESS": self.address},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert time.monotonic() - started < 30
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert not names(storage, "started")
+        return done.stderr
 
 
 @contextmanager

@@ -49,25 +49,10 @@ def study() -> Study:
     return with_controls(gaff_phase1.study(recipe("demo")).model_copy(update=settings))
 
 
-class MemoryWatch:
-    """The most memory that this process has had, looked at for every trial; the libraries' files apart."""
-
-    def __init__(self) -> None:
-        self.before_bytes = self.anonymous_bytes = self.resident_bytes = 0
-        self.look()
-        self.before_bytes = self.anonymous_bytes
-
-    def look(self) -> None:
-        said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        self.anonymous_bytes = max(self.anonymous_bytes, 1024 * int(said["RssAnon"].split()[0]))
-        self.resident_bytes = 1024 * int(said["VmHWM"].split()[0])
-
-
 class Executor:
     """In the place of `execute_trials`; remembers when each trial was down in journal and tracker."""
 
-    def __init__(self, memory: MemoryWatch) -> None:
-        self._memory = memory
+    def __init__(self) -> None:
         self.wall_s = [time.perf_counter()]
         self.cpu_s = [time.process_time()]
         self._failed: set[str] = set()
@@ -105,7 +90,12 @@ class Executor:
         is_told.wait()
         self.wall_s.append(time.perf_counter())
         self.cpu_s.append(time.process_time())
-        self._memory.look()
+
+
+def most_resident_bytes() -> int:
+    """Of this process so far; `getrusage` would count what its parent had."""
+    said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(said["VmHWM"].split()[0])
 
 
 @contextmanager
@@ -115,19 +105,15 @@ def no_cluster() -> Iterator[None]:
 
 def main(storage: Path, seeds: int, figures: Path, tracking_uri: str | None = None) -> None:
     """Run the study and write down what it has cost."""
-    memory = MemoryWatch()
-    executor = Executor(memory)
+    executor = Executor()
     raydet.tune.execute.execute_trials = executor  # type: ignore[assignment]
     raydet.train.cluster.cluster = no_cluster
     started = time.perf_counter()
     code = run_study(study(), StudyOptions(storage=storage, seeds=seeds, tracking_uri=tracking_uri))
-    memory.look()
     found = {
         "code": code,
         "seconds": time.perf_counter() - started,
-        "anonymous_before_bytes": memory.before_bytes,
-        "anonymous_bytes": memory.anonymous_bytes,
-        "resident_bytes": memory.resident_bytes,
+        "resident_bytes": most_resident_bytes(),
         "wall_s": executor.wall_s,
         "cpu_s": executor.cpu_s,
     }

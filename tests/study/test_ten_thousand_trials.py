@@ -39,7 +39,7 @@ def test_ten_thousand_trials(tmp_path: Path) -> None:
     assert len(per_trial_s) > 10_000
     first, last = fmean(per_trial_s[:BLOCK]), fmean(per_trial_s[-BLOCK:])
     assert last < 1.5 * first, f"{last:.4f} s of CPU per trial at the end, {first:.4f} s at the beginning"
-    assert found["anonymous_bytes"] < 1e9
+    assert found["resident_bytes"] < 1e9
 
     journal = read_journal(tmp_path / "gaff")
     assert len(journal.results()) == len(journal.of("tracked")) == seeds * NUM_CELLS

@@ -26,7 +26,7 @@ def check_apart(experiment: Experiment, *, workers: int) -> None:
                 "the process that builds the model once, to check it, was killed; is there enough memory?"
             ) from None
         finally:
-            for process in active_children():  # it would take three seconds to end, or longer after an interrupt
+            for process in active_children():  # to end takes it seconds
                 process.kill()
 
 

@@ -193,10 +193,8 @@ class Chaos:
         for flag, value in (
             ("--checkpoint-minutes", "0.1"),
             ("--max-failures", str(self._options.kills + 3)),
-            (
-                "--wait-minutes",
-                f"{self._options.patience_s / 60:g}",
-            ),  # a node may be gone when a driver starts
+            # A node may be gone when a driver starts.
+            ("--wait-minutes", f"{self._options.patience_s / 60:g}"),
         ):
             if not any(argument.split("=")[0] == flag for argument in self._arguments):
                 command += [flag, value]

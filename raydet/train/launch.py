@@ -11,7 +11,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
@@ -38,8 +38,6 @@ from raydet.train.orders import STOP_FILE, StopOrder, Upkeep, order_stop, ordere
 from raydet.train.worker import train_worker
 
 logger = logging.getLogger("raydet")
-
-Result = TypeVar("Result")
 
 GROWTH_INTERVAL_S = 30.0
 """Between two looks for room for more workers, where a run has fewer than it was meant to have."""

@@ -177,13 +177,30 @@ def allotted(
         cpu_for_gpu=use_gpu and bool(os.environ.get(CPU_FOR_GPU)),
     )
     if IS_LOCAL:
-        request = Request(count, workers.resources, trials=concurrency)
-        refused = refusal(request, capacity, sizes=sizes, where="this machine")
-        if refused is not None:
-            raise ConfigError(refused)
+        _refuse_beyond(capacity, Request(count, workers.resources, trials=concurrency), sizes)
     else:
         _await_place(workers, capacity, sizes, wait_s, say)
     return workers, capacity
+
+
+def refuse_beyond_this_machine(
+    train: TrainConfig, count: int, *, cpus: int | None, concurrency: int | None
+) -> None:
+    """Say at once what `allotted` could say only after Ray's start: this machine has too few CPUs.
+
+    Raises:
+        ConfigError: even one CPU per worker, or `cpus`, is too much. A cluster is not judged.
+    """
+    if IS_LOCAL and not ray.is_initialized():
+        request = Request(count, {"CPU": cpus or 1}, trials=concurrency or 1)
+        sizes = legal_sizes(train, fewest=1, most=count)
+        _refuse_beyond(Capacity([{"CPU": float(os.cpu_count() or 1)}]), request, sizes)
+
+
+def _refuse_beyond(machine: Capacity, request: Request, sizes: Sequence[int]) -> None:
+    refused = refusal(request, machine, sizes=sizes, where="this machine")
+    if refused is not None:
+        raise ConfigError(refused)
 
 
 def _takes_gpus(capacity: Capacity) -> bool:

@@ -328,10 +328,16 @@ class StudyRun:
         trials = missing if budget is None else missing[: max(0, budget - self.num_run)]
         if not trials:
             return False
-        from raydet.train.cluster import cluster
+        from raydet.train.cluster import cluster, refuse_beyond_this_machine
         from raydet.tune.execute import execute_trials
 
         if not self.has_cluster:
+            refuse_beyond_this_machine(
+                self.study.base.train,
+                self.options.workers,
+                cpus=self.options.cpus_per_worker,
+                concurrency=self.options.concurrency,
+            )
             self.stack.enter_context(cluster())
             self.has_cluster = True
         try:

@@ -28,7 +28,7 @@ from raydet.models.detector import Detector
 from raydet.models.units import units_of
 from raydet.parallel.collectives import World
 from raydet.parallel.parallelize import parallelize
-from raydet.parallel.precision import autocast
+from raydet.parallel.precision import autocast, check_precision
 from raydet.plan.ledger import ledger
 from raydet.structures import Batch
 from raydet.train.optim import build_optimizer
@@ -114,9 +114,11 @@ def bench_train_step(
     """Measure the train step of an experiment on random pictures.
 
     Raises:
-        ConfigError: the settings do not fit one worker, or the GPU has no bf16.
+        ConfigError: the settings do not fit one worker, or the device has no bf16.
     """
     world = World(device=device or torch.device("cpu"))
+    for precision in precisions:
+        check_precision(experiment.train.model_copy(update={"precision": precision}), world.device)
     torch.manual_seed(experiment.seed)
     detector = build_detector(experiment)
     batch = random_batch(experiment, batch_size, num_objects).to(world.device)

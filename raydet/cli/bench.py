@@ -39,7 +39,10 @@ def train_step(
     sets: SetOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 4,
     objects: Annotated[int, typer.Option(min=0, help="Boxes per picture.")] = 8,
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or both, with a comma.")] = "fp32,bf16",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, or both, with a comma; default: fp32, and bf16 where the device has it."),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -58,14 +61,19 @@ def train_step(
     experiment = adjusted(
         starting_experiment(recipe, config), backbone=backbone, data=None, epochs=None, sets=sets
     )
-    precisions: Any = _choices("--precision", precision, ("fp32", "bf16"))
+    precisions: Any = _choices("--precision", precision or "fp32,bf16", ("fp32", "bf16"))
     opponents: Any = _choices("--against", against, ("plain", "seeds")) if against else []
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports every machine without a GPU
     import torch
 
     from raydet.bench.train_step import bench_train_step
+    from raydet.cpu import cpu_name, has_bf16
     from raydet.parallel.collectives import wanted_device
 
+    device = wanted_device(use_gpu)
+    if precision is None and device.type == "cpu" and not has_bf16():
+        precisions = ["fp32"]
+        typer.echo(f"without bf16: {cpu_name()} has no instructions for it", err=True)
     if threads is not None:
         torch.set_num_threads(threads)
     with interruptible():
@@ -76,7 +84,7 @@ def train_step(
             against=opponents,
             repeats=repeats,
             num_objects=objects,
-            device=wanted_device(use_gpu),
+            device=device,
         )
     typer.echo(json.dumps(asdict(report)) if as_json else "\n".join(lines_of(report)))
 

@@ -88,6 +88,9 @@ class TrainConfig(Config):
     that fit into the memory of the smallest worker, as `raydet plan` counts it."""
     precision: Precision = "fp32"
     """bf16: autocast; weights, norms, losses and box arithmetic stay fp32."""
+    emulate_bf16: Annotated[bool, Field(exclude_if=lambda insists: not insists)] = False
+    """Insist on bf16 on a CPU without instructions for it, where a step takes minutes. It changes no number: written
+    into a config, and into what names it, only where it is true."""
     strategy: Strategy = "auto"
     """How several workers share the model: each holds a copy (ddp), each holds a shard (fsdp), or each group of
     workers holds a sharded copy (hsdp). auto: single for one worker, ddp for several."""
@@ -102,7 +105,8 @@ class TrainConfig(Config):
     """The fusions' batch norms see the pictures of all workers instead of their own: for small micro-batches."""
     exact: bool = False
     """Take deterministic kernels on a GPU, so that a resumed run has the same losses to the last bit; may be slower,
-    and the log names operations that have no such kernel. A CPU is exact without."""
+    and the log names operations that have no such kernel. A CPU always takes them: on the same number of workers and
+    threads, of one machine and PyTorch release, every run has the same losses, whatever else the machine does."""
     non_finite: NonFinite = "stop"
     """What to do about a loss or gradient that is not finite: end the run; pass over the step (looks at every gradient
     before it is used, so a GPU is waited for in every step); or go back to the newest checkpoint and pass over it."""

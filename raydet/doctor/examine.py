@@ -71,6 +71,7 @@ def _examine_nodes(nodes: Nodes) -> Iterator[Finding]:
     facts = answered(answers)
     for name, known in facts.items():
         yield from judge.versions(name, known)
+        yield judge.cpu(name, known)
         yield judge.gpus(name, known, None if nodes.gpus is None else nodes.gpus[name])
         yield from judge.driver(name, known)
         yield judge.shared_memory(name, known)

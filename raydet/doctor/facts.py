@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from raydet.cpu import cpu_name, has_bf16, num_cores
+
 CUDA_ANSWER_S = 90.0
 """For a process that imports torch and wakes all GPUs, from a cold disk."""
 NAMED_PACKAGES = ("raydet", "ray", "torch", "mlflow")
@@ -53,6 +55,11 @@ class NodeFacts:
     host: str
     versions: Mapping[str, str]
     """Of Python and of the packages that are installed."""
+    cpu: str
+    """As the machine calls it."""
+    cores: int
+    has_bf16: bool
+    """The CPU has instructions for matrix products in bf16."""
     has_driver: bool
     cuda: Cuda
     shared_memory: Space | None
@@ -66,6 +73,9 @@ def gather() -> NodeFacts:
     return NodeFacts(
         host=socket.gethostname(),
         versions=_versions(),
+        cpu=cpu_name(),
+        cores=num_cores(),
+        has_bf16=has_bf16(),
         has_driver=Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists(),
         cuda=ask_cuda(),
         shared_memory=space(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,

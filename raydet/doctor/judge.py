@@ -73,6 +73,14 @@ def same_versions(nodes: Mapping[str, NodeFacts]) -> list[Finding]:
     return findings
 
 
+def cpu(named: str, facts: NodeFacts) -> Finding:
+    """Whether training on the CPU could be in bf16; nobody asks where there are GPUs."""
+    text = f"{named}: {facts.cores} cores of {facts.cpu}"
+    if facts.has_bf16 or facts.has_driver:
+        return Finding("cpu", "ok", text)
+    return Finding("cpu", "warning", f"{text}, without bf16 instructions", "train in fp32 there; bf16 is refused")
+
+
 def gpus(named: str, facts: NodeFacts, declared: int | None) -> Finding:
     """Whether torch can use the GPUs that are there.
 

@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from raydet.config import Precision
+from raydet.config import Precision, TrainConfig
+from raydet.cpu import refuse_slow_bf16
 from raydet.errors import ConfigError
 
 
@@ -17,15 +18,16 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """See that the device can do it.
+def check_precision(train: TrainConfig, device: torch.device) -> None:
+    """Refuse a precision for which the device has no instructions.
 
     Raises:
-        ConfigError: the GPU has no bf16.
+        ConfigError: the GPU has no bf16, or the CPU has none and `train.emulate_bf16` does not insist.
     """
-    is_bf16_gpu = device.type == "cuda" and precision == "bf16"
-    if is_bf16_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cpu":
+        refuse_slow_bf16(train)
+    elif train.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
         raise ConfigError(
-            f"train.precision=bf16 wants a GPU with bf16 (Ampere or newer), got {name}; use fp32"
+            f"train.precision=bf16 expected a GPU with bf16 (Ampere or newer), got {name}; use fp32"
         )

@@ -21,6 +21,7 @@ from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.config import TrainConfig
+from raydet.cpu import GPU_DRIVER, num_cores
 from raydet.errors import ConfigError
 from raydet.train.autoscaler import DEFAULT_PATIENCE_S, await_nodes, current_capacity
 from raydet.train.capacity import Capacity, Request, nearest, refusal
@@ -75,7 +76,7 @@ def cluster() -> Iterator[None]:
             py_executable = None
             if IS_LOCAL:
                 stack.enter_context(_own_temporary_directory())
-                if not Path("/dev/nvidiactl").exists():  # a process that has touched CUDA must not be forked
+                if not GPU_DRIVER.exists():  # a process that has touched CUDA must not be forked
                     py_executable = stack.enter_context(warm_workers())
             stack.callback(ray.shutdown)
             with _own_signals():
@@ -102,6 +103,7 @@ def _connect(py_executable: str | None) -> None:
             ray.init(
                 "local",  # else Ray would join whatever cluster it finds on this machine
                 **quiet,
+                num_cpus=num_cores(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 runtime_env={"py_executable": py_executable} if py_executable else None,
@@ -194,7 +196,7 @@ def refuse_beyond_this_machine(
     if IS_LOCAL and not ray.is_initialized():
         request = Request(count, {"CPU": cpus or 1}, trials=concurrency or 1)
         sizes = legal_sizes(train, fewest=1, most=count)
-        _refuse_beyond(Capacity([{"CPU": float(os.cpu_count() or 1)}]), request, sizes)
+        _refuse_beyond(Capacity([{"CPU": float(num_cores())}]), request, sizes)
 
 
 def _refuse_beyond(machine: Capacity, request: Request, sizes: Sequence[int]) -> None:

@@ -43,6 +43,7 @@ from raydet.plan.counts import state_copies
 from raydet.plan.flops import forward_flops
 from raydet.structures import Batch
 from raydet.train.averaging import averaged_weights
+from raydet.train.barriers import yielding_busy_cores
 from raydet.train.checkpoints import CheckpointWriter, agreed_checkpoint
 from raydet.train.control import Control, StopRequest
 from raydet.train.faults import arm
@@ -101,13 +102,14 @@ def run_process(
     arm(world, run_dir)
     peak_memory = watch_peak_memory(world.device)
     started, left = time.time(), last_progress(run_dir)
-    check_precision(experiment.train.precision, world.device)
+    check_precision(experiment.train, world.device)
     _check_nodes(experiment, world)
     source = open_source(experiment.data)
     train_indices, val_indices = split_indices(source, experiment.data.split)
     with (
         closing(RunRecord(run_dir, enabled=world.is_main)) as record,
-        deterministic_kernels(enabled=experiment.train.exact),
+        deterministic_kernels(world.device, exact=experiment.train.exact),
+        yielding_busy_cores(torch.get_num_threads()),
     ):
         loader = _train_loader(experiment, source, train_indices, run_dir, world)
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
@@ -118,6 +120,8 @@ def run_process(
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             info[PRETRAINED] = pretrained
             info["data"] = data_hashes(source)
+            if state.step:
+                _warn_of_other_threads(recorded_model_info(run_dir), info)
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
@@ -331,6 +335,16 @@ def _earlier_micro_batch(run_dir: Path, train: TrainConfig, world: World) -> int
         )
         return None
     return earlier or None
+
+
+def _warn_of_other_threads(earlier: dict[str, Any], info: dict[str, Any]) -> None:
+    if info["device"] == "cpu" and earlier.get("threads", info["threads"]) != info["threads"]:
+        logger.warning(
+            "this run had %d CPU threads per worker and resumes with %d: sums are taken in another order, so that its "
+            "losses agree with those of an unbroken run up to rounding only",
+            earlier["threads"],
+            info["threads"],
+        )
 
 
 def _save(state: TrainState, score: float | None, world: World, writer: CheckpointWriter) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raydet.config import Experiment
+from raydet.cpu import refuse_slow_bf16, threads_per_process
 from raydet.errors import ConfigError, PreemptedError, TrackingError
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.track.base import Tracker
@@ -62,11 +63,16 @@ def train_single(
     if min_workers is not None and not 1 <= min_workers <= workers:
         raise ConfigError(f"--min-workers wants 1 to --workers {workers}, got {min_workers}")
     # On every rank, so that all of them stop where one would.
+    if workers == 0 or "RAY_ADDRESS" not in os.environ:  # the workers of a cluster look at their own CPUs
+        refuse_slow_bf16(experiment.train, use_gpu=use_gpu)
     check(experiment, workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
     results = finished_results(run_dir)
     world = World() if workers or results else world_from_environment(use_gpu=use_gpu)
     if workers == 0:
-        torch.set_num_threads(cpus_per_worker or torch.get_num_threads())
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(
+            threads_per_process(cpus_per_worker, processes=processes, default=torch.get_num_threads())
+        )
     if not world.is_main:
         _run_here(experiment, run_dir, world, upkeep)
         return

@@ -22,16 +22,20 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         The run's results; Ray keeps those of rank 0.
     """
     since = time.time()
+    import ray
     import ray.train
     import torch
 
     from raydet.config import Experiment
+    from raydet.cpu import thread_share
     from raydet.parallel.collectives import World, local_device
     from raydet.train.orders import Upkeep
     from raydet.train.process import run_process
     from raydet.train.usage import noting_usage
 
-    torch.set_num_threads(config["threads"])  # Ray sets OMP_NUM_THREADS to 1 per CPU asked for
+    here = ray.get_runtime_context().get_node_id()
+    declared = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == here)
+    torch.set_num_threads(thread_share(config["threads"], declared=declared))
     context = ray.train.get_context()
     world = World(
         rank=context.get_world_rank(),

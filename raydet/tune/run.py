@@ -7,6 +7,7 @@ tracker.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from raydet.config import apply_overrides
+from raydet.cpu import refuse_slow_bf16
 from raydet.data.sampler import batch_plan
 from raydet.errors import EXIT_BUDGET_SPENT, EXIT_OK, EXIT_TRIALS_FAILED, StudyError
 from raydet.redact import RedactingFormatter
@@ -108,6 +110,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
         TrackingError: the tracking server cannot be used.
     """
     study = _with_micro_batch(study, options.workers)
+    _refuse_slow_bf16(study, options)
     check_apart(study.base, workers=options.workers)  # before Ray starts
     _check_early_stopping(study, options)
     root = options.storage / study.name
@@ -152,6 +155,14 @@ def _with_micro_batch(study: Study, workers: int) -> Study:
     micro_batch, _ = batch_plan(train.global_batch, workers, train.micro_batch)
     base = apply_overrides(study.base, {"train.micro_batch": micro_batch})
     return study.model_copy(update={"base": base})
+
+
+def _refuse_slow_bf16(study: Study, options: StudyOptions) -> None:
+    """Precision may be a factor of the study: every trial that is decided so far is looked at."""
+    if "RAY_ADDRESS" in os.environ:  # the workers of a cluster look at their own CPUs
+        return
+    for trial in all_trials(study, read_journal(options.storage / study.name), options.seeds):
+        refuse_slow_bf16(trial.experiment.train, use_gpu=options.use_gpu)
 
 
 def _check_early_stopping(study: Study, options: StudyOptions) -> None:

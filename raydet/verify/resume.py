@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raydet.config import Experiment, apply_overrides
+from raydet.cpu import refuse_slow_bf16
 from raydet.data.build import open_source
 from raydet.data.digest import expected_digest
 from raydet.data.sampler import ElasticSampler
@@ -100,6 +101,7 @@ class ResumeCheck:
                 *shares
             )  # batch norms must go on seeing as many pictures
         self.experiment = apply_overrides(experiment, settings)
+        refuse_slow_bf16(self.experiment.train, use_gpu=None)
         for count in sorted(set(self.workers)):
             check(self.experiment, workers=count)
         self._config = directory / "config.json"

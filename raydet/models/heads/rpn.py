@@ -184,7 +184,8 @@ class RegionProposals(nn.Module):
     def head_at(self, table: RowTable, picture_S: Tensor, anchor_S: Tensor) -> tuple[Tensor, Tensor]:
         """What the head says about some anchors: logits [S] and deltas [S, 4], fp32."""
         ((convolution, _),) = self.head.conv
-        patches_S9C = table.rows_RC[self.surroundings(table, picture_S, anchor_S // self.num_ratios)]
+        rows_S9 = self.surroundings(table, picture_S, anchor_S // self.num_ratios)
+        patches_S9C = F.embedding(rows_S9, table.rows_RC)  # rows repeat: the backward of an index adds in any order
         weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
         hidden_SC = F.linear(patches_S9C.flatten(1), weight, convolution.bias).relu()
         predictors = self.head.cls_logits, self.head.bbox_pred

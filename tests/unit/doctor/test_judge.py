@@ -24,6 +24,9 @@ def facts(**changes: Any) -> NodeFacts:
     known = NodeFacts(
         host="node",
         versions=NEW,
+        cpu="EPYC",
+        cores=2,
+        has_bf16=False,
         has_driver=True,
         cuda=H100,
         shared_memory=Space("/dev/shm", 8 * GIB, 8 * GIB),
@@ -52,6 +55,13 @@ def test_versions() -> None:
         "node: torch is not installed": "failure",
         "node: mlflow is not installed": "warning",
     }
+
+
+def test_bf16_of_a_cpu_counts_where_there_is_no_gpu() -> None:
+    assert judge.cpu("node", facts()).level == "ok"
+    assert judge.cpu("node", facts(has_driver=False, has_bf16=True)).level == "ok"
+    finding = judge.cpu("node", facts(has_driver=False))
+    assert (finding.level, finding.text) == ("warning", "node: 2 cores of EPYC, without bf16 instructions")
 
 
 def test_nodes_that_differ() -> None:

@@ -1,0 +1,156 @@
+"""Threads that wait for one another spin while the machine is quiet, and sleep while it is busy.
+
+At the end of each parallel operation PyTorch's threads (GNU OpenMP) wait for the last of them. They spin for milliseconds
+before they sleep, since waking up takes longer than most operations: with small models, sleeping at once costs half of
+the speed. Where another process wants a core, the same spinning is a disaster: the thread that all wait for has no
+core, while those that spin hold theirs. Two threads beside one busy process were 10 to 50 times slower.
+
+libgomp can do both, and its manual says when: with more OpenMP threads than the process has cores, threads sleep after 100
+rounds. So where the kernel says that our threads wait for cores, a thread is started whose OpenMP team is larger than
+the machine, and does nothing; where they do not wait any more, it ends. Numbers are not touched: how work is cut into
+parts depends on the number of threads at work, which stays.
+
+GNU libgomp manual, "GOMP_SPINCOUNT"; Linux Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raydet.cpu import num_cores
+
+INTERVAL_S = 0.25
+BUSY = 0.2
+"""Seconds that all threads together have waited for a core, per second: from here on cores are taken by others. Measured
+on two cores with two threads: below 0.03 where nothing else ran, 0.9 beside one busy process, 0.6 when asleep there."""
+NUM_BUSY_LOOKS = 2
+"""In a row, before threads sleep: the writing of a small checkpoint takes one."""
+QUIET = 0.05
+NUM_QUIET_LOOKS = 4
+"""In a row, before threads spin again."""
+USERS_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+"""Where the user has said how threads shall wait, they do."""
+
+logger = logging.getLogger("raydet")
+
+
+@contextmanager
+def yielding_busy_cores(num_threads: int) -> Iterator[None]:
+    """While the block runs, threads that wait give up their cores when others want them.
+
+    Does nothing with a single thread, where the environment says how threads wait, or without Linux and libgomp.
+
+    Args:
+        num_threads: that PyTorch's operations run on.
+    """
+    library = _libgomp()
+    settings = [f"{name}={os.environ[name]}" for name in USERS_SETTINGS if name in os.environ]
+    if num_threads == 1 or library is None or _waited_s() is None or settings:
+        logger.info("using %d CPU threads of %d cores%s", num_threads, num_cores(), "".join(f", {x}" for x in settings))
+        yield
+        return
+    logger.info(
+        "using %d CPU threads of %d cores; they spin while they wait, and sleep while other processes want their cores",
+        num_threads,
+        num_cores(),
+    )
+    watch = _Watch(library)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.stop()
+
+
+class _Watch(threading.Thread):
+    """Looks how long our threads have waited for cores, and has them sleep or spin."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        super().__init__(name="raydet-barriers", daemon=True)
+        self._crowd = _Crowd(library)
+        self._stop_event = threading.Event()
+        self._asleep_s = 0.0
+
+    def stop(self) -> None:
+        """End, as quickly as the thread can be woken."""
+        self._stop_event.set()
+        self.join()
+        if self._asleep_s:
+            logger.info("waiting threads slept for %.0f s, because cores were taken by others", self._asleep_s)
+
+    def run(self) -> None:
+        num_busy, num_quiet, at, waited = 0, 0, time.monotonic(), _waited_s() or 0.0
+        while not self._stop_event.wait(INTERVAL_S):
+            before, was = at, waited
+            at, waited = time.monotonic(), _waited_s() or 0.0
+            share = (waited - was) / (at - before)
+            self._asleep_s += self._crowd.is_there * (at - before)
+            num_busy = num_busy + 1 if share > BUSY else 0
+            num_quiet = num_quiet + 1 if share < QUIET else 0
+            if num_busy >= NUM_BUSY_LOOKS and not self._crowd.is_there:
+                self._crowd.gather()
+            elif num_quiet >= NUM_QUIET_LOOKS and self._crowd.is_there:
+                self._crowd.leave()
+        self._crowd.leave()
+
+
+class _Crowd:
+    """OpenMP threads beyond the number of cores, which do nothing but be there."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._leave = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """It has been gathered, and has not left."""
+        return self._thread is not None
+
+    def gather(self) -> None:
+        """From here on, threads that wait sleep."""
+        self._leave.clear()
+        self._thread = threading.Thread(target=self._hold, name="raydet-crowd", daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """From here on, threads that wait spin; does nothing where there is no crowd."""
+        if self._thread is not None:
+            self._leave.set()
+            self._thread.join()
+            self._thread = None
+
+    def _hold(self) -> None:
+        # What a compiler makes of `#pragma omp parallel num_threads(...)`; a thread's team lives as long as the thread.
+        nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+        self._library.GOMP_parallel(nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), ctypes.c_uint(0))
+        self._leave.wait()
+
+
+def _libgomp() -> ctypes.CDLL | None:
+    """PyTorch's own; other packages may bring theirs."""
+    try:
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    except OSError:
+        return None
+    paths = sorted(mapped, key=lambda path: "torch" not in path)
+    return ctypes.CDLL(paths[0]) if paths else None
+
+
+def _waited_s() -> float | None:
+    """Seconds that the threads of this process were ready and had no core, since each of them began; None: not known."""
+    total_ns, num_threads = 0, 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total_ns += int(path.read_text().split()[1])
+        except (OSError, ValueError, IndexError):  # it has just ended, or the kernel does not count
+            continue
+        num_threads += 1
+    return total_ns / 1e9 if num_threads else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from raydet.train.ray_settings import IS_LOCAL  # isort: skip  -- before ray, wh
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.config import TrainConfig
@@ -76,6 +78,7 @@ def cluster() -> Iterator[None]:
             py_executable = None
             if IS_LOCAL:
                 stack.enter_context(_own_temporary_directory())
+                stack.enter_context(_own_token())
                 if not GPU_DRIVER.exists():  # a process that has touched CUDA must not be forked
                     py_executable = stack.enter_context(warm_workers())
             stack.callback(ray.shutdown)
@@ -137,6 +140,34 @@ def _own_temporary_directory() -> Iterator[None]:
             yield
         finally:
             del os.environ["RAY_TMPDIR"]
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """A token for this Ray alone, in a directory that only this user can read, unless the user has said which to use.
+
+    Ray would write one to ~/.ray/auth_token; from then on every Ray that this user starts would ask for it.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="raydet-token-") as directory:
+        path = Path(directory) / "auth_token"
+        path.write_text(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+        _forget_token()
+        try:
+            yield
+        finally:
+            del os.environ["RAY_AUTH_TOKEN_PATH"]
+            os.environ.pop("RAY_AUTH_MODE", None)  # set by Ray, which takes a local cluster's token for granted
+            _forget_token()
+
+
+def _forget_token() -> None:
+    """Ray reads mode and token once. In this order: its threads must not look for a token that is gone."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def allotted(

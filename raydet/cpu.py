@@ -92,8 +92,8 @@ def refuse_slow_bf16(train: TrainConfig, *, use_gpu: bool | None = False) -> Non
     is_on_cpu = not (GPU_DRIVER.exists() if use_gpu is None else use_gpu)
     if train.precision == "bf16" and is_on_cpu and not train.emulate_bf16 and not has_bf16():
         raise ConfigError(
-            f"train.precision=bf16 expected a CPU with bf16 instructions (AVX-512 BF16 or AMX), got {cpu_name()}, where "
-            "a step takes minutes; use fp32, or insist with --set train.emulate_bf16=true"
+            f"train.precision=bf16 expected a CPU with bf16 instructions (AVX-512 BF16 or AMX), got {cpu_name()}, "
+            "where a step takes minutes; use fp32, or insist with --set train.emulate_bf16=true"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -13,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 torch.set_num_threads(
     1
 )  # several threads on busy cores wait for one another, many times as long as they work
+hypothesis.settings.register_profile("raydet", deadline=None)  # a busy machine must not decide
+hypothesis.settings.load_profile("raydet")
 
 
 @pytest.fixture(scope="session")

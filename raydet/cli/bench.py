@@ -41,7 +41,9 @@ def train_step(
     objects: Annotated[int, typer.Option(min=0, help="Boxes per picture.")] = 8,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, bf16, or both, with a comma; default: fp32, and bf16 where the device has it."),
+        typer.Option(
+            help="fp32, bf16, or both, with a comma; default: fp32, and bf16 where the device has it."
+        ),
     ] = None,
     against: Annotated[
         str | None,

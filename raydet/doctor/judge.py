@@ -78,7 +78,9 @@ def cpu(named: str, facts: NodeFacts) -> Finding:
     text = f"{named}: {facts.cores} cores of {facts.cpu}"
     if facts.has_bf16 or facts.has_driver:
         return Finding("cpu", "ok", text)
-    return Finding("cpu", "warning", f"{text}, without bf16 instructions", "train in fp32 there; bf16 is refused")
+    return Finding(
+        "cpu", "warning", f"{text}, without bf16 instructions", "train in fp32 there; bf16 is refused"
+    )
 
 
 def gpus(named: str, facts: NodeFacts, declared: int | None) -> Finding:

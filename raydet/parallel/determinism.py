@@ -1,9 +1,9 @@
 """Kernels that give the same bits every time.
 
-On a CPU what may differ is the order in which threads add to one place: an indexed put that accumulates does so with
-atomic additions, unless PyTorch is told otherwise. Where it is told, all of its CPU operations are exact at any number of
-threads; so training always tells it there, and uses other operations (`F.embedding`) where the serial put would be slow.
-On a GPU deterministic kernels may be much slower, and some operations have none: there it is `train.exact`'s to say.
+On a CPU what may differ is the order in which threads add to one place: an indexed put that accumulates (the backward
+pass of `rows[index]`) does so with atomic additions, unless PyTorch is told otherwise. Training always tells it there,
+and uses other operations (`F.embedding`) where the serial put would be slow. On a GPU deterministic kernels may be much
+slower, and some operations have none: there `train.exact` decides.
 
 PyTorch's reproducibility notes, https://docs.pytorch.org/docs/stable/notes/randomness.html.
 """
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import torch
-import torch.utils.deterministic
+from torch.utils import deterministic
 
 CUBLAS_WORKSPACE = ":4096:8"
 """What cuBLAS wants to be told before it is first used: buffers of a fixed size."""
@@ -41,17 +41,18 @@ def deterministic_kernels(device: torch.device, *, exact: bool) -> Iterator[None
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     was_enabled = torch.are_deterministic_algorithms_enabled()
     was_only_warning = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills_memory = torch.utils.deterministic.fill_uninitialized_memory
+    fills_memory = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # we read nothing that was not written
+    # We read nothing that was not written.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     try:
         with _noting_operations_without():
             yield
     finally:
         torch.use_deterministic_algorithms(was_enabled, warn_only=was_only_warning)
-        torch.utils.deterministic.fill_uninitialized_memory = fills_memory
+        deterministic.fill_uninitialized_memory = fills_memory  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmark
 
 
@@ -73,7 +74,10 @@ def _noting_operations_without() -> Iterator[None]:
             show_others(message, category, filename, lineno, file, line)
         elif found.group(1) not in named:
             named.add(found.group(1))
-            logger.warning("%s has no deterministic kernel on this device: two runs may differ in the last bits", found.group(1))
+            logger.warning(
+                "%s has no deterministic kernel on this device: two runs may differ in the last bits",
+                found.group(1),
+            )
 
     with warnings.catch_warnings():
         warnings.filterwarnings("default", message=f".*{_NOT_DETERMINISTIC}")

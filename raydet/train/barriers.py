@@ -1,14 +1,14 @@
 """Threads that wait for one another spin while the machine is quiet, and sleep while it is busy.
 
-At the end of each parallel operation PyTorch's threads (GNU OpenMP) wait for the last of them. They spin for milliseconds
-before they sleep, since waking up takes longer than most operations: with small models, sleeping at once costs half of
-the speed. Where another process wants a core, the same spinning is a disaster: the thread that all wait for has no
-core, while those that spin hold theirs. Two threads beside one busy process were 10 to 50 times slower.
+At the end of each parallel operation PyTorch's threads (GNU OpenMP) wait for the last of them. They spin for some
+milliseconds before they sleep, since waking up takes longer than most operations: with small models, sleeping at once
+costs half of the speed. Where another process wants a core, the same spinning is a disaster: the thread that all wait
+for has no core, while those that spin hold theirs. Two threads beside one busy process were 10 to 50 times slower.
 
-libgomp can do both, and its manual says when: with more OpenMP threads than the process has cores, threads sleep after 100
-rounds. So where the kernel says that our threads wait for cores, a thread is started whose OpenMP team is larger than
-the machine, and does nothing; where they do not wait any more, it ends. Numbers are not touched: how work is cut into
-parts depends on the number of threads at work, which stays.
+libgomp can do both, and its manual says when: with more OpenMP threads than the process has cores, threads sleep after
+100 rounds. So when the kernel says that our threads wait for cores, a thread is started whose OpenMP team is larger
+than the machine and does nothing; when they do not wait any more, it ends. Numbers are not touched: how work is cut
+into parts depends on the number of threads at work, which stays.
 
 GNU libgomp manual, "GOMP_SPINCOUNT"; Linux Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat".
 """
@@ -28,8 +28,8 @@ from raydet.cpu import num_cores
 
 INTERVAL_S = 0.25
 BUSY = 0.2
-"""Seconds that all threads together have waited for a core, per second: from here on cores are taken by others. Measured
-on two cores with two threads: below 0.03 where nothing else ran, 0.9 beside one busy process, 0.6 when asleep there."""
+"""Seconds that all threads together have waited for a core, per second: from here on, cores are taken by others. Two
+threads on two cores measured below 0.06 when nothing else ran, 0.9 beside one busy process, and 0.6 asleep there."""
 NUM_BUSY_LOOKS = 2
 """In a row, before threads sleep: the writing of a small checkpoint takes one."""
 QUIET = 0.05
@@ -53,7 +53,12 @@ def yielding_busy_cores(num_threads: int) -> Iterator[None]:
     library = _libgomp()
     settings = [f"{name}={os.environ[name]}" for name in USERS_SETTINGS if name in os.environ]
     if num_threads == 1 or library is None or _waited_s() is None or settings:
-        logger.info("using %d CPU threads of %d cores%s", num_threads, num_cores(), "".join(f", {x}" for x in settings))
+        logger.info(
+            "using %d CPU threads of %d cores%s",
+            num_threads,
+            num_cores(),
+            "".join(f", {x}" for x in settings),
+        )
         yield
         return
     logger.info(
@@ -83,7 +88,9 @@ class _Watch(threading.Thread):
         self._stop_event.set()
         self.join()
         if self._asleep_s:
-            logger.info("waiting threads slept for %.0f s, because cores were taken by others", self._asleep_s)
+            logger.info(
+                "waiting threads slept for %.0f s, because cores were taken by others", self._asleep_s
+            )
 
     def run(self) -> None:
         num_busy, num_quiet, at, waited = 0, 0, time.monotonic(), _waited_s() or 0.0
@@ -130,14 +137,18 @@ class _Crowd:
     def _hold(self) -> None:
         # What a compiler makes of `#pragma omp parallel num_threads(...)`; a thread's team lives as long as the thread.
         nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
-        self._library.GOMP_parallel(nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), ctypes.c_uint(0))
+        self._library.GOMP_parallel(
+            nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), ctypes.c_uint(0)
+        )
         self._leave.wait()
 
 
 def _libgomp() -> ctypes.CDLL | None:
     """PyTorch's own; other packages may bring theirs."""
     try:
-        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+        mapped = {
+            line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line
+        }
     except OSError:
         return None
     paths = sorted(mapped, key=lambda path: "torch" not in path)
@@ -145,7 +156,7 @@ def _libgomp() -> ctypes.CDLL | None:
 
 
 def _waited_s() -> float | None:
-    """Seconds that the threads of this process were ready and had no core, since each of them began; None: not known."""
+    """Seconds that the threads of this process were ready but had no core, since each began; None: not known."""
     total_ns, num_threads = 0, 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         try:

@@ -160,7 +160,9 @@ def _own_token() -> Iterator[None]:
             yield
         finally:
             del os.environ["RAY_AUTH_TOKEN_PATH"]
-            os.environ.pop("RAY_AUTH_MODE", None)  # set by Ray, which takes a local cluster's token for granted
+            os.environ.pop(
+                "RAY_AUTH_MODE", None
+            )  # set by Ray, which takes a local cluster's token for granted
             _forget_token()
 
 

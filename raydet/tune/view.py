@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,6 +21,13 @@ from raydet.train.record import read_progress
 from raydet.tune.cells import Trial
 from raydet.tune.meter import Budget, Meter
 from raydet.tune.records import TrialRecord, duration, number
+
+
+class _Running(NamedTuple):
+    run_dir: Path
+    since: float
+    done_before: float
+    """The fraction of the trial that was complete when this command started it."""
 
 
 @dataclass
@@ -36,9 +44,11 @@ class StudyView:
     """Trials of the study, those included that are not decided yet."""
     done: int = 0
     best: TrialRecord | None = None
-    _running: dict[str, tuple[Path, float]] = field(default_factory=dict)
-    _since: float = field(default_factory=time.monotonic)
-    _num_ended: int = 0
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _since: float | None = None
+    """When the first trial of this command began."""
+    _num_ended: float = 0.0
+    """Trials' worth of work that this command has completed in trials that have ended."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -82,25 +92,28 @@ class StudyView:
     def started(self, trial: Trial, run_dir: Path) -> None:
         """A trial begins."""
         with self._lock:
-            self._running[trial.name] = (run_dir, time.monotonic())
+            now = time.monotonic()
+            self._running[trial.name] = _Running(run_dir, now, fraction_done(run_dir))
+            self._since = now if self._since is None else self._since
         if not self.console.is_terminal:
             self.say(f"started {trial.name}")
 
     def ended(self, record: TrialRecord, *, is_final: bool) -> None:
         """A trial has ended, well or not; for now, or once and for all."""
         with self._lock:
-            self._running.pop(record.trial.name, None)
+            running = self._running.pop(record.trial.name, None)
+        done_before = 0.0 if running is None else running.done_before
         self.done += is_final
         head = f"[{self.done}/{self.total}] {record.trial.name}"
         if record.status == "stopped":
-            self._num_ended += 1
+            self._num_ended += 1 - done_before
             self.say(f"{head}  stopped early: {self.metric} {record.reason}{_hours(record)}")
             return
         if record.results is None:
             chances = "" if is_final else ", will be tried again"
             self.say(f"{head}  FAILED{chances}: {record.reason}{_hours(record)}")
             return
-        self._num_ended += 1
+        self._num_ended += 1 - done_before
         self._keep_best(record)
         final, results = record.results["final"], record.results
         self.say(
@@ -110,17 +123,30 @@ class StudyView:
         )
 
     def time_left_s(self) -> float | None:
-        """At the pace of this command so far; None before its first trial has ended."""
-        if not self._num_ended:
+        """At the pace of this command so far, the parts of running trials included; None before there is a pace."""
+        with self._lock:
+            running = list(self._running.values())
+        fractions = [fraction_done(trial.run_dir) for trial in running]
+        here = [max(0.0, done - trial.done_before) for trial, done in zip(running, fractions, strict=True)]
+        completed = self._num_ended + sum(here)
+        if self._since is None or completed == 0:
             return None
-        return (time.monotonic() - self._since) / self._num_ended * (self.total - self.done)
+        now = time.monotonic()
+        left_s = (now - self._since) / completed * (self.total - self.done - sum(fractions))
+        # At the end fewer trials run side by side than before, and the slowest decides.
+        slowest_s = [
+            (now - trial.since) / part * (1 - done)
+            for trial, part, done in zip(running, here, fractions, strict=True)
+            if part
+        ]
+        return max(0.0, left_s, *slowest_s)
 
     def __rich__(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
         with self._lock:
             running = list(self._running.items())
-        for name, (run_dir, started) in running:
-            table.add_row(name, *_progress_cells(run_dir, time.monotonic() - started))
+        for name, trial in running:
+            table.add_row(name, *_progress_cells(trial.run_dir, time.monotonic() - trial.since))
         return Group(Text(f"{self.study}: {self.done}/{self.total} trials  |  {self._summary()}"), table)
 
     def _summary(self) -> str:
@@ -138,6 +164,12 @@ class StudyView:
         score = record.score(self.metric)
         if score is not None and (self.best is None or score > (self.best.score(self.metric) or 0.0)):
             self.best = record
+
+
+def fraction_done(run_dir: Path) -> float:
+    """How much of a run's training is complete, 0..1, also where it runs elsewhere."""
+    progress = read_progress(run_dir)
+    return 0.0 if progress is None else progress["step"] / progress["total_steps"]
 
 
 def _hours(record: TrialRecord) -> str:

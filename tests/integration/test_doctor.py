@@ -25,7 +25,6 @@ from tests.study.conftest import environment, tune_arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-LIMIT_S = 30.0
 TOKEN, OTHER_TOKEN = "a" * 40, "b" * 40
 COMMANDS = ("train", "tune", "doctor")
 
@@ -50,9 +49,8 @@ def refused(
     *,
     tracking_uri: str = "none",
     storage: str | None = None,
-) -> tuple[str, float]:
-    """The one line with which a command refuses, and how long it took."""
-    started = time.monotonic()
+) -> str:
+    """The one line with which a command refuses."""
     done = subprocess.run(
         command_line(command, storage or str(directory), tracking_uri),
         capture_output=True,
@@ -60,7 +58,6 @@ def refused(
         timeout=120,
         env=environment() | {"HOME": str(directory)} | extra,
     )
-    took_s = time.monotonic() - started
     assert done.returncode == 2, done.stdout + done.stderr
     if command == "doctor":
         lines = [line for line in done.stdout.splitlines() if line.startswith("failure")]
@@ -68,8 +65,7 @@ def refused(
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert "Traceback" not in done.stderr
     assert len(lines) == 1, done.stdout + done.stderr
-    assert took_s < LIMIT_S
-    return lines[0], took_s
+    return lines[0]
 
 
 def free_port() -> int:
@@ -164,7 +160,7 @@ def refusing_server() -> Iterator[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_head(command: str, tmp_path: Path) -> None:
-    line, _ = refused(command, tmp_path, {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"})
+    line = refused(command, tmp_path, {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"})
     assert "nothing answers (Connection refused); is the head up, and RAY_ADDRESS right?" in line
 
 
@@ -174,14 +170,14 @@ def test_another_server_at_the_address(command: str, tmp_path: Path, refusing_se
         "RAY_ADDRESS": refusing_server.removeprefix("http://"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
-    line, _ = refused(command, tmp_path, settings)
+    line = refused(command, tmp_path, settings)
     assert "cannot join the Ray cluster at 127.0.0.1:" in line
     assert "RAY_ADDRESS" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_name(command: str, tmp_path: Path) -> None:
-    line, _ = refused(command, tmp_path, {"RAY_ADDRESS": "head.invalid:6379"})
+    line = refused(command, tmp_path, {"RAY_ADDRESS": "head.invalid:6379"})
     assert "cannot join the Ray cluster at head.invalid:6379" in line
 
 
@@ -189,7 +185,7 @@ def test_a_head_that_stands_still(tmp_path: Path) -> None:
     head = Head(tmp_path / "home")
     os.kill(head.control_store(), signal.SIGSTOP)
     try:
-        line, _ = refused("train", tmp_path, head.environment(TOKEN))
+        line = refused("train", tmp_path, head.environment(TOKEN))
     finally:
         os.kill(head.control_store(), signal.SIGCONT)
         head.end()
@@ -198,23 +194,23 @@ def test_a_head_that_stands_still(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_replaced_token(command: str, tmp_path: Path, head: Head) -> None:
-    line, _ = refused(command, tmp_path, head.environment(OTHER_TOKEN))
+    line = refused(command, tmp_path, head.environment(OTHER_TOKEN))
     assert "it refuses the token" in line
     assert OTHER_TOKEN not in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_token(command: str, tmp_path: Path, head: Head) -> None:
-    line, _ = refused(command, tmp_path, head.environment(None))
+    line = refused(command, tmp_path, head.environment(None))
     assert "it wants a token; set RAY_AUTH_MODE=token" in line
-    line, _ = refused(command, tmp_path, head.environment(None) | {"RAY_AUTH_MODE": "token"})
+    line = refused(command, tmp_path, head.environment(None) | {"RAY_AUTH_MODE": "token"})
     assert "RAY_AUTH_MODE=token, and there is no token" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_password(command: str, tmp_path: Path, refusing_server: str) -> None:
     secret = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "planted-password"}
-    line, _ = refused(command, tmp_path, secret, tracking_uri=refusing_server)
+    line = refused(command, tmp_path, secret, tracking_uri=refusing_server)
     assert "MLFLOW_TRACKING_PASSWORD" in line
     assert "planted" not in line
 
@@ -226,7 +222,7 @@ def test_a_server_that_never_answers(command: str, tmp_path: Path) -> None:
         listener.listen()
         secret = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "planted-password"}
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        line, _ = refused(command, tmp_path, secret, tracking_uri=uri)
+        line = refused(command, tmp_path, secret, tracking_uri=uri)
     assert "nothing answers (timed out)" in line
     assert "planted" not in line
 
@@ -249,9 +245,7 @@ def test_a_bucket(keys: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (good,) = check_storage("s3://pictures/studies", ThisMachine())
     (absent,) = check_storage("s3://no-such-bucket/studies", ThisMachine())
     server.kill()
-    started = time.monotonic()
     (dead,) = check_storage("s3://pictures/studies", ThisMachine())
-    assert time.monotonic() - started < LIMIT_S
     assert good.level == "ok"
     assert absent.level == dead.level == "failure"
     assert "make the bucket" in absent.text
@@ -262,7 +256,7 @@ def test_a_bucket_that_may_not_be_written(keys: pytest.MonkeyPatch, tmp_path: Pa
     server = Server(tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="0")  # nobody has rights
     keys.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
     try:
-        line, _ = refused("doctor", tmp_path, {}, storage="s3://pictures/studies")
+        line = refused("doctor", tmp_path, {}, storage="s3://pictures/studies")
     finally:
         server.kill()
     assert "check the credentials in the environment and their rights" in line
@@ -272,10 +266,10 @@ def test_a_bucket_that_may_not_be_written(keys: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.parametrize("command", ["train", "tune"])
 def test_what_is_no_directory(command: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    line, _ = refused(command, tmp_path, {}, storage=str(tmp_path / "file" / "runs"))
+    line = refused(command, tmp_path, {}, storage=str(tmp_path / "file" / "runs"))
     assert "cannot write" in line
     assert "choose another" in line
-    line, _ = refused(command, tmp_path, {}, storage="s3://bucket/runs")
+    line = refused(command, tmp_path, {}, storage="s3://bucket/runs")
     assert "wants a directory, got s3://bucket/runs" in line
 
 

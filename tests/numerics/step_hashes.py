@@ -139,7 +139,7 @@ def main() -> None:
         for case in cases:
             name, _, precision = case.partition(":")
             found[case] = hashes_of(experiment_of(name, precision=precision or "fp32"), int(steps))
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A step has the same losses, gradients and weights every time, at any number of CPU threads, on a busy machine.
 
-A race shows itself by chance only, so it is looked for twice: by asking every operation of a step whether it adds in any
-order, and by hashing what several processes come to while another one keeps a core busy.
+A race shows itself by chance only, so it is looked for twice: by asking every operation of a step whether it adds in
+any order, and by hashing what several processes come to while another one keeps a core busy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raydet.cpu import has_bf16
 from tests.numerics.step_hashes import CASES, FUSION_CASES, experiment_of, hashes_of, micro_batches
 
-SMALL_CASES = [case for case in CASES if case not in ("rgbte_mit_b2", "rgbte_mit_b3", "rgbte_mit_b4", "rgbte_mit_b5")]
+SMALL_CASES = [
+    case for case in CASES if case not in ("rgbte_mit_b2", "rgbte_mit_b3", "rgbte_mit_b4", "rgbte_mit_b5")
+]
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this CPU has no bf16 instructions")
 PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
 Z1_CASES = ["demo", "rgbte_mit_b0", "gaff", "gaff_guided", "cssa"]
@@ -80,7 +82,9 @@ def busy_core() -> Iterator[None]:
         process.wait()
 
 
-def hashes_of_processes(*, processes: int, threads: int, steps: int, cases: list[str]) -> list[dict[str, Any]]:
+def hashes_of_processes(
+    *, processes: int, threads: int, steps: int, cases: list[str]
+) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.numerics.step_hashes", str(threads), str(steps), *cases]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     with busy_core():

@@ -59,8 +59,7 @@ class Head:
             return json.load(reply)
 
     def refused(self, storage: Path, *arguments: str) -> str:
-        """What a study is told that is refused within half a minute, before any trial."""
-        started = time.monotonic()
+        """What a study is told that is refused before any trial."""
         done = subprocess.run(
             tune_command(storage, *arguments),
             env=self.env | {"RAY_ADDRESS": self.address},
@@ -68,7 +67,6 @@ class Head:
             text=True,
             timeout=120,
         )
-        assert time.monotonic() - started < 30
         assert done.returncode == 2, done.stdout + done.stderr
         assert not names(storage, "started")
         return done.stderr

@@ -48,7 +48,7 @@ def nodes() -> Iterator[subprocess.Popen[str]]:
         env=environment(),
     )
     yield process
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
 
 
 def wait_for(driver: subprocess.Popen[str], seconds: float, condition: Callable[[], object]) -> None:
@@ -98,7 +98,7 @@ def test_training_shrinks_and_grows_with_the_cluster(nodes: subprocess.Popen[str
         tell(nodes, "add")
         wait_for(driver, 180, lambda: is_training_with(3))
         driver.send_signal(signal.SIGTERM)
-        output, _ = driver.communicate(timeout=60)
+        output, _ = driver.communicate(timeout=180)
     finally:
         driver.kill()
     assert driver.returncode == EXIT_PREEMPTED, output

@@ -112,7 +112,7 @@ def test_a_killed_driver_repeats_nothing(how: signal.Signals, tmp_path: Path) ->
     )
     wait_for(lambda: len(names(tmp_path, "started")) == 2 and names(tmp_path, "finished"), 180)
     driver.send_signal(how)
-    output, error = driver.communicate(timeout=60)
+    output, error = driver.communicate(timeout=180)
     if how == signal.SIGINT:
         assert driver.returncode == 130, output + error
         assert error.strip() == "interrupted; the same command continues"

@@ -57,7 +57,7 @@ def test_every_finished_step_is_saved(tmp_path: Path, workers: int, message: str
     driver = run(tmp_path / "run", workers, epochs=1000)
     wait_for_steps(driver, tmp_path / "run")
     driver.send_signal(signal.SIGTERM)
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate(timeout=180)
     assert driver.returncode == EXIT_PREEMPTED, output
     assert message in output
     assert "Traceback" not in output
@@ -77,7 +77,7 @@ def test_the_running_trial_of_a_study_is_saved(tmp_path: Path) -> None:
     run_dir = tmp_path / "gaff" / "controls" / "control_rgb"
     wait_for_steps(driver, run_dir)
     driver.send_signal(signal.SIGTERM)
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate(timeout=180)
     assert driver.returncode == EXIT_PREEMPTED, output
     assert "stopped by SIGTERM; the same command continues" in output
     assert_all_is_saved(run_dir)

@@ -47,12 +47,16 @@ def test_a_system_that_does_not_tell_is_not_judged(tmp_path: Path, monkeypatch: 
     assert cpu.cpu_name()
 
 
-def test_bf16_is_refused_with_the_cpu_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_refused_with_the_cpu_and_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     has_cpu(AVX2, tmp_path, monkeypatch)
     monkeypatch.setattr(cpu, "GPU_DRIVER", tmp_path / "none")
     bf16 = TrainConfig(precision="bf16")
     for use_gpu in (False, None):
-        with pytest.raises(ConfigError, match=r"got AMD EPYC 7763 64-Core Processor, .* --set train.emulate_bf16=true"):
+        with pytest.raises(
+            ConfigError, match=r"got AMD EPYC 7763 64-Core Processor, .* --set train.emulate_bf16=true"
+        ):
             cpu.refuse_slow_bf16(bf16, use_gpu=use_gpu)
     cpu.refuse_slow_bf16(bf16, use_gpu=True)
     cpu.refuse_slow_bf16(TrainConfig())
@@ -62,8 +66,12 @@ def test_bf16_is_refused_with_the_cpu_and_the_way_out(tmp_path: Path, monkeypatc
     cpu.refuse_slow_bf16(bf16, use_gpu=None)
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("150000 100000", 1), ("300000 100000", 3), ("max 100000", 8)])
-def test_cores_of_a_container(limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("150000 100000", 1), ("300000 100000", 3), ("max 100000", 8)]
+)
+def test_cores_of_a_container(
+    limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
     monkeypatch.setattr(cpu, "CPU_LIMIT", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))

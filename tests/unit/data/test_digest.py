@@ -20,7 +20,7 @@ def attempts(draw: st.DrawFn) -> list[tuple[int, int, int]]:
     return draw(st.lists(st.tuples(size, st.integers(0, 9), st.integers(0, 3)), max_size=8))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(attempts=attempts(), num_samples=st.integers(12, 100), seed=st.integers(0, 5))
 def test_kills_and_other_numbers_of_workers_lose_and_repeat_no_sample(
     attempts: list[tuple[int, int, int]], num_samples: int, seed: int

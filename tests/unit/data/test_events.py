@@ -43,7 +43,7 @@ def camera(**settings: object) -> SimulatedEvents:
     return SimulatedEvents(source, EventSimulation.model_validate(settings))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(before=st.integers(21, 255), after=st.integers(21, 255))
 def test_events_count_the_thresholds_of_the_logarithm(before: int, after: int) -> None:
     a, b = (log_intensity(torch.full((3, 8, 12), value, dtype=torch.uint8)) for value in (before, after))
@@ -84,7 +84,7 @@ def test_a_thin_line_fires_twice_when_it_passes() -> None:
     assert (counts.off_HW[:, 6] >= 4).all()  # and when it leaves again
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(longest=st.floats(0.1, 20), number=st.integers(0, 999))
 def test_motion_is_as_long_as_asked(longest: float, number: int) -> None:
     length = math.hypot(*drawn_motion(longest, (number,))) / SUBPIXELS

@@ -27,7 +27,7 @@ def noise(channels: int, *, is_whole: bool, size_hw: tuple[int, int] = (24, 32))
     return (values * 255).round().to(torch.uint8) if is_whole else values
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(sorted(CHANGES)),
     channels=st.sampled_from([1, 2, 3, 5]),

@@ -47,7 +47,7 @@ def assert_boxes_on_objects(changed: Sample, canvas_hw: tuple[int, int]) -> None
             assert extent_within(x_CHW[-1], box) == pytest.approx(box.tolist(), abs=2.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sample=scenes(), canvas_hw=CANVASES, change=CHANGES, epoch=st.integers(0, 50))
 def test_boxes_stay_on_their_objects(
     sample: Sample, canvas_hw: tuple[int, int], change: Augmentation, epoch: int
@@ -60,7 +60,7 @@ def test_boxes_stay_on_their_objects(
     assert_boxes_on_objects(changed, canvas_hw)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     samples=st.lists(scenes(), min_size=4, max_size=4),
     canvas_hw=CANVASES,
@@ -121,7 +121,7 @@ def test_partners_follow_from_the_key() -> None:
     assert of("a", 0, probability=0.0) == ()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sample=scenes(), least=st.floats(0.1, 1.0), rows=st.sampled_from([[0], [1], [0, 1], []]))
 def test_a_crop_keeps_what_it_promises(sample: Sample, least: float, rows: list[int]) -> None:
     part = random_crop(sample, least, torch.tensor(rows, dtype=torch.int64), (1, sample.image_id))
@@ -138,7 +138,7 @@ def slope(line: torch.Tensor, length: int) -> float:
     return float(line[last] - line[first]) / (last - first)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sample=scenes(), crop=CROPS, kept=st.floats(0.05, 1.0), high=st.floats(1.0, 1.5))
 def test_boxes_are_whole_enough_and_one_is_left(sample: Sample, crop: Crop, kept: float, high: float) -> None:
     height, width = sample.canvas_hw
@@ -181,7 +181,7 @@ def test_a_box_that_was_cut_too_far_is_dropped() -> None:
     assert left[0.0] >= left[0.3] > left[0.9] == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sample=scenes(), most=st.integers(1, 12), number=st.integers(0, 99))
 def test_misalignment_moves_pixels_of_the_other_sensors_only(sample: Sample, most: int, number: int) -> None:
     moved = misaligned(sample, most, (0, number, sample.image_id))
@@ -223,7 +223,7 @@ def test_without_rgb_the_first_sensor_stays() -> None:
     assert list(moved.modalities) == ["thermal", "event"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     chances=st.tuples(*[st.sampled_from([0.0, 0.3, 1.0])] * 3),
     reads=st.sampled_from([None, ("rgb",), ("rgb", "thermal"), ("event", "thermal")]),

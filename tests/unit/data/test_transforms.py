@@ -52,7 +52,7 @@ def bright_extent(plane: torch.Tensor) -> tuple[float, float, float, float]:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     sample=scenes(),
     canvas_hw=CANVASES,
@@ -89,7 +89,7 @@ def test_boxes_and_pixels_move_together(
             assert found == pytest.approx(box.tolist(), abs=1.01)  # half a pixel each from rounding and blur
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sample=scenes(), canvas_hw=CANVASES)
 def test_flipping_twice_changes_nothing(sample: Sample, canvas_hw: tuple[int, int]) -> None:
     padded = eval_transform(sample, canvas_hw=canvas_hw)
@@ -99,7 +99,7 @@ def test_flipping_twice_changes_nothing(sample: Sample, canvas_hw: tuple[int, in
     torch.testing.assert_close(twice.boxes_xyxy, padded.boxes_xyxy, atol=1e-4, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sample=scenes(), canvas_hw=CANVASES)
 def test_evaluation_finds_its_way_back(sample: Sample, canvas_hw: tuple[int, int]) -> None:
     padded = eval_transform(sample, canvas_hw=canvas_hw)

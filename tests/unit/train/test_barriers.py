@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -47,7 +46,7 @@ print(json.dumps([spinning, sleeping, again, rows.sum().item()]))
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What becomes of the crowd, with the kernel's count of waiting under the test's control."""
     events: list[str] = []
     monkeypatch.setattr(barriers, "INTERVAL_S", 0.01)
@@ -55,7 +54,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(_Crowd, "leave", lambda self: (events.append("spin"), setattr(self, "_thread", None)))
     for name in barriers.USERS_SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    yield events
+    return events
 
 
 def wait_for(events: list[str], *expected: str) -> None:
@@ -103,7 +102,9 @@ def test_libgomp_does_as_its_manual_says() -> None:
     import torch  # noqa: F401  -- loads it
 
     assert _libgomp() is not None
-    found = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True, timeout=300)
+    found = subprocess.run(
+        [sys.executable, "-c", COUNT], capture_output=True, text=True, check=True, timeout=300
+    )
     spinning, sleeping, again, total = json.loads(found.stdout)
     assert total == 602e6
     assert sleeping > spinning + 100

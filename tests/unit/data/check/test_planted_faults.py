@@ -36,7 +36,7 @@ from tests.unit.data.check.planted import (
 )
 
 
-@examples(max_examples=5, deadline=None, derandomize=True)
+@examples(max_examples=5, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_clean_set_yields_nothing(seed: int) -> None:
     found = checked(MemorySet(clean_samples(seed)))
@@ -44,7 +44,7 @@ def test_a_clean_set_yields_nothing(seed: int) -> None:
     assert found.num_pictures == NUM_PICTURES
 
 
-@examples(max_examples=2, deadline=None, derandomize=True)
+@examples(max_examples=2, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, NUM_PICTURES - 1))
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_planted_fault_is_found(kind: str, seed: int, index: int) -> None:

@@ -495,7 +495,7 @@ def outcome(format_: Format, root: Path, on_bad: OnBad) -> str | None:
 
 
 @each_format
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_of_a_file_is_read_or_refused_on_one_line(
     format_: Format, tmp_path: Path, data: st.DataObject
@@ -527,7 +527,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_in_a_json_is_read_or_refused_on_one_line(tmp_path: Path, data: st.DataObject) -> None:
     if not (tmp_path / "set").exists():

@@ -160,7 +160,7 @@ def read(path: Path, modality: str, thermal_range: tuple[float, float] | None) -
         return str(error)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=mutated() | st.binary(max_size=200), modality=st.sampled_from(["rgb", "thermal"]))
 def test_any_bytes_are_a_picture_or_one_line(tmp_path: Path, content: bytes, modality: str) -> None:
     path = tmp_path / "a.png"

@@ -104,7 +104,7 @@ BOXES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(first=BOXES, second=BOXES, min_iou=st.sampled_from([0.3, 0.5, 1.0]))
 def test_a_union_against_its_definition(
     first: list[tuple[int, ...]], second: list[tuple[int, ...]], min_iou: float

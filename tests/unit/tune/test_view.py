@@ -1,0 +1,87 @@
+"""The time left, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from raydet.recipes import recipe
+from raydet.tune import view as view_module
+from raydet.tune.cells import Cell, Trial
+from raydet.tune.records import TrialRecord
+from raydet.tune.view import StudyView
+
+TRIAL_S = 100.0
+
+
+class Bench:
+    """Trials of 100 seconds each, `side_by_side` at a time, that write their progress as real ones do."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *, trials: int) -> None:
+        self.now, self.directory = 1000.0, directory
+        monkeypatch.setattr(view_module, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+        self.view = StudyView(console=Console(quiet=True), study="gaff", metric="mAP", total=trials)
+
+    def trial(self, name: str) -> Trial:
+        cell = Cell(number=1, phase="phase", code=name, values={})
+        return Trial(name=name, phase="phase", cell=cell, seed=0, experiment=recipe("demo"))
+
+    def start(self, name: str, *, step: int = 0) -> None:
+        (self.directory / name).mkdir(exist_ok=True)
+        self.progress(name, step)
+        self.view.started(self.trial(name), self.directory / name)
+
+    def progress(self, name: str, step: int) -> None:
+        (self.directory / name / "progress.json").write_text(json.dumps({"step": step, "total_steps": 100}))
+
+    def end(self, name: str) -> None:
+        self.view.ended(TrialRecord(self.trial(name), "stopped", reason="mAP 0.1"), is_final=True)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch, trials=4)
+
+
+def test_nothing_is_said_before_there_is_a_pace(bench: Bench) -> None:
+    assert bench.view.time_left_s() is None
+    bench.start("a")
+    assert bench.view.time_left_s() is None
+
+
+def test_trials_side_by_side_count_with_what_they_have_done(bench: Bench) -> None:
+    bench.start("a")
+    bench.start("b")
+    bench.now += TRIAL_S / 2
+    for name in "ab":
+        bench.progress(name, 50)
+    assert bench.view.time_left_s() == pytest.approx(1.5 * TRIAL_S)
+    bench.now += TRIAL_S / 2
+    bench.progress("b", 100)
+    bench.end("a")
+    assert bench.view.time_left_s() == pytest.approx(
+        TRIAL_S
+    )  # not three times as long, as one trial after another
+
+
+def test_the_slowest_decides_at_the_end(bench: Bench) -> None:
+    for name in "abcd":
+        bench.start(name)
+    bench.now += TRIAL_S
+    for name in "abc":
+        bench.end(name)
+    bench.progress("d", 25)
+    assert bench.view.time_left_s() == pytest.approx(3 * TRIAL_S)
+
+
+def test_what_earlier_commands_did_sets_no_pace(bench: Bench) -> None:
+    bench.view.total = 1
+    bench.start("a", step=90)
+    assert bench.view.time_left_s() is None
+    bench.now += 5
+    bench.progress("a", 95)
+    assert bench.view.time_left_s() == pytest.approx(5)

@@ -17,7 +17,7 @@ help:
 	@echo "make setup      make .venv with everything in it"
 	@echo "make demo       a two-phase GAFF study on the embedded synthetic set, on a local Ray"
 	@echo "make test       lint, types and tests"
-	@echo "make test-slow  the tests that take longer than a minute"
+	@echo "make test-slow  the tests that take longer than a minute; PART=3/6: the third of six parts of them"
 	@echo "make test-compile  the tests of torch.compile; needs g++"
 	@echo "make test-exhaustive  every case of what other tests try in parts"
 
@@ -32,12 +32,16 @@ $(STAMP): pyproject.toml
 demo: setup
 	$(BIN)/python -m raydet.tune --space gaff_phase2 --recipe demo --concurrency 2 --storage runs/demo
 
+# Both halves run, whatever becomes of the first.
 test: setup lint
-	$(BIN)/python -m pytest -m "$(QUICK) and not ray" --numprocesses auto --maxprocesses 4 --dist loadfile
-	$(BIN)/python -m pytest -m "$(QUICK) and ray"
+	@$(BIN)/python -m pytest -m "$(QUICK) and not ray" --numprocesses auto --maxprocesses 4 --dist loadfile; first=$$?; \
+	$(BIN)/python -m pytest -m "$(QUICK) and ray"; second=$$?; \
+	echo "exit codes: without Ray $$first, on Ray $$second"; [ $$first -eq 0 ] && [ $$second -eq 0 ]
 
+# PART=3/6: the third of six parts that take about as long as one another, see tests/README.md. MINUTES=30: what has not
+# begun by then is skipped.
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(if $(PART),--part $(PART)) $(if $(MINUTES),--minutes $(MINUTES))
 
 test-compile: setup
 	$(BIN)/python -m pytest -m compile

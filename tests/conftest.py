@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from tests.parts import parse_part, part_of
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -16,6 +19,40 @@ torch.set_num_threads(
 )  # several threads on busy cores wait for one another, many times as long as they work
 hypothesis.settings.register_profile("raydet", deadline=None)  # a busy machine must not decide
 hypothesis.settings.load_profile("raydet")
+
+STARTED = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="K/N", help="run the Kth of N parts of the tests, see tests/parts.py")
+    parser.addoption(
+        "--minutes", type=float, metavar="M", help="skip tests that have not begun after M minutes"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    text = config.getoption("--part")
+    if text is None:
+        return
+    number, count = parse_part(text)
+    chosen = part_of({file_of(item) for item in items}, number, count)
+    config.hook.pytest_deselected(items=[item for item in items if file_of(item) not in chosen])
+    items[:] = [item for item in items if file_of(item) in chosen]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[STARTED] = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() > item.config.stash[STARTED] + 60 * minutes:
+        pytest.skip(f"not run: --minutes {minutes:g} are over")
+
+
+def file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")

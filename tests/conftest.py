@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 
+from raydet.cpu import cpu_name, has_bf16
 from tests.parts import parse_part, part_of
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -46,9 +47,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if needs_bf16(item) and not has_bf16():
+        pytest.skip(f"{cpu_name()} has no bf16 instructions: a step takes minutes")
     minutes = item.config.getoption("--minutes")
     if minutes is not None and time.monotonic() > item.config.stash[STARTED] + 60 * minutes:
         pytest.skip(f"not run: --minutes {minutes:g} are over")
+
+
+def needs_bf16(item: pytest.Item) -> bool:
+    """Its marker says so, or one of its parameters is bf16."""
+    callspec = getattr(item, "callspec", None)
+    is_parameter = callspec is not None and any(
+        isinstance(value, str | torch.dtype) and value in ("bf16", torch.bfloat16)
+        for value in callspec.params.values()
+    )
+    return is_parameter or item.get_closest_marker("bf16") is not None
 
 
 def file_of(item: pytest.Item) -> str:

@@ -22,6 +22,7 @@ LR = 1e-3
 
 
 @pytest.mark.exhaustive
+@pytest.mark.bf16
 def test_bf16_follows_fp32_for_200_steps(shared_data: Path) -> None:
     """At every step the same pictures and the same weights in both precisions, trained on in bf16.
 

@@ -18,14 +18,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raydet.cpu import has_bf16
 from tests.numerics.step_hashes import CASES, FUSION_CASES, experiment_of, hashes_of, micro_batches
 
 SMALL_CASES = [
     case for case in CASES if case not in ("rgbte_mit_b2", "rgbte_mit_b3", "rgbte_mit_b4", "rgbte_mit_b5")
 ]
-needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this CPU has no bf16 instructions")
-PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
+PRECISIONS = ["fp32", "bf16"]
 Z1_CASES = ["demo", "rgbte_mit_b0", "gaff", "gaff_guided", "cssa"]
 
 
@@ -116,8 +114,8 @@ def test_ten_processes_agree_beside_a_busy_one(threads: int) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_recipe_and_fusion_agrees(precision: str, threads: int) -> None:
     cases = [f"{case}:{precision}" for case in CASES if case in FUSION_CASES or case not in Z1_CASES]
-    first, *others = hashes_of_processes(processes=3, threads=threads, steps=3, cases=cases)
-    assert all(other == first for other in others)
+    first, other = hashes_of_processes(processes=2, threads=threads, steps=2, cases=cases)
+    assert other == first
 
 
 def test_batches_are_the_same_every_time() -> None:

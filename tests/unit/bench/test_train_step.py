@@ -24,6 +24,7 @@ def small(**overrides: object) -> Experiment:
 
 
 @pytest.mark.slow
+@pytest.mark.bf16
 def test_the_report() -> None:
     report = bench_train_step(
         small(), batch_size=2, precisions=["fp32", "bf16"], against=["plain"], repeats=2, num_objects=3

@@ -288,6 +288,7 @@ def test_four_finite_losses_with_gradients_everywhere(counts: tuple[int, ...]) -
     assert without == []
 
 
+@pytest.mark.bf16
 def test_under_autocast_convolutions_run_in_bf16_and_losses_and_boxes_in_fp32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -320,6 +321,7 @@ def test_under_autocast_convolutions_run_in_bf16_and_losses_and_boxes_in_fp32(
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in detector.parameters())
 
 
+@pytest.mark.bf16
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bf16_losses_lie_within_two_percent(seed: int) -> None:
     torch.manual_seed(seed)

@@ -255,6 +255,7 @@ def test_every_thread_has_work_where_tokens_can_be_cut(monkeypatch: pytest.Monke
     assert {shape: num_chunks_of(torch.empty(*shape, 4)) for shape in wanted} == wanted
 
 
+@pytest.mark.bf16
 def test_the_residual_stream_stays_fp32_under_autocast() -> None:
     stages = mit_stages(variant=MIT_VARIANTS["nano"], in_channels=3, drop_path_rate=0.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):

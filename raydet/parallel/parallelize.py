@@ -69,7 +69,7 @@ def parallelize(model: nn.Module, world: World, *, units: Units, train: TrainCon
         synchronize_batch_norms(model, world)
     if layout.is_sharded:
         return _sharded(model, units, world, layout)
-    return _replicated(model, world)
+    return _replicated(model, world, exact=train.exact or world.device.type == "cpu")
 
 
 def layout_of_run(train: TrainConfig, world: World) -> Layout:
@@ -116,7 +116,7 @@ def _compile(blocks: Sequence[nn.Module], device: torch.device) -> None:
         block.compile(dynamic=False)
 
 
-def _replicated(model: nn.Module, world: World) -> nn.Module:
+def _replicated(model: nn.Module, world: World, *, exact: bool) -> nn.Module:
     if world.world_size == 1:
         return model.to(world.device)
     if world.is_main:
@@ -124,11 +124,15 @@ def _replicated(model: nn.Module, world: World) -> nn.Module:
     _receive(model, model.state_dict(), world)
     # Depthwise kernels have a dimension of size one, whose stride may be anything: nothing is copied for it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    # The gradients are views of the communication buckets: one copy of them less in memory.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified in DDP constructor")
+    # The gradients are views of the communication buckets: one copy of them less in memory. After its first step DDP
+    # fills the buckets in another order, and three or more workers then add in another order: a run that resumes, whose
+    # first step comes later, would differ in the last bits. Where DDP looks for unused parameters, the order stays.
     wrapped = DistributedDataParallel(
         model.to(world.device),
         device_ids=[world.device] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        find_unused_parameters=exact,
     )
     # Each rank collects statistics of its own pictures, to be averaged; else all would take rank 0's at every step.
     wrapped.broadcast_buffers = False

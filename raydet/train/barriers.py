@@ -66,20 +66,20 @@ def yielding_busy_cores(num_threads: int) -> Iterator[None]:
         num_threads,
         num_cores(),
     )
-    watch = _Watch(library)
-    watch.start()
+    monitor = _Monitor(library)
+    monitor.start()
     try:
         yield
     finally:
-        watch.stop()
+        monitor.stop()
 
 
-class _Watch(threading.Thread):
+class _Monitor(threading.Thread):
     """Looks how long our threads have waited for cores, and has them sleep or spin."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__(name="raydet-barriers", daemon=True)
-        self._crowd = _Crowd(library)
+        self._team = _OversizedTeam(library)
         self._stop_event = threading.Event()
         self._asleep_s = 0.0
 
@@ -98,49 +98,49 @@ class _Watch(threading.Thread):
             before, was = at, waited
             at, waited = time.monotonic(), _waited_s() or 0.0
             share = (waited - was) / (at - before)
-            self._asleep_s += self._crowd.is_there * (at - before)
+            self._asleep_s += self._team.is_running * (at - before)
             num_busy = num_busy + 1 if share > BUSY else 0
             num_quiet = num_quiet + 1 if share < QUIET else 0
-            if num_busy >= NUM_BUSY_LOOKS and not self._crowd.is_there:
-                self._crowd.gather()
-            elif num_quiet >= NUM_QUIET_LOOKS and self._crowd.is_there:
-                self._crowd.leave()
-        self._crowd.leave()
+            if num_busy >= NUM_BUSY_LOOKS and not self._team.is_running:
+                self._team.start()
+            elif num_quiet >= NUM_QUIET_LOOKS and self._team.is_running:
+                self._team.stop()
+        self._team.stop()
 
 
-class _Crowd:
+class _OversizedTeam:
     """OpenMP threads beyond the number of cores, which do nothing but be there."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._leave = threading.Event()
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
-    def is_there(self) -> bool:
-        """It has been gathered, and has not left."""
+    def is_running(self) -> bool:
+        """It has been started and not stopped."""
         return self._thread is not None
 
-    def gather(self) -> None:
+    def start(self) -> None:
         """From here on, threads that wait sleep."""
-        self._leave.clear()
-        self._thread = threading.Thread(target=self._hold, name="raydet-crowd", daemon=True)
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._hold, name="raydet-openmp-team", daemon=True)
         self._thread.start()
 
-    def leave(self) -> None:
-        """From here on, threads that wait spin; does nothing where there is no crowd."""
+    def stop(self) -> None:
+        """From here on, threads that wait spin; does nothing where there is no team."""
         if self._thread is not None:
-            self._leave.set()
+            self._stopping.set()
             self._thread.join()
             self._thread = None
 
     def _hold(self) -> None:
-        # What a compiler makes of `#pragma omp parallel num_threads(...)`; a thread's team lives as long as the thread.
+        # What a compiler makes of `#pragma omp parallel num_threads(...)`. A team lives as long as the thread it is of.
         nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
         self._library.GOMP_parallel(
             nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), ctypes.c_uint(0)
         )
-        self._leave.wait()
+        self._stopping.wait()
 
 
 def _libgomp() -> ctypes.CDLL | None:
@@ -151,7 +151,7 @@ def _libgomp() -> ctypes.CDLL | None:
         }
     except OSError:
         return None
-    paths = sorted(mapped, key=lambda path: "torch" not in path)
+    paths = sorted(mapped, key=lambda path: "/torch/" not in path)
     return ctypes.CDLL(paths[0]) if paths else None
 
 

@@ -22,6 +22,7 @@ from raydet.models.detector import Detector
 from raydet.parallel.checkpoint import load_checkpoint
 from raydet.parallel.collectives import World
 from raydet.train.averaging import take_average
+from raydet.train.barriers import yielding_busy_cores
 from raydet.train.checkpoint_files import newest_checkpoint
 from raydet.train.optim import build_optimizer
 from raydet.train.process import Evaluator
@@ -87,7 +88,8 @@ def evaluated(run: TrainedRun) -> CocoResult:
         DataError: a picture cannot be read.
     """
     evaluator = Evaluator(run.experiment, run.source, run.val_indices, World(device=run.device))
-    return evaluator.evaluate(run.detector)
+    with yielding_busy_cores(torch.get_num_threads()):
+        return evaluator.evaluate(run.detector)
 
 
 def detected(run: TrainedRun) -> NDArray[np.float64]:
@@ -99,7 +101,8 @@ def detected(run: TrainedRun) -> NDArray[np.float64]:
     loader = EvalLoader(
         run.source, run.val_indices, data=run.experiment.data, batch_size=run.experiment.train.eval_batch
     )
-    return detect(run.detector, loader, device=run.device).rows
+    with yielding_busy_cores(torch.get_num_threads()):
+        return detect(run.detector, loader, device=run.device).rows
 
 
 def _on_other_data(experiment: Experiment, data: SourceConfig, run_dir: Path) -> Experiment:

@@ -7,7 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,17 @@ from raydet.config import Experiment
 
 Launch = Callable[..., dict[str, Any]]
 Start = Callable[..., list[str]]
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """While the block runs, another process never rests."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

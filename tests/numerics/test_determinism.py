@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.numerics.conftest import busy_core
 from tests.numerics.step_hashes import CASES, FUSION_CASES, experiment_of, hashes_of, micro_batches
 
 SMALL_CASES = [
@@ -67,17 +68,6 @@ def test_a_race_would_be_seen() -> None:
     with Accumulations() as seen:
         rows[torch.tensor([1, 1])].sum().backward()
     assert seen.races == ["aten.index_put.default into (4, 2)"]
-
-
-@contextmanager
-def busy_core() -> Iterator[None]:
-    """Another process that never rests."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def hashes_of_processes(

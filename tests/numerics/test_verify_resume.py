@@ -7,7 +7,9 @@ import json
 import pytest
 
 from raydet.cli import main
+from raydet.cpu import num_cores
 from raydet.train.faults import FAULT_PHASES
+from tests.numerics.conftest import busy_core
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +50,21 @@ def check_same_bits(answer: dict[str, object], phases: list[str]) -> None:
         assert outcome["repeated_steps"] <= outcome["most_repeated_steps"]
 
 
-def test_the_same_bits_after_a_kill(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(num_cores() < 2, reason="one core: nothing races")
+def test_the_same_bits_after_a_kill(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     phases = ["save-commit"]
-    check_same_bits(verify(capsys, "--steps", "12", "--phases", ",".join(phases)), phases)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with busy_core():
+        check_same_bits(verify(capsys, "--steps", "12", "--phases", ",".join(phases)), phases)
+
+
+def test_the_same_bits_on_three_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the order of a sum over workers shows: a + b is b + a."""
+    phases = ["backward"]
+    settings = ["--set", "train.global_batch=6", "--set", "data.source.num_sequences=16"]
+    check_same_bits(verify(capsys, *settings, "--workers", "3", "--phases", ",".join(phases)), phases)
 
 
 @pytest.mark.exhaustive

@@ -11,12 +11,12 @@ import time
 import pytest
 
 from raydet.train import barriers
-from raydet.train.barriers import _Crowd, _libgomp, _waited_s, yielding_busy_cores
+from raydet.train.barriers import _OversizedTeam, _libgomp, _waited_s, yielding_busy_cores
 
 COUNT = """
 import json, time
 import torch
-from raydet.train.barriers import _Crowd, _libgomp
+from raydet.train.barriers import _OversizedTeam, _libgomp
 
 torch.set_num_threads(2)
 rows = torch.ones(1_000_000, dtype=torch.float64)  # enough to be cut into two parts
@@ -34,12 +34,12 @@ def sleeps():
     return voluntary() - before
 
 rows.add_(1)
-crowd = _Crowd(_libgomp())
+team = _OversizedTeam(_libgomp())
 spinning = sleeps()
-crowd.gather()
+team.start()
 time.sleep(0.2)
 sleeping = sleeps()
-crowd.leave()
+team.stop()
 again = sleeps()
 print(json.dumps([spinning, sleeping, again, rows.sum().item()]))
 """
@@ -47,11 +47,15 @@ print(json.dumps([spinning, sleeping, again, rows.sum().item()]))
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What becomes of the crowd, with the kernel's count of waiting under the test's control."""
+    """What becomes of the team, with the kernel's count of waiting under the test's control."""
     events: list[str] = []
     monkeypatch.setattr(barriers, "INTERVAL_S", 0.01)
-    monkeypatch.setattr(_Crowd, "gather", lambda self: (events.append("sleep"), setattr(self, "_thread", 1)))
-    monkeypatch.setattr(_Crowd, "leave", lambda self: (events.append("spin"), setattr(self, "_thread", None)))
+    monkeypatch.setattr(
+        _OversizedTeam, "start", lambda self: (events.append("sleep"), setattr(self, "_thread", 1))
+    )
+    monkeypatch.setattr(
+        _OversizedTeam, "stop", lambda self: (events.append("spin"), setattr(self, "_thread", None))
+    )
     for name in barriers.USERS_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     return events

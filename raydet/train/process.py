@@ -20,6 +20,7 @@ import torchvision
 
 import raydet
 from raydet.config import Experiment, TrainConfig
+from raydet.cpu import cpu_name
 from raydet.data.build import data_hashes, open_source
 from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.data.sampler import batch_plan
@@ -121,7 +122,7 @@ def run_process(
             info[PRETRAINED] = pretrained
             info["data"] = data_hashes(source)
             if state.step:
-                _warn_of_other_threads(recorded_model_info(run_dir), info)
+                _warn_of_other_rounding(recorded_model_info(run_dir), info)
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
@@ -337,13 +338,16 @@ def _earlier_micro_batch(run_dir: Path, train: TrainConfig, world: World) -> int
     return earlier or None
 
 
-def _warn_of_other_threads(earlier: dict[str, Any], info: dict[str, Any]) -> None:
-    if info["device"] == "cpu" and earlier.get("threads", info["threads"]) != info["threads"]:
+def _warn_of_other_rounding(earlier: dict[str, Any], info: dict[str, Any]) -> None:
+    """Whatever changes the order of a sum, or how it is computed, changes the last bits of a run that resumes."""
+    changed = [
+        f"{name} {earlier[name]} before, {info[name]} now"
+        for name in ("device", "cpu", "threads", "torch")
+        if name in earlier and earlier[name] != info[name]
+    ]
+    if changed:
         logger.warning(
-            "this run had %d CPU threads per worker and resumes with %d: sums are taken in another order, so that its "
-            "losses agree with those of an unbroken run up to rounding only",
-            earlier["threads"],
-            info["threads"],
+            "losses will agree with those of an unbroken run up to rounding only: %s", "; ".join(changed)
         )
 
 
@@ -378,6 +382,7 @@ def _model_info(
         "accumulation": loader.accumulation,
         "workers": world.world_size,
         "device": str(world.device),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "raydet": raydet.__version__,
         "torch": torch.__version__,

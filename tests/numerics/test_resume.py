@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from raydet.config import Experiment, apply_overrides
 from raydet.errors import ConfigError
@@ -102,3 +103,20 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path: Path) -> None:
     shutil.copytree(complete, torn)
     (torn / "manifest.json").unlink()
     assert newest_checkpoint(tmp_path / "run") == complete
+
+
+def test_other_threads_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    experiment = apply_overrides(EXPERIMENT, {"train.epochs": 2})
+    with pytest.raises(PowerCutError):
+        run(tmp_path, cut_after=1, experiment=experiment)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        run(tmp_path, experiment=experiment)
+    finally:
+        torch.set_num_threads(threads)
+    found = [record.getMessage() for record in caplog.records if "up to rounding" in record.getMessage()]
+    assert found == [
+        "losses will agree with those of an unbroken run up to rounding only: "
+        f"threads {threads} before, {threads + 1} now"
+    ]

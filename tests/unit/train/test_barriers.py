@@ -11,7 +11,7 @@ import time
 import pytest
 
 from raydet.train import barriers
-from raydet.train.barriers import _OversizedTeam, _libgomp, _waited_s, yielding_busy_cores
+from raydet.train.barriers import _libgomp, _OversizedTeam, _waited_s, yielding_busy_cores
 
 COUNT = """
 import json, time

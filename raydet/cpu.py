@@ -11,7 +11,10 @@ from raydet.config import TrainConfig
 from raydet.errors import ConfigError
 
 CPU_INFO = Path("/proc/cpuinfo")
-GPU_DRIVER = Path("/dev/nvidiactl")
+GPU_DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))
+"""NVIDIA's, that of Windows under its Linux subsystem, and AMD's."""
+EMULATE_BF16 = "RAYDET_EMULATE_BF16"
+"""Environment variable that allows bf16 on a CPU without instructions for it: of this machine, not of a run."""
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 """Of a container: microseconds of CPU time per period of so many, or `max` for no limit (cgroup version 2)."""
 OLD_CPU_LIMIT = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
@@ -51,7 +54,7 @@ def threads_per_process(asked: int | None, *, processes: int, default: int) -> i
     most = max(1, num_cores() // processes)
     if asked is not None and asked > most:
         raise ConfigError(
-            f"--cpus-per-worker must be at most {most} for {processes} workers on {num_cores()} cores, got {asked}"
+            f"--cpus-per-worker must be at most {most} with {processes} worker(s) on {num_cores()} cores, got {asked}"
         )
     return asked or min(default, most)
 
@@ -74,10 +77,15 @@ def cpu_name() -> str:
 def has_bf16() -> bool:
     """Whether matrix products in bf16 have instructions of their own; True where the system does not tell.
 
-    Without them PyTorch computes them all the same, in loops that take minutes for a step of seconds.
+    Without them PyTorch computes them all the same, on many CPUs in loops that take minutes for a step of seconds.
     """
     flags = re.search(r"^(?:flags|Features)\s*: (.+)$", _cpu_info(), re.MULTILINE)
     return flags is None or bool(BF16_FLAGS & set(flags.group(1).split()))
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU's driver, asked without torch: a process that has touched CUDA must not fork."""
+    return any(path.exists() for path in GPU_DRIVERS)
 
 
 def refuse_slow_bf16(train: TrainConfig, *, use_gpu: bool | None = False) -> None:
@@ -87,13 +95,14 @@ def refuse_slow_bf16(train: TrainConfig, *, use_gpu: bool | None = False) -> Non
         use_gpu: whether a GPU trains instead; None: if this machine has one.
 
     Raises:
-        ConfigError: it has none, and `train.emulate_bf16` does not insist.
+        ConfigError: it has none, and `EMULATE_BF16` does not allow it all the same.
     """
-    is_on_cpu = not (GPU_DRIVER.exists() if use_gpu is None else use_gpu)
-    if train.precision == "bf16" and is_on_cpu and not train.emulate_bf16 and not has_bf16():
+    is_on_cpu = not (has_gpu() if use_gpu is None else use_gpu)
+    if train.precision == "bf16" and is_on_cpu and not os.environ.get(EMULATE_BF16) and not has_bf16():
         raise ConfigError(
-            f"train.precision=bf16 expected a CPU with bf16 instructions (AVX-512 BF16 or AMX), got {cpu_name()}, "
-            "where a step takes minutes; use fp32, or insist with --set train.emulate_bf16=true"
+            "train.precision=bf16 expected a CPU with bf16 instructions (AVX-512 BF16, AMX, or ARM's), got "
+            f"{cpu_name()}, which has none and may take minutes for a step; use fp32, or set {EMULATE_BF16}=1 in the "
+            "environment to train all the same"
         )
 
 

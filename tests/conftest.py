@@ -15,9 +15,8 @@ from tests.parts import parse_part, part_of
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
-torch.set_num_threads(
-    1
-)  # several threads on busy cores wait for one another, many times as long as they work
+# Several threads on busy cores wait for one another, many times as long as they work.
+torch.set_num_threads(1)
 hypothesis.settings.register_profile("raydet", deadline=None)  # a busy machine must not decide
 hypothesis.settings.load_profile("raydet")
 
@@ -56,6 +55,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def needs_bf16(item: pytest.Item) -> bool:
     """Its marker says so, or one of its parameters is bf16."""
+    if item.get_closest_marker("gpu") is not None:
+        return False
     callspec = getattr(item, "callspec", None)
     is_parameter = callspec is not None and any(
         isinstance(value, str | torch.dtype) and value in ("bf16", torch.bfloat16)

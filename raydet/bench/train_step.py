@@ -27,6 +27,7 @@ from raydet.models.build import build_detector
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
 from raydet.parallel.collectives import World
+from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import parallelize
 from raydet.parallel.precision import autocast, check_precision
 from raydet.plan.ledger import ledger
@@ -129,7 +130,8 @@ def bench_train_step(
     optimizer = build_optimizer(experiment.optim, model.parameters())
     ours = [Contestant(precision, precision, model, optimizer) for precision in precisions]
     contestants = [*ours, *opponents]
-    turns = _take_turns(contestants, batch, world, repeats)
+    with deterministic_kernels(world.device, exact=experiment.train.exact):  # as in training
+        turns = _take_turns(contestants, batch, world, repeats)
     peaks: Mapping[str, float] = {precision: matrix_peak(precision, world.device) for precision in precisions}
     runs = []
     for contestant in contestants:

@@ -69,13 +69,16 @@ def train_step(
     import torch
 
     from raydet.bench.train_step import bench_train_step
-    from raydet.cpu import cpu_name, has_bf16
     from raydet.parallel.collectives import wanted_device
+    from raydet.parallel.precision import check_precision
 
     device = wanted_device(use_gpu)
-    if precision is None and device.type == "cpu" and not has_bf16():
-        precisions = ["fp32"]
-        typer.echo(f"without bf16: {cpu_name()} has no instructions for it", err=True)
+    if precision is None:
+        try:
+            check_precision(experiment.train.model_copy(update={"precision": "bf16"}), device)
+        except ConfigError as error:
+            precisions = ["fp32"]
+            typer.echo(f"without bf16: {error}", err=True)
     if threads is not None:
         torch.set_num_threads(threads)
     with interruptible():

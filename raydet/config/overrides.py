@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raydet.config.base import Config
 from raydet.config.experiment import Experiment
 from raydet.errors import ConfigError
 
@@ -43,7 +42,7 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     Raises:
         ConfigError: a path does not exist (the nearest ones are named), or the result is not a valid experiment.
     """
-    tree = _whole_tree(experiment)
+    tree = json.loads(experiment.model_dump_json())
     # `kind` first, outer before inner, so that `optim.kind=adamw optim.betas=[...]` works in any order.
     for path, value in sorted(overrides.items(), key=lambda i: (not i[0].endswith(".kind"), i[0].count("."))):
         tree = _replaced(tree, path.split("."), value, path)
@@ -51,16 +50,6 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
             tree = _with_new_member(tree, path)
     where = "--set " + " ".join(f"{path}={json.dumps(value)}" for path, value in overrides.items())
     return Experiment.from_json(json.dumps(tree), where=where)
-
-
-def _whole_tree(config: Config) -> dict[str, Any]:
-    """All values as JSON would hold them, also those that a dump leaves out (`exclude_if`)."""
-    dumped = config.model_dump(mode="json")
-    values = {name: getattr(config, name) for name in type(config).model_fields}
-    return {
-        name: _whole_tree(value) if isinstance(value, Config) else dumped.get(name, value)
-        for name, value in values.items()
-    }
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -88,9 +88,6 @@ class TrainConfig(Config):
     that fit into the memory of the smallest worker, as `raydet plan` counts it."""
     precision: Precision = "fp32"
     """bf16: autocast; weights, norms, losses and box arithmetic stay fp32."""
-    emulate_bf16: Annotated[bool, Field(exclude_if=lambda insists: not insists)] = False
-    """Insist on bf16 on a CPU without instructions for it, where a step takes minutes. It changes no number: written
-    into a config, and into what names it, only where it is true."""
     strategy: Strategy = "auto"
     """How several workers share the model: each holds a copy (ddp), each holds a shard (fsdp), or each group of
     workers holds a sharded copy (hsdp). auto: single for one worker, ddp for several."""

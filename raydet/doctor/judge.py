@@ -74,13 +74,9 @@ def same_versions(nodes: Mapping[str, NodeFacts]) -> list[Finding]:
 
 
 def cpu(named: str, facts: NodeFacts) -> Finding:
-    """Whether training on the CPU could be in bf16; nobody asks where there are GPUs."""
-    text = f"{named}: {facts.cores} cores of {facts.cpu}"
-    if facts.has_bf16 or facts.has_driver:
-        return Finding("cpu", "ok", text)
-    return Finding(
-        "cpu", "warning", f"{text}, without bf16 instructions", "train in fp32 there; bf16 is refused"
-    )
+    """What trains where there is no GPU, and whether it could in bf16."""
+    bf16 = "bf16" if facts.has_bf16 else "no bf16 instructions: training in bf16 on this CPU is refused"
+    return Finding("cpu", "ok", f"{named}: {facts.cores} cores of {facts.cpu}, {bf16}")
 
 
 def gpus(named: str, facts: NodeFacts, declared: int | None) -> Finding:

@@ -127,7 +127,8 @@ def _replicated(model: nn.Module, world: World, *, exact: bool) -> nn.Module:
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified in DDP constructor")
     # The gradients are views of the communication buckets: one copy of them less in memory. After its first step DDP
     # fills the buckets in another order, and three or more workers then add in another order: a run that resumes, whose
-    # first step comes later, would differ in the last bits. Where DDP looks for unused parameters, the order stays.
+    # first step comes later, would differ in the last bits. Where DDP looks for unused parameters, the order stays
+    # (and one without a gradient is no error any more).
     wrapped = DistributedDataParallel(
         model.to(world.device),
         device_ids=[world.device] if world.device.type == "cuda" else None,

@@ -22,7 +22,7 @@ def check_precision(train: TrainConfig, device: torch.device) -> None:
     """Refuse a precision for which the device has no instructions.
 
     Raises:
-        ConfigError: the GPU has no bf16, or the CPU has none and `train.emulate_bf16` does not insist.
+        ConfigError: the GPU has no bf16, or the CPU has none, see `raydet.cpu.refuse_slow_bf16`.
     """
     if device.type == "cpu":
         refuse_slow_bf16(train)

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from raydet.cpu import num_cores
 
 INTERVAL_S = 0.25
@@ -31,10 +33,12 @@ BUSY = 0.2
 """Seconds that all threads together have waited for a core, per second: from here on, cores are taken by others. Two
 threads on two cores measured below 0.06 when nothing else ran, 0.9 beside one busy process, and 0.6 asleep there."""
 NUM_BUSY_LOOKS = 2
-"""In a row, before threads sleep: the writing of a small checkpoint takes one."""
+"""In a row, before threads sleep; writing a small checkpoint causes one."""
 QUIET = 0.05
 NUM_QUIET_LOOKS = 4
 """In a row, before threads spin again."""
+MOST_CORES = 64
+"""The team has a thread per core, and containers limit the number of threads."""
 USERS_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 """Where the user has said how threads shall wait, they do."""
 
@@ -42,29 +46,38 @@ logger = logging.getLogger("raydet")
 
 
 @contextmanager
-def yielding_busy_cores(num_threads: int) -> Iterator[None]:
+def yielding_busy_cores(num_threads: int, device: torch.device) -> Iterator[None]:
     """While the block runs, threads that wait give up their cores when others want them.
 
-    Does nothing with a single thread, where the environment says how threads wait, or without Linux and libgomp.
+    Does nothing, and says why in the log, with a single thread, on a GPU, where the environment says how threads wait,
+    on very many cores, and without Linux and libgomp.
 
     Args:
         num_threads: that PyTorch's operations run on.
+        device: where they mostly run.
     """
-    library = _libgomp()
-    settings = [f"{name}={os.environ[name]}" for name in USERS_SETTINGS if name in os.environ]
-    if num_threads == 1 or library is None or _waited_s() is None or settings:
+    library, cores = _libgomp(), num_cores()
+    reasons = {
+        "there is one": num_threads == 1,
+        "the GPU does the work": device.type != "cpu",
+        ", ".join(f"{name}={os.environ[name]}" for name in USERS_SETTINGS if name in os.environ): any(
+            name in os.environ for name in USERS_SETTINGS
+        ),
+        "PyTorch's libgomp was not found": library is None,
+        "the kernel does not count how long threads wait for cores": _waited_s() is None,
+        f"more than {MOST_CORES} cores": cores > MOST_CORES,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if library is None or reason is not None:
         logger.info(
-            "using %d CPU threads of %d cores%s",
-            num_threads,
-            num_cores(),
-            "".join(f", {x}" for x in settings),
+            "using %d CPU threads of %d cores; how they wait is left as it is: %s", num_threads, cores, reason
         )
         yield
         return
     logger.info(
-        "using %d CPU threads of %d cores; they spin while they wait, and sleep while other processes want their cores",
+        "using %d CPU threads of %d cores; they spin while they wait, and sleep while others want their cores",
         num_threads,
-        num_cores(),
+        cores,
     )
     monitor = _Monitor(library)
     monitor.start()
@@ -88,15 +101,15 @@ class _Monitor(threading.Thread):
         self._stop_event.set()
         self.join()
         if self._asleep_s:
-            logger.info(
-                "waiting threads slept for %.0f s, because cores were taken by others", self._asleep_s
-            )
+            logger.info("waiting threads slept for %.0f s, while others wanted their cores", self._asleep_s)
 
     def run(self) -> None:
         num_busy, num_quiet, at, waited = 0, 0, time.monotonic(), _waited_s() or 0.0
         while not self._stop_event.wait(INTERVAL_S):
             before, was = at, waited
             at, waited = time.monotonic(), _waited_s() or 0.0
+            if waited < was:  # a thread has ended and has taken its count with it
+                continue
             share = (waited - was) / (at - before)
             self._asleep_s += self._team.is_running * (at - before)
             num_busy = num_busy + 1 if share > BUSY else 0
@@ -135,33 +148,31 @@ class _OversizedTeam:
             self._thread = None
 
     def _hold(self) -> None:
-        # What a compiler makes of `#pragma omp parallel num_threads(...)`. A team lives as long as the thread it is of.
-        nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
-        self._library.GOMP_parallel(
-            nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), ctypes.c_uint(0)
-        )
+        # What a compiler makes of `#pragma omp parallel num_threads(...)` around a function that does nothing: any that
+        # only returns a number will do. The team lives as long as the thread that started it.
+        cores = len(os.sched_getaffinity(0))
+        self._library.GOMP_parallel(self._library.omp_get_thread_num, None, cores + 1, 0)
         self._stopping.wait()
 
 
 def _libgomp() -> ctypes.CDLL | None:
-    """PyTorch's own; other packages may bring theirs."""
+    """PyTorch's own, which is loaded; other packages may bring theirs. None: there is none."""
     try:
-        mapped = {
-            line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line
-        }
-    except OSError:
+        lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+        names = [line[5] for line in lines if len(line) == 6 and Path(line[5]).name.startswith("libgomp")]
+        home = str(Path(torch.__file__).parent)
+        return next((ctypes.CDLL(name) for name in names if name.startswith(home)), None)
+    except OSError:  # only Linux has that file
         return None
-    paths = sorted(mapped, key=lambda path: "/torch/" not in path)
-    return ctypes.CDLL(paths[0]) if paths else None
 
 
 def _waited_s() -> float | None:
     """Seconds that the threads of this process were ready but had no core, since each began; None: not known."""
-    total_ns, num_threads = 0, 0
+    total_ns, ran_ns = 0, 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         try:
-            total_ns += int(path.read_text().split()[1])
-        except (OSError, ValueError, IndexError):  # it has just ended, or the kernel does not count
+            ran, waited, _ = map(int, path.read_text().split())
+        except (OSError, ValueError):  # the thread has just ended
             continue
-        num_threads += 1
-    return total_ns / 1e9 if num_threads else None
+        total_ns, ran_ns = total_ns + waited, ran_ns + ran
+    return total_ns / 1e9 if ran_ns else None  # a kernel that does not count shows zeros

@@ -23,7 +23,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.config import TrainConfig
-from raydet.cpu import GPU_DRIVER, num_cores
+from raydet.cpu import has_gpu, num_cores
 from raydet.errors import ConfigError
 from raydet.train.autoscaler import DEFAULT_PATIENCE_S, await_nodes, current_capacity
 from raydet.train.capacity import Capacity, Request, nearest, refusal
@@ -79,7 +79,7 @@ def cluster() -> Iterator[None]:
             if IS_LOCAL:
                 stack.enter_context(_own_temporary_directory())
                 stack.enter_context(_own_token())
-                if not GPU_DRIVER.exists():  # a process that has touched CUDA must not be forked
+                if not has_gpu():  # a process that has touched CUDA must not be forked
                     py_executable = stack.enter_context(warm_workers())
             stack.callback(ray.shutdown)
             with _own_signals():
@@ -160,14 +160,15 @@ def _own_token() -> Iterator[None]:
             yield
         finally:
             del os.environ["RAY_AUTH_TOKEN_PATH"]
-            os.environ.pop(
-                "RAY_AUTH_MODE", None
-            )  # set by Ray, which takes a local cluster's token for granted
+            os.environ.pop("RAY_AUTH_MODE", None)  # Ray has set it
             _forget_token()
 
 
 def _forget_token() -> None:
-    """Ray reads mode and token once. In this order: its threads must not look for a token that is gone."""
+    """Have Ray read mode and token from the environment again.
+
+    The mode first: a thread of Ray that is still closing would look for a token that is gone, and abort the process.
+    """
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 

@@ -110,7 +110,7 @@ def run_process(
     with (
         closing(RunRecord(run_dir, enabled=world.is_main)) as record,
         deterministic_kernels(world.device, exact=experiment.train.exact),
-        yielding_busy_cores(torch.get_num_threads()),
+        yielding_busy_cores(torch.get_num_threads(), world.device),
     ):
         loader = _train_loader(experiment, source, train_indices, run_dir, world)
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
@@ -121,7 +121,7 @@ def run_process(
             info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
             info[PRETRAINED] = pretrained
             info["data"] = data_hashes(source)
-            if state.step:
+            if world.is_main and state.step:
                 _warn_of_other_rounding(recorded_model_info(run_dir), info)
             record.model_info(info)
             if world.is_main:
@@ -340,14 +340,15 @@ def _earlier_micro_batch(run_dir: Path, train: TrainConfig, world: World) -> int
 
 def _warn_of_other_rounding(earlier: dict[str, Any], info: dict[str, Any]) -> None:
     """Whatever changes the order of a sum, or how it is computed, changes the last bits of a run that resumes."""
+    names = ("device", "cpu", "threads", "torch") if info["device"] == "cpu" else ("device", "torch")
     changed = [
         f"{name} {earlier[name]} before, {info[name]} now"
-        for name in ("device", "cpu", "threads", "torch")
+        for name in names
         if name in earlier and earlier[name] != info[name]
     ]
     if changed:
         logger.warning(
-            "losses will agree with those of an unbroken run up to rounding only: %s", "; ".join(changed)
+            "losses will agree with those of an uninterrupted run up to rounding only: %s", "; ".join(changed)
         )
 
 

@@ -63,10 +63,11 @@ def train_single(
     if min_workers is not None and not 1 <= min_workers <= workers:
         raise ConfigError(f"--min-workers wants 1 to --workers {workers}, got {min_workers}")
     # On every rank, so that all of them stop where one would.
-    if workers == 0 or "RAY_ADDRESS" not in os.environ:  # the workers of a cluster look at their own CPUs
-        refuse_slow_bf16(experiment.train, use_gpu=use_gpu)
     check(experiment, workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
     results = finished_results(run_dir)
+    if results is None and (workers == 0 or "RAY_ADDRESS" not in os.environ):  # else a cluster's workers look
+        has_cuda = torch.cuda.is_available() if use_gpu is None else use_gpu
+        refuse_slow_bf16(experiment.train, use_gpu=has_cuda)
     world = World() if workers or results else world_from_environment(use_gpu=use_gpu)
     if workers == 0:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

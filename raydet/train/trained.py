@@ -88,7 +88,7 @@ def evaluated(run: TrainedRun) -> CocoResult:
         DataError: a picture cannot be read.
     """
     evaluator = Evaluator(run.experiment, run.source, run.val_indices, World(device=run.device))
-    with yielding_busy_cores(torch.get_num_threads()):
+    with yielding_busy_cores(torch.get_num_threads(), run.device):
         return evaluator.evaluate(run.detector)
 
 
@@ -101,7 +101,7 @@ def detected(run: TrainedRun) -> NDArray[np.float64]:
     loader = EvalLoader(
         run.source, run.val_indices, data=run.experiment.data, batch_size=run.experiment.train.eval_batch
     )
-    with yielding_busy_cores(torch.get_num_threads()):
+    with yielding_busy_cores(torch.get_num_threads(), run.device):
         return detect(run.detector, loader, device=run.device).rows
 
 

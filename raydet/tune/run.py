@@ -158,11 +158,13 @@ def _with_micro_batch(study: Study, workers: int) -> Study:
 
 
 def _refuse_slow_bf16(study: Study, options: StudyOptions) -> None:
-    """Precision may be a factor of the study: every trial that is decided so far is looked at."""
+    """Precision may be a factor of the study, so every trial that is left to run, as far as decided, is looked at."""
     if "RAY_ADDRESS" in os.environ:  # the workers of a cluster look at their own CPUs
         return
-    for trial in all_trials(study, read_journal(options.storage / study.name), options.seeds):
-        refuse_slow_bf16(trial.experiment.train, use_gpu=options.use_gpu)
+    journal = read_journal(options.storage / study.name)
+    for record in records_of(all_trials(study, journal, options.seeds), journal):
+        if record.status != "finished":
+            refuse_slow_bf16(record.trial.experiment.train, use_gpu=options.use_gpu)
 
 
 def _check_early_stopping(study: Study, options: StudyOptions) -> None:

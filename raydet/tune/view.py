@@ -22,6 +22,9 @@ from raydet.tune.cells import Trial
 from raydet.tune.meter import Budget, Meter
 from raydet.tune.records import TrialRecord, duration, number
 
+ENOUGH = 0.1
+"""Part of a trial from which on its pace says something: before, it was mostly being started."""
+
 
 class _Running(NamedTuple):
     run_dir: Path
@@ -47,8 +50,8 @@ class StudyView:
     _running: dict[str, _Running] = field(default_factory=dict)
     _since: float | None = None
     """When the first trial of this command began."""
-    _num_ended: float = 0.0
-    """Trials' worth of work that this command has completed in trials that have ended."""
+    _completed: float = 0.0
+    """Work of this command in trials that do not run any more, in whole trials."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -102,18 +105,19 @@ class StudyView:
         """A trial has ended, well or not; for now, or once and for all."""
         with self._lock:
             running = self._running.pop(record.trial.name, None)
-        done_before = 0.0 if running is None else running.done_before
-        self.done += is_final
+            if running is not None:
+                is_whole = record.status == "stopped" or record.results is not None
+                part = 1.0 if is_whole else fraction_done(running.run_dir)
+                self._completed += max(0.0, part - running.done_before)
+            self.done += is_final
         head = f"[{self.done}/{self.total}] {record.trial.name}"
         if record.status == "stopped":
-            self._num_ended += 1 - done_before
             self.say(f"{head}  stopped early: {self.metric} {record.reason}{_hours(record)}")
             return
         if record.results is None:
             chances = "" if is_final else ", will be tried again"
             self.say(f"{head}  FAILED{chances}: {record.reason}{_hours(record)}")
             return
-        self._num_ended += 1 - done_before
         self._keep_best(record)
         final, results = record.results["final"], record.results
         self.say(
@@ -123,23 +127,23 @@ class StudyView:
         )
 
     def time_left_s(self) -> float | None:
-        """At the pace of this command so far, the parts of running trials included; None before there is a pace."""
+        """From the work that this command has completed, running trials included; None before there is enough."""
         with self._lock:
-            running = list(self._running.values())
-        fractions = [fraction_done(trial.run_dir) for trial in running]
-        here = [max(0.0, done - trial.done_before) for trial, done in zip(running, fractions, strict=True)]
-        completed = self._num_ended + sum(here)
-        if self._since is None or completed == 0:
-            return None
+            running, completed = list(self._running.values()), self._completed
+            left = float(self.total - self.done)
         now = time.monotonic()
-        left_s = (now - self._since) / completed * (self.total - self.done - sum(fractions))
-        # At the end fewer trials run side by side than before, and the slowest decides.
-        slowest_s = [
-            (now - trial.since) / part * (1 - done)
-            for trial, part, done in zip(running, here, fractions, strict=True)
-            if part
-        ]
-        return max(0.0, left_s, *slowest_s)
+        slowest_s = 0.0
+        for trial in running:
+            fraction = fraction_done(trial.run_dir)
+            here = max(0.0, fraction - trial.done_before)
+            completed, left = completed + here, left - fraction
+            if (
+                here >= ENOUGH
+            ):  # at the end fewer trials run side by side than before, and the slowest decides
+                slowest_s = max(slowest_s, (now - trial.since) / here * (1 - fraction))
+        if self._since is None or completed < ENOUGH:
+            return None
+        return max(slowest_s, (now - self._since) / completed * left)
 
     def __rich__(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))

@@ -20,10 +20,18 @@ Launch = Callable[..., dict[str, Any]]
 Start = Callable[..., list[str]]
 
 
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:  # a test that was killed must leave nothing behind
+    pass
+"""
+
+
 @contextmanager
 def busy_core() -> Iterator[None]:
     """While the block runs, another process never rests."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    process = subprocess.Popen([sys.executable, "-c", BUSY])
     try:
         yield
     finally:

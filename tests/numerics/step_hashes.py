@@ -134,7 +134,8 @@ def hashes_of(experiment: Experiment, steps: int) -> Mapping[str, Any]:
 def main() -> None:
     threads, steps, *cases = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    with deterministic_kernels(torch.device("cpu"), exact=False), yielding_busy_cores(int(threads)):
+    cpu = torch.device("cpu")
+    with deterministic_kernels(cpu, exact=False), yielding_busy_cores(int(threads), cpu):
         found = {}
         for case in cases:
             name, _, precision = case.partition(":")

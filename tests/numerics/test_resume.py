@@ -117,6 +117,6 @@ def test_other_threads_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
         torch.set_num_threads(threads)
     found = [record.getMessage() for record in caplog.records if "up to rounding" in record.getMessage()]
     assert found == [
-        "losses will agree with those of an unbroken run up to rounding only: "
+        "losses will agree with those of an uninterrupted run up to rounding only: "
         f"threads {threads} before, {threads + 1} now"
     ]

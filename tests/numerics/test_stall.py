@@ -23,7 +23,7 @@ HEARTBEAT_S = 4.0
 
 
 @pytest.mark.slow
-def test_a_stopped_rank_is_named_within_two_heartbeats(tmp_path: Path) -> None:
+def test_a_stopped_rank_is_named(tmp_path: Path) -> None:
     config, run_dir = tmp_path / "config.json", tmp_path / "run"
     config.write_text(apply_overrides(EXPERIMENT, {"train.epochs": 500, "train.eval_every": 500}).to_json())
     command = [sys.executable, "-m", "raydet", "train", "--config", str(config), "--run-dir", str(run_dir)]

@@ -79,4 +79,4 @@ def test_a_tracker_that_stays_away_ends_the_patience() -> None:
     ear.is_away.set()
     for word in ("one", "two"):
         box.put(lambda word=word: ear.hear(word))
-    assert box.close(patience_s=0.2) == 2  # and not never
+    assert box.close(patience_s=0.2) == 2  # returns, though the tracker never answers

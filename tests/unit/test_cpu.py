@@ -51,19 +51,20 @@ def test_bf16_is_refused_with_the_cpu_and_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_cpu(AVX2, tmp_path, monkeypatch)
-    monkeypatch.setattr(cpu, "GPU_DRIVER", tmp_path / "none")
+    monkeypatch.setattr(cpu, "GPU_DRIVERS", (tmp_path / "none", tmp_path / "driver"))
+    monkeypatch.delenv(cpu.EMULATE_BF16, raising=False)
     bf16 = TrainConfig(precision="bf16")
     for use_gpu in (False, None):
         with pytest.raises(
-            ConfigError, match=r"got AMD EPYC 7763 64-Core Processor, .* --set train.emulate_bf16=true"
+            ConfigError, match=r"got AMD EPYC 7763 64-Core Processor, .* set RAYDET_EMULATE_BF16=1"
         ):
             cpu.refuse_slow_bf16(bf16, use_gpu=use_gpu)
     cpu.refuse_slow_bf16(bf16, use_gpu=True)
     cpu.refuse_slow_bf16(TrainConfig())
-    cpu.refuse_slow_bf16(bf16.model_copy(update={"emulate_bf16": True}))
     (tmp_path / "driver").touch()
-    monkeypatch.setattr(cpu, "GPU_DRIVER", tmp_path / "driver")
     cpu.refuse_slow_bf16(bf16, use_gpu=None)
+    monkeypatch.setenv(cpu.EMULATE_BF16, "1")
+    cpu.refuse_slow_bf16(bf16)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_threads_are_never_more_than_cores() -> None:
     assert cpu.threads_per_process(None, processes=1, default=4) == 2
     assert cpu.threads_per_process(None, processes=4, default=4) == 1
     assert cpu.threads_per_process(2, processes=1, default=1) == 2
-    with pytest.raises(ConfigError, match="at most 1 for 2 workers on 2 cores, got 2"):
+    with pytest.raises(ConfigError, match=r"at most 1 with 2 worker\(s\) on 2 cores, got 2"):
         cpu.threads_per_process(2, processes=2, default=2)
 
 

@@ -185,9 +185,8 @@ class RegionProposals(nn.Module):
         """What the head says about some anchors: logits [S] and deltas [S, 4], fp32."""
         ((convolution, _),) = self.head.conv
         rows_S9 = self.surroundings(table, picture_S, anchor_S // self.num_ratios)
-        patches_S9C = F.embedding(
-            rows_S9, table.rows_RC
-        )  # rows repeat: the backward of an index adds in any order
+        # Rows repeat, and the backward pass of an index adds them in any order; that of an embedding does not.
+        patches_S9C = F.embedding(rows_S9, table.rows_RC)
         weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
         hidden_SC = F.linear(patches_S9C.flatten(1), weight, convolution.bias).relu()
         predictors = self.head.cls_logits, self.head.bbox_pred

@@ -57,11 +57,11 @@ def test_versions() -> None:
     }
 
 
-def test_bf16_of_a_cpu_counts_where_there_is_no_gpu() -> None:
-    assert judge.cpu("node", facts()).level == "ok"
-    assert judge.cpu("node", facts(has_driver=False, has_bf16=True)).level == "ok"
-    finding = judge.cpu("node", facts(has_driver=False))
-    assert (finding.level, finding.text) == ("warning", "node: 2 cores of EPYC, without bf16 instructions")
+def test_a_cpu_without_bf16_is_told() -> None:
+    assert judge.cpu("node", facts()).text == (
+        "node: 2 cores of EPYC, no bf16 instructions: training in bf16 on this CPU is refused"
+    )
+    assert judge.cpu("node", facts(has_bf16=True)).text == "node: 2 cores of EPYC, bf16"
 
 
 def test_nodes_that_differ() -> None:

@@ -63,9 +63,8 @@ def test_trials_side_by_side_count_with_what_they_have_done(bench: Bench) -> Non
     bench.now += TRIAL_S / 2
     bench.progress("b", 100)
     bench.end("a")
-    assert bench.view.time_left_s() == pytest.approx(
-        TRIAL_S
-    )  # not three times as long, as one trial after another
+    # Not three times as long, as one trial after another would take.
+    assert bench.view.time_left_s() == pytest.approx(TRIAL_S)
 
 
 def test_the_slowest_decides_at_the_end(bench: Bench) -> None:
@@ -80,8 +79,35 @@ def test_the_slowest_decides_at_the_end(bench: Bench) -> None:
 
 def test_what_earlier_commands_did_sets_no_pace(bench: Bench) -> None:
     bench.view.total = 1
-    bench.start("a", step=90)
+    bench.start("a", step=60)
     assert bench.view.time_left_s() is None
-    bench.now += 5
-    bench.progress("a", 95)
-    assert bench.view.time_left_s() == pytest.approx(5)
+    bench.now += 20
+    bench.progress("a", 80)
+    assert bench.view.time_left_s() == pytest.approx(20)
+
+
+def test_a_trial_that_has_just_started_sets_no_pace(bench: Bench) -> None:
+    bench.now -= 100
+    for name in "abc":
+        bench.start(name)
+    bench.now += 90
+    bench.start("d")
+    bench.now += 10
+    for name in "abc":
+        bench.progress(name, 90)
+    bench.progress("d", 1)
+    left_s = bench.view.time_left_s()
+    assert left_s is not None
+    assert left_s < TRIAL_S
+
+
+def test_what_a_failed_trial_has_done_counts(bench: Bench) -> None:
+    bench.view.total = 1
+    bench.start("a")
+    bench.now += 50
+    bench.progress("a", 50)
+    bench.view.ended(TrialRecord(bench.trial("a"), "failed", reason="killed"), is_final=False)
+    bench.now += 50
+    bench.start("a", step=50)
+    bench.progress("a", 75)
+    assert bench.view.time_left_s() == pytest.approx(100 / 75 * 25)

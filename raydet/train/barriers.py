@@ -57,20 +57,10 @@ def yielding_busy_cores(num_threads: int, device: torch.device) -> Iterator[None
         device: where they mostly run.
     """
     library, cores = _libgomp(), num_cores()
-    reasons = {
-        "there is one": num_threads == 1,
-        "the GPU does the work": device.type != "cpu",
-        ", ".join(f"{name}={os.environ[name]}" for name in USERS_SETTINGS if name in os.environ): any(
-            name in os.environ for name in USERS_SETTINGS
-        ),
-        "PyTorch's libgomp was not found": library is None,
-        "the kernel does not count how long threads wait for cores": _waited_s() is None,
-        f"more than {MOST_CORES} cores": cores > MOST_CORES,
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
-    if library is None or reason is not None:
+    why_not = _why_not(num_threads, device, library)
+    if library is None or why_not is not None:
         logger.info(
-            "using %d CPU threads of %d cores; how they wait is left as it is: %s", num_threads, cores, reason
+            "using %d CPU threads of %d cores; how they wait is left alone: %s", num_threads, cores, why_not
         )
         yield
         return
@@ -85,6 +75,23 @@ def yielding_busy_cores(num_threads: int, device: torch.device) -> Iterator[None
         yield
     finally:
         monitor.stop()
+
+
+def _why_not(num_threads: int, device: torch.device, library: ctypes.CDLL | None) -> str | None:
+    settings = [f"{name}={os.environ[name]}" for name in USERS_SETTINGS if name in os.environ]
+    if settings:
+        return ", ".join(settings)
+    if num_threads == 1:
+        return "there is one"
+    if device.type != "cpu":
+        return "the GPU does the work"
+    if num_cores() > MOST_CORES:
+        return f"more than {MOST_CORES} cores"
+    if library is None:
+        return "PyTorch has no libgomp here"
+    if _waited_s() is None:
+        return "the kernel does not count how long threads wait for cores"
+    return None
 
 
 class _Monitor(threading.Thread):

@@ -31,7 +31,7 @@ _LOCAL_RAY_SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on the loopback only
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody pre-empts a laptop, and each run would start an actor for it
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Ray's own choice is 15: beside other programs of a shared machine trials would get a fiftieth of a core each.
+    # Ray's own choice is 15, with which trials hardly run beside the other programs of a shared machine.
     "RAY_worker_niceness": "0",
 }
 IS_LOCAL = "RAY_ADDRESS" not in os.environ and not _is_worker()

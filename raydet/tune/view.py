@@ -137,9 +137,8 @@ class StudyView:
             fraction = fraction_done(trial.run_dir)
             here = max(0.0, fraction - trial.done_before)
             completed, left = completed + here, left - fraction
-            if (
-                here >= ENOUGH
-            ):  # at the end fewer trials run side by side than before, and the slowest decides
+            # At the end fewer trials run side by side than before, and the slowest decides.
+            if here >= ENOUGH:
                 slowest_s = max(slowest_s, (now - trial.since) / here * (1 - fraction))
         if self._since is None or completed < ENOUGH:
             return None

@@ -117,7 +117,7 @@ def test_where_nothing_is_changed_the_log_says_why(
     monkeypatch.setattr(barriers, "_waited_s", lambda: time.monotonic() * 10)
     with yielding_busy_cores(threads, device):
         assert not [thread for thread in threading.enumerate() if thread.name == "raydet-barriers"]
-    assert f"how they wait is left as it is: {reason}" in caplog.text
+    assert f"how they wait is left alone: {reason}" in caplog.text
 
 
 @needs_linux

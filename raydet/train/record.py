@@ -2,8 +2,8 @@
 
 config.json            the resolved experiment; starts the same run again
 model_info.json        parameters, pretrained weights, operations per picture (forward, billions), data (hashes
-                       of a converted set), batch, versions; which modalities are simulated (in final_results.json
-                       as well)
+                       of a converted set), batch, CPU and threads, versions; which modalities are simulated (in
+                       final_results.json as well)
 training.log           what the main worker logged
 progress.json          the newest state of the loop, for a progress bar in another process
 usage.json             when which workers were there, attempt by attempt; see `raydet.train.usage`

@@ -28,6 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--minutes", type=float, metavar="M", help="skip tests that have not begun after M minutes"
     )
+    parser.addoption(
+        "--update-golden", action="store_true", help="write down the numbers of tests/golden anew"
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after -m

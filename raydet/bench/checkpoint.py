@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydet.checkpoint.load import checkpoint_tensors, load_checkpoint
+from raydet.checkpoint.manifest import read_manifest
+from raydet.checkpoint.retention import checkpoint_name
+from raydet.checkpoint.writer import CheckpointWriter
 from raydet.config import Experiment
+from raydet.engine.optim import build_optimizer
 from raydet.models.build import build_detector
-from raydet.parallel.checkpoint import checkpoint_tensors, load_checkpoint
-from raydet.parallel.checkpoint_manifest import read_manifest
 from raydet.parallel.collectives import World
-from raydet.train.checkpoint_files import checkpoint_name
-from raydet.train.checkpoints import CheckpointWriter
-from raydet.train.optim import build_optimizer
 
 
 def checkpoint_stall(

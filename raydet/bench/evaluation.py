@@ -17,9 +17,9 @@ import psutil
 from numpy.typing import NDArray
 
 from raydet.bench.machine import peak_process_bytes
-from raydet.evaluate.coco import GroundTruth, evaluate_with_records
-from raydet.evaluate.matches import MatchRecords
-from raydet.evaluate.reference import evaluate_with_pycocotools
+from raydet.metrics.coco import GroundTruth, evaluate_with_records
+from raydet.metrics.matches import MatchRecords
+from raydet.metrics.reference import evaluate_with_pycocotools
 
 Engine = Literal["raydet", "pycocotools"]
 ENGINES = {"raydet": evaluate_with_records, "pycocotools": evaluate_with_pycocotools}

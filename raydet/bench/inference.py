@@ -16,9 +16,9 @@ import torch
 
 from raydet.bench.machine import device_name, wait_for
 from raydet.data.loader import EvalLoader
+from raydet.engine.open_run import TrainedRun, open_trained
 from raydet.plan.flops import forward_flops
 from raydet.structures import Batch
-from raydet.train.trained import TrainedRun, open_trained
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from raydet.bench.machine import device_name, matrix_peak, peak_process_bytes, wait_for
 from raydet.bench.plain import SEEDS_MIN_SIZE, PlainDetector
 from raydet.config import MODALITY_CHANNELS, AdamWConfig, Experiment, Precision, SGDConfig, apply_overrides
+from raydet.engine.optim import build_optimizer
+from raydet.engine.step import seed_slot, train_step
 from raydet.models.build import build_detector
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
@@ -32,8 +34,6 @@ from raydet.parallel.parallelize import parallelize
 from raydet.parallel.precision import autocast, check_precision
 from raydet.plan.ledger import ledger
 from raydet.structures import Batch
-from raydet.train.optim import build_optimizer
-from raydet.train.step import seed_slot, train_step
 
 Opponent = Literal["plain", "seeds"]
 """plain: the plain way on the same canvas, fp32. seeds: the same, after the published runs' resize to 800 pixels."""

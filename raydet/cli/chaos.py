@@ -55,7 +55,7 @@ def chaos(
 
     Unless the command says otherwise, it gets --checkpoint-minutes 0.1, and --max-failures beyond the number of kills.
     """
-    from raydet.train.faults import FAULT_PHASES
+    from raydet.resilience.fault_injection import FAULT_PHASES
     from raydet.verify.chaos import TARGETS, Chaos, ChaosOptions
 
     options = ChaosOptions(

@@ -13,7 +13,7 @@ import typer
 from raydet.errors import EXIT_DATA, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from raydet.parallel.checkpoint_diff import CheckpointDifference
+    from raydet.checkpoint.diff import CheckpointDifference
 
 EXIT_DIFFERENT = 1
 
@@ -57,7 +57,7 @@ def verify(
     ],
 ) -> None:
     """Compare every file with the manifest; exit code 3 where one is damaged."""
-    from raydet.parallel.checkpoint_manifest import damaged_files
+    from raydet.checkpoint.manifest import damaged_files
 
     checkpoints = [found for path in paths for found in _checkpoints_at(path)]
     damaged = [line for checkpoint in checkpoints for line in damaged_files(checkpoint)]
@@ -80,7 +80,7 @@ def export(
     ] = True,
 ) -> None:
     """Write the weights that were evaluated as one safetensors file."""
-    from raydet.parallel.checkpoint import export_weights
+    from raydet.checkpoint.load import export_weights
 
     export_weights(checkpoint, destination, is_averaged=averaged, metadata=_origin(checkpoint))
     typer.echo(f"{destination}: {destination.stat().st_size / 2**20:,.1f} MiB")
@@ -93,7 +93,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor, whatever workers wrote them; exit code 0 equal, 1 different."""
-    from raydet.parallel.checkpoint_diff import compare_checkpoints
+    from raydet.checkpoint.diff import compare_checkpoints
 
     found = compare_checkpoints(first, second)
     if as_json:
@@ -134,7 +134,7 @@ def _checkpoints_at(path: Path) -> list[Path]:
 
 
 def _row(path: Path, verify: bool) -> dict[str, Any]:
-    from raydet.parallel.checkpoint_manifest import damaged_files, read_manifest, read_state
+    from raydet.checkpoint.manifest import damaged_files, read_manifest, read_state
 
     row: dict[str, Any] = dict.fromkeys(("epoch", "step", "mAP", "bytes", "world_size"))
     try:

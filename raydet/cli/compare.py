@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from raydet.evaluate.compare import Comparison
+    from raydet.stats.comparison import Comparison
 
 
 def compare(

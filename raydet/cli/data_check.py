@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raydet.check.findings import DEFAULT_TOLERANCE
 from raydet.cli.options import DEFAULT_RECIPE, SetOption, adjusted, interruptible, output_directory
-from raydet.data.check.findings import DEFAULT_TOLERANCE
 from raydet.errors import EXIT_DATA
 
 if TYPE_CHECKING:
-    from raydet.data.check.examine import Settings
-    from raydet.data.check.gather import Gathered
+    from raydet.check.examine import Settings
+    from raydet.check.gather import Gathered
     from raydet.data.sources.base import Source
 
 JSON, PAGE = "check.json", "check.html"
@@ -50,10 +50,10 @@ def check(
     Exit code 3 where there are errors. --set data.split... checks another split, --set data.classes=[...] names
     classes, --set evaluate.size_bins_px=[...] other sizes.
     """
+    from raydet.check.image_record import as_json
+    from raydet.check.run import check_source, settings_of
+    from raydet.check.summary import summary_lines
     from raydet.data.build import open_source
-    from raydet.data.check.record import as_json
-    from raydet.data.check.run import check_source, settings_of
-    from raydet.data.check.summary import summary_lines
     from raydet.recipes import recipe
 
     experiment = adjusted(
@@ -80,8 +80,8 @@ def check(
 
 
 def _page(found: Gathered, source: Source, spec: str, settings: Settings) -> str:
-    from raydet.data.check.page import render
-    from raydet.data.check.pictures import worst_cases
+    from raydet.check.images import worst_cases
+    from raydet.check.page import render
 
     return render(found, settings, list(worst_cases(found, source)), title=f"Data check of {spec}")
 

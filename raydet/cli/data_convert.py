@@ -44,7 +44,7 @@ def convert(
 ) -> None:
     """Write a set as hashed Arrow shards, once. The same command again continues an interrupted conversion."""
     from raydet.data.shards.manifest import Encoding
-    from raydet.data.sources.sieve import OnBad
+    from raydet.data.sources.bad_samples import OnBad
 
     chosen: Any = _one_of(encoding, get_args(Encoding), "--encoding")
     policy: Any = _one_of(on_bad, get_args(OnBad), "--on-bad")
@@ -75,7 +75,7 @@ def _report(done: int, total: int) -> None:
 
 
 def _cluster() -> Any:
-    from raydet.train.cluster import cluster
+    from raydet.launch.cluster import cluster
 
     return cluster()
 

@@ -34,7 +34,7 @@ def doctor(
         os.environ["RAY_ADDRESS"] = address  # before anything of Ray is imported
     from raydet.doctor.examine import examine
     from raydet.doctor.finding import exit_code, in_one_object
-    from raydet.train.terminal import own_terminal
+    from raydet.runs.terminal import own_terminal
 
     findings: list[Finding] = []
     with interruptible("nothing is left behind"), own_terminal(Path(os.devnull)) as console:

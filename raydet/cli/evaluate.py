@@ -32,8 +32,8 @@ def evaluate(
     opened = opened_run(run, data=data, use_gpu=use_gpu)
     if output is not None:
         output_directory(output.parent)
-    from raydet.evaluate.sizes import SizeBins
-    from raydet.train.trained import evaluated
+    from raydet.engine.open_run import evaluated
+    from raydet.metrics.sizes import SizeBins
 
     with interruptible("nothing was written"):
         result = evaluated(opened)

@@ -40,8 +40,8 @@ def spaces(
     ] = 30.0,
 ) -> None:
     """List the studies with what they cost on your data: trials, and hours of one GPU."""
+    from raydet.cli.spaces import load_space, space_names, space_summary
     from raydet.tune.cost import study_cost
-    from raydet.tune.spaces import load_space, space_names, space_summary
 
     base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
     for name in space_names():

@@ -16,8 +16,8 @@ from raydet.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Termina
 
 if TYPE_CHECKING:
     from raydet.config import Experiment
-    from raydet.data.sources.sieve import OnBad
-    from raydet.train.trained import TrainedRun
+    from raydet.data.sources.bad_samples import OnBad
+    from raydet.engine.open_run import TrainedRun
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -161,8 +161,8 @@ def local_directory(text: str, flag: str) -> Path:
 def opened_run(run: Path, *, data: str | None, use_gpu: bool | None) -> TrainedRun:
     """The run that a command was given, with its own pictures or others."""
     from raydet.data.build import detect_source
+    from raydet.engine.open_run import open_trained
     from raydet.parallel.collectives import wanted_device
-    from raydet.train.trained import open_trained
 
     source = None if data is None else detect_source(data)
     return open_trained(run.absolute(), data=source, device=wanted_device(use_gpu))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from raydet.train.trained import TrainedRun
+    from raydet.engine.open_run import TrainedRun
 
 DETECTIONS = "detections.json"
 
@@ -40,8 +40,8 @@ def predict(
     """Detections of a run's newest checkpoint as COCO json, in source pixels."""
     opened = opened_run(run, data=data, use_gpu=use_gpu)
     path = output_directory(output) / DETECTIONS
-    from raydet.predict.results import category_ids_of, coco_results
-    from raydet.train.trained import detected
+    from raydet.engine.open_run import detected
+    from raydet.export.coco_results import category_ids_of, coco_results
 
     with interruptible("the same command begins again"):
         rows = detected(opened)
@@ -60,7 +60,7 @@ def predict(
 def _draw(run: TrainedRun, rows: NDArray[np.float64], *, count: int, directory: Path) -> None:
     from PIL import Image
 
-    from raydet.predict.drawing import drawn
+    from raydet.export.drawing import drawn
 
     directory.mkdir(exist_ok=True)
     for position, index in enumerate(run.val_indices[:count]):

@@ -35,9 +35,9 @@ def coco(
 ) -> None:
     """COCO metrics and AP per class; --set evaluate.* measures as a run with that config does."""
     config = _settings(parsed(sets))
-    from raydet.evaluate.files import read_coco
-    from raydet.evaluate.measure import measure
-    from raydet.evaluate.sizes import SizeBins
+    from raydet.metrics.files import read_coco
+    from raydet.metrics.measure import measure
+    from raydet.metrics.sizes import SizeBins
 
     ground, rows, classes = read_coco(truth, detections)
     bins = SizeBins.of(config)
@@ -61,7 +61,7 @@ def kaist(
     as_json: AsJsonOption = False,
 ) -> None:
     """KAIST's log-average miss rate of the reasonable set; lower is better."""
-    from raydet.evaluate.kaist import miss_rates_of, read_annotations, read_detections
+    from raydet.metrics.kaist import miss_rates_of, read_annotations, read_detections
 
     test_set = read_annotations(annotations)
     rows = read_detections(detections, test_set)

@@ -72,8 +72,8 @@ def train(
     if dry_run:
         _print_train_plan(experiment, as_json)
         return
-    from raydet.train.orders import Upkeep
-    from raydet.train.single import train_single
+    from raydet.launch.single import train_single
+    from raydet.resilience.fault_tolerance import FaultTolerance
 
     default = f"runs/{experiment.name}-{experiment.fingerprint()}"
     directory = local_directory(run_dir or default, "--run-dir")
@@ -86,7 +86,7 @@ def train(
             cpus_per_worker=cpus_per_worker,
             use_gpu=use_gpu,
             wait_s=None if wait_minutes is None else wait_minutes * 60,
-            upkeep=Upkeep(
+            fault_tolerance=FaultTolerance(
                 checkpoint_s=checkpoint_minutes * 60,
                 checkpoint_steps=checkpoint_steps,
                 max_failures=max_failures,

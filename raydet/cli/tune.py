@@ -129,13 +129,13 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study. The same command again runs what is missing, and nothing twice."""
-    from raydet.train.orders import Upkeep
+    from raydet.cli.spaces import load_space
+    from raydet.resilience.fault_tolerance import FaultTolerance
+    from raydet.tune.budget import Budget
     from raydet.tune.journal import read_journal
-    from raydet.tune.meter import Budget
     from raydet.tune.options import StudyOptions
-    from raydet.tune.protocol import most_seeds
+    from raydet.tune.preregistration import most_seeds
     from raydet.tune.run import is_complete, plan_study, run_study
-    from raydet.tune.spaces import load_space
 
     check_json(as_json, dry_run)
     directory = local_directory(storage, "--storage")
@@ -153,7 +153,7 @@ def tune(
         cpus_per_worker=cpus_per_worker,
         use_gpu=use_gpu,
         wait_s=None if wait_minutes is None else wait_minutes * 60,
-        upkeep=Upkeep(
+        fault_tolerance=FaultTolerance(
             checkpoint_s=checkpoint_minutes * 60,
             max_failures=max_failures,
             host_memory=host_memory_percent / 100,

@@ -59,7 +59,7 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Kill a run and let it continue; compare losses, samples and weights with an undisturbed run."""
-    from raydet.train.faults import FAULT_PHASES
+    from raydet.resilience.fault_injection import FAULT_PHASES
     from raydet.verify.resume import ResumeCheck
 
     experiment = adjusted(

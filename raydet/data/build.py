@@ -20,13 +20,13 @@ from raydet.config import (
     YoloSource,
 )
 from raydet.data.layouts import SourceConfig, detect_source
+from raydet.data.sources.bad_samples import LeftOut, OnBad
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.flir import FlirSet
 from raydet.data.sources.kaist import KaistSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
-from raydet.data.sources.picture_set import PictureSet
-from raydet.data.sources.sieve import LeftOut, OnBad
+from raydet.data.sources.paired_images import PictureSet
 from raydet.data.sources.simulated import SimulatedEvents
 from raydet.data.sources.voc import VocSet
 from raydet.data.sources.wrapped import unwrapped

@@ -36,8 +36,8 @@ from raydet.data.shards.manifest import (
     hash_of,
 )
 from raydet.data.shards.writer import ShardBuilder, Summary, index_file, modality_entries, read_part
+from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.base import Source
-from raydet.data.sources.sieve import OnBad, Sieve
 from raydet.data.storage import UNFINISHED, Store
 from raydet.errors import ConfigError, DataError
 

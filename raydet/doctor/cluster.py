@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from raydet.train.cluster import cluster, last_line  # isort: skip  -- before ray, as there
+from raydet.launch.cluster import cluster, last_line  # isort: skip  -- before ray, as there
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

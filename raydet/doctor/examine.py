@@ -46,7 +46,7 @@ def examine(*, address: str | None, storage: str, tracking_uri: str | None) -> I
 
 def _join(address: str, stack: ExitStack) -> tuple[list[Finding], Nodes]:
     from raydet.doctor.cluster import joined
-    from raydet.train.head import find_head
+    from raydet.launch.head import find_head
 
     head = find_head(address)
     nodes = stack.enter_context(joined())

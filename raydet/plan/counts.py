@@ -13,7 +13,7 @@ from torch import nn
 
 from raydet.config import AdamWConfig, DataConfig, Experiment, Optimizer, SGDConfig, TrainConfig
 from raydet.models.build import build_detector
-from raydet.plan.places import HEAD, NECK, StreamStage, sections_of
+from raydet.plan.sections import HEAD, NECK, StreamStage, sections_of
 
 PARAMETER_BYTES = 4
 """Weights, gradients and optimizer state are fp32 in every precision."""

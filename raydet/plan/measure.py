@@ -35,7 +35,7 @@ from raydet.parallel.recompute import recompute_activations
 from raydet.plan.counts import essence
 from raydet.plan.heads import ROI_HEADS, DeviceType, HeadInOutline
 from raydet.plan.live import LiveBytes, Tag
-from raydet.plan.places import HEAD, NECK, sections_of
+from raydet.plan.sections import HEAD, NECK, sections_of
 from raydet.structures import Batch
 
 MANY = 16

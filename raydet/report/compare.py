@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raydet.config import Experiment
+from raydet.engine.open_run import recorded_experiment
 from raydet.errors import ConfigError
-from raydet.evaluate.bootstrap import is_same_pictures, paired_differences
-from raydet.evaluate.compare import Comparison, compare
-from raydet.evaluate.matches import MatchRecords, mean_average_precision
-from raydet.train.record import FINAL_RESULTS, MATCH_RECORDS, recorded_model_info
-from raydet.train.trained import recorded_experiment
+from raydet.metrics.matches import MatchRecords, mean_average_precision
+from raydet.runs.run_dir import FINAL_RESULTS, MATCH_RECORDS, recorded_model_info
+from raydet.stats.bootstrap import is_same_pictures, paired_differences
+from raydet.stats.comparison import Comparison, compare
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from raydet.evaluate.compare import LEVEL, MOST_SEEDS, Spread
 from raydet.report.analysis import Analysis
 from raydet.report.findings import Noise, Tested, Versus
 from raydet.report.study import THRESHOLDS, StudyResults
+from raydet.stats.comparison import LEVEL, MOST_SEEDS, Spread
 from raydet.tune.study import PromotionPhase
 
 MOST_NAMED = 6

@@ -9,8 +9,8 @@ from typing import Literal
 
 from scipy import stats
 
-from raydet.evaluate.compare import LEVEL, Comparison, Spread, Verdict
 from raydet.report.study import CellRuns
+from raydet.stats.comparison import LEVEL, Comparison, Spread, Verdict
 from raydet.tune.study import Factor, Hypothesis, Value
 
 Answer = Literal["supported", "refuted", "not distinguishable", "unknown", "not tested"]

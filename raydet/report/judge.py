@@ -17,7 +17,6 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.evaluate.compare import Comparison, compare, holm, interval, pooled_spread, spreads_differ
 from raydet.report.findings import (
     Answer,
     Effect,
@@ -31,6 +30,7 @@ from raydet.report.findings import (
     value_label,
 )
 from raydet.report.study import CellRuns, Resamples, StudyResults
+from raydet.stats.comparison import Comparison, compare, holm, interval, pooled_spread, spreads_differ
 from raydet.tune.cells import twin_of
 from raydet.tune.study import CONFIRMATION, CONTROLS, Claim, Factor, Hypothesis, Value
 

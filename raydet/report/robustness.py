@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 
 from raydet.data.corruptions import KINDS, NUM_SEVERITIES, STRENGTHS, Kind
 from raydet.data.sources.corrupted import CorruptedSource
+from raydet.engine.open_run import TrainedRun, evaluated
 from raydet.errors import ConfigError
-from raydet.train.record import write_atomically
-from raydet.train.trained import TrainedRun, evaluated
+from raydet.runs.run_dir import write_atomically
 
 CurveKind = Kind | Literal["absent"]
 ABSENT: Final = "absent"

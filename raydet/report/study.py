@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydet.errors import StudyError
-from raydet.evaluate.bootstrap import is_same_pictures, resampled_scores
-from raydet.evaluate.matches import MatchRecords
-from raydet.train.record import MATCH_RECORDS
-from raydet.train.usage import Usage
+from raydet.metrics.matches import MatchRecords
+from raydet.runs.run_dir import MATCH_RECORDS
+from raydet.runs.usage import Usage
+from raydet.stats.bootstrap import is_same_pictures, resampled_scores
+from raydet.tune.budget import Meter
 from raydet.tune.cells import Cell, trial_directory
 from raydet.tune.journal import Events, read_journal
-from raydet.tune.meter import Meter
 from raydet.tune.phases import cells_by_phase, recorded_study, trials_by_phase
-from raydet.tune.protocol import Deviation, Protocol, deviations, most_seeds, newest_protocol
-from raydet.tune.records import TrialRecord, records_of
+from raydet.tune.preregistration import Deviation, Protocol, deviations, most_seeds, newest_protocol
 from raydet.tune.study import CONFIRMATION, CONTROLS, Study
+from raydet.tune.trial_status import TrialRecord, records_of
 
 THRESHOLDS: dict[str, int | None] = {"mAP": None, "mAP_50": 0, "mAP_75": 5}
 """Metrics that follow from match records, with the place of their IoU threshold; None: the mean over all."""

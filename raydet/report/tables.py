@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from raydet.evaluate.compare import MOST_SEEDS
-from raydet.evaluate.sizes import SizeBins
+from raydet.metrics.sizes import SizeBins
 from raydet.report.analysis import Analysis
 from raydet.report.figures.robustness import measured
 from raydet.report.findings import Estimate, Versus, short, value_label
 from raydet.report.study import CellRuns
+from raydet.stats.comparison import MOST_SEEDS
 from raydet.tune.study import CONFIRMATION
 
 METRICS = ("mAP_50", "mAP_75", "mAP_small", "mAP_medium", "mAP_large")

@@ -17,17 +17,17 @@ import raydet
 from raydet.errors import ConfigError, RaydetError
 from raydet.report.analysis import Analysis, analyse
 from raydet.report.conclusions import conclusions, decisions, limits
+from raydet.report.drawings.run import Picture, pictures_of_run
 from raydet.report.figures.effects import effect_figures
 from raydet.report.figures.robustness import robustness_figures
 from raydet.report.figures.scores import score_figures
 from raydet.report.figures.style import Figure, drawing
 from raydet.report.figures.training import cost_figures, curve_figures
 from raydet.report.page import Image, Page, Section, image, render
-from raydet.report.pictures.run import Picture, pictures_of_run
 from raydet.report.study import open_study
 from raydet.report.tables import Table, tables
-from raydet.train.record import write_atomically
-from raydet.train.usage import Usage
+from raydet.runs.run_dir import write_atomically
+from raydet.runs.usage import Usage
 
 DIRECTORY = "report"
 PAGE = "report.html"

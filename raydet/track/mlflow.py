@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 # Read by mlflow at import: no telemetry, and an unreachable server is found in seconds, not minutes. MLflow's own
-# retries would repeat what must not be done twice, such as making a run; ours look first (`raydet.tune.outbox`).
+# retries would repeat what must not be done twice, such as making a run; ours look first (raydet.tune.tracking_queue).
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

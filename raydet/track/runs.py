@@ -99,7 +99,7 @@ def begin_run(
 
 
 class Hours(Protocol):
-    """What a run has taken, see `raydet.train.usage.Usage`."""
+    """What a run has taken, see `raydet.runs.usage.Usage`."""
 
     @property
     def gpu_hours(self) -> float:

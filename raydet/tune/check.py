@@ -12,7 +12,7 @@ from raydet.errors import OutOfMemoryError
 
 
 def check_apart(experiment: Experiment, *, workers: int) -> None:
-    """`raydet.train.preflight.check`.
+    """`raydet.engine.preflight.check`.
 
     Raises:
         DataError, ConfigError: as that does.
@@ -36,6 +36,6 @@ def _leave_ctrl_c() -> None:
 
 
 def _check(experiment: str, workers: int) -> None:
-    from raydet.train.preflight import check
+    from raydet.engine.preflight import check
 
     check(Experiment.from_json(experiment, where="the driver's config"), workers=workers)

@@ -17,8 +17,8 @@ import numpy as np
 
 from raydet.config import TrainConfig
 from raydet.errors import StudyError
-from raydet.train.orders import StopOrder, order_stop
-from raydet.train.watch import EPOCHS, read_epochs
+from raydet.resilience.stop_signal import StopKind, request_stop
+from raydet.runs.epoch_watcher import EPOCHS, read_epochs
 from raydet.tune.cells import Trial, trial_directory
 
 DEFAULT_REDUCTION = 3
@@ -128,7 +128,7 @@ class Screening:
             assert score is not None, "rungs are evaluated epochs"
             if bar is not None and score < bar and trial.key not in self.stops:
                 self.stops[trial.key] = EarlyStop(epoch, score, bar)
-                order_stop(self._directories[trial.key], StopOrder.EARLY, str(self.stops[trial.key]))
+                request_stop(self._directories[trial.key], StopKind.EARLY, str(self.stops[trial.key]))
 
     def _scores(self, trial: Trial, epoch: int) -> list[float]:
         """Of the other trials that have come so far, by what they wrote down."""

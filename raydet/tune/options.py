@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raydet.errors import StudyError
-from raydet.train.orders import Upkeep
+from raydet.resilience.fault_tolerance import FaultTolerance
+from raydet.tune.budget import Budget
 from raydet.tune.early_stopping import EarlyStopping
-from raydet.tune.meter import Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class StudyOptions:
     use_gpu: bool | None = None
     wait_s: float | None = None
     """How long to wait for nodes before the first trial; None: half an hour, for what the cluster has or scales to."""
-    upkeep: Upkeep = Upkeep()  # noqa: RUF009  -- frozen
+    fault_tolerance: FaultTolerance = FaultTolerance()  # noqa: RUF009  -- frozen
     retries: int = 1
     """How often a trial that failed is tried again, from its newest checkpoint, before it is given up."""
     retry_failed: bool = False

@@ -19,16 +19,15 @@ from raydet.cpu import refuse_slow_bf16
 from raydet.data.sampler import batch_plan
 from raydet.errors import EXIT_BUDGET_SPENT, EXIT_OK, EXIT_TRIALS_FAILED, StudyError
 from raydet.redact import RedactingFormatter
+from raydet.runs.run_dir import finished_results
+from raydet.runs.terminal import own_terminal
 from raydet.track.base import Tracker
 from raydet.track.runs import open_tracker
-from raydet.train.record import finished_results
-from raydet.train.terminal import own_terminal
-from raydet.tune.bookkeeping import PhaseBook
+from raydet.tune.budget import Meter
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.check import check_apart
 from raydet.tune.early_stopping import EarlyStopping, Screening
 from raydet.tune.journal import Journal, read_journal
-from raydet.tune.meter import Meter
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import (
     all_trials,
@@ -39,14 +38,7 @@ from raydet.tune.phases import (
     remember_study,
     trials_by_phase,
 )
-from raydet.tune.protocol import protocol_of, remember_protocol
-from raydet.tune.records import (
-    TrialRecord,
-    candidates_of,
-    contenders,
-    ranking_table,
-    records_of,
-)
+from raydet.tune.preregistration import protocol_of, remember_protocol
 from raydet.tune.select import promote
 from raydet.tune.study import (
     ConfirmationPhase,
@@ -58,6 +50,14 @@ from raydet.tune.study import (
     is_screening,
 )
 from raydet.tune.summary import Summary
+from raydet.tune.trial_listener import PhaseBook
+from raydet.tune.trial_status import (
+    TrialRecord,
+    candidates_of,
+    contenders,
+    ranking_table,
+    records_of,
+)
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")
@@ -341,8 +341,8 @@ class StudyRun:
         trials = missing if budget is None else missing[: max(0, budget - self.num_run)]
         if not trials:
             return False
-        from raydet.train.cluster import cluster, refuse_beyond_this_machine
-        from raydet.tune.execute import execute_trials
+        from raydet.launch.cluster import cluster, refuse_beyond_this_machine
+        from raydet.tune.ray_tune import execute_trials
 
         if not self.has_cluster:
             refuse_beyond_this_machine(

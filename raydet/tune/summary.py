@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydet.evaluate.names import METRIC_NAMES, MISS_RATE
-from raydet.train.record import write_atomically
-from raydet.tune.records import TrialRecord
+from raydet.metrics.names import METRIC_NAMES, MISS_RATE
+from raydet.runs.run_dir import write_atomically
 from raydet.tune.study import Study
+from raydet.tune.trial_status import TrialRecord
 
 SUMMARY = "summary_all_experiments.csv"
 PAUSE = 20

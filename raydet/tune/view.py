@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from raydet.redact import redact
-from raydet.train.record import read_progress
+from raydet.runs.run_dir import read_progress
+from raydet.tune.budget import Budget, Meter
 from raydet.tune.cells import Trial
-from raydet.tune.meter import Budget, Meter
-from raydet.tune.records import TrialRecord, duration, number
+from raydet.tune.trial_status import TrialRecord, duration, number
 
 ENOUGH = 0.1
 """Part of a trial from which on its pace says something: before, it was mostly being started."""

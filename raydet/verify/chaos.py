@@ -14,9 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, get_args
 
 from raydet.errors import ConfigError, StalledError, TrainingError
-from raydet.train.faults import FAULT_PHASES, VARIABLE, Fault, Strike, Target, order, struck, withdraw
-from raydet.train.phases import Phase
-from raydet.train.record import FINAL_RESULTS, PROGRESS
+from raydet.resilience.current_phase import Phase
+from raydet.resilience.fault_injection import (
+    FAULT_PHASES,
+    VARIABLE,
+    Fault,
+    FaultHit,
+    Target,
+    order,
+    struck,
+    withdraw,
+)
+from raydet.runs.run_dir import FINAL_RESULTS, PROGRESS
 from raydet.verify.study import StudyReport, check_study
 
 if TYPE_CHECKING:
@@ -81,7 +90,7 @@ class Deck(Generic[Card]):
 class Kill:
     """One that has happened."""
 
-    strike: Strike
+    strike: FaultHit
     recovery_s: float | None
     """Until a step had been done again; None: the run ended first, before a pre-emption was heard of."""
 
@@ -202,7 +211,7 @@ class Chaos:
         with self._log.open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
-    def _strike(self) -> Strike | None:
+    def _strike(self) -> FaultHit | None:
         """The next order, met; None: the study ended before."""
         deadline = time.monotonic() + self._chance.uniform(0, self._options.longest_pause_s)
         while time.monotonic() < deadline:
@@ -212,7 +221,7 @@ class Chaos:
         order(self._orders, Fault(self._phases.draw(), target=self._targets.draw()))
         return self._await(lambda: struck(self._orders))
 
-    def _carry_out(self, strike: Strike, nodes: LocalNodes) -> None:
+    def _carry_out(self, strike: FaultHit, nodes: LocalNodes) -> None:
         """Kill what the struck worker cannot kill itself."""
         match strike.fault.target:
             case "node":
@@ -231,7 +240,7 @@ class Chaos:
         if strike.fault.target in NODE_TARGETS and self._options.replace:
             nodes.add()
 
-    def _pre_empt(self, strike: Strike, nodes: LocalNodes) -> None:
+    def _pre_empt(self, strike: FaultHit, nodes: LocalNodes) -> None:
         """The node goes once the run has gone on elsewhere, at the latest when the notice is over."""
         run_dir = Path(strike.run_dir)
         starts, deadline = _starts(run_dir), time.monotonic() + NOTICE_S
@@ -244,7 +253,7 @@ class Chaos:
             time.sleep(POLL_S)
         end()
 
-    def _await_training(self, strike: Strike, starts: int) -> float | None:
+    def _await_training(self, strike: FaultHit, starts: int) -> float | None:
         """Seconds from a strike to the first new step of the same run; None: the run ended first.
 
         Args:

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raydet.checkpoint.diff import compare_checkpoints
+from raydet.checkpoint.retention import newest_checkpoint
 from raydet.config import Experiment, apply_overrides
 from raydet.cpu import refuse_slow_bf16
 from raydet.data.build import open_source
 from raydet.data.digest import expected_digest
 from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
+from raydet.engine.preflight import check
 from raydet.errors import ConfigError, TrainingError
-from raydet.parallel.checkpoint_diff import compare_checkpoints
-from raydet.train.checkpoint_files import newest_checkpoint
-from raydet.train.faults import Fault, order, struck
-from raydet.train.phases import Phase
-from raydet.train.preflight import check
+from raydet.resilience.current_phase import Phase
+from raydet.resilience.fault_injection import Fault, order, struck
 
 ELASTIC_TOLERANCE = 1e-5
 ELASTIC_STEPS = 5

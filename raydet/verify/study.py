@@ -16,7 +16,7 @@ from raydet.data.digest import expected_digest
 from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
 from raydet.errors import StudyError
-from raydet.evaluate.names import METRIC_NAMES
+from raydet.metrics.names import METRIC_NAMES
 from raydet.track.base import RunView
 from raydet.track.runs import runs_by_name
 from raydet.tune.journal import Events, read_journal

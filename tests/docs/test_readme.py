@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from raydet.cli import main
+from raydet.cli.spaces import space_names
 from raydet.recipes import RECIPES
-from raydet.tune.spaces import space_names
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

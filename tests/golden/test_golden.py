@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from raydet.engine.process import run_process
 from raydet.parallel.collectives import World
-from raydet.train.process import run_process
 from tests.golden.runs import CASES, blocks, experiment_of, journal, machine, table
 from tests.study.conftest import tune
 

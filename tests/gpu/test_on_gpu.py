@@ -11,10 +11,10 @@ import torch
 
 from raydet.bench.train_step import bench_train_step
 from raydet.config import Experiment, apply_overrides
+from raydet.engine.process import run_process
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.train.process import run_process
-from raydet.train.record import claim_run_directory
+from raydet.runs.run_dir import claim_run_directory
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,10 +11,10 @@ from raydet.config import apply_overrides
 from raydet.data.build import open_source
 from raydet.data.loader import TrainLoader
 from raydet.data.split import split_indices
+from raydet.engine.optim import build_optimizer
+from raydet.engine.step import HEAD_LOSSES, seed_slot, train_step
 from raydet.models.build import build_detector
 from raydet.parallel.collectives import World
-from raydet.train.optim import build_optimizer
-from raydet.train.step import HEAD_LOSSES, seed_slot, train_step
 from tests.integration.test_real_pairs import base
 
 STEPS = 200

@@ -11,7 +11,7 @@ import pytest
 
 from raydet.cli import main
 from raydet.config import Experiment, apply_overrides
-from raydet.evaluate.coco import GroundTruth, evaluate_with_records
+from raydet.metrics.coco import GroundTruth, evaluate_with_records
 from raydet.recipes import recipe
 
 EXPERIMENT = recipe("demo")

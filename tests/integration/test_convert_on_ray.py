@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import raydet.train.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
+import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
 import numpy as np
 import pytest

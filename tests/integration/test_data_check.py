@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from raydet.data.check.alignment import Alignment, compared, outline_field
-from raydet.data.check.findings import DEFAULT_TOLERANCE
+from raydet.check.alignment import Alignment, compared, outline_field
+from raydet.check.findings import DEFAULT_TOLERANCE
 from raydet.errors import EXIT_DATA, EXIT_OK
 
 
@@ -149,8 +149,8 @@ def test_warnings_count_when_it_is_strict(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from raydet.config import GroupSplit
-from raydet.data.check.examine import Settings
-from raydet.data.check.run import check_source
+from raydet.check.examine import Settings
+from raydet.check.run import check_source
 from raydet.data.synthetic import SyntheticSet
 peaks = []
 source = SyntheticSet(num_sequences=100, frames_per_sequence=10, size_hw=(120, 160), classes=("a", "b", "c"), seed=0)

@@ -13,9 +13,9 @@ from raydet.cli import main
 from raydet.config import Experiment, FirstSplit, NpyYoloSource, apply_overrides
 from raydet.data.build import adopt_source, detect_source, open_source
 from raydet.data.loader import TrainLoader
+from raydet.engine.step import seed_slot
 from raydet.models.build import build_detector
 from raydet.recipes import recipe
-from raydet.train.step import seed_slot
 
 NUM_PAIRS = 8
 

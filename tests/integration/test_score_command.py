@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from raydet.cli import main
+from raydet.cli.spaces import load_space
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_DATA, EXIT_USAGE, StudyError
 from raydet.recipes import recipe
 from raydet.track.runs import coco_table
 from raydet.tune.cells import grid_cells, trials_of
-from raydet.tune.records import TrialRecord
-from raydet.tune.spaces import load_space
 from raydet.tune.study import GridPhase
 from raydet.tune.summary import summary_rows
+from raydet.tune.trial_status import TrialRecord
 
 TRUTH: dict[str, Any] = {
     "images": [{"id": 7, "height": 100, "width": 100}, {"id": 3, "height": 100, "width": 100}],

@@ -19,16 +19,16 @@ from pycocotools.cocoeval import COCOeval
 from raydet.cli import main
 from raydet.config import Experiment, apply_overrides
 from raydet.data.sources.base import Source
+from raydet.engine.open_run import evaluated, open_trained
+from raydet.engine.process import run_process
 from raydet.errors import ConfigError
-from raydet.evaluate.names import METRIC_NAMES
+from raydet.metrics.names import METRIC_NAMES
 from raydet.models.build import build_detector
 from raydet.parallel.collectives import World
 from raydet.plan.flops import forward_flops
 from raydet.recipes import recipe
 from raydet.report.robustness import measure_robustness
-from raydet.train.process import run_process
-from raydet.train.record import claim_run_directory
-from raydet.train.trained import evaluated, open_trained
+from raydet.runs.run_dir import claim_run_directory
 
 SETTINGS = {
     "data.source": {"kind": "synthetic", "num_sequences": 6, "frames_per_sequence": 3},

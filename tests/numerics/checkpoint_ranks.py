@@ -25,19 +25,19 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from raydet.checkpoint.load import load_checkpoint
+from raydet.checkpoint.writer import CheckpointWriter, agreed_checkpoint
 from raydet.config import AdamWConfig, SGDConfig, apply_overrides
 from raydet.data.build import open_source
 from raydet.data.loader import TrainLoader
+from raydet.engine.optim import build_optimizer
+from raydet.engine.step import train_step
 from raydet.errors import CheckpointError, WorkerLostError
 from raydet.models.build import build_detector
 from raydet.models.units import units_of
-from raydet.parallel.checkpoint import load_checkpoint
 from raydet.parallel.collectives import World
 from raydet.parallel.parallelize import parallelize, unwrapped
 from raydet.recipes import recipe
-from raydet.train.checkpoints import CheckpointWriter, agreed_checkpoint
-from raydet.train.optim import build_optimizer
-from raydet.train.step import train_step
 
 RANK = int(os.environ["RANK"])
 GLOBAL_BATCH = 6

@@ -20,6 +20,9 @@ from raydet.config import Experiment, apply_overrides
 from raydet.data.build import open_source
 from raydet.data.loader import TrainLoader
 from raydet.data.split import split_indices
+from raydet.engine.barriers import yielding_busy_cores
+from raydet.engine.optim import build_optimizer
+from raydet.engine.step import train_step
 from raydet.models.build import build_detector, modalities_read
 from raydet.models.units import units_of
 from raydet.parallel.collectives import World
@@ -27,9 +30,6 @@ from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import parallelize
 from raydet.recipes import RECIPES, recipe
 from raydet.structures import Batch
-from raydet.train.barriers import yielding_busy_cores
-from raydet.train.optim import build_optimizer
-from raydet.train.step import train_step
 
 SMALL_CANVAS: dict[str, Any] = {
     "data.source.size_hw": [64, 96],

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
+from raydet.checkpoint.blocks import Block, HostCopy, blocks_to_write
+from raydet.checkpoint.load import checkpoint_tensors, shard_name
+from raydet.checkpoint.manifest import Manifest, write_durably
+from raydet.checkpoint.writer import CheckpointWriter
 from raydet.cli.bench_checkpoint import checkpoint as bench_checkpoint
 from raydet.cli.ckpt import app
 from raydet.config import SGDConfig
+from raydet.engine.optim import build_optimizer
 from raydet.errors import CheckpointError, ConfigError
-from raydet.parallel.checkpoint import checkpoint_tensors, shard_name
-from raydet.parallel.checkpoint_manifest import Manifest, write_durably
-from raydet.parallel.checkpoint_shards import Block, HostCopy, blocks_to_write
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.train.checkpoints import CheckpointWriter
-from raydet.train.optim import build_optimizer
 
 
 def call(*arguments: object, code: int = 0) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from raydet.train.checkpoint_files import newest_checkpoint
+from raydet.checkpoint.retention import newest_checkpoint
 from tests.numerics.conftest import free_port
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raydet.checkpoint.retention import newest_checkpoint
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_OUT_OF_MEMORY
-from raydet.train.checkpoint_files import newest_checkpoint
-from raydet.train.host_memory import host_memory
+from raydet.resilience.host_memory import host_memory
 from tests.numerics.test_resume import EXPERIMENT
 
 MIB = 2**20

@@ -18,7 +18,7 @@ from raydet.models.units import units_of
 from raydet.parallel.collectives import world_from_environment
 from raydet.parallel.parallelize import parallelize
 from raydet.recipes import recipe
-from raydet.train.process import _initial_detector
+from raydet.engine.process import _initial_detector
 
 world = world_from_environment()
 experiment = apply_overrides(recipe("demo"), {"train.strategy": sys.argv[1]})

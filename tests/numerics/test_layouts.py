@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from raydet.checkpoint.diff import compare_checkpoints
+from raydet.checkpoint.load import export_weights, stored_tensors
 from raydet.config import Experiment, apply_overrides
-from raydet.evaluate.matches import MatchRecords, mean_average_precision
-from raydet.evaluate.names import METRIC_NAMES
-from raydet.parallel.checkpoint import export_weights, stored_tensors
-from raydet.parallel.checkpoint_diff import compare_checkpoints
+from raydet.metrics.matches import MatchRecords, mean_average_precision
+from raydet.metrics.names import METRIC_NAMES
 from raydet.recipes import recipe
 from tests.numerics.conftest import Launch, Start, launch_training
 
@@ -161,7 +161,7 @@ from raydet.data.split import split_indices
 from raydet.models.build import build_detector
 from safetensors.torch import load_file
 from raydet.parallel.collectives import world_from_environment
-from raydet.train.process import Evaluator
+from raydet.engine.process import Evaluator
 
 run_dir = Path(sys.argv[1])
 experiment = Experiment.from_json((run_dir / "config.json").read_text(), where="test")

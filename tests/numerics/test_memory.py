@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from raydet.checkpoint.diff import compare_checkpoints
 from raydet.config import Experiment, apply_overrides
+from raydet.engine import process
 from raydet.errors import OutOfMemoryError
-from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.parallel.collectives import World
 from raydet.plan.ledger import ledger
 from raydet.recipes import recipe
-from raydet.train import memory, process
-from raydet.train.record import claim_run_directory
+from raydet.resilience import out_of_memory as memory
+from raydet.runs.run_dir import claim_run_directory
 
 EXPERIMENT = apply_overrides(
     recipe("demo"),
@@ -80,7 +81,7 @@ import torch
 from raydet.config import Experiment
 from raydet.errors import OutOfMemoryError
 from raydet.parallel.collectives import World
-from raydet.train.process import run_process
+from raydet.engine.process import run_process
 
 experiment = Experiment.from_json(Path(sys.argv[1]).read_text(), where="test")
 torch.set_num_threads(1)  # the stacks of threads count, too

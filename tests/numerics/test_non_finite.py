@@ -14,24 +14,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raydet.checkpoint.diff import compare_checkpoints
 from raydet.config import Experiment, apply_overrides
 from raydet.data.build import open_source
 from raydet.data.transforms import train_transform
+from raydet.engine import process
+from raydet.engine.loss_log import keep_batches
+from raydet.engine.process import run_process
 from raydet.errors import NonFiniteLossError
-from raydet.parallel.checkpoint_diff import compare_checkpoints
 from raydet.parallel.collectives import World
+from raydet.resilience.fault_tolerance import FaultTolerance
+from raydet.runs.run_dir import claim_run_directory
 from raydet.structures import Batch, Sample
-from raydet.train import process
-from raydet.train.losses import keep_batches
-from raydet.train.orders import Upkeep
-from raydet.train.process import run_process
-from raydet.train.record import claim_run_directory
 from raydet.verify.study import run_problems
 from tests.numerics.conftest import Start
 from tests.numerics.test_resume import EXPERIMENT
 
 EPOCHS = 3
-EVERY_STEP = Upkeep(checkpoint_steps=1)
+EVERY_STEP = FaultTolerance(checkpoint_steps=1)
 
 
 def batches_of(step: int) -> Sequence[Batch]:
@@ -73,7 +73,7 @@ def run(run_dir: Path, policy: str) -> dict[str, Any]:
         EXPERIMENT, {"train.non_finite": policy, "train.epochs": EPOCHS, "train.eval_every": EPOCHS}
     )
     claim_run_directory(run_dir, experiment)
-    return run_process(experiment, run_dir=run_dir, world=World(), upkeep=EVERY_STEP)
+    return run_process(experiment, run_dir=run_dir, world=World(), fault_tolerance=EVERY_STEP)
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -130,7 +130,7 @@ def test_pictures_that_cannot_be_kept_cost_a_warning(
 
 
 def test_rollbacks_come_to_an_end(tmp_path: Path, victim: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raydet.train.loop.MAX_ROLLBACKS", 1)
+    monkeypatch.setattr("raydet.engine.loop.MAX_ROLLBACKS", 1)
     with pytest.raises(NonFiniteLossError, match=victim):
         run(tmp_path, "rollback")
 

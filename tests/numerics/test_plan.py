@@ -25,7 +25,7 @@ from raydet.models.build import build_detector
 from raydet.models.units import units_of
 from raydet.parallel.collectives import world_from_environment
 from raydet.parallel.parallelize import parallelize
-from raydet.train.optim import build_optimizer
+from raydet.engine.optim import build_optimizer
 from tests.unit.plan.real import batch_of
 
 experiment = Experiment.from_json(Path(sys.argv[1]).read_text(), where="test")

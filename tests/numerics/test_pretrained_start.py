@@ -12,10 +12,10 @@ import timm
 from safetensors.torch import load_file, save_file
 
 from raydet.config import Experiment, apply_overrides
+from raydet.engine.process import run_process
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.train.process import run_process
-from raydet.train.record import claim_run_directory
+from raydet.runs.run_dir import claim_run_directory
 from tests.numerics.conftest import Start
 
 pytestmark = pytest.mark.slow
@@ -95,8 +95,8 @@ from raydet.errors import ConfigError
 from raydet.models.units import units_of
 from raydet.parallel.collectives import world_from_environment
 from raydet.parallel.parallelize import parallelize
-from raydet.train.pretrained import start_from_published
-from raydet.train.process import _initial_detector
+from raydet.engine.pretrained import start_from_published
+from raydet.engine.process import _initial_detector
 from tests.unit.plan.real import batch_of
 
 world = world_from_environment()

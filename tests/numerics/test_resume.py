@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from raydet.checkpoint.retention import checkpoints_to_drop, newest_checkpoint
 from raydet.config import Experiment, apply_overrides
+from raydet.engine.process import run_process
 from raydet.errors import ConfigError
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.train.checkpoint_files import checkpoints_to_drop, newest_checkpoint
-from raydet.train.process import run_process
-from raydet.train.record import claim_run_directory
+from raydet.runs.run_dir import claim_run_directory
 
 EXPERIMENT = apply_overrides(
     recipe("demo"),

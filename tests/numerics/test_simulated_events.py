@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from raydet.config import apply_overrides
+from raydet.engine.process import run_process
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.report.pictures.attention import stream_names
-from raydet.report.pictures.run import pictures_of_run
+from raydet.report.drawings.attention import stream_names
+from raydet.report.drawings.run import pictures_of_run
+from raydet.runs.run_dir import claim_run_directory
 from raydet.track.base import NullTracker
 from raydet.track.runs import begin_run
-from raydet.train.process import run_process
-from raydet.train.record import claim_run_directory
 from tests.unit.data.test_loader import EVERYTHING
 
 pytestmark = pytest.mark.slow

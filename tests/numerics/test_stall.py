@@ -14,8 +14,8 @@ import pytest
 
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_STALLED
-from raydet.train.heartbeat import STALL_REPORT
-from raydet.train.phases import IN_WORDS
+from raydet.resilience.current_phase import IN_WORDS
+from raydet.resilience.heartbeat import STALL_REPORT
 from tests.numerics.conftest import free_port
 from tests.numerics.test_resume import EXPERIMENT
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from raydet.config import apply_overrides
+from raydet.engine.open_run import open_trained
+from raydet.engine.process import Evaluator, run_process
 from raydet.errors import ConfigError
-from raydet.evaluate.matches import MatchRecords
+from raydet.metrics.matches import MatchRecords
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.train.process import Evaluator, run_process
-from raydet.train.record import MATCH_RECORDS, claim_run_directory
-from raydet.train.trained import open_trained
+from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
 
 SETTINGS = {
     "data.source": {"kind": "synthetic", "num_sequences": 9, "frames_per_sequence": 3},

@@ -8,7 +8,7 @@ import pytest
 
 from raydet.cli import main
 from raydet.cpu import num_cores
-from raydet.train.faults import FAULT_PHASES
+from raydet.resilience.fault_injection import FAULT_PHASES
 from tests.numerics.conftest import busy_core
 
 pytestmark = pytest.mark.slow

@@ -18,18 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import raydet.train.cluster
-import raydet.tune.execute
+import raydet.launch.cluster
+import raydet.tune.ray_tune
 from raydet.recipes import recipe
-from raydet.train.record import claim_run_directory
-from raydet.train.usage import noting_usage
-from raydet.train.watch import EPOCHS
-from raydet.tune.bookkeeping import PhaseBook
+from raydet.runs.epoch_watcher import EPOCHS
+from raydet.runs.run_dir import claim_run_directory
+from raydet.runs.usage import noting_usage
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.controls import with_controls
 from raydet.tune.options import StudyOptions
 from raydet.tune.run import run_study
 from raydet.tune.study import GridPhase, Study
+from raydet.tune.trial_listener import PhaseBook
 from tests.study.simulated import simulated_results
 from tune_spaces import gaff_phase1
 
@@ -106,8 +106,8 @@ def no_cluster() -> Iterator[None]:
 def main(storage: Path, seeds: int, figures: Path, tracking_uri: str | None = None) -> None:
     """Run the study and write down what it has cost."""
     executor = Executor()
-    raydet.tune.execute.execute_trials = executor  # type: ignore[assignment]
-    raydet.train.cluster.cluster = no_cluster
+    raydet.tune.ray_tune.execute_trials = executor  # type: ignore[assignment]
+    raydet.launch.cluster.cluster = no_cluster
     started = time.perf_counter()
     code = run_study(study(), StudyOptions(storage=storage, seeds=seeds, tracking_uri=tracking_uri))
     found = {

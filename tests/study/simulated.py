@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raydet.evaluate.matches import MatchRecords, mean_average_precision
-from raydet.evaluate.names import METRIC_NAMES
+from raydet.metrics.matches import MatchRecords, mean_average_precision
+from raydet.metrics.names import METRIC_NAMES
+from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
+from raydet.runs.usage import Usage
 from raydet.track.runs import open_tracker
-from raydet.train.record import MATCH_RECORDS, claim_run_directory
-from raydet.train.usage import Usage
-from raydet.tune.bookkeeping import PhaseBook
+from raydet.tune.budget import Meter
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.journal import Journal
-from raydet.tune.meter import Meter
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, remember_study, trials_by_phase
-from raydet.tune.protocol import protocol_of, remember_protocol
-from raydet.tune.records import records_of
+from raydet.tune.preregistration import protocol_of, remember_protocol
 from raydet.tune.study import Study
+from raydet.tune.trial_listener import PhaseBook
+from raydet.tune.trial_status import records_of
 from raydet.tune.view import StudyView
 
 USAGE = Usage(gpu_s=1800)

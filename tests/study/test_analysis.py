@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raydet.cli.spaces import load_space
 from raydet.errors import StudyError
 from raydet.recipes import recipe
 from raydet.report.analysis import Analysis, analyse
@@ -17,8 +18,7 @@ from raydet.tune.cells import Trial
 from raydet.tune.journal import Journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import recorded_study, remember_study
-from raydet.tune.protocol import protocol_of, remember_protocol
-from raydet.tune.spaces import load_space
+from raydet.tune.preregistration import protocol_of, remember_protocol
 from tests.study.simulated import simulate
 
 METHODS = load_space(

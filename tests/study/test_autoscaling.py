@@ -106,9 +106,9 @@ def test_what_it_cannot_scale_to_is_refused(
 
 ASK = """
 import ray
-from raydet.train.autoscaler import await_nodes
-from raydet.train.capacity import Capacity, Request
-from raydet.train.cluster import cluster
+from raydet.launch.autoscaler import await_nodes
+from raydet.launch.capacity import Capacity, Request
+from raydet.launch.cluster import cluster
 
 with cluster():
     unknown = Capacity([node["Resources"] for node in ray.nodes()], is_open=True)

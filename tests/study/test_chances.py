@@ -11,10 +11,10 @@ from rich.console import Console
 
 from raydet.recipes import recipe
 from raydet.track.base import NullTracker
+from raydet.tune.budget import Meter
 from raydet.tune.cells import Trial, seeds_of, trials_of
 from raydet.tune.early_stopping import EarlyStopping
 from raydet.tune.journal import Journal
-from raydet.tune.meter import Meter
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import cells_by_phase
 from raydet.tune.run import StudyRun

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from raydet.train.faults import FAULT_PHASES
+from raydet.resilience.fault_injection import FAULT_PHASES
 from raydet.verify.chaos import TARGETS
 from raydet.verify.study import check_study
 from tests.study.conftest import environment, tune_arguments

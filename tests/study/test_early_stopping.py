@@ -13,7 +13,7 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from raydet.config import TrainConfig, apply_overrides
 from raydet.errors import StudyError
 from raydet.recipes import recipe
-from raydet.train.orders import Stop, StopOrder, order_stop, ordered_stop
+from raydet.resilience.stop_signal import Stop, StopKind, request_stop, requested_stop
 from raydet.tune.cells import Trial, grid_cells, seeds_of, trial_directory, trials_of
 from raydet.tune.early_stopping import EarlyStopping, Screening
 from tests.study.conftest import events, names, tune
@@ -72,9 +72,9 @@ def test_a_trial_far_behind_is_ordered_to_stop_once(tmp_path: Path) -> None:
     screening.judge(bad, write_epochs(tmp_path, bad, [0.9, 0.4, 0.4, 0.4, 0.4]))
     stop = screening.stops[bad.key]
     assert (stop.epoch, stop.score, stop.bar) == (2, 0.4, 0.5)
-    ordered = ordered_stop(trial_directory(tmp_path, bad))
-    assert ordered == Stop(StopOrder.EARLY, "0.4000 after epoch 2, 0.5000 was needed to go on")
-    assert ordered_stop(trial_directory(tmp_path, good)) is None
+    ordered = requested_stop(trial_directory(tmp_path, bad))
+    assert ordered == Stop(StopKind.EARLY, "0.4000 after epoch 2, 0.5000 was needed to go on")
+    assert requested_stop(trial_directory(tmp_path, good)) is None
     screening.judge(
         bad, write_epochs(tmp_path, bad, [0.9, 0.4] + [0.0] * 7)
     )  # on its way to a stop it goes on
@@ -97,9 +97,9 @@ def test_a_driver_that_comes_later_does_not_judge_again(tmp_path: Path) -> None:
 
 
 def test_an_order_survives_another_one_only_as_the_newest(tmp_path: Path) -> None:
-    order_stop(tmp_path, StopOrder.EARLY, "far behind")
-    order_stop(tmp_path, StopOrder.END, "the driver was asked to stop")
-    assert ordered_stop(tmp_path) == Stop(StopOrder.END, "the driver was asked to stop")
+    request_stop(tmp_path, StopKind.EARLY, "far behind")
+    request_stop(tmp_path, StopKind.END, "the driver was asked to stop")
+    assert requested_stop(tmp_path) == Stop(StopKind.END, "the driver was asked to stop")
 
 
 @pytest.mark.ray

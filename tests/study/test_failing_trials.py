@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raydet.train.faults import Fault, order
+from raydet.resilience.fault_injection import Fault, order
 from tests.study.conftest import events, names, tune
 
 pytestmark = pytest.mark.ray

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from raydet.checkpoint.manifest import read_state
+from raydet.checkpoint.retention import newest_checkpoint
 from raydet.config import Experiment
 from raydet.data.build import open_source
 from raydet.data.digest import expected_digest
 from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
 from raydet.errors import EXIT_PREEMPTED
-from raydet.parallel.checkpoint_manifest import read_state
-from raydet.train.checkpoint_files import newest_checkpoint
 from tests.study.conftest import TINY, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.exhaustive]

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from raydet.cli import main
+from raydet.cli.spaces import load_space
 from raydet.config import apply_overrides
 from raydet.recipes import recipe
 from raydet.report.tables import Table
@@ -21,7 +22,6 @@ from raydet.track.mlflow import MLflowTracker
 from raydet.track.runs import SQLITE
 from raydet.tune.cells import Trial
 from raydet.tune.journal import read_journal
-from raydet.tune.spaces import load_space
 from tests.study.simulated import simulate
 
 HOSTILE = "<script>alert(1)</script>"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from raydet.cli.spaces import load_space
 from raydet.config import apply_overrides
 from raydet.recipes import recipe
 from raydet.report.write import write_report
-from raydet.tune.spaces import load_space
 from raydet.tune.study import Study
 from tests.study.simulated import simulate
 from tests.study.test_report import STUDY, quality

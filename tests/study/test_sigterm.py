@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from raydet.checkpoint.retention import newest_checkpoint
 from raydet.errors import EXIT_PREEMPTED
-from raydet.train.checkpoint_files import newest_checkpoint
 from tests.study.conftest import TINY, environment, names, tune_command
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydet.cli import main
+from raydet.cli.spaces import load_space, space_names
 from raydet.config import CSSAFusion, Experiment, apply_overrides
 from raydet.errors import StudyError
 from raydet.models.build import describe_parameters
@@ -17,12 +18,11 @@ from raydet.tune.cells import grid_cells, promotion_cells, seeds_of, trials_of, 
 from raydet.tune.journal import Events, Journal, read_journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, trials_by_phase
-from raydet.tune.protocol import Protocol, deviations, newest_protocol, protocol_of, remember_protocol
-from raydet.tune.records import records_of
+from raydet.tune.preregistration import Protocol, deviations, newest_protocol, protocol_of, remember_protocol
 from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
-from raydet.tune.spaces import load_space, space_names
 from raydet.tune.summary import summary_rows
+from raydet.tune.trial_status import records_of
 from tune_spaces import gaff_phase1, gaff_phase2
 
 STUDY = gaff_phase2.study(recipe("rgbte_mit_b1"))

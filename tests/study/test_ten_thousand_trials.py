@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from raydet.errors import EXIT_OK
-from raydet.train.usage import Usage
+from raydet.runs.usage import Usage
+from raydet.tune.budget import Meter
 from raydet.tune.journal import read_journal
-from raydet.tune.meter import Meter
 from raydet.tune.summary import SUMMARY
 from tests.study.conftest import environment
 from tests.study.many_trials import NUM_CELLS

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.boxes import Box, check_count, checked_box
 from raydet.data.sources.files import Root, checked_name, one_line, read_json
-from raydet.data.sources.picture_set import Picture, PictureSet
-from raydet.data.sources.pictures import ThermalRange, check_sizes
-from raydet.data.sources.sieve import OnBad, Sieve
+from raydet.data.sources.images import ThermalRange, check_sizes
+from raydet.data.sources.paired_images import Picture, PictureSet
 from raydet.errors import DataError
 
 MODALITY_KEYS: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ class CocoSet(PictureSet):
         annotations: the json file.
         root: directory of the pictures; default: that of the json.
         missing: modalities to leave out although the json names them.
-        thermal_range: see `raydet.data.sources.pictures`.
+        thermal_range: see `raydet.data.sources.images`.
         on_bad: "skip" leaves out a picture with a bad file, entry or box; a json that is none stays an error.
 
     Raises:

@@ -13,12 +13,12 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
+from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.files import PICTURES, Root, files_in, read_names
+from raydet.data.sources.images import ThermalRange
 from raydet.data.sources.named_boxes import NamedReader, prefix_of
+from raydet.data.sources.paired_images import PictureSet
 from raydet.data.sources.pairs import Files, paired
-from raydet.data.sources.picture_set import PictureSet
-from raydet.data.sources.pictures import ThermalRange
-from raydet.data.sources.sieve import OnBad, Sieve
 from raydet.data.sources.voc_xml import read_voc
 from raydet.errors import DataError
 

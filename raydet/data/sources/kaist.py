@@ -16,6 +16,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.boxes import check_count
 from raydet.data.sources.files import (
     PICTURES,
@@ -26,11 +27,10 @@ from raydet.data.sources.files import (
     read_names,
     read_text,
 )
+from raydet.data.sources.images import ThermalRange
 from raydet.data.sources.named_boxes import Annotation, NamedBox, NamedReader
+from raydet.data.sources.paired_images import PictureSet
 from raydet.data.sources.pairs import Files, paired
-from raydet.data.sources.picture_set import PictureSet
-from raydet.data.sources.pictures import ThermalRange
-from raydet.data.sources.sieve import OnBad, Sieve
 from raydet.data.sources.voc_xml import read_voc
 from raydet.errors import DataError
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from raydet.data.sources.bad_samples import Sieve
 from raydet.data.sources.boxes import Box, checked_box
 from raydet.data.sources.files import checked_name, one_line
-from raydet.data.sources.picture_set import Picture
-from raydet.data.sources.pictures import ThermalRange, check_sizes
-from raydet.data.sources.sieve import Sieve
+from raydet.data.sources.images import ThermalRange, check_sizes
+from raydet.data.sources.paired_images import Picture
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.errors import DataError
 

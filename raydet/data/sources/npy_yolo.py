@@ -24,13 +24,13 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.base import Targets
 from raydet.data.sources.boxes import Box, target_tensors
 from raydet.data.sources.files import Root, files_in, one_line, open_regular
+from raydet.data.sources.images import check_pixels
+from raydet.data.sources.paired_images import check_some_left
 from raydet.data.sources.pairs import Files, paired
-from raydet.data.sources.picture_set import check_some_left
-from raydet.data.sources.pictures import check_pixels
-from raydet.data.sources.sieve import OnBad, Sieve
 from raydet.data.sources.yolo_rows import read_rows
 from raydet.errors import DataError
 from raydet.structures import Sample

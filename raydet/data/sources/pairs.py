@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from raydet.data.sources.bad_samples import Sieve
 from raydet.data.sources.files import one_line
-from raydet.data.sources.sieve import Sieve
 from raydet.errors import DataError
 
 NUM_NAMED = 3

@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.files import PICTURES, Root, files_in
+from raydet.data.sources.images import MODALITY_NAMES, ThermalRange
 from raydet.data.sources.named_boxes import NamedReader, prefix_of
+from raydet.data.sources.paired_images import PictureSet
 from raydet.data.sources.pairs import paired
-from raydet.data.sources.picture_set import PictureSet
-from raydet.data.sources.pictures import MODALITY_NAMES, ThermalRange
-from raydet.data.sources.sieve import OnBad, Sieve
 from raydet.data.sources.voc_xml import read_voc
 
 DIRECTORIES: Mapping[str, str] = {"rgb": "visible", "thermal": "infrared"}
@@ -34,7 +34,7 @@ class VocSet(PictureSet):
         annotations: directory of the xml files.
         ignore: names of objects to leave out.
         first_pixel, group_prefix: see `raydet.config.VocSource`.
-        thermal_range: see `raydet.data.sources.pictures`.
+        thermal_range: see `raydet.data.sources.images`.
         on_bad: "skip" leaves out a picture with a bad file, a bad box or no partner.
 
     Raises:

@@ -24,12 +24,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.boxes import Box, check_count
 from raydet.data.sources.files import PICTURES, Root, files_in
+from raydet.data.sources.images import MODALITY_NAMES, ThermalRange, check_sizes
+from raydet.data.sources.paired_images import Picture, PictureSet
 from raydet.data.sources.pairs import paired
-from raydet.data.sources.picture_set import Picture, PictureSet
-from raydet.data.sources.pictures import MODALITY_NAMES, ThermalRange, check_sizes
-from raydet.data.sources.sieve import OnBad, Sieve
 from raydet.data.sources.yolo_rows import read_rows
 from raydet.errors import DataError
 
@@ -68,7 +68,7 @@ class YoloSet(PictureSet):
         label_directories: by label set ("rgb", "thermal", "fused"); those that are not named are looked for.
         union_iou: overlap from which on two boxes of the union are one object, 0..1.
         group_prefix: that many first letters of a name say the sequence.
-        thermal_range: see `raydet.data.sources.pictures`.
+        thermal_range: see `raydet.data.sources.images`.
         on_bad: "skip" leaves out a picture with a bad file, a bad row or no partner.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from raydet.evaluate.compare import LEVEL
 from raydet.report.analysis import Analysis
 from raydet.report.figures.style import (
     ARM,
@@ -26,6 +25,7 @@ from raydet.report.figures.style import (
 )
 from raydet.report.findings import loss_gap
 from raydet.report.study import CellRuns
+from raydet.stats.comparison import LEVEL
 
 NUM_NAMED = 6
 """Points with a name."""

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from raydet.bench.evaluation import SetSize, is_equal, random_set
 from raydet.cli import app
-from raydet.evaluate.coco import evaluate_with_records
+from raydet.metrics.coco import evaluate_with_records
 
 SIZE = ["--images", "20", "--detections", "10", "--classes", "3", "--repeats", "2"]
 

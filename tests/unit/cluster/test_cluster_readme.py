@@ -12,7 +12,7 @@ import pytest
 from filled import CLUSTER
 
 from raydet.cli import main
-from raydet.tune.spaces import space_names
+from raydet.cli.spaces import space_names
 
 README = (CLUSTER / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)

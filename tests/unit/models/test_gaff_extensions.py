@@ -9,6 +9,7 @@ import torch
 from golden import sin_filled, sin_input
 from torch import Tensor, nn
 
+from raydet.cli.spaces import load_space, space_summary
 from raydet.config import apply_overrides
 from raydet.data.build import open_source
 from raydet.data.transforms import eval_transform
@@ -20,7 +21,6 @@ from raydet.models.fusion.guided import Guided
 from raydet.recipes import recipe
 from raydet.structures import collate
 from raydet.tune.cells import grid_cells, trials_of
-from raydet.tune.spaces import load_space, space_summary
 
 WIDTHS = (64, 128, 320, 512)
 PLAIN = 2_697_216

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raydet.config import MODALITY_CHANNELS, Experiment, apply_overrides
+from raydet.engine.optim import build_optimizer
 from raydet.models.build import build_detector
 from raydet.models.detector import Detector
 from raydet.models.units import units_of
@@ -18,7 +19,6 @@ from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
 from raydet.recipes import recipe
 from raydet.structures import Batch
-from raydet.train.optim import build_optimizer
 
 CANVAS_HW = (256, 320)
 NUM_OBJECTS = 3

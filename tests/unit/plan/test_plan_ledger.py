@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raydet.config import Strategy, apply_overrides
+from raydet.engine.optim import build_optimizer
 from raydet.errors import ConfigError
 from raydet.models.build import build_detector
 from raydet.parallel.layout import layout_of
@@ -15,7 +16,6 @@ from raydet.plan.live import LiveBytes, Tag
 from raydet.plan.measure import Linear, Measurement, _measure
 from raydet.plan.moments import Step
 from raydet.recipes import recipe
-from raydet.train.optim import build_optimizer
 
 DEMO = recipe("demo")
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from raydet.recipes import recipe
-from raydet.train.usage import Usage
+from raydet.runs.usage import Usage
 from raydet.tune import summary
 from raydet.tune.cells import grid_cells, seeds_of, trials_of
-from raydet.tune.records import TrialRecord
 from raydet.tune.summary import SUMMARY, Summary
+from raydet.tune.trial_status import TrialRecord
 from tune_spaces import gaff_phase1
 
 STUDY = gaff_phase1.study(recipe("demo"))

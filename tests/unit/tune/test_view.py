@@ -12,7 +12,7 @@ from rich.console import Console
 from raydet.recipes import recipe
 from raydet.tune import view as view_module
 from raydet.tune.cells import Cell, Trial
-from raydet.tune.records import TrialRecord
+from raydet.tune.trial_status import TrialRecord
 from raydet.tune.view import StudyView
 
 TRIAL_S = 100.0

@@ -22,10 +22,10 @@ from PIL import Image
 
 from raydet.config import DataConfig, KaistSource
 from raydet.data.build import adopt_source, detect_source, left_out_of, open_source
+from raydet.data.sources.bad_samples import OnBad
 from raydet.data.sources.base import Source
 from raydet.data.sources.boxes import MAX_BOXES
 from raydet.data.sources.files import MAX_TEXT_BYTES
-from raydet.data.sources.sieve import OnBad
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
 from raydet.recipes.demo import demo

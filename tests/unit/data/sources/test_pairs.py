@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raydet.data.sources.bad_samples import Sieve
 from raydet.data.sources.pairs import paired
-from raydet.data.sources.sieve import Sieve
 
 
 def test_what_lacks_a_file_is_left_out_with_the_kinds_that_it_lacks() -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raydet.data.sources.pictures import check_sizes, decode, read_header
+from raydet.data.sources.images import check_sizes, decode, read_header
 from raydet.errors import DataError
 
 COLOUR = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)

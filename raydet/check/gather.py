@@ -1,0 +1,241 @@
+"""From the records of all pictures to what is wrong with the set."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raydet.check.alignment import Alignment
+from raydet.check.duplicates import near_pairs, twin_findings
+from raydet.check.examine import SIZE_NAMES, PictureRecord, Settings
+from raydet.check.findings import KINDS, SEVERITIES, Finding
+from raydet.check.statistics import ChannelSums, set_findings
+from raydet.data.sources.bad_samples import LeftOut
+
+ODD_SHAPE_SHARE = 0.05
+"""Shapes that fewer pictures than this have are odd, where one shape prevails."""
+PREVAILING_SHARE = 0.8
+ASPECT_SLACK = 0.1
+OFFSET_MIN_PX = 2.0
+OFFSET_MIN_PAIRS = 20
+OFFSET_SHARE = 0.8
+"""An offset of the set: so many of the pairs that can be told lie within half of it around the median."""
+
+
+@dataclass(slots=True)
+class Gathered:
+    """A set after the last picture."""
+
+    num_pictures: int = 0
+    num_unread: int = 0
+    classes: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+    channels: dict[str, ChannelSums] = field(default_factory=dict)
+    boxes: Counter[tuple[int, str]] = field(default_factory=Counter)
+    boxes_by_side: Counter[tuple[str, int]] = field(default_factory=Counter)
+    pictures_by_side: Counter[str] = field(default_factory=Counter)
+    sizes_hw: Counter[tuple[int, int]] = field(default_factory=Counter)
+    boxes_per_picture: Counter[int] = field(default_factory=Counter)
+    alignments: list[tuple[int, str, Alignment]] = field(default_factory=list)
+    """Index, image id, estimate."""
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def count(self, severity: str) -> int:
+        """Findings of a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def by_kind(self) -> dict[str, list[Finding]]:
+        """Errors first; within a kind in the order of the pictures."""
+        ranked = sorted(KINDS, key=lambda kind: SEVERITIES.index(KINDS[kind].severity))
+        groups: dict[str, list[Finding]] = {kind: [] for kind in ranked}
+        for finding in self.findings:
+            groups[finding.kind].append(finding)
+        return {kind: found for kind, found in groups.items() if found}
+
+    def class_rows(self) -> list[dict[str, Any]]:
+        """Boxes of each class by size and by side of the split."""
+        return [
+            {
+                "class": name,
+                **{size: self.boxes[label, size] for size in SIZE_NAMES},
+                "train": self.boxes_by_side["train", label],
+                "val": self.boxes_by_side["val", label],
+                "all": sum(self.boxes[label, size] for size in SIZE_NAMES),
+            }
+            for label, name in enumerate(self.classes)
+        ]
+
+    def alignment_rows(self) -> list[dict[str, Any]]:
+        """Verdicts and the median displacement for every two modalities."""
+        pairs: dict[str, list[Alignment]] = {}
+        for _, _, found in self.alignments:
+            pairs.setdefault(f"{found.first}-{found.second}", []).append(found)
+        return [{"pair": pair, **_summed(found)} for pair, found in pairs.items()]
+
+
+def gather(
+    records: Iterable[PictureRecord],
+    *,
+    settings: Settings,
+    modalities: Sequence[str],
+    left_out: Sequence[LeftOut],
+    sides: Mapping[int, str] | str,
+) -> Gathered:
+    """Everything about a set.
+
+    Args:
+        records: in the order of the source; each is dropped after it was looked at, but for its hashes.
+        sides: `train`, `val` or, where validation is on the training pictures, `both`, by index; or why there is no
+            split.
+    """
+    all_ = Gathered(classes=settings.classes, modalities=tuple(modalities), left_out=list(left_out))
+    all_.findings += (_left_out_finding(item) for item in left_out)
+    side_of: Mapping[int, str] = {} if isinstance(sides, str) else sides
+    if isinstance(sides, str):
+        all_.findings.append(Finding("bad_split", "data.split", sides))
+    image_ids: list[str] = []
+    pixel_hashes: list[dict[str, bytes]] = []
+    constant: list[frozenset[str]] = []
+    difference_hashes: list[dict[str, int]] = []
+    shapes: list[tuple[int, int]] = []
+    for record in records:
+        _take(all_, record, side_of.get(record.index, "train"))
+        image_ids.append(record.image_id)
+        pixel_hashes.append(record.pixel_hashes)
+        constant.append(record.constant)
+        difference_hashes.append(record.difference_hashes)
+        shapes.append(record.size_hw)
+    twins = list(twin_findings(pixel_hashes, image_ids, side_of, constant))
+    all_.findings += twins
+    all_.findings += _near_findings(difference_hashes, image_ids, side_of, twins)
+    all_.findings += _odd_shapes(shapes, image_ids, all_.sizes_hw)
+    all_.findings += set_findings(all_.channels)
+    all_.findings += _class_findings(all_, has_split=not isinstance(sides, str))
+    all_.findings += _offsets(all_)
+    return all_
+
+
+def cause_of(reason: str) -> str:
+    """What many reasons have in common: without file, row and numbers.
+
+    >>> cause_of("/data/a.txt, row 3: a box wants a width and a height above 0, got 0 x 4; delete the box")
+    'a box wants a width and a height above 0'
+    """
+    _, _, said = reason.partition(": ")
+    said = re.split(r", got |; ", said or reason)[0]
+    return re.sub(r"\S*/\S+", "a file", said).strip()
+
+
+def _left_out_finding(item: LeftOut) -> Finding:
+    return Finding("left_out", item.name, item.reason)
+
+
+def _take(all_: Gathered, record: PictureRecord, side: str) -> None:
+    all_.num_pictures += 1
+    all_.findings += record.findings
+    if not record.is_read:
+        all_.num_unread += 1
+        return
+    sides = ("train", "val") if side == "both" else (side,)
+    all_.sizes_hw[record.size_hw] += 1
+    all_.boxes.update(record.boxes)
+    all_.boxes_per_picture[record.boxes.total()] += 1
+    for each in sides:
+        all_.pictures_by_side[each] += 1
+        for (label, _), count in record.boxes.items():
+            all_.boxes_by_side[each, label] += count
+    all_.alignments += [(record.index, record.image_id, found) for found in record.alignments]
+    for name, sums in record.channels.items():
+        # A picture with another number of channels would be a mistake of the source.
+        if name in all_.channels:
+            all_.channels[name].add(sums)
+        else:
+            all_.channels[name] = sums
+
+
+def _near_findings(
+    hashes: Sequence[Mapping[str, int]],
+    image_ids: Sequence[str],
+    side_of: Mapping[int, str],
+    twins: Sequence[Finding],
+) -> Iterator[Finding]:
+    train = [index for index in range(len(hashes)) if side_of.get(index) == "train"]
+    val = [index for index in range(len(hashes)) if side_of.get(index) == "val"]
+    known = {frozenset((twin.index, twin.other_index)) for twin in twins if twin.kind == "leak"}
+    for pair in near_pairs(hashes, train, val):
+        if frozenset((pair.first, pair.second)) not in known:
+            yield Finding(
+                "near_leak",
+                image_ids[pair.second],
+                f"resembles {image_ids[pair.first]} (train); {pair.bits} bits differ",
+                pair.second,
+                pair.first,
+                badness=-float(pair.bits),
+            )
+
+
+def _odd_shapes(
+    shapes: Sequence[tuple[int, int]], image_ids: Sequence[str], sizes: Counter[tuple[int, int]]
+) -> Iterator[Finding]:
+    if not sizes:
+        return
+    usual, count = sizes.most_common(1)[0]
+    total = sizes.total()
+    if count < PREVAILING_SHARE * total:
+        return
+    ratio = usual[1] / usual[0]
+    for index, (height, width) in enumerate(shapes):
+        is_rare = 0 < sizes[height, width] <= ODD_SHAPE_SHARE * total
+        if is_rare and abs(width / height / ratio - 1) > ASPECT_SLACK:
+            detail = f"{width} x {height}; {count} of {total} pictures are {usual[1]} x {usual[0]}"
+            yield Finding("odd_shape", image_ids[index], detail, index)
+
+
+def _class_findings(all_: Gathered, *, has_split: bool) -> Iterator[Finding]:
+    rows = all_.class_rows()
+    num_boxes = sum(row["all"] for row in rows)
+    if all_.num_pictures > all_.num_unread and not num_boxes:
+        yield Finding("no_boxes", "all pictures", f"{all_.num_pictures - all_.num_unread} pictures, no box")
+        return
+    for row in rows:
+        if not row["all"]:
+            yield Finding("class_unused", row["class"], "no box")
+        elif has_split and not (row["train"] and row["val"]):
+            detail = f"{row['train']} boxes to train on, {row['val']} to validate on"
+            yield Finding("class_one_sided", row["class"], detail)
+
+
+def _summed(found: Sequence[Alignment]) -> dict[str, Any]:
+    told = [each for each in found if each.verdict != "cannot_tell"]
+    counts = Counter(each.verdict for each in found)
+    shifts = np.array([each.shift_xy for each in told]).reshape(-1, 2)
+    x, y = np.median(shifts, axis=0).round(2).tolist() if told else (None, None)
+    return {
+        "aligned": counts["aligned"],
+        "misaligned": counts["misaligned"],
+        "cannot_tell": counts["cannot_tell"],
+        "median_x_px": x,
+        "median_y_px": y,
+    }
+
+
+def _offsets(all_: Gathered) -> Iterator[Finding]:
+    """A displacement that most pairs share is the rig's."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for _, _, found in all_.alignments:
+        if found.verdict != "cannot_tell":
+            pairs.setdefault(f"{found.first}-{found.second}", []).append(found.shift_xy)
+    for pair, shifts in pairs.items():
+        shifts_N2 = np.array(shifts)
+        median = np.median(shifts_N2, axis=0)
+        length = float(np.hypot(*median))
+        is_shared = np.hypot(*(shifts_N2 - median).T) <= length / 2
+        if len(shifts) >= OFFSET_MIN_PAIRS and length >= OFFSET_MIN_PX and is_shared.mean() >= OFFSET_SHARE:
+            detail = f"x {median[0]:+.1f}, y {median[1]:+.1f} px in {is_shared.sum()} of {len(shifts)} pairs"
+            yield Finding("offset", pair, detail, badness=length)

@@ -1,0 +1,110 @@
+"""`check.html`: one page; nothing outside of it is needed, nothing in it runs, everything is escaped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from raydet.check.alignment import PRESENT, STRONG
+from raydet.check.examine import SIZE_NAMES, Settings
+from raydet.check.findings import KINDS, SEVERITIES, Finding
+from raydet.check.gather import Gathered, cause_of
+from raydet.check.images import Case
+from raydet.check.summary import worst_first
+
+NUM_LISTED = 20
+"""Findings of a kind on the page; check.json has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All findings of a kind."""
+
+    kind: str
+    severity: str
+    title: str
+    remedy: str
+    count: int
+    items: Sequence[Finding]
+    causes: Sequence[tuple[str, int]] = ()
+    cases: list[Case] = field(default_factory=list)
+
+
+def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title: str) -> str:
+    """The page's HTML."""
+    environment = Environment(
+        loader=PackageLoader("raydet.check"), autoescape=True, undefined=StrictUndefined
+    )
+    small, large = settings.size_edges
+    unit = " of the picture's side" if settings.edges_are_fractions else " px"
+    page = environment.get_template("check.html.j2").render(
+        title=title,
+        found=found,
+        facts=_facts(found),
+        groups=_groups(found, cases),
+        severities=SEVERITIES,
+        classes=_with_bars(found.class_rows()),
+        sizes=[
+            (name, sum(found.boxes[label, name] for label in range(len(found.classes))))
+            for name in SIZE_NAMES
+        ],
+        size_text=f"small: an area up to that of a square of {small:g}{unit}; large: from {large:g}{unit} on",
+        per_picture=_bars(sorted(found.boxes_per_picture.items())),
+        picture_sizes=found.sizes_hw.most_common(10),
+        channels=[(name, row) for name, sums in found.channels.items() for row in sums.rows()],
+        alignment=found.alignment_rows(),
+        tolerance=f"{settings.tolerance:.2%}",
+        strengths=(PRESENT, STRONG),
+        num_listed=NUM_LISTED,
+    )
+    # File names may be bytes that are no UTF-8: Python carries them as halves of characters, which no file can hold.
+    return page.encode(errors="backslashreplace").decode()
+
+
+def _facts(found: Gathered) -> list[tuple[str, str]]:
+    facts = [
+        ("pictures", f"{found.num_pictures:,}"),
+        ("train / val", f"{found.pictures_by_side['train']:,} / {found.pictures_by_side['val']:,}"),
+        ("modalities", ", ".join(found.modalities)),
+        ("boxes", f"{found.boxes.total():,}"),
+        ("left out", f"{len(found.left_out):,}"),
+    ]
+    return facts + [(f"{severity}s", f"{found.count(severity):,}") for severity in SEVERITIES]
+
+
+def _groups(found: Gathered, cases: Sequence[Case]) -> list[Group]:
+    groups = []
+    for kind, items in found.by_kind().items():
+        about = KINDS[kind]
+        causes = Counter(cause_of(item.detail) for item in items) if kind == "left_out" else Counter[str]()
+        groups.append(
+            Group(
+                kind=kind,
+                severity=about.severity,
+                title=about.title,
+                remedy=about.remedy,
+                count=len(items),
+                items=worst_first(items)[:NUM_LISTED],
+                causes=causes.most_common(),
+                cases=[case for case in cases if case.finding.kind == kind],
+            )
+        )
+    return groups
+
+
+def _with_bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    most = max((row["all"] for row in rows), default=0) or 1
+    return [{**row, "share": round(100 * row["all"] / most, 1)} for row in rows]
+
+
+def _bars(counts: Sequence[tuple[int, int]]) -> list[tuple[str, int, float]]:
+    """Label, count and length in percent of the longest; from 20 boxes on in one row."""
+    merged: Counter[str] = Counter()
+    for number, count in counts:
+        merged[str(number) if number < 20 else "20 or more"] += count
+    most = max(merged.values(), default=1)
+    return [(label, count, round(100 * count / most, 1)) for label, count in merged.items()]

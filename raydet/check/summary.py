@@ -1,0 +1,56 @@
+"""What a check says in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from raydet.check.findings import KINDS, SEVERITIES, Finding
+from raydet.check.gather import Gathered, cause_of
+
+NUM_NAMED = 3
+NUM_CLASSES = 12
+
+
+def summary_lines(found: Gathered) -> Iterator[str]:
+    """Counts, classes, alignment, and findings by severity with the first few names and the remedy."""
+    sides = ", ".join(f"{found.pictures_by_side[side]} {side}" for side in ("train", "val"))
+    yield (
+        f"{found.num_pictures} pictures ({sides}), {', '.join(found.modalities)}; "
+        f"{len(found.left_out)} left out, {found.num_unread} not decoded"
+    )
+    rows = sorted(found.class_rows(), key=lambda row: -row["all"])
+    counts = ", ".join(f"{printable(row['class'])} {row['all']}" for row in rows[:NUM_CLASSES])
+    more = f" and {len(rows) - NUM_CLASSES} more" if len(rows) > NUM_CLASSES else ""
+    yield f"{sum(row['all'] for row in rows)} boxes: {counts}{more}"
+    for row in found.alignment_rows():
+        yield (
+            f"{row['pair']}: {row['aligned']} aligned, {row['misaligned']} misaligned, "
+            f"{row['cannot_tell']} cannot be told"
+        )
+    for kind, items in found.by_kind().items():
+        yield f"{KINDS[kind].severity}: {len(items)} x {KINDS[kind].title}: {_named(items)}"
+        if kind == "left_out":
+            causes = Counter(cause_of(item.detail) for item in items)
+            yield from (f"    {count} x {printable(cause)}" for cause, count in causes.most_common())
+        yield f"    {KINDS[kind].remedy}"
+    yield ", ".join(f"{found.count(severity)} {severity}s" for severity in SEVERITIES)
+
+
+def worst_first(items: list[Finding]) -> list[Finding]:
+    """Of one kind; equals in the order of the pictures."""
+    return sorted(items, key=lambda finding: -finding.badness)
+
+
+def printable(text: str) -> str:
+    """On one line, without what steers a terminal or turns the direction of writing.
+
+    >>> printable("a\\x1b[31mb")
+    'a?[31mb'
+    """
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _named(items: list[Finding]) -> str:
+    shown = [f"{printable(item.name)} ({printable(item.detail)})" for item in worst_first(items)[:NUM_NAMED]]
+    return "; ".join(shown) + ("; ..." if len(items) > NUM_NAMED else "")

@@ -1,0 +1,129 @@
+"""A run that has trained, opened again: its detector with the trained weights, and the data it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raydet.checkpoint.load import load_checkpoint
+from raydet.checkpoint.retention import newest_checkpoint
+from raydet.config import Experiment
+from raydet.data.build import SourceConfig, adopt_source, open_source
+from raydet.data.loader import EvalLoader
+from raydet.data.sources.base import Source
+from raydet.data.split import split_indices
+from raydet.engine.averaging import take_average
+from raydet.engine.barriers import yielding_busy_cores
+from raydet.engine.detect import detect
+from raydet.engine.optim import build_optimizer
+from raydet.engine.process import Evaluator
+from raydet.errors import ConfigError
+from raydet.metrics.coco import CocoResult
+from raydet.models.build import build_detector
+from raydet.models.detector import Detector
+from raydet.parallel.collectives import World
+from raydet.runs.run_dir import CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """What a run directory holds."""
+
+    run_dir: Path
+    experiment: Experiment
+    detector: Detector
+    """In evaluation mode; with the averages of its weights where the run keeps some, as it was evaluated."""
+    checkpoint: Path
+    source: Source
+    val_indices: list[int]
+    """The pictures to judge it on, by their index in the source: the run's own, or all of another source."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the detector."""
+        return next(self.detector.parameters()).device
+
+
+def open_trained(
+    run_dir: Path, *, data: SourceConfig | None = None, device: torch.device | None = None
+) -> TrainedRun:
+    """Open the newest checkpoint of a run.
+
+    Args:
+        data: another source, of the same classes; default: the run's own.
+        device: of the detector; default: the CPU.
+
+    Raises:
+        ConfigError: the directory holds no run, or one without a checkpoint; the other source has other classes, or
+            nothing that the model reads.
+        CheckpointError: the checkpoint cannot be read.
+        DataError: the data cannot be opened.
+    """
+    experiment = recorded_experiment(run_dir)
+    if data is not None:
+        experiment = _on_other_data(experiment, data, run_dir)
+    checkpoint = newest_checkpoint(run_dir)
+    if checkpoint is None:
+        raise ConfigError(f"{run_dir} has no whole checkpoint yet; give the run's command again")
+    detector = build_detector(experiment)
+    if not detector.modalities:
+        raise ConfigError(f"{run_dir} reads nothing of what --data has; name another source")
+    optimizer = build_optimizer(experiment.optim, detector.parameters())
+    load_checkpoint(checkpoint, model=detector, optimizer=optimizer, is_verified=True)
+    take_average(optimizer)
+    source = open_source(experiment.data)
+    indices = list(range(len(source))) if data else split_indices(source, experiment.data.split)[1]
+    detector = detector.to(device or torch.device("cpu")).eval()
+    return TrainedRun(run_dir, experiment, detector, checkpoint, source, indices)
+
+
+def evaluated(run: TrainedRun) -> CocoResult:
+    """The detector's metrics on its pictures, found as at the end of its training.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    evaluator = Evaluator(run.experiment, run.source, run.val_indices, World(device=run.device))
+    with yielding_busy_cores(torch.get_num_threads(), run.device):
+        return evaluator.evaluate(run.detector)
+
+
+def detected(run: TrainedRun) -> NDArray[np.float64]:
+    """The detector's rows (see `evaluate.coco`) on its pictures; the first column counts along `val_indices`.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    loader = EvalLoader(
+        run.source, run.val_indices, data=run.experiment.data, batch_size=run.experiment.train.eval_batch
+    )
+    with yielding_busy_cores(torch.get_num_threads(), run.device):
+        return detect(run.detector, loader, device=run.device).rows
+
+
+def _on_other_data(experiment: Experiment, data: SourceConfig, run_dir: Path) -> Experiment:
+    """What the run was trained without stays missing, whatever the other source has."""
+    adopted, trained = adopt_source(experiment, data).data, experiment.data
+    if adopted.classes != trained.classes:
+        raise ConfigError(
+            f"{run_dir} was trained on the classes {', '.join(trained.classes)}; --data has "
+            f"{', '.join(adopted.classes)}; it wants the same, in this order"
+        )
+    missing = tuple(dict.fromkeys((*trained.missing, *adopted.missing)))
+    return experiment.model_copy(update={"data": adopted.model_copy(update={"missing": missing})})
+
+
+def recorded_experiment(run_dir: Path) -> Experiment:
+    """What a run was.
+
+    Raises:
+        ConfigError: the directory holds no run.
+    """
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} is no run directory: {CONFIG} is missing")
+    return Experiment.from_json(path.read_text(), where=str(path))

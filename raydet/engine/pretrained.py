@@ -1,0 +1,59 @@
+"""Published weights at the start of a run, on the rank that brings the weights for all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from raydet.config import Experiment
+from raydet.errors import ConfigError
+from raydet.models.build import load_pretrained
+from raydet.models.detector import Detector
+from raydet.parallel.collectives import World, broadcast_text
+from raydet.runs.run_dir import recorded_model_info
+
+logger = logging.getLogger("raydet")
+
+KEY = "pretrained"
+"""In model_info.json."""
+NO_PROBLEM = "none"
+
+
+def start_from_published(
+    detector: Detector, experiment: Experiment, world: World, *, run_dir: Path, is_resumed: bool
+) -> dict[str, Any] | None:
+    """Load the experiment's published weights on rank 0; to be called on every rank, before the others receive them.
+
+    Args:
+        is_resumed: all weights are going to come from a checkpoint. The file may be gone by then: what was written
+            down about it is passed on.
+
+    Returns:
+        For model_info.json; None where there is nothing, and on other ranks.
+
+    Raises:
+        ConfigError: on every rank: the file cannot be had, or does not fit the backbone.
+    """
+    if experiment.model.backbone.pretrained.path is None:
+        return None
+    if is_resumed:
+        return recorded_model_info(run_dir).get(KEY)
+    info, problem = None, NO_PROBLEM
+    if world.is_main:
+        try:
+            info = _loaded(detector, experiment)
+        except ConfigError as error:
+            problem = str(error)
+    problem = broadcast_text(problem, world, source=0)
+    if problem != NO_PROBLEM:
+        raise ConfigError(problem)
+    return info
+
+
+def _loaded(detector: Detector, experiment: Experiment) -> dict[str, Any]:
+    weights = load_pretrained(detector, experiment)
+    assert weights is not None
+    logger.info("pretrained weights: %s", weights.as_text())
+    logger.info("licence of the pretrained weights: %s", weights.licence)
+    return weights.as_json()

@@ -1,0 +1,132 @@
+"""A Ray head, asked directly whether it is there and lets us in: Ray itself tries for a minute without a word."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
+
+import grpc
+import ray
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray._private.services import canonicalize_bootstrap_address, find_node_ids
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest, GetAllNodeInfoRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+from raydet.errors import ConfigError
+
+ANSWER_S = 5.0
+"""For the head to answer one question."""
+PATIENCE_S = 5.0
+"""For a head that is about to come up."""
+TOKEN_PLACES = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What has answered."""
+
+    address: str
+    """HOST:PORT."""
+    ray_version: str
+    is_open: bool
+    """Whoever reaches it may run programs on the cluster: it wants no token, and no certificate."""
+
+
+def find_head(named: str) -> Head:
+    """The head of the cluster that RAY_ADDRESS names, and that this machine is a node of.
+
+    Args:
+        named: HOST:PORT, or `auto` for the one on this machine.
+
+    Raises:
+        ConfigError: there is none, it refuses the token, or this process cannot be its driver.
+    """
+    address = _address(named)
+    where = f"cannot join the Ray cluster at {address}"
+    _check_token(where)
+    stub = NodeInfoGcsServiceStub(init_grpc_channel(address, options=GLOBAL_GRPC_OPTIONS))
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            version = stub.CheckAlive(CheckAliveRequest(), timeout=ANSWER_S).ray_version
+            nodes = stub.GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER_S).node_info_list
+            if nodes or time.monotonic() >= deadline:  # a head answers before it is a node itself
+                break
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() >= deadline:
+                raise ConfigError(f"{where}: {_reason(error)}") from None
+        time.sleep(1)
+    if version != ray.__version__:
+        raise ConfigError(
+            f"{where}: it runs Ray {version}, this process Ray {ray.__version__}; install the same release on all nodes"
+        )
+    if not set(find_node_ids()) & {node.node_id.hex() for node in nodes}:
+        raise ConfigError(
+            f"{where}: it answers, but this machine is none of its nodes; run the command there: "
+            "`ray job submit -- python -m raydet.tune ...`"
+        )
+    return Head(address=address, ray_version=version, is_open=_is_open(address))
+
+
+def _address(named: str) -> str:
+    if "://" in named:
+        scheme = named.partition("://")[0]
+        raise ConfigError(
+            f"RAY_ADDRESS wants HOST:PORT of the head, got {scheme}://...; to reach a cluster from elsewhere, use "
+            "`ray job submit` with RAY_API_SERVER_ADDRESS"
+        )
+    try:
+        address = canonicalize_bootstrap_address(named)
+    except (ConnectionError, ValueError, OSError) as error:
+        reason = "no Ray runs on this machine" if named == "auto" else str(error).splitlines()[0]
+        raise ConfigError(
+            f"cannot join the Ray cluster at {named}: {reason}; RAY_ADDRESS wants HOST:PORT of the head"
+        ) from None
+    return str(address)
+
+
+def _check_token(where: str) -> None:
+    if not is_token_auth_enabled():
+        return
+    try:
+        has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(f"{where}: {str(error).partition('. ')[0]}; correct the path") from None
+    if not has_token:
+        raise ConfigError(
+            f"{where}: RAY_AUTH_MODE=token, and there is no token; put the cluster's into {TOKEN_PLACES}"
+        )
+
+
+def _reason(error: grpc.RpcError) -> str:
+    code, said = error.code(), (error.details() or "").rpartition(": ")[2].rstrip(".]")
+    if code is grpc.StatusCode.UNAUTHENTICATED and is_token_auth_enabled():
+        return (
+            f"it refuses the token (in {TOKEN_PLACES}), which is another cluster's or has been replaced; "
+            "`ray get-auth-token` on the head shows the present one"
+        )
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return f"it wants a token; set RAY_AUTH_MODE=token, and the token in {TOKEN_PLACES}"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"nothing answers ({said}); is the head up, and RAY_ADDRESS right?"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"no answer within {ANSWER_S:.0f} s; is the head alive, and RAY_ADDRESS right?"
+    return f"what answers there is no Ray head ({said or code.name}); RAY_ADDRESS wants the head's HOST:PORT"
+
+
+def _is_open(address: str) -> bool:
+    """Whether it answers who brings nothing."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return False
+    with grpc.insecure_channel(address, options=GLOBAL_GRPC_OPTIONS) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
+        except grpc.RpcError:
+            return False
+    return True

@@ -1,0 +1,76 @@
+"""The workers of a run on a Ray of this machine alone meet on the loopback.
+
+Ray itself listens there (`raydet.launch.ray_settings`), but torch opens the meeting point of the workers, a key-value
+store that asks nobody who he is, on every interface of the machine. Here rank 0 opens it on the loopback before torch
+does, and torch takes the one that is there.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
+
+from ray.train._internal.utils import get_address_and_port
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+LOOPBACK = "127.0.0.1"
+
+_opened: list[Any] = []
+"""The store of this process: it lives as long as somebody holds it."""
+
+
+class LoopbackTorchConfig(TorchConfig):
+    """Ray's own, but for where the workers meet."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """See `ray.train.backend.BackendConfig`."""
+        return _LoopbackBackend
+
+
+class _LoopbackBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        super().on_start(_OnLoopback(worker_group), backend_config)
+
+
+class _OnLoopback:
+    """A group of workers whose rank 0, asked for an address and a free port, opens the meeting point there."""
+
+    def __init__(self, workers: Any) -> None:
+        self._workers = workers
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workers, name)
+
+    def execute_single(self, rank: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """See Ray's worker groups."""
+        if function is get_address_and_port:
+            function = open_meeting_point
+        return self._workers.execute_single(rank, function, *args, **kwargs)
+
+
+def open_meeting_point() -> tuple[str, int]:
+    """Open a store on the loopback that this process's process group will take for its own; its address and port."""
+    from torch.distributed import TCPStore
+
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen()
+        port = int(listener.getsockname()[1])
+        store = TCPStore(
+            LOOPBACK,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            multi_tenant=True,  # of this process, on this port, there is one only: torch's own is the same
+            master_listen_fd=listener.detach(),
+        )
+    _opened[:] = [store]
+    return LOOPBACK, port

@@ -1,0 +1,191 @@
+"""`raydet train`: one run with its directory, its tracker and its progress bar."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from raydet.checkpoint.retention import newest_checkpoint
+from raydet.config import Experiment
+from raydet.cpu import refuse_slow_bf16, threads_per_process
+from raydet.engine.preflight import check
+from raydet.engine.process import run_process
+from raydet.errors import ConfigError, PreemptedError, TrackingError
+from raydet.parallel.collectives import World, world_from_environment
+from raydet.resilience.fault_tolerance import FaultTolerance
+from raydet.resilience.step_control import StopRequest, stopping_on_sigterm
+from raydet.resilience.stop_signal import STOP_FILE
+from raydet.runs.epoch_watcher import EpochWatcher
+from raydet.runs.run_dir import claim_run_directory, finished_results, read_progress
+from raydet.runs.terminal import own_terminal
+from raydet.track.base import Tracker
+from raydet.track.runs import begin_run, end_run, open_tracker
+
+TRACKING_EXPERIMENT = "raydet"
+
+logger = logging.getLogger("raydet")
+
+
+def train_single(
+    experiment: Experiment,
+    *,
+    run_dir: Path,
+    workers: int,
+    min_workers: int | None,
+    cpus_per_worker: int | None,
+    use_gpu: bool | None,
+    wait_s: float | None,
+    fault_tolerance: FaultTolerance,
+    tracking_uri: str | None,
+) -> None:
+    """Train one run, or continue it, or say that it has ended.
+
+    Args:
+        workers: Ray Train workers; 0 trains in this process without Ray, as one rank under `torchrun`.
+        min_workers: how few may go on after the loss of nodes; None: no fewer than `workers`.
+        wait_s: for nodes to join, see `raydet.tune.options.StudyOptions`.
+        fault_tolerance: how often to save, when to give up.
+
+    Raises:
+        RaydetError: see `raydet.engine.process.run_process`.
+    """
+    if workers < 0:
+        raise ConfigError(f"--workers wants 0 or more, got {workers}")
+    if min_workers is not None and not 1 <= min_workers <= workers:
+        raise ConfigError(f"--min-workers wants 1 to --workers {workers}, got {min_workers}")
+    # On every rank, so that all of them stop where one would.
+    check(experiment, workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
+    results = finished_results(run_dir)
+    if results is None and (workers == 0 or "RAY_ADDRESS" not in os.environ):  # else a cluster's workers look
+        has_cuda = torch.cuda.is_available() if use_gpu is None else use_gpu
+        refuse_slow_bf16(experiment.train, use_gpu=has_cuda)
+    world = World() if workers or results else world_from_environment(use_gpu=use_gpu)
+    if workers == 0:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(
+            threads_per_process(cpus_per_worker, processes=processes, default=torch.get_num_threads())
+        )
+    if not world.is_main:
+        _run_here(experiment, run_dir, world, fault_tolerance)
+        return
+    claim_run_directory(run_dir, experiment)
+    (run_dir / STOP_FILE).unlink(missing_ok=True)
+    tracker = open_tracker(tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT)
+    with ExitStack() as stack:
+        console = stack.enter_context(own_terminal(run_dir / "noise.log"))
+        if results is not None:
+            console.print(f"{run_dir} has ended already, nothing to do", highlight=False, soft_wrap=True)
+        else:
+            started = time.perf_counter()
+            with _tracked(tracker, experiment, run_dir), _progress_bar(console, run_dir):
+                if workers == 0:
+                    results = _run_here(experiment, run_dir, world, fault_tolerance)
+                else:
+                    from raydet.launch.cluster import allotted, cluster
+                    from raydet.launch.ray_train import launch
+
+                    stack.enter_context(cluster())
+                    share, _ = allotted(
+                        experiment.train,
+                        workers,
+                        fewest=min_workers,
+                        cpus=cpus_per_worker,
+                        use_gpu=use_gpu,
+                        wait_s=wait_s,
+                        say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+                    )
+                    results = launch(
+                        experiment, run_dir=run_dir, workers=share, fault_tolerance=fault_tolerance
+                    )
+            results = results | {"wall_s": round(time.perf_counter() - started, 3)}
+        _track_end(tracker, experiment, run_dir, results, console)
+        _print_results(console, results)
+        console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
+
+
+def _track_end(
+    tracker: Tracker, experiment: Experiment, run_dir: Path, results: dict[str, Any], console: Console
+) -> None:
+    """What is tracked already stays; a tracker that is down costs a warning, not the run."""
+    try:
+        run_id = begin_run(tracker, experiment, name=experiment.name, identity=str(run_dir))
+        end_run(tracker, run_id, run_dir=run_dir, checkpoint=newest_checkpoint(run_dir), results=results)
+    except Exception as error:
+        logger.warning("the tracker failed", exc_info=True)
+        console.print(f"tracking failed ({error}); the same command tries again", highlight=False)
+
+
+def _run_here(
+    experiment: Experiment, run_dir: Path, world: World, fault_tolerance: FaultTolerance
+) -> dict[str, Any]:
+    stop = StopRequest()
+    with stopping_on_sigterm(stop):
+        return run_process(
+            experiment, run_dir=run_dir, world=world, fault_tolerance=fault_tolerance, stop=stop
+        )
+
+
+@contextmanager
+def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterator[None]:
+    """Log epochs while the block runs; close the run where it fails."""
+    run_id = begin_run(tracker, experiment, name=experiment.name, identity=str(run_dir))
+    watcher = EpochWatcher(run_dir, lambda rows: tracker.log_history(run_id, rows))
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        watcher.stop()
+        is_asked_for = isinstance(error, KeyboardInterrupt | PreemptedError)
+        try:
+            tracker.close_run(run_id, "killed" if is_asked_for else "failed")
+        except TrackingError:  # the error of the run is the one to tell
+            logger.warning("the tracker failed", exc_info=True)
+        raise
+    watcher.stop()
+
+
+@contextmanager
+def _progress_bar(console: Console, run_dir: Path) -> Iterator[None]:
+    """Loss, images/s and time left, drawn from the file that the main worker writes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    stop = threading.Event()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def follow() -> None:
+            while not stop.wait(0.5):
+                state = read_progress(run_dir)
+                if state is not None:
+                    text = (
+                        f"epoch {state['epoch']}/{state['epochs']}  loss {state['loss']:.3f}  "
+                        f"{state['images_per_s']:.1f} images/s"
+                    )
+                    progress.update(
+                        task, description=text, completed=state["step"], total=state["total_steps"]
+                    )
+
+        thread = threading.Thread(target=follow, name="raydet-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _print_results(console: Console, results: dict[str, Any]) -> None:
+    final = results["final"]
+    shown = {name: final[name] for name in ("loss", "mAP", "mAP_50", "mAP_75")}
+    text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in shown.items())
+    lost = f"  lost {results['lost_s']:.1f} s" if results["lost_s"] else ""
+    console.print(f"epoch {final['epoch']}: {text}  loop {results['loop_s']:.1f} s{lost}", highlight=False)

@@ -1,0 +1,77 @@
+"""What runs in every Ray Train worker: `run_process` with Ray's ranks and reports.
+
+Torch is imported inside the function: the process that starts the workers never needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one run as one of its workers.
+
+    Args:
+        config: `experiment` (JSON), `run_dir`, `threads`, `use_gpu`, `fault_tolerance`, `attempt`: plain values
+            only, as Ray stores them.
+
+    Returns:
+        The run's results; Ray keeps those of rank 0.
+    """
+    since = time.time()
+    import ray
+    import ray.train
+    import torch
+
+    from raydet.config import Experiment
+    from raydet.cpu import thread_share
+    from raydet.engine.process import run_process
+    from raydet.parallel.collectives import World, local_device
+    from raydet.resilience.fault_tolerance import FaultTolerance
+    from raydet.runs.usage import noting_usage
+
+    here = ray.get_runtime_context().get_node_id()
+    declared = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == here)
+    torch.set_num_threads(thread_share(config["threads"], declared=declared))
+    context = ray.train.get_context()
+    world = World(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=local_device(context.get_local_rank(), use_gpu=config["use_gpu"]),
+        ranks_per_node=context.get_local_world_size(),
+    )
+    run_dir = Path(config["run_dir"])
+    with noting_usage(
+        run_dir,
+        since=since,
+        workers=world.world_size,
+        use_gpu=config["use_gpu"],
+        enabled=world.is_main,
+    ):
+        return run_process(
+            Experiment.from_json(config["experiment"], where="the driver's config"),
+            run_dir=run_dir,
+            world=world,
+            publish=_report,
+            fault_tolerance=FaultTolerance(**config["fault_tolerance"]),
+            ask_cluster=_preemption,
+            attempt=config["attempt"],
+        )
+
+
+def _report(row: dict[str, Any]) -> None:
+    """Tell Ray Train the metrics. Checkpoints go to the run's directory without it: it would copy them once more."""
+    import ray.train
+
+    ray.train.report({key: value for key, value in row.items() if value is not None})
+
+
+def _preemption() -> str | None:
+    """Why Ray will take a node away, if it will. A barrier: every rank asks at the same step."""
+    import ray.train
+
+    notice = ray.train.get_preemption_info()
+    return None if notice is None else "a node is about to be taken away"

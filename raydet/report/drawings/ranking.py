@@ -1,0 +1,114 @@
+"""Which pictures a detector did best and worst on, from its match records alone.
+
+A picture's score is its F1, 2 right / (2 right + wrong + missed), at IoU 0.5. Which detections count is decided once
+for the whole set: those above the score at which the F1 of all pictures together is highest. A picture on which there
+is nothing to find and nothing was found scores 1.
+
+Legend: I images, N detections.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydet.metrics.matches import MatchRecords
+
+IOU_50 = 0
+"""Column of the records: the lowest of COCO's thresholds."""
+UNDECIDED = 0.5
+"""Score threshold where no detection is right, and so every threshold is equally bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScores:
+    """How each picture went, in the order of the records."""
+
+    image_ids: NDArray[np.str_]
+    """[I]."""
+    score_threshold: float
+    """Detections from here on count. Lies between two scores: rounding in a later detection moves none across."""
+    right_I: NDArray[np.int64]
+    wrong_I: NDArray[np.int64]
+    missed_I: NDArray[np.int64]
+
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """[I], in 0..1."""
+        return _f1(self.right_I, self.wrong_I, self.missed_I)
+
+    @property
+    def overall_f1(self) -> float:
+        """Of all pictures together."""
+        return float(_f1(self.right_I.sum(), self.wrong_I.sum(), self.missed_I.sum()))
+
+    def best_first(self) -> list[int]:
+        """Positions from the best picture to the worst; of equal ones, that with fewer mistakes, then with more found,
+        then by its id."""
+        mistakes_I = self.wrong_I + self.missed_I
+        order: list[int] = np.lexsort((self.image_ids, -self.right_I, mistakes_I, -self.f1)).tolist()
+        return order
+
+
+def image_scores(records: MatchRecords) -> ImageScores:
+    """Score every picture; see the head of this file."""
+    right_N, wrong_N = records.is_right_NT[:, IOU_50], records.is_wrong_NT[:, IOU_50]
+    threshold = _best_threshold(records.scores_N, right_N, wrong_N, num_objects=int(records.objects_IK.sum()))
+    counts_N, num_images = records.scores_N >= threshold, len(records.image_ids)
+    right_I, wrong_I = (
+        np.bincount(records.image_index_N[counts_N & is_such_N], minlength=num_images)
+        for is_such_N in (right_N, wrong_N)
+    )
+    missed_I = records.objects_IK.sum(axis=1) - right_I
+    return ImageScores(records.image_ids, threshold, right_I, wrong_I, missed_I)
+
+
+def best_and_worst(records: MatchRecords, count: int) -> tuple[list[int], list[int]]:
+    """Positions of the `count` best pictures, best first, and of the `count` worst, worst first.
+
+    Pictures of one group resemble one another: every group is shown once before one is shown again. No picture is in
+    both lists: of fewer than 2 `count` pictures the better half, rounded up, can be best.
+    """
+    order = image_scores(records).best_first()
+    num_best = (len(order) + 1) // 2
+    best, worst = order[:num_best], order[num_best:][::-1]
+    return _varied(best, records.group_ids)[:count], _varied(worst, records.group_ids)[:count]
+
+
+def _varied(positions: list[int], group_ids: NDArray[np.str_]) -> list[int]:
+    """The first of each group, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
+    turns = {}
+    for position in positions:
+        group = str(group_ids[position])
+        turns[position] = seen[group]
+        seen[group] += 1
+    return sorted(positions, key=turns.__getitem__)
+
+
+def _best_threshold(
+    scores_N: NDArray[np.float64],
+    is_right_N: NDArray[np.bool_],
+    is_wrong_N: NDArray[np.bool_],
+    *,
+    num_objects: int,
+) -> float:
+    """Midway between the lowest score that counts and the next one."""
+    if not is_right_N.any():
+        return UNDECIDED
+    order = np.argsort(-scores_N, kind="stable")
+    scores_N = scores_N[order]
+    right_N: NDArray[np.int64] = np.cumsum(is_right_N[order])
+    wrong_N: NDArray[np.int64] = np.cumsum(is_wrong_N[order])
+    next_N = np.append(scores_N[1:], 0.0)
+    f1_N = np.where(next_N < scores_N, _f1(right_N, wrong_N, num_objects - right_N), -1.0)
+    best = int(f1_N.argmax())
+    return float((scores_N[best] + next_N[best]) / 2)
+
+
+def _f1(right: NDArray[np.int64], wrong: NDArray[np.int64], missed: NDArray[np.int64]) -> NDArray[np.float64]:
+    of = 2 * right + wrong + missed
+    return np.where(of == 0, 1.0, 2 * right / np.maximum(of, 1))

@@ -1,0 +1,1 @@
+"""How far a metric can be trusted: bootstrap, comparison of runs, corrections for many tests."""

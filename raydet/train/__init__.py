@@ -1,1 +1,0 @@
-"""Training. `worker` and `launch` know Ray; nothing else here does."""

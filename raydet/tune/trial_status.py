@@ -1,0 +1,145 @@
+"""What is known about a study's trials, told as tables and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from rich.table import Table
+
+from raydet.runs.usage import Usage
+from raydet.tune.budget import ENDINGS, journalled
+from raydet.tune.cells import Trial
+from raydet.tune.journal import Events
+from raydet.tune.select import Candidate
+from raydet.tune.study import Study
+
+Status = Literal["pending", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """A trial and what came of it."""
+
+    trial: Trial
+    status: Status
+    results: dict[str, Any] | None = None
+    reason: str | None = None
+    """Why it failed, or was stopped early."""
+    stop: Mapping[str, Any] | None = None
+    """Where it was stopped early: `epoch`, `score`."""
+    usage: Usage | None = None
+    """What it had taken when it ended last, over all its attempts; None: unknown, or it has not ended yet."""
+
+    def score(self, metric: str) -> float | None:
+        """The last epoch's value of a metric; a detector that finds nothing scores 0."""
+        if self.results is None:
+            return None
+        return float(self.results["final"][metric] or 0.0)
+
+
+def records_of(trials: Sequence[Trial], journal: Events) -> list[TrialRecord]:
+    """One record per trial, by the journal's word: results first, else what it said last."""
+    return [_record(trial, journal) for trial in trials]
+
+
+def _record(trial: Trial, journal: Events) -> TrialRecord:
+    endings = [entry for entry in journal.about(trial.key) if entry["event"] in ENDINGS]
+    if not endings:
+        return TrialRecord(trial, "pending")
+    last, usage = endings[-1], journalled(endings[-1])
+    finished = [entry["results"] for entry in endings if entry["event"] == "finished"]
+    if finished:
+        return TrialRecord(trial, "finished", results=finished[-1], usage=usage)
+    if last["event"] == "failed":
+        return TrialRecord(trial, "failed", reason=last["reason"], usage=usage)
+    return TrialRecord(trial, "stopped", reason=last["reason"], stop=last, usage=usage)
+
+
+def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> list[Candidate]:
+    """What can be promoted: values of the factor at `path` with the scores of their runs.
+
+    A value of which one run was stopped early counts as stopped, with the scores of the stopped ones; runs that failed
+    leave it to the others.
+    """
+    by_pattern: dict[tuple[int, ...], list[TrialRecord]] = {}
+    for record in records:
+        pattern = record.trial.cell.values[path]
+        assert isinstance(pattern, tuple)
+        by_pattern.setdefault(pattern, []).append(record)
+    candidates = []
+    for pattern, runs in by_pattern.items():
+        stops = [run.stop for run in runs if run.stop is not None]
+        finished = [run.score(metric) or 0.0 for run in runs if run.status == "finished"]
+        scores = [stop["score"] for stop in stops] or finished
+        if scores:
+            epoch = min((stop["epoch"] for stop in stops), default=None)
+            candidates.append(Candidate(pattern=pattern, scores=tuple(scores), stopped_epoch=epoch))
+    return candidates
+
+
+def contenders(records: Sequence[TrialRecord], metric: str) -> list[tuple[str, float]]:
+    """Codes and mean scores of the best cell and of the best control.
+
+    Only cells of which no run was stopped early: those that were left to run were the lucky ones. Cells of which every
+    run has finished come first.
+    """
+    best: dict[bool, tuple[str, float]] = {}
+    by_cell: dict[str, list[TrialRecord]] = {}
+    cut = {record.trial.cell.code for record in records if record.status == "stopped"}
+    failed = {record.trial.cell.code for record in records if record.status == "failed"}
+    whole = {record.trial.cell.is_control for record in records if record.trial.cell.code not in cut | failed}
+    for record in ranked(records, metric):
+        cell = record.trial.cell
+        if cell.code not in (cut | failed if cell.is_control in whole else cut):
+            by_cell.setdefault(cell.code, []).append(record)
+    for code, runs in by_cell.items():
+        is_control = runs[0].trial.cell.is_control
+        mean = fmean(run.score(metric) or 0.0 for run in runs)
+        if is_control not in best or mean > best[is_control][1]:
+            best[is_control] = (code, mean)
+    return [best[is_control] for is_control in (False, True) if is_control in best]
+
+
+def ranked(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """Finished trials, best first."""
+    finished = [record for record in records if record.status == "finished"]
+    return sorted(finished, key=lambda record: -(record.score(metric) or 0.0))
+
+
+def ranking_table(study: Study, records: Sequence[TrialRecord]) -> Table:
+    """All finished trials, best first, with what they cost."""
+    order = ranked(records, study.metric)
+    table = Table(title=f"{study.name}: {len(order)} of {len(records)} trials finished, by {study.metric}")
+    unit = sum((record.usage for record in order if record.usage is not None), start=Usage()).unit
+    for column in ("rank", "trial", "mAP", "mAP50", "mAP75", "parameters", "wall s", "overhead s", unit):
+        table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
+    for rank, record in enumerate(order, start=1):
+        results: Mapping[str, Any] = record.results or {}
+        final = results["final"]
+        table.add_row(
+            str(rank),
+            record.trial.name,
+            *(number(final[name]) for name in ("mAP", "mAP_50", "mAP_75")),
+            f"{results['parameters']:,}",
+            number(results["wall_s"], 1),
+            number(results["overhead_s"], 1),
+            number(None if record.usage is None else record.usage.by_unit[unit], 3),
+        )
+    return table
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """8 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

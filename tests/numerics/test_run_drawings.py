@@ -1,0 +1,98 @@
+"""Pictures of runs that have trained, from their directories."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from raydet.config import apply_overrides
+from raydet.engine.open_run import open_trained
+from raydet.engine.process import run_process
+from raydet.errors import ConfigError, DataError
+from raydet.metrics.matches import MatchRecords
+from raydet.parallel.collectives import World
+from raydet.recipes import recipe
+from raydet.report.drawings.detections import NO_TRUTH, matched_truths
+from raydet.report.drawings.ranking import image_scores
+from raydet.report.drawings.run import detect_picture, pictures_of_run, unread_modalities
+from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
+
+
+def trained(run_dir: Path, **settings: Any) -> Path:
+    short = {
+        "data.source": {
+            "kind": "synthetic",
+            "num_sequences": 12,
+            "frames_per_sequence": 3,
+            "size_hw": [96, 128],
+        },
+        "data.missing": ["event"],
+        "train.epochs": 1,
+        "model.head.score_threshold": 0.0,  # so short a run finds nothing that it is sure of
+    }
+    changes = short | {name.replace("__", "."): value for name, value in settings.items()}
+    experiment = apply_overrides(recipe("demo"), changes)
+    claim_run_directory(run_dir, experiment)
+    run_process(experiment, run_dir=run_dir, world=World())
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def gaff_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("gaff"), model__fusion={"kind": "gaff"}, train__epochs=5)
+
+
+def test_a_run_has_its_best_its_worst_and_its_attention(gaff_run: Path) -> None:
+    pictures = pictures_of_run(gaff_run, count=1)
+    assert [picture.name for picture in pictures] == ["best-1", "worst-1", "attention"]
+    assert pictures == pictures_of_run(gaff_run, count=1)
+    for picture in pictures:
+        assert len(picture.png) < 150_000
+        image = Image.open(io.BytesIO(picture.png))
+        assert image.format == "PNG"
+        assert min(image.size) > 300
+        assert "sequence_" in picture.title
+    assert "Dashed white: what should be found" in pictures[0].caption
+
+
+def test_right_and_wrong_are_those_of_the_runs_evaluation(gaff_run: Path) -> None:
+    scores, run = image_scores(MatchRecords.load(gaff_run / MATCH_RECORDS)), open_trained(gaff_run)
+    assert scores.right_I.sum() > 0
+    for position, index in enumerate(run.val_indices):
+        sample, found = detect_picture(run, index)
+        matched = matched_truths(sample, found)[(found.scores >= scores.score_threshold).numpy()]
+        assert (matched != NO_TRUTH).sum() == scores.right_I[position]
+        assert (matched == NO_TRUTH).sum() == scores.wrong_I[position]
+
+
+def test_one_modality_and_nothing_found(tmp_path: Path) -> None:
+    identity = {"kind": "identity"}
+    run_dir = trained(
+        tmp_path, model__fusion=identity, model__elsewhere=identity, model__head__score_threshold=1.0
+    )
+    pictures = pictures_of_run(run_dir, count=9)
+    assert sorted({picture.name.split("-")[0] for picture in pictures}) == ["best", "worst"]
+    assert len(pictures) == len(open_trained(run_dir).val_indices)
+    assert all("0 right, 0 wrong" in picture.caption for picture in pictures)
+    assert all("at no score is one right" in picture.caption for picture in pictures)
+    assert unread_modalities(open_trained(run_dir)) == {"thermal"}
+
+
+def test_a_run_that_has_not_ended_is_named(tmp_path: Path) -> None:
+    claim_run_directory(tmp_path, recipe("demo"))
+    with pytest.raises(ConfigError, match=r"match_records\.npz is missing; give the run's command again"):
+        pictures_of_run(tmp_path)
+
+
+def test_other_data_than_the_run_was_evaluated_on_are_named(gaff_run: Path, tmp_path: Path) -> None:
+    records = MatchRecords.load(gaff_run / MATCH_RECORDS)
+    records.image_ids[0] = "gone"
+    for name in ("config.json", "checkpoints"):
+        (tmp_path / name).symlink_to(gaff_run / name)
+    records.save(tmp_path / MATCH_RECORDS)
+    with pytest.raises(DataError, match="other pictures"):
+        pictures_of_run(tmp_path)

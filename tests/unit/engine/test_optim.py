@@ -1,0 +1,60 @@
+"""Learning-rate schedules, as numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from raydet.config import AdamWConfig, ConstantSchedule, CosineSchedule, Schedule, SGDConfig, StepSchedule
+from raydet.engine.optim import build_optimizer, learning_rate
+
+
+def rates(schedule: Schedule, total: int = 100) -> list[float]:
+    config = SGDConfig(lr=1.0, schedule=schedule)
+    return [learning_rate(config, step=step, steps_per_epoch=10, total_steps=total) for step in range(total)]
+
+
+def test_constant() -> None:
+    assert set(rates(ConstantSchedule())) == {1.0}
+
+
+def test_warm_up_is_linear_and_never_zero() -> None:
+    assert rates(ConstantSchedule(warmup_steps=4))[:6] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_steps_fall_at_epochs() -> None:
+    values = rates(StepSchedule(step_epochs=3, gamma=0.1))
+    assert values[29] == 1.0
+    assert values[30] == pytest.approx(0.1)
+    assert values[60] == pytest.approx(0.01)
+
+
+def test_cosine_halves_in_the_middle_and_ends_near_its_fraction() -> None:
+    values = rates(CosineSchedule(warmup_steps=0, final_fraction=0.0))
+    assert values[0] == 1.0
+    assert values[50] == pytest.approx(0.5)
+    assert values[99] == pytest.approx(0.0, abs=1e-3)
+    assert values == sorted(values, reverse=True)
+
+
+def test_adamw_spares_vectors_from_decay_and_sgd_does_not() -> None:
+    model = nn.Linear(3, 2)
+    adamw = build_optimizer(AdamWConfig(weight_decay=0.1), model.parameters())
+    decays = {tuple(p.shape): group["weight_decay"] for group in adamw.param_groups for p in group["params"]}
+    assert decays == {(2, 3): 0.1, (2,): 0.0}
+    sgd = build_optimizer(SGDConfig(weight_decay=0.1), model.parameters())
+    assert [group["weight_decay"] for group in sgd.param_groups] == [0.1]
+
+
+def test_fused_sgd_is_the_textbook_one() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = build_optimizer(SGDConfig(lr=0.1, momentum=0.9, weight_decay=0.01), [weight])
+    value, momentum = weight.detach().clone(), torch.zeros(2)
+    for _ in range(3):
+        (weight.square().sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        momentum = 0.9 * momentum + (2 * value + 0.01 * value)
+        value = value - 0.1 * momentum
+        torch.testing.assert_close(weight.detach(), value)

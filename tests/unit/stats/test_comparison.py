@@ -1,0 +1,167 @@
+"""The verdict against cases with a known answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raydet.stats.comparison import Comparison, Spread, compare, holm, pooled_spread, seeds_needed
+
+NUM_STUDIES = 400
+NUM_FAMILIES = 120
+"""Each has many comparisons."""
+NUM_PICTURES = 400
+SD_PICTURE = 0.08
+"""Of one picture's contribution to the difference."""
+SD_SEED = 0.0066
+"""Of a published run's mAP over repeats."""
+
+
+def simulated(
+    generator: np.random.Generator, *, gain: float, seeds: int, num_groups: int = NUM_PICTURES
+) -> Comparison:
+    """A study of two arms on one set of pictures; each group of them has its own liking for either arm."""
+    liking = generator.normal(0, SD_PICTURE / np.sqrt(NUM_PICTURES / num_groups), num_groups)
+    a = 0.5 + gain + liking.mean() + generator.normal(0, SD_SEED, seeds)
+    b = 0.5 + generator.normal(0, SD_SEED, seeds)
+    times = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=200)
+    resampled = times @ liking / num_groups + gain
+    return compare([a.tolist()], [b.tolist()], resampled, num_groups=num_groups)
+
+
+@pytest.mark.parametrize("num_groups", [4, 20, NUM_PICTURES])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_equal_arms_are_called_different_in_one_of_twenty_studies_at_most(
+    seeds: int, num_groups: int
+) -> None:
+    generator = np.random.default_rng(seeds)
+    found = [
+        simulated(generator, gain=0.0, seeds=seeds, num_groups=num_groups).verdict for _ in range(NUM_STUDIES)
+    ]
+    wrong = sum(verdict != "not distinguishable" for verdict in found)
+    # As many as chance allows for a rate of 5 %, one time in a hundred.
+    assert wrong <= stats.binom.ppf(0.99, NUM_STUDIES, 0.05)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_gain_of_three_points_is_found(seeds: int) -> None:
+    generator = np.random.default_rng(seeds)
+    found = [simulated(generator, gain=0.03, seeds=seeds).verdict for _ in range(NUM_STUDIES)]
+    assert found.count("A is better") >= 0.9 * NUM_STUDIES
+    assert "B is better" not in found
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_holds_the_truth_in_93_to_97_percent(seeds: int) -> None:
+    generator = np.random.default_rng(100 + seeds)
+    studies = [simulated(generator, gain=0.01, seeds=seeds) for _ in range(2 * NUM_STUDIES)]
+    held = sum(study.low <= 0.01 <= study.high for study in studies if study.low is not None)
+    assert 0.93 <= held / len(studies) <= 0.975  # 800 studies: one standard deviation is 0.7 %
+
+
+def test_without_noise_of_pictures_it_is_the_t_test() -> None:
+    a, b = [0.50, 0.52, 0.51], [0.48, 0.49, 0.47, 0.485]
+    found = compare([a], [b], np.zeros(100), num_groups=10)
+    expected = stats.ttest_ind(a, b)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_one_run_on_a_side_knows_nothing_of_noise() -> None:
+    found = compare([[0.9]], [[0.1, 0.2]], np.full(10, 0.75), num_groups=10)
+    assert found.verdict == "unknown"
+    assert found.low is None
+    assert found.difference == pytest.approx(0.75)
+
+
+def test_equal_bits_do_not_differ() -> None:
+    assert compare([[0.5, 0.5]], [[0.5, 0.5]], np.zeros(10), num_groups=10).verdict == "not distinguishable"
+
+
+def test_one_group_of_pictures_knows_nothing_of_noise() -> None:
+    assert compare([[0.9, 0.8]], [[0.1, 0.2]], np.full(10, 0.7), num_groups=1).verdict == "unknown"
+
+
+def test_as_many_seeds_as_it_says_are_enough() -> None:
+    """A difference of 1.5 points, found with the chance that was asked for; one of 1 point drowns in the pictures."""
+
+    def needed(difference: float) -> int | None:
+        sd_pictures = SD_PICTURE / np.sqrt(NUM_PICTURES)
+        spread = Spread(SD_SEED, 4)
+        return seeds_needed(difference, spread=spread, sd_pictures=sd_pictures, num_groups=NUM_PICTURES)
+
+    assert needed(0.01) is None
+    enough = needed(0.015)
+    assert enough is not None
+    generator = np.random.default_rng(0)
+    found = [simulated(generator, gain=0.015, seeds=enough).verdict for _ in range(NUM_STUDIES)]
+    assert found.count("A is better") / NUM_STUDIES == pytest.approx(0.8, abs=0.08)
+
+
+def test_who_cannot_tell_needs_more_seeds_than_he_has() -> None:
+    found = compare([[0.50, 0.51]], [[0.48, 0.49]], np.zeros(10), num_groups=10)
+    assert found.verdict == "not distinguishable"
+    assert found.seeds_needed is not None
+    assert found.seeds_needed > 2
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+
+
+def simulated_family(
+    generator: np.random.Generator, *, arms: int, seeds: int, gain: float = 0.0
+) -> list[str]:
+    """Verdicts on every arm against the first; `gain` is the second one's. The spread is pooled over all."""
+    scores = 0.5 + generator.normal(0, SD_SEED, (arms, seeds))
+    scores[1] += gain
+    spread = pooled_spread(scores.tolist())
+    found = [
+        compare([row.tolist()], [scores[0].tolist()], None, num_groups=0, spread=spread) for row in scores[1:]
+    ]
+    corrected = holm([comparison.p_value or 0.0 for comparison in found])
+    return [comparison.verdict_at(p) for comparison, p in zip(found, corrected, strict=True)]
+
+
+@pytest.mark.parametrize(("arms", "seeds"), [(4, 2), (14, 3)])
+def test_of_many_equal_arms_one_is_called_different_in_one_of_twenty_studies_at_most(
+    arms: int, seeds: int
+) -> None:
+    generator = np.random.default_rng(arms)
+    studies = [simulated_family(generator, arms=arms, seeds=seeds) for _ in range(NUM_FAMILIES)]
+    wrong = sum(set(verdicts) != {"not distinguishable"} for verdicts in studies)
+    assert wrong <= stats.binom.ppf(0.99, NUM_FAMILIES, 0.05)
+
+
+@pytest.mark.parametrize(("noisy", "rate"), [(1, 0.14), (2, 0.08)])
+def test_arms_that_are_noisier_than_the_rest_are_rarely_called_different_for_it(
+    noisy: int, rate: float
+) -> None:
+    """One comparison by itself; with a pooled spread and nothing else, it is one study in four to three."""
+    generator = np.random.default_rng(noisy)
+    wrong = 0
+    for _ in range(NUM_STUDIES):
+        sds = np.where(np.arange(13) < noisy, 3 * SD_SEED, SD_SEED)
+        scores = (0.5 + generator.normal(0, sds[:, None], (13, 3))).tolist()
+        found = compare([scores[0]], [scores[1]], None, num_groups=0, spread=pooled_spread(scores))
+        wrong += found.verdict != "not distinguishable"
+    assert wrong <= stats.binom.ppf(0.99, NUM_STUDIES, rate)
+
+
+def test_among_many_arms_three_points_are_still_found() -> None:
+    generator = np.random.default_rng(0)
+    studies = [simulated_family(generator, arms=14, seeds=3, gain=0.03) for _ in range(NUM_FAMILIES)]
+    assert sum(verdicts[0] == "A is better" for verdicts in studies) >= 0.9 * NUM_FAMILIES
+
+
+def test_a_side_of_several_cells_is_the_mean_of_their_means() -> None:
+    """Two cells against two, unequal numbers of runs: the contrast of an analysis of variance, by hand."""
+    a, b = [[0.5, 0.7], [0.3]], [[0.4], [0.2, 0.2, 0.5]]
+    spread = Spread(0.1, 4)
+    found = compare(a, b, None, num_groups=0, spread=spread)
+    assert found.difference == pytest.approx((0.6 + 0.3) / 2 - (0.4 + 0.3) / 2)
+    error = 0.1 * np.sqrt((1 / 2 + 1 + 1 + 1 / 3) / 4)
+    assert found.low == pytest.approx(found.difference - stats.t.ppf(0.975, 4) * error)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(found.difference / error, 4))

@@ -20,12 +20,13 @@ from raydet.launch.ray_settings import IS_LOCAL  # isort: skip  -- before ray, w
 import psutil
 import ray
 import yaml
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.errors import ConfigError
+from raydet.launch import ray_private
 from raydet.launch.capacity import Capacity, NodeType, Request
+from raydet.launch.ray_private import HEAD_RESOURCE, GetClusterStatusReply, NodeStatus
 
 DEFAULT_PATIENCE_S = 1800.0
 """For nodes of a cloud to come, where nobody says otherwise."""
@@ -36,8 +37,6 @@ REPORT_S = 30.0
 """Between two lines that say the same."""
 VERDICT_S = 15.0
 """For the autoscaler to call a request infeasible: three of its rounds, as nodes of others may be leaving."""
-
-HEAD = "node:__internal_head__"
 
 logger = logging.getLogger("raydet")
 
@@ -91,11 +90,10 @@ def _with_config(
 def cluster_status() -> GetClusterStatusReply | None:
     """Nodes, demands and what the autoscaler does about them; None: the cluster does not say."""
     try:
-        reply = ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=STATUS_TIMEOUT_S)
+        return ray_private.cluster_status(STATUS_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         logger.warning("cannot ask for the state of the autoscaler: %s", error)
         return None
-    return GetClusterStatusReply.FromString(reply)
 
 
 def _nodes_by_type(status: GetClusterStatusReply | None) -> Counter[str]:
@@ -104,7 +102,7 @@ def _nodes_by_type(status: GetClusterStatusReply | None) -> Counter[str]:
 
 
 def _ask_head(alive: list[dict[str, Any]]) -> HeadAutoscaler:
-    heads = [node["NodeID"] for node in alive if HEAD in node["Resources"]]
+    heads = [node["NodeID"] for node in alive if HEAD_RESOURCE in node["Resources"]]
     context = ray.get_runtime_context()
     port = context.gcs_address.rpartition(":")[2]
     if not heads or heads[0] == context.get_node_id():

@@ -18,8 +18,6 @@ from typing import Any, TypeVar
 from raydet.launch.ray_settings import IS_LOCAL  # isort: skip  -- before ray, which reads the environment at import
 
 import ray
-from ray._private.state import available_resources_per_node
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.config import TrainConfig
@@ -30,6 +28,7 @@ from raydet.launch.capacity import Capacity, Request, nearest, refusal
 from raydet.launch.elastic import legal_sizes
 from raydet.launch.fork_server import warm_workers
 from raydet.launch.head import find_head
+from raydet.launch.ray_private import available_resources_per_node, forget_token
 
 PING_TIMEOUT_S = 10.0
 """For a node to answer; where no process is free on it, one must be started."""
@@ -155,22 +154,13 @@ def _own_token() -> Iterator[None]:
         path = Path(directory) / "auth_token"
         path.write_text(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-        _forget_token()
+        forget_token()
         try:
             yield
         finally:
             del os.environ["RAY_AUTH_TOKEN_PATH"]
             os.environ.pop("RAY_AUTH_MODE", None)  # Ray has set it
-            _forget_token()
-
-
-def _forget_token() -> None:
-    """Have Ray read mode and token from the environment again.
-
-    The mode first: a thread of Ray that is still closing would look for a token that is gone, and abort the process.
-    """
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+            forget_token()
 
 
 def allotted(

@@ -10,15 +10,18 @@ import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, w
 
 import grpc
 import ray
-from ray._private.authentication.authentication_utils import is_token_auth_enabled
-from ray._private.grpc_utils import init_grpc_channel
-from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
-from ray._private.services import canonicalize_bootstrap_address, find_node_ids
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-from ray.core.generated.gcs_service_pb2 import CheckAliveRequest, GetAllNodeInfoRequest
-from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from raydet.errors import ConfigError
+from raydet.launch.ray_private import (
+    CheckAliveRequest,
+    GetAllNodeInfoRequest,
+    NodeInfoGcsServiceStub,
+    canonicalize_bootstrap_address,
+    find_node_ids,
+    has_token,
+    head_channel,
+    is_token_auth_enabled,
+)
 
 ANSWER_S = 5.0
 """For the head to answer one question."""
@@ -50,7 +53,7 @@ def find_head(named: str) -> Head:
     address = _address(named)
     where = f"cannot join the Ray cluster at {address}"
     _check_token(where)
-    stub = NodeInfoGcsServiceStub(init_grpc_channel(address, options=GLOBAL_GRPC_OPTIONS))
+    stub = NodeInfoGcsServiceStub(head_channel(address))
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -95,10 +98,10 @@ def _check_token(where: str) -> None:
     if not is_token_auth_enabled():
         return
     try:
-        has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+        is_there = has_token()
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(f"{where}: {str(error).partition('. ')[0]}; correct the path") from None
-    if not has_token:
+    if not is_there:
         raise ConfigError(
             f"{where}: RAY_AUTH_MODE=token, and there is no token; put the cluster's into {TOKEN_PLACES}"
         )
@@ -124,7 +127,7 @@ def _is_open(address: str) -> bool:
     """Whether it answers who brings nothing."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return False
-    with grpc.insecure_channel(address, options=GLOBAL_GRPC_OPTIONS) as channel:
+    with head_channel(address, has_token=False) as channel:
         try:
             NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
         except grpc.RpcError:

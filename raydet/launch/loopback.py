@@ -13,9 +13,9 @@ from typing import Any
 
 import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
-from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+
+from raydet.launch.ray_private import rendezvous_function, torch_backend
 
 LOOPBACK = "127.0.0.1"
 
@@ -27,12 +27,12 @@ class LoopbackTorchConfig(TorchConfig):
     """Ray's own, but for where the workers meet."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Any]:
         """See `ray.train.backend.BackendConfig`."""
         return _LoopbackBackend
 
 
-class _LoopbackBackend(_TorchBackend):
+class _LoopbackBackend(torch_backend()):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_start(_OnLoopback(worker_group), backend_config)
 
@@ -51,7 +51,7 @@ class _OnLoopback:
 
     def execute_single(self, rank: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """See Ray's worker groups."""
-        if function is get_address_and_port:
+        if function is rendezvous_function():
             function = open_meeting_point
         return self._workers.execute_single(rank, function, *args, **kwargs)
 

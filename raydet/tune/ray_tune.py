@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
 import ray.tune
-from ray.tune.execution import class_cache
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError, PreemptedError, RaydetError, StoppedEarlyError, Terminated
 from raydet.launch.capacity import Request
 from raydet.launch.cluster import GRACE_S, Workers, allotted, in_a_thread
+from raydet.launch.ray_private import HEAD_RESOURCE, keep_keys_out_of_trials
 from raydet.redact import redact
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.stop_signal import STOP_FILE, StopKind, request_stop, requested_stop
@@ -30,7 +30,7 @@ from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.options import StudyOptions
 from raydet.tune.slots import Places
 
-HEAD_NODE = {"node:__internal_head__": 0.001}
+HEAD_NODE = {HEAD_RESOURCE: 0.001}
 """A trial itself only waits for its workers: it takes no CPU, and stands on the node that is not pre-empted."""
 
 BUDGET_INTERVAL_S = 2.0
@@ -38,11 +38,7 @@ BUDGET_INTERVAL_S = 2.0
 
 logger = logging.getLogger("raydet")
 
-# Tune would copy the driver's keys into the runtime environment of every trial, which Ray writes to its logs and shows
-# in its dashboard. Nodes have keys of their own: a role, or the environment that Ray was started in.
-class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-    {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-)
+keep_keys_out_of_trials()
 
 
 class Listener(Protocol):

@@ -16,9 +16,9 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback, not the m
 import psutil
 from ray.cluster_utils import Cluster
 
+from raydet.launch.ray_private import TRIAL_TITLE
+
 OBJECT_STORE_BYTES = 100_000_000
-TRIAL_TITLE = "ray::ImplicitFunc"
-"""What Ray calls the process of a Tune trial."""
 
 
 class LocalNodes:

@@ -1,0 +1,102 @@
+"""Everything of Ray that its documentation does not promise: private symbols, generated messages, names in use.
+
+Each may go with any release of Ray; tests/unit/launch/test_ray_private.py tries them one by one and says which raydet
+feature needs it. pyproject.toml keeps Ray below the first release that has not been tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
+
+import grpc
+import ray
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray._private.services import canonicalize_bootstrap_address, find_node_ids
+from ray._private.state import available_resources_per_node
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest, GetAllNodeInfoRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+__all__ = [
+    "CheckAliveRequest",
+    "GetAllNodeInfoRequest",
+    "GetClusterStatusReply",
+    "NodeInfoGcsServiceStub",
+    "NodeStatus",
+    "available_resources_per_node",
+    "canonicalize_bootstrap_address",
+    "find_node_ids",
+    "is_token_auth_enabled",
+]
+
+HEAD_RESOURCE = "node:__internal_head__"
+"""The resource that only a cluster's head has."""
+TRIAL_TITLE = "ray::ImplicitFunc"
+"""How the title of a Tune trial's process begins."""
+
+
+def head_channel(address: str, *, has_token: bool = True) -> grpc.Channel:
+    """A connection to the head at HOST:PORT, with this process's token and certificate, or with neither."""
+    if has_token:
+        return init_grpc_channel(address, options=GLOBAL_GRPC_OPTIONS)
+    return grpc.insecure_channel(address, options=GLOBAL_GRPC_OPTIONS)
+
+
+def has_token() -> bool:
+    """Whether this process finds a token, wherever Ray looks for one.
+
+    Raises:
+        ray.exceptions.AuthenticationError: RAY_AUTH_TOKEN_PATH names a file that cannot be read.
+    """
+    return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+
+
+def forget_token() -> None:
+    """Have Ray read mode and token from the environment again.
+
+    The mode first: a thread of Ray that is still closing would look for a token that is gone, and abort the process.
+    """
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def cluster_status(timeout_s: int) -> GetClusterStatusReply:
+    """Nodes, demands and what the autoscaler of the connected cluster does about them.
+
+    Raises:
+        ray.exceptions.RayError: the head does not answer.
+    """
+    reply = ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=timeout_s)
+    return GetClusterStatusReply.FromString(reply)
+
+
+def keep_keys_out_of_trials() -> None:
+    """Have Tune leave AWS keys in the driver.
+
+    Tune would copy them into the runtime environment of every trial, which Ray writes to its logs and shows in its
+    dashboard. Nodes have keys of their own: a role, or the environment that Ray was started in.
+    """
+    from ray.tune.execution import class_cache
+
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    names.difference_update({name for name in names if name.startswith("AWS_")})
+
+
+def torch_backend() -> type[Any]:
+    """What sets up the process group of a run's workers."""
+    from ray.train.torch.config import _TorchBackend
+
+    return _TorchBackend
+
+
+def rendezvous_function() -> Callable[[], tuple[str, int]]:
+    """What the torch backend has rank 0 run to learn an address and a free port."""
+    from ray.train._internal.utils import get_address_and_port
+
+    return get_address_and_port

@@ -114,7 +114,7 @@ class TrainingError(RaydetError):
 
 
 class NonFiniteLossError(TrainingError):
-    """A loss is infinite or not a number; the pictures are named."""
+    """A loss is infinite or not a number; the images are named."""
 
 
 class WorkerLostError(TrainingError):

@@ -92,8 +92,8 @@ def redact(text: str) -> str:
 
     >>> redact("postgresql://raydet:hunter2@db/mlflow does not answer")
     'postgresql://***@db/mlflow does not answer'
-    >>> redact("s3://pictures/flir?X-Amz-Signature=6c2f0d")
-    's3://pictures/flir?X-Amz-Signature=***'
+    >>> redact("s3://images/flir?X-Amz-Signature=6c2f0d")
+    's3://images/flir?X-Amz-Signature=***'
     """
     for value in secret_values(os.environ):
         text = text.replace(value, HIDDEN)

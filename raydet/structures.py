@@ -1,6 +1,6 @@
 """The three types that travel through the whole system: `Sample`, `Batch`, `Detections`.
 
-Boxes are (x1, y1, x2, y2) in pixels, x to the right, y down, the origin at the picture's top left corner, and a box
+Boxes are (x1, y1, x2, y2) in pixels, x to the right, y down, the origin at the image's top left corner, and a box
 covers [x1, x2) x [y1, y2). Labels count from 0; there is no background label outside the detector's head.
 
 Legend: B batch, C channels, H W canvas height and width in pixels, N boxes.
@@ -21,7 +21,7 @@ PADDED_LABEL = -1
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture in every modality that its source has, with its boxes.
+    """One image in every modality that its source has, with its boxes.
 
     `modalities` maps a name ("rgb", "thermal", "event") to a tensor [C, H, W], uint8 in 0..255 or float32 in 0..1;
     all have the same H and W. A modality that the source lacks is absent.
@@ -29,18 +29,18 @@ class Sample:
 
     image_id: str
     group_id: str
-    """The sequence the picture comes from: frames of one group never straddle a split."""
+    """The sequence the image comes from: frames of one group never straddle a split."""
     modalities: dict[str, Tensor]
     boxes_xyxy: Tensor
     """float32 [N, 4]."""
     labels: Tensor
     """int64 [N], 0..K-1."""
     source_hw: tuple[int, int]
-    """Height and width of the picture as it lies in the source."""
+    """Height and width of the image as it lies in the source."""
     valid_hw: tuple[int, int]
-    """The top left part of the tensors that is picture; the rest is padding."""
+    """The top left part of the tensors that is image; the rest is padding."""
     dropped: frozenset[str] = frozenset()
-    """Modalities that training leaves out of this picture: fed as a missing one is."""
+    """Modalities that training leaves out of this image: fed as a missing one is."""
 
     @property
     def canvas_hw(self) -> tuple[int, int]:
@@ -49,7 +49,7 @@ class Sample:
         return int(tensor.shape[-2]), int(tensor.shape[-1])
 
     def with_targets(self, boxes_xyxy: Tensor, labels: Tensor) -> Sample:
-        """The same picture with other boxes."""
+        """The same image with other boxes."""
         return replace(self, boxes_xyxy=boxes_xyxy, labels=labels)
 
 
@@ -60,9 +60,9 @@ class Batch:
     modalities: dict[str, Tensor]
     """[B, C, H, W] each, uint8 in 0..255 or float32 in 0..1 (normalised later, on the device)."""
     valid_hw: Tensor
-    """int64 [B, 2]: the top left part of the canvas that is picture."""
+    """int64 [B, 2]: the top left part of the canvas that is image."""
     source_hw: Tensor
-    """int64 [B, 2]: size of the picture in its source; boxes return there by valid_hw -> source_hw."""
+    """int64 [B, 2]: size of the image in its source; boxes return there by valid_hw -> source_hw."""
     boxes_xyxy: Tensor
     """float32 [B, N, 4] in canvas pixels; rows from `counts[b]` on are zero."""
     labels: Tensor
@@ -71,7 +71,7 @@ class Batch:
     """int64 [B]: number of boxes of each sample."""
     image_ids: tuple[str, ...]
     dropped: dict[str, Tensor] = field(default_factory=dict)
-    """bool [B] by modality that is dropped anywhere in the batch: pictures to which it is fed as a missing one is."""
+    """bool [B] by modality that is dropped anywhere in the batch: images to which it is fed as a missing one is."""
 
     @property
     def size(self) -> int:
@@ -87,15 +87,15 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """All of its tensors by name, those of modalities as `modalities.<name>` and `dropped.<name>`."""
         names = ("valid_hw", "source_hw", "boxes_xyxy", "labels", "counts")
-        pictures = {f"modalities.{name}": x for name, x in self.modalities.items()}
+        images = {f"modalities.{name}": x for name, x in self.modalities.items()}
         dropped = {f"dropped.{name}": x for name, x in self.dropped.items()}
-        return {**pictures, **dropped, **{name: getattr(self, name) for name in names}}
+        return {**images, **dropped, **{name: getattr(self, name) for name in names}}
 
     def not_finite(self) -> list[str]:
-        """Pictures with a pixel or a box coordinate that is infinite or not a number."""
+        """Images with a pixel or a box coordinate that is infinite or not a number."""
         is_finite = torch.isfinite(self.boxes_xyxy).flatten(1).all(dim=1)
-        for pictures in self.modalities.values():
-            is_finite &= torch.isfinite(pictures).flatten(1).all(dim=1)
+        for images in self.modalities.values():
+            is_finite &= torch.isfinite(images).flatten(1).all(dim=1)
         return [name for name, good in zip(self.image_ids, is_finite.tolist(), strict=True) if not good]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
@@ -121,7 +121,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What the detector found in one picture, best first."""
+    """What the detector found in one image, best first."""
 
     boxes_xyxy: Tensor
     """float32 [N, 4]."""
@@ -131,7 +131,7 @@ class Detections:
     """int64 [N], 0..K-1."""
 
     def rescaled(self, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Detections:
-        """The same detections in a picture of another size, e.g. canvas pixels -> source pixels."""
+        """The same detections in an image of another size, e.g. canvas pixels -> source pixels."""
         (from_h, from_w), (to_h, to_w) = from_hw, to_hw
         factors = self.boxes_xyxy.new_tensor([to_w / from_w, to_h / from_h, to_w / from_w, to_h / from_h])
         return replace(self, boxes_xyxy=self.boxes_xyxy * factors)

@@ -34,7 +34,7 @@ class SetSize:
 
     images: int
     detections: int
-    """Per picture."""
+    """Per image."""
     classes: int
 
 

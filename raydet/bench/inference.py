@@ -1,4 +1,4 @@
-"""How many pictures per second finished runs look at, one beside the other.
+"""How many images per second finished runs look at, one beside the other.
 
 Timed is the detector alone, from a batch on the device to detections: no disk, no drawing, no way back to source
 pixels. The runs take turns, and the device has done everything that it was asked for before the clock is read.
@@ -38,7 +38,7 @@ class Speed:
     canvas_hw: tuple[int, int]
     parameters: int
     gflops: float
-    """Forward, per picture: see `raydet.plan.flops`."""
+    """Forward, per image: see `raydet.plan.flops`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +60,25 @@ def bench_inference(
     rounds: int = 5,
     device: torch.device | None = None,
 ) -> InferenceReport:
-    """Time the detectors of finished runs on their own validation pictures.
+    """Time the detectors of finished runs on their own validation images.
 
     Args:
-        num_images: of each run's pictures, at most; repeated where they do not fill the last batch.
+        num_images: of each run's images, at most; repeated where they do not fill the last batch.
         rounds: that count; one more before them warms up.
 
     Raises:
         ConfigError: a directory holds no run, or one without a checkpoint.
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     device = device or torch.device("cpu")
     runs = [open_trained(run_dir, device=device) for run_dir in run_dirs]
     batches = [_batches(run, batch_size, num_images) for run in runs]
     turns: list[list[float]] = [[] for _ in runs]
     for turn in range(rounds + 1):
-        for run, pictures, mine in zip(runs, batches, turns, strict=True):
-            elapsed_s = _pass_s(run, pictures)
+        for run, loaded, mine in zip(runs, batches, turns, strict=True):
+            elapsed_s = _pass_s(run, loaded)
             if turn:
-                mine.append(len(pictures) * batch_size / elapsed_s)
+                mine.append(len(loaded) * batch_size / elapsed_s)
     return InferenceReport(
         device=device_name(device),
         torch_version=torch.__version__,
@@ -91,12 +91,12 @@ def bench_inference(
                 slowest=min(mine),
                 fastest=max(mine),
                 of_first=statistics.median(a / b for a, b in zip(mine, turns[0], strict=True)),
-                images=len(pictures) * batch_size,
+                images=len(loaded) * batch_size,
                 canvas_hw=run.experiment.data.canvas_hw,
                 parameters=sum(parameter.numel() for parameter in run.detector.parameters()),
                 gflops=forward_flops(run.experiment)["total"] / 1e9,
             )
-            for run, pictures, mine in zip(runs, batches, turns, strict=True)
+            for run, loaded, mine in zip(runs, batches, turns, strict=True)
         ],
     )
 

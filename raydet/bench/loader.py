@@ -1,6 +1,6 @@
-"""How fast pictures come from the disk, against one array per picture turned to floats, and how much memory it takes.
+"""How fast images come from the disk, against one array per image turned to floats, and how much memory it takes.
 
-The pictures are those of any source, brought to one size and five channels; where it has no event camera, events are
+The images are those of any source, brought to one size and five channels; where it has no event camera, events are
 simulated from edges. Read at random, from the page cache, by one thread; the ways take turns. Times are those of the
 processor, not of the clock, so that a busy machine does not decide; torch has one thread, as others would spin.
 """
@@ -33,12 +33,12 @@ from raydet.structures import Sample
 
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 EVENT_EDGE = 48
-"""Difference of brightness between a picture and itself two pixels aside that makes a simulated event."""
+"""Difference of brightness between an image and itself two pixels aside that makes a simulated event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to read a picture."""
+    """One way to read an image."""
 
     name: str
     images_per_s: float
@@ -64,7 +64,7 @@ class BatchSpeed:
 class LoaderReport:
     """Everything that was measured."""
 
-    pictures: int
+    images: int
     size_hw: tuple[int, int]
     is_event_simulated: bool
     rounds: int
@@ -91,7 +91,7 @@ def bench_loader(
     memory_epochs: int = 20,
     with_step: bool = True,
 ) -> LoaderReport:
-    """Measure on the pictures of an experiment's source.
+    """Measure on the images of an experiment's source.
 
     Raises:
         DataError: they cannot be read.
@@ -120,10 +120,10 @@ def _on(config: DataConfig, root: Path) -> DataConfig:
 def write_arrays(
     data: DataConfig, root: Path, count: int, size_hw: tuple[int, int]
 ) -> tuple[DataConfig, bool]:
-    """One uint8 array of five channels per picture, with its labels; what opens them, and whether events are simulated.
+    """One uint8 array of five channels per image, with its labels; what opens them, and whether events are simulated.
 
     Raises:
-        DataError: the pictures cannot be read.
+        DataError: the images cannot be read.
     """
     source = open_source(data)
     (root / "images").mkdir(parents=True)
@@ -175,7 +175,7 @@ def _ways(root: Path, arrays: Source, shards: dict[Encoding, Source], rounds: in
     reads: dict[str, Callable[[int], object]] = {
         "npy to float (seeds)": lambda index: torch.from_numpy(np.load(files[index])).float().div_(255),
         "npy, uint8": arrays.read,
-        # A raw picture is a view of the file: its bytes are copied here, as a batch would do.
+        # A raw image is a view of the file: its bytes are copied here, as a batch would do.
         "raw shards": lambda index: [x.clone() for x in shards["raw"].read(index).modalities.values()],
         "zstd shards": shards["zstd"].read,
     }

@@ -1,7 +1,7 @@
 """The same detector written the plain way: witness for the numbers, baseline for the speed.
 
 A restatement of the published runs' step: attention with its N x M weights in memory, maps flattened and made
-contiguous at every turn, gates on concatenated maps, torchvision's own RPN, RoI heads and list of pictures. It reads
+contiguous at every turn, gates on concatenated maps, torchvision's own RPN, RoI heads and list of images. It reads
 the layers of a `Detector` (weights and names are the same) and calls none of the detector's own forward functions.
 
 Legend: B batch, C channels, H W map, N = H W tokens, M tokens after the reduction, A attention heads, D = C / A.
@@ -59,14 +59,14 @@ class PlainDetector(nn.Module):
         num_channels = sum(self.parts.rgb_input.num_channels.values()) + sum(
             self.parts.aux_input.num_channels.values()
         )
-        # Pictures come normalised: the resize is all that is left to do.
+        # Images come normalised: the resize is all that is left to do.
         self.resize = min_size and GeneralizedRCNNTransform(
             min_size, SEEDS_MAX_SIZE, image_mean=[0.0] * num_channels, image_std=[1.0] * num_channels
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name."""
-        pictures = _pictures(self.parts, batch)
+        unpadded = _unpadded(self.parts, batch)
         targets = [
             {"boxes": boxes[:count], "labels": labels[:count] + 1}
             for boxes, labels, count in zip(
@@ -74,9 +74,9 @@ class PlainDetector(nn.Module):
             )
         ]
         if self.resize:
-            images, targets = self.resize(pictures, targets)
+            images, targets = self.resize(unpadded, targets)
         else:
-            images = _on_canvas(pictures, batch.canvas_hw)
+            images = _on_canvas(unpadded, batch.canvas_hw)
         num_rgb = sum(self.parts.rgb_input.num_channels.values())
         maps, guides = _encode(self.parts, images.tensors[:, :num_rgb], images.tensors[:, num_rgb:])
         pyramid = self.parts.neck.fpn(OrderedDict(zip(LEVELS, maps, strict=False)))
@@ -86,12 +86,12 @@ class PlainDetector(nn.Module):
         return {**rpn_losses, **box_losses, **_guide_losses(guides, targets, images)}
 
 
-# --- pictures
+# --- images
 
 
-def _pictures(parts: Detector, batch: Batch) -> list[Tensor]:
-    """One normalised picture [C, H, W] per row, without padding."""
-    pictures = []
+def _unpadded(parts: Detector, batch: Batch) -> list[Tensor]:
+    """One normalised image [C, H, W] per row, without padding."""
+    unpadded = []
     for row, (height, width) in enumerate(batch.valid_hw.tolist()):
         streams = []
         for stream in (parts.rgb_input, parts.aux_input):
@@ -105,14 +105,14 @@ def _pictures(parts: Detector, batch: Batch) -> list[Tensor]:
         mean = torch.cat([parts.rgb_input.mean, parts.aux_input.mean])
         std = torch.cat([parts.rgb_input.std, parts.aux_input.std])
         is_present = torch.cat([parts.rgb_input.is_present, parts.aux_input.is_present])
-        pictures.append(((x_CHW - mean) / std) * is_present)
-    return pictures
+        unpadded.append(((x_CHW - mean) / std) * is_present)
+    return unpadded
 
 
-def _on_canvas(pictures: list[Tensor], canvas_hw: tuple[int, int]) -> ImageList:
+def _on_canvas(unpadded: list[Tensor], canvas_hw: tuple[int, int]) -> ImageList:
     height, width = canvas_hw
-    padded = [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in pictures]
-    return ImageList(torch.stack(padded), [(x.shape[1], x.shape[2]) for x in pictures])
+    padded = [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in unpadded]
+    return ImageList(torch.stack(padded), [(x.shape[1], x.shape[2]) for x in unpadded])
 
 
 # --- encoder

@@ -70,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Largest relative differences between a step and its plain restatement, in fp64, on one picture.
+    """Largest relative differences between a step and its plain restatement, in fp64, on one image.
 
     fp64, because in fp32 single units of a ReLU flip at zero, and near-equal proposals change places, in either.
     """
@@ -112,7 +112,7 @@ def bench_train_step(
     num_objects: int = 8,
     device: torch.device | None = None,
 ) -> StepReport:
-    """Measure the train step of an experiment on random pictures.
+    """Measure the train step of an experiment on random images.
 
     Raises:
         ConfigError: the settings do not fit one worker, or the device has no bf16.
@@ -325,7 +325,7 @@ def _phases(contestant: Contestant, detector: Detector, batch: Batch, world: Wor
         return note
 
     hooks = [
-        detector.encoder.register_forward_pre_hook(mark("forward: pictures")),
+        detector.encoder.register_forward_pre_hook(mark("forward: images")),
         detector.encoder.register_forward_hook(mark("forward: encoder")),
         detector.neck.register_forward_hook(mark("forward: neck")),
         detector.head.register_forward_hook(mark("forward: head")),
@@ -360,11 +360,11 @@ def _operators(contestant: Contestant, batch: Batch, world: World) -> dict[str, 
 def _agreement(detector: Detector, experiment: Experiment, batch: Batch) -> Agreement:
     detector = copy.deepcopy(detector).to(batch.counts.device)
     plain = PlainDetector(detector, experiment).to(batch.counts.device)
-    one = _first_picture(batch)
+    one = _first_image(batch)
     fp32 = _relative(_losses(detector, one)[0], _losses(plain, one)[0])
     exact = replace(
         one,
-        modalities={name: pictures.double() / 255 for name, pictures in one.modalities.items()},
+        modalities={name: images.double() / 255 for name, images in one.modalities.items()},
         boxes_xyxy=one.boxes_xyxy.double(),
     )
     losses, gradients = _losses(detector.double(), exact)
@@ -398,9 +398,9 @@ def _relative(ours: dict[str, float], theirs: dict[str, float]) -> float:
     return max(abs(ours[name] - value) / max(abs(value), 1e-12) for name, value in theirs.items())
 
 
-def _first_picture(batch: Batch) -> Batch:
+def _first_image(batch: Batch) -> Batch:
     return Batch(
-        modalities={name: pictures[:1] for name, pictures in batch.modalities.items()},
+        modalities={name: images[:1] for name, images in batch.modalities.items()},
         valid_hw=batch.valid_hw[:1],
         source_hw=batch.source_hw[:1],
         boxes_xyxy=batch.boxes_xyxy[:1],

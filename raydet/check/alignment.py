@@ -1,23 +1,23 @@
-"""Do two modalities of a picture show the same scene at the same place, or can nobody tell?
+"""Do two modalities of an image show the same scene at the same place, or can nobody tell?
 
-A person is brighter than the road in thermal and darker in RGB, but the outline runs the same way. So the pictures are
+A person is brighter than the road in thermal and darker in RGB, but the outline runs the same way. So the images are
 compared by their gradients with the angle doubled, which forgets the sign: z = g² / |g| for the gradient g as a complex
 number, divided by its own size in the neighbourhood, so that a lamp counts no more than a kerb. The real part of the
 correlation of two such fields says how well outlines agree.
 
-The field is cut into blocks, and each is correlated with its surroundings in the other picture. The blocks' surfaces
+The field is cut into blocks, and each is correlated with its surroundings in the other image. The blocks' surfaces
 are then added up along a *pose*: a shift, a rotation and a change of scale, which is what a badly calibrated rig and
 most careless exports do; what is bent is followed as far as a pose comes near it. The highest sum over the noise of the
 surface (its median absolute deviation, as that of a normal distribution) is the pose's *strength*; it needs no unit and
 no knowledge of the sensors. Three things can come out:
 
-- `misaligned`: the strongest pose reaches `STRONG`, is carried by several blocks, moves the picture by more than the
+- `misaligned`: the strongest pose reaches `STRONG`, is carried by several blocks, moves the image by more than the
   tolerance, and there is no agreement of its own in place.
 - `aligned`: a shift within the tolerance, without rotation and scale, reaches `PRESENT`.
-- `cannot_tell`: neither; a night in which one of the sensors sees nothing, or two pictures of different places.
+- `cannot_tell`: neither; a night in which one of the sensors sees nothing, or two images of different places.
 
 `PRESENT` and `STRONG` come from measurements on MSRS, RoadScene and LLVIP, 256 true pairs and 424 made of different
-pictures, tolerance 0.0125. Chance between different pictures reached 6.8 anywhere, and in place 4.1 (once 5.0, which
+images, tolerance 0.0125. Chance between different images reached 6.8 anywhere, and in place 4.1 (once 5.0, which
 was called aligned). True pairs reached at least 4.4 in place, all but one of them 4.5; three strongly warped ones 9.1
 to 13. `tests/integration/test_data_check.py` holds the verdicts.
 
@@ -25,13 +25,13 @@ Whole true pairs that were shifted (38 of MSRS, 26 of RoadScene, 8 of LLVIP): at
 were flagged and 17 still called aligned; at 2.5 % 61 were flagged, at 6 % 58, and none was called aligned: of the
 rest nothing could be told. So a misaligned pair with little in common ends as `cannot_tell`. The estimated shift
 was wrong by 0.01 to 0.04 % in the median, by 0.2 % at most from 2.5 % on. Thresholds and figures
-come from the same pictures.
+come from the same images.
 
 What cannot be seen: a misalignment below the tolerance, an object that is displaced alone (parallax), and anything
-where both pictures carry the same thing that is not the scene, such as a black border or a printed clock: it agrees
+where both images carry the same thing that is not the scene, such as a black border or a printed clock: it agrees
 in place, whatever the rest does.
 
-Legend: H W working picture, B blocks, D D shifts within the search range.
+Legend: H W working image, B blocks, D D shifts within the search range.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ MIN_AGREEING = 3.0
 """So many blocks have to carry a displacement: one object's outline may fit another's by chance. Three warped pairs
 have 18 to 23, chance among the few objects of the synthetic set 1 to 1.5."""
 MIN_TOLERANCE_PX = 4.0
-"""Working pixels; the tolerance of small pictures."""
+"""Working pixels; the tolerance of small images."""
 IN_PLACE_RATIO = 0.75
 """An agreement in place that is so strong, compared with the strongest, is believed: fences agree with themselves
 one post further."""
 POSE_GAIN = 1.15
 """By so much a rotation or a change of scale has to be stronger than a mere shift to be believed."""
 WORKING_PX = 400
-"""The longer side at which pictures are compared; larger ones are reduced to it."""
+"""The longer side at which images are compared; larger ones are reduced to it."""
 SEARCH = 0.1
 """Shifts are searched up to this part of the longer side, in each direction."""
 MIN_SEARCH_PX = 8
@@ -90,13 +90,13 @@ class Alignment:
     second: str
     verdict: Verdict
     shift_xy: tuple[float, float]
-    """Where the second picture shows what the first has in its middle: to the right, downwards."""
+    """Where the second image shows what the first has in its middle: to the right, downwards."""
     rotation_deg: float
     """Clockwise."""
     scale: float
-    """Above 1, the second picture shows things larger."""
+    """Above 1, the second image shows things larger."""
     displacement_px: float
-    """Length of the displacement, the median over the picture."""
+    """Length of the displacement, the median over the image."""
     strength: float
     """Of the strongest pose, which the above describe."""
     strength_in_place: float
@@ -110,7 +110,7 @@ class _Surfaces:
     values_BDD: Floats
     """Every `STRIDE` pixels, without its median, smoothed."""
     centres_B2: Floats
-    """y, x from the middle of the picture, working pixels."""
+    """y, x from the middle of the image, working pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def compared(
     surfaces = _correlated(*fields)
     totals, noise = _along_poses(surfaces)
     tolerance_px = max(MIN_TOLERANCE_PX, tolerance * max(fields[0].shape))
-    if not noise > 0:  # one of the pictures is flat
+    if not noise > 0:  # one of the images is flat
         return Alignment(first, second, "cannot_tell", (0.0, 0.0), 0.0, 1.0, 0.0, 0.0, 0.0)
     best, shift_only = _strongest(totals, noise)
     in_place, in_place_yx = _in_place(totals[0.0, 0.0], noise, tolerance_px)

@@ -1,4 +1,4 @@
-"""Boxes of one picture that cannot be right."""
+"""Boxes of one image that cannot be right."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raydet.check.findings import Finding
 from raydet.structures import Sample
 
 SLACK_PX = 0.01
-"""How far rounding to float32 may push an edge out of the picture."""
+"""How far rounding to float32 may push an edge out of the image."""
 SAME_OBJECT_IOU = 0.95
 """Boxes that overlap so much are taken for one object; chosen, not measured."""
 NUM_SHOWN = 5
@@ -50,7 +50,7 @@ def box_findings(
         if mask.any():
             at = np.flatnonzero(mask).tolist()
             shown = [f"box {i} {_shown(boxes_N4[i])}" for i in at]
-            yield _finding(kind, sample, index, at, f"{_listed(shown)}; picture {width} x {height}")
+            yield _finding(kind, sample, index, at, f"{_listed(shown)}; image {width} x {height}")
     if is_unknown.any():
         at = np.flatnonzero(is_unknown).tolist()
         shown = [f"box {i} has label {labels_N[i]}" for i in at]

@@ -1,12 +1,12 @@
-"""Pictures that are there twice, exactly or nearly, and above all on both sides of the split.
+"""Images that are there twice, exactly or nearly, and above all on both sides of the split.
 
-Exactly: a hash of the pixels of each modality. Nearly: a difference hash of 64 bits per modality: the picture averaged
+Exactly: a hash of the pixels of each modality. Nearly: a difference hash of 64 bits per modality: the image averaged
 to 8 rows of 9 cells, and for each pair of neighbours whether the right one is brighter. It survives recompression,
-resizing and small motion. A flat picture, whose cells tell noise, has none.
+resizing and small motion. A flat image, whose cells tell noise, has none.
 
-Two pictures are near duplicates when the same modalities have a hash in both, and each differs in at most `NEAR_BITS`
+Two images are near duplicates when the same modalities have a hash in both, and each differs in at most `NEAR_BITS`
 of its 64 bits. The lookup is exact: 64 bits are cut into `NEAR_BITS` + 1 bands, of which at least one is then equal
-(pigeonhole), so only pictures that share a band are compared.
+(pigeonhole), so only images that share a band are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NEAR_BITS = 4
 """Of 64, per modality."""
 HASH_ROWS, HASH_COLUMNS = 8, 9
 MIN_CONTRAST = 4.0
-"""Deviation of the cells, grey levels, below which a picture has no hash."""
+"""Deviation of the cells, grey levels, below which an image has no hash."""
 BAND_BITS = (13, 13, 13, 13, 12)
 
 Words = NDArray[np.uint64]
@@ -41,7 +41,7 @@ def pixel_hash(x_CHW: Tensor) -> bytes:
 
 
 def difference_hash(x_CHW: Tensor) -> int | None:
-    """64 bits, or None where the picture is flat.
+    """64 bits, or None where the image is flat.
 
     Args:
         x_CHW: see `grey_levels`.
@@ -58,7 +58,7 @@ def difference_hash(x_CHW: Tensor) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class NearPair:
-    """Two pictures that resemble one another."""
+    """Two images that resemble one another."""
 
     first: int
     second: int
@@ -69,16 +69,16 @@ class NearPair:
 def near_pairs(
     hashes: Sequence[Mapping[str, int]], first_side: Sequence[int], second_side: Sequence[int]
 ) -> list[NearPair]:
-    """For each picture of the second side, the nearest near duplicate on the first, in the order of the second side.
+    """For each image of the second side, the nearest near duplicate on the first, in the order of the second side.
 
     Args:
-        hashes: difference hashes by modality, for each picture.
-        first_side, second_side: indices of pictures.
+        hashes: difference hashes by modality, for each image.
+        first_side, second_side: indices of images.
     """
     names = sorted({name for found in hashes for name in found})
     best: dict[int, NearPair] = {}
     for name in names:
-        # Where the first modality has no hash in either picture, a later one is what they are found by.
+        # Where the first modality has no hash in either image, a later one is what they are found by.
         for query, candidates in _candidates(hashes, name, first_side, second_side):
             for pair in _nearest(hashes, query, candidates):
                 if query not in best or pair.bits < best[query].bits:
@@ -89,7 +89,7 @@ def near_pairs(
 def _candidates(
     hashes: Sequence[Mapping[str, int]], name: str, first_side: Sequence[int], second_side: Sequence[int]
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each picture of the second side with those of the first that differ in at most `NEAR_BITS` in this modality."""
+    """Each image of the second side with those of the first that differ in at most `NEAR_BITS` in this modality."""
     known = np.array([i for i in first_side if name in hashes[i]], dtype=np.int64)
     queries = [i for i in second_side if name in hashes[i]]
     if not len(known) or not queries:
@@ -145,11 +145,11 @@ def twin_findings(
     side_of: Mapping[int, str],
     constant: Sequence[frozenset[str]],
 ) -> Iterator[Finding]:
-    """Pictures whose pixels were there before.
+    """Images whose pixels were there before.
 
     Args:
-        side_of: `train` or `val` by index; pictures on different sides are a leak.
-        constant: modalities that hold one value in the picture: two blank pictures are no duplicates.
+        side_of: `train` or `val` by index; images on different sides are a leak.
+        constant: modalities that hold one value in the image: two blank images are no duplicates.
     """
     whole: dict[tuple[tuple[str, bytes], ...], int] = {}
     single: dict[tuple[str, bytes], int] = {}

@@ -1,4 +1,4 @@
-"""One picture, read once: everything that can be said of it alone."""
+"""One image, read once: everything that can be said of it alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raydet.check.alignment import Alignment, compared, outline_field
 from raydet.check.boxes import box_findings
 from raydet.check.duplicates import difference_hash, pixel_hash
 from raydet.check.findings import DEFAULT_TOLERANCE, Finding
-from raydet.check.statistics import ChannelSums, channel_sums, picture_findings
+from raydet.check.statistics import ChannelSums, channel_sums, image_findings
 from raydet.data.sources.base import Source
 from raydet.errors import DataError
 from raydet.structures import Sample
@@ -29,7 +29,7 @@ class Settings:
     size_edges: tuple[float, float] = (32.0, 96.0)
     """Sides of squares: an area up to that of the first is small, from that of the second on it is large."""
     edges_are_fractions: bool = False
-    """Of the square root of the picture's area; else source pixels."""
+    """Of the square root of the image's area; else source pixels."""
     min_box_px: float = 2.0
     tolerance: float = DEFAULT_TOLERANCE
     """Displacement up to which two modalities are aligned, as part of the longer side."""
@@ -40,8 +40,8 @@ class Settings:
 
 
 @dataclass(slots=True)
-class PictureRecord:
-    """What is kept of a picture; no pixel."""
+class ImageRecord:
+    """What is kept of an image; no pixel."""
 
     index: int
     image_id: str
@@ -57,15 +57,15 @@ class PictureRecord:
     alignments: list[Alignment] = field(default_factory=list)
 
 
-def examined(source: Source, index: int, settings: Settings) -> PictureRecord:
-    """Read one picture and look at everything that it alone can tell."""
+def examined(source: Source, index: int, settings: Settings) -> ImageRecord:
+    """Read one image and look at everything that it alone can tell."""
     image_id = source.image_ids[index]
     try:
         sample = source.read(index)
     except DataError as error:
         finding = Finding("unreadable", image_id, str(error), index)
-        return PictureRecord(index, image_id, (0, 0), [finding], is_read=False)
-    record = PictureRecord(index, image_id, sample.source_hw)
+        return ImageRecord(index, image_id, (0, 0), [finding], is_read=False)
+    record = ImageRecord(index, image_id, sample.source_hw)
     record.channels = {name: channel_sums(x) for name, x in sample.modalities.items()}
     record.constant = frozenset(name for name, sums in record.channels.items() if (sums.constant_C > 0).all())
     # What is simulated is drawn anew for a copy: it would hide that the copy is one.
@@ -73,7 +73,7 @@ def examined(source: Source, index: int, settings: Settings) -> PictureRecord:
         name: pixel_hash(x) for name, x in sample.modalities.items() if name not in settings.simulated
     }
     record.difference_hashes = _difference_hashes(sample)
-    record.findings += picture_findings(sample, index, record.channels)
+    record.findings += image_findings(sample, index, record.channels)
     record.findings += box_findings(sample, index, classes=settings.classes, min_box_px=settings.min_box_px)
     if not len(sample.labels):
         record.findings.append(Finding("empty", image_id, "no box", index))
@@ -99,13 +99,13 @@ def alignments_of(sample: Sample, tolerance: float, *, flat: frozenset[str] = fr
     ]
 
 
-def size_name(area_px: float, picture_hw: tuple[int, int], settings: Settings) -> str:
+def size_name(area_px: float, image_hw: tuple[int, int], settings: Settings) -> str:
     """small, medium or large.
 
     >>> size_name(32 * 32, (480, 640), Settings(classes=()))
     'small'
     """
-    area = area_px / (picture_hw[0] * picture_hw[1]) if settings.edges_are_fractions else area_px
+    area = area_px / (image_hw[0] * image_hw[1]) if settings.edges_are_fractions else area_px
     small, large = (edge**2 for edge in settings.size_edges)
     return SIZE_NAMES[(area > small) + (area >= large)]
 
@@ -135,7 +135,7 @@ def _size_findings(sample: Sample, index: int) -> Iterator[Finding]:
         yield Finding("size_mismatch", sample.image_id, f"{shown} (width x height){aspect}", index)
 
 
-def _alignment_finding(record: PictureRecord, found: Alignment) -> Finding | None:
+def _alignment_finding(record: ImageRecord, found: Alignment) -> Finding | None:
     pair = f"{found.first}-{found.second}"
     match found.verdict:
         case "misaligned":

@@ -24,12 +24,12 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "left_out": Kind(
         "error",
-        "pictures that cannot be used",
+        "images that cannot be used",
         "the reason names file and field; mend them, or leave them out knowingly",
     ),
-    "unreadable": Kind("error", "pictures that cannot be decoded", "copy the files again, or leave them out"),
+    "unreadable": Kind("error", "images that cannot be decoded", "copy the files again, or leave them out"),
     "not_finite": Kind(
-        "error", "pixels that are infinite or not a number", "repair the array, or leave the picture out"
+        "error", "pixels that are infinite or not a number", "repair the array, or leave the image out"
     ),
     "out_of_range": Kind(
         "error", "float pixels outside 0..1", "scale the values to the range that the format names"
@@ -47,29 +47,29 @@ KINDS: dict[str, Kind] = {
     "box_not_finite": Kind("error", "boxes with infinite coordinates or NaN", "correct or delete the box"),
     "box_empty": Kind("error", "boxes without width or height", "correct or delete the box"),
     "box_outside": Kind(
-        "error", "boxes that leave the picture", "clip the box, or check that it belongs to this picture"
+        "error", "boxes that leave the image", "clip the box, or check that it belongs to this image"
     ),
     "unknown_class": Kind(
         "error", "labels that no class stands for", "correct the label, or name all classes in data.classes"
     ),
-    "no_boxes": Kind("error", "no picture has a box", "check that the labels belong to these pictures"),
+    "no_boxes": Kind("error", "no image has a box", "check that the labels belong to these images"),
     "dead_channel": Kind(
         "error",
-        "channels that hold one value in every picture",
+        "channels that hold one value in every image",
         "check the export; name a modality that is not there in data.missing",
     ),
-    "bad_split": Kind("error", "the split leaves a side empty", "change data.split, or add pictures"),
+    "bad_split": Kind("error", "the split leaves a side empty", "change data.split, or add images"),
     "leak": Kind(
         "error",
-        "the same picture on both sides of the split",
+        "the same image on both sides of the split",
         "delete one of the two, or give both the same group",
     ),
     "near_leak": Kind(
         "warning",
-        "validation pictures that nearly equal a training picture",
+        "validation images that nearly equal a training image",
         "give frames of one sequence the same group (data.split.kind=group), or leave one of the two out",
     ),
-    "duplicate": Kind("warning", "the same picture twice", "delete one of the two"),
+    "duplicate": Kind("warning", "the same image twice", "delete one of the two"),
     "shared_file": Kind(
         "warning",
         "the same pixels in one modality, other ones in another",
@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
     ),
     "box_twice": Kind("warning", "an object that is labelled twice", "delete one of the boxes"),
     "box_two_classes": Kind("warning", "an object with two classes", "delete the wrong one of the boxes"),
-    "constant": Kind("warning", "modalities that hold one value", "leave the picture out, or record it anew"),
+    "constant": Kind("warning", "modalities that hold one value", "leave the image out, or record it anew"),
     "saturated": Kind(
         "warning",
         "modalities with most pixels at full scale",
@@ -95,10 +95,10 @@ KINDS: dict[str, Kind] = {
     "cannot_tell": Kind(
         "note",
         "pairs of which nobody can tell whether they are aligned",
-        "their outlines have too little in common; look at a few: dark or blank pictures, or pictures of two places",
+        "their outlines have too little in common; look at a few: dark or blank images, or images of two places",
     ),
     "empty": Kind(
-        "note", "pictures without a box", "fine as background; check that their labels are not missing"
+        "note", "images without a box", "fine as background; check that their labels are not missing"
     ),
     "box_tiny": Kind(
         "note",
@@ -107,14 +107,14 @@ KINDS: dict[str, Kind] = {
     ),
     "odd_shape": Kind(
         "note",
-        "pictures of another shape than nearly all others",
+        "images of another shape than nearly all others",
         "check that they are not turned or cropped",
     ),
-    "no_events": Kind("note", "event pictures without an event", "nothing moved; nothing to do"),
+    "no_events": Kind("note", "event images without an event", "nothing moved; nothing to do"),
     "grey_rgb": Kind(
         "note",
         "RGB whose channels are equal everywhere",
-        "the set may hold a grey picture in place of colours",
+        "the set may hold a grey image in place of colours",
     ),
 }
 
@@ -125,12 +125,12 @@ class Finding:
 
     kind: str
     name: str
-    """The picture's id; a class, a channel or a pair of modalities where it is about all of them."""
+    """The image's id; a class, a channel or a pair of modalities where it is about all of them."""
     detail: str
     index: int | None = None
-    """Of the picture in the source."""
+    """Of the image in the source."""
     other_index: int | None = None
-    """Of the second picture, where there is one."""
+    """Of the second image, where there is one."""
     boxes: tuple[int, ...] = ()
     """Places of the boxes concerned."""
     badness: float = 0.0

@@ -1,4 +1,4 @@
-"""From the records of all pictures to what is wrong with the set."""
+"""From the records of all images to what is wrong with the set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from raydet.check.alignment import Alignment
 from raydet.check.duplicates import near_pairs, twin_findings
-from raydet.check.examine import SIZE_NAMES, PictureRecord, Settings
+from raydet.check.examine import SIZE_NAMES, ImageRecord, Settings
 from raydet.check.findings import KINDS, SEVERITIES, Finding
 from raydet.check.statistics import ChannelSums, set_findings
 from raydet.data.sources.bad_samples import LeftOut
 
 ODD_SHAPE_SHARE = 0.05
-"""Shapes that fewer pictures than this have are odd, where one shape prevails."""
+"""Shapes that fewer images than this have are odd, where one shape prevails."""
 PREVAILING_SHARE = 0.8
 ASPECT_SLACK = 0.1
 OFFSET_MIN_PX = 2.0
@@ -29,9 +29,9 @@ OFFSET_SHARE = 0.8
 
 @dataclass(slots=True)
 class Gathered:
-    """A set after the last picture."""
+    """A set after the last image."""
 
-    num_pictures: int = 0
+    num_images: int = 0
     num_unread: int = 0
     classes: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
@@ -39,9 +39,9 @@ class Gathered:
     channels: dict[str, ChannelSums] = field(default_factory=dict)
     boxes: Counter[tuple[int, str]] = field(default_factory=Counter)
     boxes_by_side: Counter[tuple[str, int]] = field(default_factory=Counter)
-    pictures_by_side: Counter[str] = field(default_factory=Counter)
+    images_by_side: Counter[str] = field(default_factory=Counter)
     sizes_hw: Counter[tuple[int, int]] = field(default_factory=Counter)
-    boxes_per_picture: Counter[int] = field(default_factory=Counter)
+    boxes_per_image: Counter[int] = field(default_factory=Counter)
     alignments: list[tuple[int, str, Alignment]] = field(default_factory=list)
     """Index, image id, estimate."""
     left_out: list[LeftOut] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Gathered:
         return sum(finding.severity == severity for finding in self.findings)
 
     def by_kind(self) -> dict[str, list[Finding]]:
-        """Errors first; within a kind in the order of the pictures."""
+        """Errors first; within a kind in the order of the images."""
         ranked = sorted(KINDS, key=lambda kind: SEVERITIES.index(KINDS[kind].severity))
         groups: dict[str, list[Finding]] = {kind: [] for kind in ranked}
         for finding in self.findings:
@@ -80,7 +80,7 @@ class Gathered:
 
 
 def gather(
-    records: Iterable[PictureRecord],
+    records: Iterable[ImageRecord],
     *,
     settings: Settings,
     modalities: Sequence[str],
@@ -91,7 +91,7 @@ def gather(
 
     Args:
         records: in the order of the source; each is dropped after it was looked at, but for its hashes.
-        sides: `train`, `val` or, where validation is on the training pictures, `both`, by index; or why there is no
+        sides: `train`, `val` or, where validation is on the training images, `both`, by index; or why there is no
             split.
     """
     all_ = Gathered(classes=settings.classes, modalities=tuple(modalities), left_out=list(left_out))
@@ -136,8 +136,8 @@ def _left_out_finding(item: LeftOut) -> Finding:
     return Finding("left_out", item.name, item.reason)
 
 
-def _take(all_: Gathered, record: PictureRecord, side: str) -> None:
-    all_.num_pictures += 1
+def _take(all_: Gathered, record: ImageRecord, side: str) -> None:
+    all_.num_images += 1
     all_.findings += record.findings
     if not record.is_read:
         all_.num_unread += 1
@@ -145,14 +145,14 @@ def _take(all_: Gathered, record: PictureRecord, side: str) -> None:
     sides = ("train", "val") if side == "both" else (side,)
     all_.sizes_hw[record.size_hw] += 1
     all_.boxes.update(record.boxes)
-    all_.boxes_per_picture[record.boxes.total()] += 1
+    all_.boxes_per_image[record.boxes.total()] += 1
     for each in sides:
-        all_.pictures_by_side[each] += 1
+        all_.images_by_side[each] += 1
         for (label, _), count in record.boxes.items():
             all_.boxes_by_side[each, label] += count
     all_.alignments += [(record.index, record.image_id, found) for found in record.alignments]
     for name, sums in record.channels.items():
-        # A picture with another number of channels would be a mistake of the source.
+        # An image with another number of channels would be a mistake of the source.
         if name in all_.channels:
             all_.channels[name].add(sums)
         else:
@@ -193,15 +193,15 @@ def _odd_shapes(
     for index, (height, width) in enumerate(shapes):
         is_rare = 0 < sizes[height, width] <= ODD_SHAPE_SHARE * total
         if is_rare and abs(width / height / ratio - 1) > ASPECT_SLACK:
-            detail = f"{width} x {height}; {count} of {total} pictures are {usual[1]} x {usual[0]}"
+            detail = f"{width} x {height}; {count} of {total} images are {usual[1]} x {usual[0]}"
             yield Finding("odd_shape", image_ids[index], detail, index)
 
 
 def _class_findings(all_: Gathered, *, has_split: bool) -> Iterator[Finding]:
     rows = all_.class_rows()
     num_boxes = sum(row["all"] for row in rows)
-    if all_.num_pictures > all_.num_unread and not num_boxes:
-        yield Finding("no_boxes", "all pictures", f"{all_.num_pictures - all_.num_unread} pictures, no box")
+    if all_.num_images > all_.num_unread and not num_boxes:
+        yield Finding("no_boxes", "all images", f"{all_.num_images - all_.num_unread} images, no box")
         return
     for row in rows:
         if not row["all"]:

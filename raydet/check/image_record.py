@@ -2,21 +2,21 @@
 
     format            1
     source            the source's config, as in config.json
-    pictures          {"seen", "unread", "left_out", "train", "val"}
+    images          {"seen", "unread", "left_out", "train", "val"}
     modalities        names
     counts            {"error", "warning", "note"}: number of findings
     findings          one object per kind, errors first:
                       {"kind", "severity", "title", "remedy", "count",
                        "items": [{"name", "detail", "index", "other_index", "boxes"}]}, all of them, in source order
-    causes            what pictures were left out for, with counts: {cause: count}
+    causes            what images were left out for, with counts: {cause: count}
     classes           [{"class", "small", "medium", "large", "train", "val", "all"}]: boxes
     size_edges        {"unit": "px" or "fraction", "edges": [small ends, large begins]}
-    boxes_per_picture {number of boxes: pictures}
-    picture_sizes     {"640 x 480": pictures}, width x height
+    boxes_per_image {number of boxes: images}
+    image_sizes     {"640 x 480": images}, width x height
     channels          {modality: [{"channel", "mean", "std", "min", "max", "share_zero", "share_full"}]}, 0..1
     alignment         {"tolerance": part of the longer side,
                        "pairs": [{"pair", "aligned", "misaligned", "cannot_tell", "median_x_px", "median_y_px"}],
-                       "pictures": [{"index", "name", "first", "second", "verdict", "shift_xy", "rotation_deg",
+                       "images": [{"index", "name", "first", "second", "verdict", "shift_xy", "rotation_deg",
                        "scale", "displacement_px", "strength", "strength_in_place"}]}
 
 Names are as the source has them. There is no time and no path of the output in it: equal sets give equal files.
@@ -40,12 +40,12 @@ def as_json(found: Gathered, settings: Settings, source: dict[str, Any]) -> dict
     return {
         "format": FORMAT,
         "source": source,
-        "pictures": {
-            "seen": found.num_pictures,
+        "images": {
+            "seen": found.num_images,
             "unread": found.num_unread,
             "left_out": len(found.left_out),
-            "train": found.pictures_by_side["train"],
-            "val": found.pictures_by_side["val"],
+            "train": found.images_by_side["train"],
+            "val": found.images_by_side["val"],
         },
         "modalities": list(found.modalities),
         "counts": {severity: found.count(severity) for severity in SEVERITIES},
@@ -56,15 +56,13 @@ def as_json(found: Gathered, settings: Settings, source: dict[str, Any]) -> dict
             "unit": "fraction" if settings.edges_are_fractions else "px",
             "edges": list(settings.size_edges),
         },
-        "boxes_per_picture": {
-            str(number): count for number, count in sorted(found.boxes_per_picture.items())
-        },
-        "picture_sizes": {f"{w} x {h}": count for (h, w), count in found.sizes_hw.most_common()},
+        "boxes_per_image": {str(number): count for number, count in sorted(found.boxes_per_image.items())},
+        "image_sizes": {f"{w} x {h}": count for (h, w), count in found.sizes_hw.most_common()},
         "channels": {name: sums.rows() for name, sums in found.channels.items()},
         "alignment": {
             "tolerance": settings.tolerance,
             "pairs": found.alignment_rows(),
-            "pictures": [
+            "images": [
                 {"index": index, "name": name, **asdict(estimate)}
                 for index, name, estimate in found.alignments
             ],

@@ -1,8 +1,8 @@
-"""Pictures of the worst cases: modalities side by side with boxes, and checkerboards of misaligned pairs.
+"""Images of the worst cases: modalities side by side with boxes, and checkerboards of misaligned pairs.
 
 There is no text in them: what they show is said beside them, where it is escaped and can be read by machines.
 
-Legend: C channels, H W picture.
+Legend: C channels, H W image.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TILES = 8
 """Squares along the longer side of a checkerboard."""
 GOOD, BAD = (0, 230, 118), (255, 61, 61)
 PER_KIND = 4
-WITH_PICTURES = (
+WITH_IMAGES = (
     "misaligned",
     "leak",
     "near_leak",
@@ -65,13 +65,13 @@ class Case:
 
 
 def worst_cases(found: Gathered, source: Source) -> Iterator[Case]:
-    """The worst `PER_KIND` pictures of each kind that can be seen, read again."""
+    """The worst `PER_KIND` images of each kind that can be seen, read again."""
     estimates: dict[int, list[Alignment]] = {}
     for index, _, estimate in found.alignments:
         if estimate.verdict == "misaligned":
             estimates.setdefault(index, []).append(estimate)
     groups = found.by_kind()
-    for kind in sorted(WITH_PICTURES, key=list(KINDS).index):
+    for kind in sorted(WITH_IMAGES, key=list(KINDS).index):
         chosen = [each for each in worst_first(groups.get(kind, [])) if each.index is not None]
         for finding in islice(chosen, PER_KIND):
             try:
@@ -81,7 +81,7 @@ def worst_cases(found: Gathered, source: Source) -> Iterator[Case]:
 
 
 def _case(finding: Finding, source: Source, estimates: dict[int, list[Alignment]]) -> Case:
-    assert finding.index is not None, "only findings about a picture are drawn"
+    assert finding.index is not None, "only findings about an image are drawn"
     sample = source.read(finding.index)
     if finding.kind == "misaligned":
         estimate = next(
@@ -97,7 +97,7 @@ def _case(finding: Finding, source: Source, estimates: dict[int, list[Alignment]
     caption = ", ".join(sample.modalities)
     if finding.other_index is not None:
         panels += modality_panels(source.read(finding.other_index))
-        caption = f"{caption} of this picture, then of the other"
+        caption = f"{caption} of this image, then of the other"
     return Case(finding, caption, as_uri(side_by_side(panels)))
 
 
@@ -152,14 +152,14 @@ def as_uri(image: Image.Image) -> str:
 
 
 def _with_boxes(x_CHW: Tensor, sample: Sample, bad: Sequence[int]) -> Image.Image:
-    picture = Image.fromarray(np.ascontiguousarray(as_colours(x_CHW)))
-    panel = _reduced(picture)
-    factor = panel.width / picture.width
+    full = Image.fromarray(np.ascontiguousarray(as_colours(x_CHW)))
+    panel = _reduced(full)
+    factor = panel.width / full.width
     draw = ImageDraw.Draw(panel)
     boxes_N4 = sample.boxes_xyxy.double().numpy()
     wrong = frozenset(bad)
     for place in sorted(range(len(boxes_N4)), key=wrong.__contains__):  # bad ones on top
-        corners = _drawable(boxes_N4[place], picture.size, factor)
+        corners = _drawable(boxes_N4[place], full.size, factor)
         draw.rectangle(corners, outline=BAD if place in wrong else GOOD, width=2 if place in wrong else 1)
     return panel
 
@@ -167,7 +167,7 @@ def _with_boxes(x_CHW: Tensor, sample: Sample, bad: Sequence[int]) -> Image.Imag
 def _drawable(
     xyxy: NDArray[np.float64], size: tuple[int, int], factor: float
 ) -> tuple[float, float, float, float]:
-    """The box in panel pixels, cut at the picture's edge, of one pixel at least."""
+    """The box in panel pixels, cut at the image's edge, of one pixel at least."""
     (x1, x2), (y1, y2) = (
         np.sort(np.nan_to_num(xyxy[axis::2], nan=0.0).clip(0, size[axis])) * factor for axis in (0, 1)
     )

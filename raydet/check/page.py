@@ -40,7 +40,7 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
         loader=PackageLoader("raydet.check"), autoescape=True, undefined=StrictUndefined
     )
     small, large = settings.size_edges
-    unit = " of the picture's side" if settings.edges_are_fractions else " px"
+    unit = " of the image's side" if settings.edges_are_fractions else " px"
     page = environment.get_template("check.html.j2").render(
         title=title,
         found=found,
@@ -53,8 +53,8 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
             for name in SIZE_NAMES
         ],
         size_text=f"small: an area up to that of a square of {small:g}{unit}; large: from {large:g}{unit} on",
-        per_picture=_bars(sorted(found.boxes_per_picture.items())),
-        picture_sizes=found.sizes_hw.most_common(10),
+        per_image=_bars(sorted(found.boxes_per_image.items())),
+        image_sizes=found.sizes_hw.most_common(10),
         channels=[(name, row) for name, sums in found.channels.items() for row in sums.rows()],
         alignment=found.alignment_rows(),
         tolerance=f"{settings.tolerance:.2%}",
@@ -67,8 +67,8 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
 
 def _facts(found: Gathered) -> list[tuple[str, str]]:
     facts = [
-        ("pictures", f"{found.num_pictures:,}"),
-        ("train / val", f"{found.pictures_by_side['train']:,} / {found.pictures_by_side['val']:,}"),
+        ("images", f"{found.num_images:,}"),
+        ("train / val", f"{found.images_by_side['train']:,} / {found.images_by_side['val']:,}"),
         ("modalities", ", ".join(found.modalities)),
         ("boxes", f"{found.boxes.total():,}"),
         ("left out", f"{len(found.left_out):,}"),

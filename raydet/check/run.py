@@ -1,4 +1,4 @@
-"""The check of a whole source, picture by picture, in this process or in several."""
+"""The check of a whole source, image by image, in this process or in several."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from raydet.check.examine import PictureRecord, Settings, examined
+from raydet.check.examine import ImageRecord, Settings, examined
 from raydet.check.findings import DEFAULT_TOLERANCE
 from raydet.check.gather import Gathered, gather
 from raydet.config import DataConfig, EvaluateConfig, FirstSplit, FrameSplit, GroupSplit
@@ -21,7 +21,7 @@ from raydet.data.split import split_indices
 from raydet.errors import DataError, RaydetError
 
 CHUNK = 8
-"""Pictures that a process takes at a time."""
+"""Images that a process takes at a time."""
 WAITING_PER_PROCESS = 4
 """Chunks that are handed out ahead: their results wait until those before them are there."""
 
@@ -31,7 +31,7 @@ _opened: tuple[Source, Settings] | None = None
 def settings_of(
     data: DataConfig, evaluate: EvaluateConfig, *, tolerance: float = DEFAULT_TOLERANCE, align: bool = True
 ) -> Settings:
-    """What a check of these pictures goes by: sizes as they are measured in evaluation."""
+    """What a check of these images goes by: sizes as they are measured in evaluation."""
     fractions = evaluate.size_bins_fraction
     return Settings(
         classes=data.classes,
@@ -50,16 +50,16 @@ def check_source(
     settings: Settings,
     *,
     workers: int = 0,
-    on_picture: Callable[[], None] = lambda: None,
+    on_image: Callable[[], None] = lambda: None,
 ) -> Gathered:
-    """Look at every picture once. The result does not depend on the number of processes.
+    """Look at every image once. The result does not depend on the number of processes.
 
     Args:
         workers: processes that read and look; 0 does it here.
-        on_picture: called after each picture.
+        on_image: called after each image.
     """
     return gather(
-        _told(_records(source, settings, workers), on_picture),
+        _told(_records(source, settings, workers), on_image),
         settings=settings,
         modalities=source.modalities,
         left_out=left_out_of(source),
@@ -67,14 +67,14 @@ def check_source(
     )
 
 
-def _told(records: Iterator[PictureRecord], on_picture: Callable[[], None]) -> Iterator[PictureRecord]:
+def _told(records: Iterator[ImageRecord], on_image: Callable[[], None]) -> Iterator[ImageRecord]:
     for record in records:
-        on_picture()
+        on_image()
         yield record
 
 
 def _sides(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> dict[int, str] | str:
-    """The side of each picture, or why there are none."""
+    """The side of each image, or why there are none."""
     try:
         train, val = split_indices(source, split)
     except DataError as error:
@@ -85,7 +85,7 @@ def _sides(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> dict[
     return sides
 
 
-def _records(source: Source, settings: Settings, workers: int) -> Iterator[PictureRecord]:
+def _records(source: Source, settings: Settings, workers: int) -> Iterator[ImageRecord]:
     if workers == 0:
         for index in range(len(source)):
             yield examined(source, index, settings)
@@ -101,16 +101,16 @@ def _records(source: Source, settings: Settings, workers: int) -> Iterator[Pictu
         yield from _in_order(pool, len(source), WAITING_PER_PROCESS * workers)
     except BrokenProcessPool as error:
         raise RaydetError(
-            f"data check: wanted {workers} processes that read pictures, one of them was killed; if memory ran out, "
-            "give fewer --workers, else find the picture with --workers 0"
+            f"data check: wanted {workers} processes that read images, one of them was killed; if memory ran out, "
+            "give fewer --workers, else find the image with --workers 0"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, count: int, most_waiting: int) -> Iterator[PictureRecord]:
+def _in_order(pool: ProcessPoolExecutor, count: int, most_waiting: int) -> Iterator[ImageRecord]:
     """In the order of the source, because sums of floats depend on it."""
-    waiting: deque[Future[list[PictureRecord]]] = deque()
+    waiting: deque[Future[list[ImageRecord]]] = deque()
     for start in range(0, count, CHUNK):
         waiting.append(pool.submit(_examined, range(count)[start : start + CHUNK]))
         if len(waiting) == most_waiting:
@@ -128,7 +128,7 @@ def _open(source: Source, settings: Settings) -> None:
     _opened = source, settings
 
 
-def _examined(indices: Sequence[int]) -> list[PictureRecord]:
+def _examined(indices: Sequence[int]) -> list[ImageRecord]:
     assert _opened is not None, "the pool's initializer comes first"
     source, settings = _opened
     return [examined(source, index, settings) for index in indices]

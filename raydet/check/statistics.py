@@ -1,6 +1,6 @@
 """Values of every modality and channel: dead, constant, saturated, not finite; means and deviations of the set.
 
-Legend: C channels, H W picture.
+Legend: C channels, H W image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raydet.check.findings import Finding
 from raydet.structures import Sample
 
 SATURATED_SHARE = 0.5
-"""Share of a channel's pixels at full scale from which a picture counts as saturated."""
+"""Share of a channel's pixels at full scale from which an image counts as saturated."""
 FLOAT_SLACK = 1e-6
 
 Floats = NDArray[np.float64]
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(slots=True)
 class ChannelSums:
-    """Sums over the pixels of one or many pictures, per channel [C], on a 0..1 scale, of finite values."""
+    """Sums over the pixels of one or many images, per channel [C], on a 0..1 scale, of finite values."""
 
     count_C: Floats
     sum_C: Floats
@@ -38,8 +38,8 @@ class ChannelSums:
     is_grey: bool
     """All channels are equal."""
     constant_C: Floats
-    """Pictures in which the channel holds one value."""
-    pictures: int = 1
+    """Images in which the channel holds one value."""
+    images: int = 1
 
     @property
     def num_channels(self) -> int:
@@ -47,13 +47,13 @@ class ChannelSums:
         return len(self.count_C)
 
     def add(self, other: ChannelSums) -> None:
-        """Take in the pixels of more pictures."""
+        """Take in the pixels of more images."""
         for name in ("count_C", "sum_C", "squares_C", "zeros_C", "full_C", "constant_C"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low_C = np.minimum(self.low_C, other.low_C)
         self.high_C = np.maximum(self.high_C, other.high_C)
         self.is_grey &= other.is_grey
-        self.pictures += other.pictures
+        self.images += other.images
 
     def rows(self) -> list[dict[str, Any]]:
         """One per channel: mean, std, min, max on a 0..1 scale, shares of pixels at 0 and at full scale."""
@@ -75,7 +75,7 @@ class ChannelSums:
 
 
 def channel_sums(x_CHW: Tensor) -> ChannelSums:
-    """Of one picture.
+    """Of one image.
 
     Args:
         x_CHW: uint8 in 0..255 or float in 0..1.
@@ -120,8 +120,8 @@ def _of_bytes(x_CHW: Tensor) -> ChannelSums:
     )
 
 
-def picture_findings(sample: Sample, index: int, sums: dict[str, ChannelSums]) -> Iterator[Finding]:
-    """What is wrong with the values of one picture."""
+def image_findings(sample: Sample, index: int, sums: dict[str, ChannelSums]) -> Iterator[Finding]:
+    """What is wrong with the values of one image."""
     for name, sum_ in sums.items():
         x_CHW = sample.modalities[name]
         num_pixels = x_CHW.shape[1] * x_CHW.shape[2]
@@ -153,7 +153,7 @@ def picture_findings(sample: Sample, index: int, sums: dict[str, ChannelSums]) -
 
 
 def set_findings(sums: dict[str, ChannelSums]) -> Iterator[Finding]:
-    """What is wrong with a channel in all pictures together."""
+    """What is wrong with a channel in all images together."""
     for name, sum_ in sums.items():
         for channel in range(sum_.num_channels):
             if sum_.low_C[channel] == sum_.high_C[channel]:
@@ -161,8 +161,8 @@ def set_findings(sums: dict[str, ChannelSums]) -> Iterator[Finding]:
                 yield Finding(
                     "dead_channel",
                     f"{name} {channel}",
-                    f"{value:.3g} of full scale in all {sum_.pictures} pictures",
+                    f"{value:.3g} of full scale in all {sum_.images} images",
                 )
         is_alive = bool((sum_.low_C < sum_.high_C).all())
         if sum_.num_channels == 3 and sum_.is_grey and is_alive:
-            yield Finding("grey_rgb", name, f"all three channels are equal in all {sum_.pictures} pictures")
+            yield Finding("grey_rgb", name, f"all three channels are equal in all {sum_.images} images")

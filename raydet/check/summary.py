@@ -14,9 +14,9 @@ NUM_CLASSES = 12
 
 def summary_lines(found: Gathered) -> Iterator[str]:
     """Counts, classes, alignment, and findings by severity with the first few names and the remedy."""
-    sides = ", ".join(f"{found.pictures_by_side[side]} {side}" for side in ("train", "val"))
+    sides = ", ".join(f"{found.images_by_side[side]} {side}" for side in ("train", "val"))
     yield (
-        f"{found.num_pictures} pictures ({sides}), {', '.join(found.modalities)}; "
+        f"{found.num_images} images ({sides}), {', '.join(found.modalities)}; "
         f"{len(found.left_out)} left out, {found.num_unread} not decoded"
     )
     rows = sorted(found.class_rows(), key=lambda row: -row["all"])
@@ -38,7 +38,7 @@ def summary_lines(found: Gathered) -> Iterator[str]:
 
 
 def worst_first(items: list[Finding]) -> list[Finding]:
-    """Of one kind; equals in the order of the pictures."""
+    """Of one kind; equals in the order of the images."""
     return sorted(items, key=lambda finding: -finding.badness)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Measure what a step, a checkpoint, a picture, its loading or an evaluation costs.",
+    help="Measure what a step, a checkpoint, an image, its loading or an evaluation costs.",
 )
 
 
@@ -37,8 +37,8 @@ def train_step(
     config: ConfigOption = None,
     backbone: BackboneOption = None,
     sets: SetOption = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 4,
-    objects: Annotated[int, typer.Option(min=0, help="Boxes per picture.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step.")] = 4,
+    objects: Annotated[int, typer.Option(min=0, help="Boxes per image.")] = 8,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +59,7 @@ def train_step(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Time a train step on random pictures: images/s, memory, operations, and where the time goes."""
+    """Time a train step on random images: images/s, memory, operations, and where the time goes."""
     experiment = adjusted(
         starting_experiment(recipe, config), backbone=backbone, data=None, epochs=None, sets=sets
     )
@@ -131,7 +131,7 @@ def lines_of(report: StepReport) -> Iterator[str]:
         yield ""
         yield (
             f"largest relative difference to plain: losses {found.loss:.1e}, gradients {found.gradient:.1e} "
-            f"(fp64, one picture); losses {found.fp32_loss:.1e} (fp32)"
+            f"(fp64, one image); losses {found.fp32_loss:.1e} (fp32)"
         )
 
 

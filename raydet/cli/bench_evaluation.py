@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def evaluation(
-    images: Annotated[int, typer.Option(min=1, help="Pictures of the random set.")] = 5000,
-    detections: Annotated[int, typer.Option(min=1, help="Per picture.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="Images of the random set.")] = 5000,
+    detections: Annotated[int, typer.Option(min=1, help="Per image.")] = 100,
     classes: Annotated[int, typer.Option(min=1, help="Object classes.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of either engine.")] = 3,
     as_json: AsJsonOption = False,

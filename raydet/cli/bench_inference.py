@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def inference(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of finished runs.")],
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
-    images: Annotated[int, typer.Option(min=1, help="Validation pictures per round, at most.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    images: Annotated[int, typer.Option(min=1, help="Validation images per round, at most.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; the runs take turns.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's.")] = None,
     use_gpu: DeviceOption = None,

@@ -29,7 +29,7 @@ def loader(
     data: DataOption = None,
     backbone: BackboneOption = None,
     sets: SetOption = None,
-    images: Annotated[int, typer.Option(min=4, help="Pictures that are read.")] = 64,
+    images: Annotated[int, typer.Option(min=4, help="Images that are read.")] = 64,
     height: Annotated[int, typer.Option(min=32, help="They are brought to this size.")] = 512,
     width: Annotated[int, typer.Option(min=32)] = 640,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of every way to read.")] = 5,
@@ -41,7 +41,7 @@ def loader(
     step: Annotated[bool, typer.Option("--step/--no-step", help="Time a train step beside it.")] = True,
     as_json: AsJsonOption = False,
 ) -> None:
-    """Time reading and loading against one array per picture, and watch the memory of the loader processes."""
+    """Time reading and loading against one array per image, and watch the memory of the loader processes."""
     experiment = adjusted(
         starting_experiment(recipe, None), backbone=backbone, data=data, epochs=None, sets=sets
     )
@@ -69,7 +69,7 @@ def lines_of(report: LoaderReport) -> Iterator[str]:
     events = ", events simulated" if report.is_event_simulated else ""
     height, width = report.size_hw
     yield (
-        f"{report.pictures} pictures of 5 x {height} x {width}{events}; one core, median of {report.rounds} rounds, "
+        f"{report.images} images of 5 x {height} x {width}{events}; one core, median of {report.rounds} rounds, "
         "processor time"
     )
     for way in report.ways:

@@ -18,11 +18,11 @@ def compare(
         Path, typer.Argument(help="A run's directory; its repeats `<run>_seed<n>` beside it count, too.")
     ],
     b: Annotated[Path, typer.Argument(help="Another one's.")],
-    resamples: Annotated[int, typer.Option(min=100, help="Resampled sets of pictures.")] = 1000,
+    resamples: Annotated[int, typer.Option(min=100, help="Resampled sets of images.")] = 1000,
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare runs of unlike settings.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Is one detector better than another, or is it noise of pictures and seeds?"""
+    """Is one detector better than another, or is it noise of images and seeds?"""
     from raydet.report.compare import compare_arms, open_arm
 
     arms = open_arm(a.absolute()), open_arm(b.absolute())
@@ -40,11 +40,11 @@ def compare(
 def _in_words(found: Comparison) -> str:
     difference = f"A - B {found.difference:+.4f}"
     if found.num_groups < 2:
-        return f"{difference}: unknown, one group of pictures says nothing about the noise of the set"
+        return f"{difference}: unknown, one group of images says nothing about the noise of the set"
     if found.low is None or found.high is None or found.sd_seeds is None or found.p_value is None:
         return f"{difference}: unknown, one run on a side says nothing about the noise of training; run --seeds 3"
     interval = f"{difference}, 95 % interval {found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"
-    noise = f"noise: {found.sd_seeds:.4f} per seed, {found.sd_pictures:.4f} of the pictures ({found.num_groups} groups)"
+    noise = f"noise: {found.sd_seeds:.4f} per seed, {found.sd_images:.4f} of the images ({found.num_groups} groups)"
     return f"{interval}; {noise}\n{found.verdict}{_advice(found)}"
 
 
@@ -52,7 +52,7 @@ def _advice(found: Comparison) -> str:
     if found.verdict != "not distinguishable":
         return ""
     if found.seeds_needed is None:
-        return ": not even 100 seeds would find a difference of this size, or it takes more pictures"
+        return ": not even 100 seeds would find a difference of this size, or it takes more images"
     return f": a difference of this size would take about {found.seeds_needed} seeds on either side"
 
 

@@ -1,4 +1,4 @@
-"""`raydet data`: sets of pictures."""
+"""`raydet data`: sets of images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ app = typer.Typer(
     name="data",
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Check sets of pictures, and convert them.",
+    help="Check sets of images, and convert them.",
 )
 app.command()(check)
 app.command()(convert)

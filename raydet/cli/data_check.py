@@ -45,7 +45,7 @@ def check(
     ] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
 ) -> None:
-    """Look at every picture of a set: pairs, alignment, boxes, duplicates, leaks between the splits, values.
+    """Look at every image of a set: pairs, alignment, boxes, duplicates, leaks between the splits, values.
 
     Exit code 3 where there are errors. --set data.split... checks another split, --set data.classes=[...] names
     classes, --set evaluate.size_bins_px=[...] other sizes.
@@ -67,7 +67,7 @@ def check(
         typer.progressbar(length=len(source), label="checking", hidden=not _is_terminal()) as bar,
     ):
         found = check_source(
-            source, experiment.data.split, settings, workers=workers, on_picture=lambda: bar.update(1)
+            source, experiment.data.split, settings, workers=workers, on_image=lambda: bar.update(1)
         )
     for line in summary_lines(found):
         typer.echo(line)

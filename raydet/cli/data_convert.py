@@ -29,9 +29,17 @@ def convert(
     ] = "zstd",
     on_bad: Annotated[
         str,
-        typer.Option(help="error: the first bad picture ends it; skip: bad ones are left out and listed."),
+        typer.Option(help="error: the first bad image ends it; skip: bad ones are left out and listed."),
     ] = "error",
-    pictures_per_shard: Annotated[int, typer.Option(min=1, help="The last shard may have fewer.")] = 64,
+    images_per_shard: Annotated[
+        int,
+        typer.Option(
+            "--images-per-shard",
+            "--pictures-per-shard",  # its name until 2026-11
+            min=1,
+            help="The last shard may have fewer.",
+        ),
+    ] = 64,
     anew: Annotated[
         bool,
         typer.Option(
@@ -61,7 +69,7 @@ def convert(
             encoding=chosen,
             workers=workers,
             on_bad=policy,
-            pictures_per_shard=pictures_per_shard,
+            images_per_shard=images_per_shard,
             anew=anew,
             report=_report,
         )
@@ -97,14 +105,14 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 def _text(manifest: Manifest, destination: str) -> str:
     size_bytes = sum(shard.size_bytes for shard in manifest.shards)
     lines = [
-        f"{destination}: {manifest.pictures} pictures in {len(manifest.shards)} shards ({manifest.encoding}), "
-        f"{size_bytes / 1e6:,.1f} MB, {size_bytes / max(1, manifest.pictures) / 1e3:,.0f} kB per picture",
+        f"{destination}: {manifest.images} images in {len(manifest.shards)} shards ({manifest.encoding}), "
+        f"{size_bytes / 1e6:,.1f} MB, {size_bytes / max(1, manifest.images) / 1e3:,.0f} kB per image",
         "boxes     " + ", ".join(f"{name} {count}" for name, count in manifest.boxes.items()),
     ]
     for name, entry in manifest.modalities.items():
         mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (entry.mean, entry.std))
         lines.append(f"{name:9} mean {mean}, std {std}")
     if manifest.left_out:
-        lines.append(f"left out  {manifest.left_out} pictures, see left_out.jsonl")
+        lines.append(f"left out  {manifest.left_out} images, see left_out.jsonl")
     lines += [f"sha256    {manifest.sha256}", f"content   {manifest.content_sha256}"]
     return "\n".join(lines)

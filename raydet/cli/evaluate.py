@@ -47,7 +47,7 @@ def evaluate(
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield (
-        f"{found['run']}, {found['checkpoint']}: {found['images']} pictures ({found['data']['kind']}), "
+        f"{found['run']}, {found['checkpoint']}: {found['images']} images ({found['data']['kind']}), "
         f"{', '.join(found['modalities'])}"
     )
     for name, value in found["metrics"].items():

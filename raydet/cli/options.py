@@ -100,7 +100,7 @@ OtherDataOption = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Other pictures with the same classes, all of them (see `raydet train --data`); default: those that "
+        help="Other images with the same classes, all of them (see `raydet train --data`); default: those that "
         "the run was validated on.",
     ),
 ]
@@ -159,7 +159,7 @@ def local_directory(text: str, flag: str) -> Path:
 
 
 def opened_run(run: Path, *, data: str | None, use_gpu: bool | None) -> TrainedRun:
-    """The run that a command was given, with its own pictures or others."""
+    """The run that a command was given, with its own images or others."""
     from raydet.data.build import detect_source
     from raydet.engine.open_run import open_trained
     from raydet.parallel.collectives import wanted_device
@@ -169,7 +169,7 @@ def opened_run(run: Path, *, data: str | None, use_gpu: bool | None) -> TrainedR
 
 
 def describe_run(run: TrainedRun) -> dict[str, Any]:
-    """Which detector, on which pictures."""
+    """Which detector, on which images."""
     data = run.experiment.data
     return {
         "run": str(run.run_dir),

@@ -36,7 +36,7 @@ def plan(
         str, typer.Option(help="Memory of each GPU, with its unit: 80GiB, 24GB, 16000MiB.")
     ] = "80GiB",
     objects: Annotated[
-        int, typer.Option(help="Ground truths per picture in the worst batch; the data are not opened.")
+        int, typer.Option(help="Ground truths per image in the worst batch; the data are not opened.")
     ] = 50,
     table: Annotated[
         bool,
@@ -68,10 +68,10 @@ class _Answer:
     memory_bytes: int
     objects: int
     share: int
-    """Pictures per GPU and step."""
+    """Images per GPU and step."""
     ledger: Ledger
     largest: int | None
-    """Micro-batch; None: not even one picture fits."""
+    """Micro-batch; None: not even one image fits."""
     recommendation: Recommendation
     table: list[tuple[str, Option]] | None
 
@@ -95,7 +95,7 @@ class _Answer:
                 {
                     "name": row.name,
                     "bytes": row.bytes,
-                    "bytes_per_picture": row.image_bytes,
+                    "bytes_per_image": row.image_bytes,
                     "bytes_at_peak": row.peak_bytes,
                 }
                 for row in self.ledger.rows
@@ -123,15 +123,15 @@ class _Answer:
 
         train, found, best = self.experiment.train, self.ledger, self.recommendation
         height, width = self.experiment.data.canvas_hw
-        pictures = f"micro-batch {found.micro_batch} x {found.accumulation}"
+        images = f"micro-batch {found.micro_batch} x {found.accumulation}"
         lines = [
             f"{self.experiment.name}: {self.experiment.model.backbone.label}, canvas {height} x {width}, "
             f"{train.precision}, activation checkpointing {train.activation_checkpointing}",
             f"{self.gpus} x {in_words(self.memory_bytes)}, {found.layout.kind}, global batch {train.global_batch} "
-            f"({pictures}), {self.objects} objects per picture",
+            f"({images}), {self.objects} objects per image",
             "",
             *_aligned(
-                ("per GPU", "at its largest", "per picture", "at the peak"),
+                ("per GPU", "at its largest", "per image", "at the peak"),
                 [
                     (
                         row.name,
@@ -147,7 +147,7 @@ class _Answer:
             "",
             f"peak in the {found.moment}: {in_words(found.peak_bytes)} of {in_words(self.memory_bytes)}, "
             + ("fits" if self.fits else "DOES NOT FIT"),
-            f"largest micro-batch like this: {self.largest or 'none'} (of {self.share} pictures per GPU and step)",
+            f"largest micro-batch like this: {self.largest or 'none'} (of {self.share} images per GPU and step)",
             ("recommended: " if best.fits else "least: ")
             + f"{' '.join(best.settings)}, peak {in_words(best.option.ledger.peak_bytes)}",
             f"because {best.reason}" if best.fits else best.reason,

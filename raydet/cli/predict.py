@@ -31,7 +31,7 @@ def predict(
     run: RunArgument,
     output: Annotated[Path, typer.Option(help="Directory for detections.json and pictures/.")],
     data: OtherDataOption = None,
-    draw: Annotated[int, typer.Option(min=0, help="Pictures to draw, the first ones.")] = 0,
+    draw: Annotated[int, typer.Option(min=0, help="Images to draw, the first ones.")] = 0,
     draw_score: Annotated[
         float, typer.Option(min=0, max=1, help="Draw detections from this score on.")
     ] = 0.5,
@@ -52,7 +52,7 @@ def predict(
         )
         path.write_text(json.dumps(results) + "\n")
         note = opened.experiment.data.simulation_note
-        typer.echo(f"{len(results)} detections in {len(opened.val_indices)} pictures: {path} {note}".rstrip())
+        typer.echo(f"{len(results)} detections in {len(opened.val_indices)} images: {path} {note}".rstrip())
         if draw:
             _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
 
@@ -66,6 +66,6 @@ def _draw(run: TrainedRun, rows: NDArray[np.float64], *, count: int, directory: 
     for position, index in enumerate(run.val_indices[:count]):
         sample = run.source.read(index)
         name = re.sub(r"[^\w.-]", "_", sample.image_id)
-        picture = drawn(sample, rows[rows[:, 0] == position], run.source.classes)
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(directory / f"{position:05d}_{name}.png")
-    typer.echo(f"{min(count, len(run.val_indices))} pictures: {directory}")
+        image = drawn(sample, rows[rows[:, 0] == position], run.source.classes)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / f"{position:05d}_{name}.png")
+    typer.echo(f"{min(count, len(run.val_indices))} images: {directory}")

@@ -18,7 +18,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option(help="Directory for the files; default: `report` in the study's.")
     ] = None,
-    resamples: Annotated[int, typer.Option(min=100, help="Resampled sets of pictures.")] = 200,
+    resamples: Annotated[int, typer.Option(min=100, help="Resampled sets of images.")] = 200,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """What a study has found: one HTML page, figures and tables, in its directory and in its tracker."""

@@ -70,7 +70,7 @@ def kaist(
         typer.echo(json.dumps({"as_published": published, "all_objects": complete}))
         return
     typer.echo("log-average miss rate, reasonable set, 0..1, lower is better")
-    typer.echo("as the benchmark's script counts, without objects in pictures in which nothing was detected:")
+    typer.echo("as the benchmark's script counts, without objects in images in which nothing was detected:")
     typer.echo("\n".join(_lines(published)))
     typer.echo("all objects counted:")
     typer.echo("\n".join(_lines(complete)))

@@ -1,4 +1,4 @@
-"""What training changes at random in its pictures. Everything beyond flip and scale jitter is off by default."""
+"""What training changes at random in its images. Everything beyond flip and scale jitter is off by default."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Crop(Config):
-    """A random part of the picture, taken around boxes before it is enlarged to the canvas."""
+    """A random part of the image, taken around boxes before it is enlarged to the canvas."""
 
     min_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Height and width of the part, each drawn by itself, are at least this fraction of the picture's; 1 is off."""
+    """Height and width of the part, each drawn by itself, are at least this fraction of the image's; 1 is off."""
     keep: Literal["one", "all"] = "one"
     """What stays whole: one box, drawn at random, or all of them. The cut of `scale_jitter` above 1 respects it as
     far as the canvas is large enough."""
 
 
 class RgbPhotometric(Config):
-    """Factors are drawn from 1 - x .. 1 + x for each picture."""
+    """Factors are drawn from 1 - x .. 1 + x for each image."""
 
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """About the picture's mean grey."""
+    """About the image's mean grey."""
     saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Largest turn of the hue to either side, in turns; 0.5 is the opposite colour."""
@@ -37,20 +37,20 @@ class ThermalPhotometric(Config):
     """x -> gain * x + offset + noise, on a 0..1 scale."""
 
     gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The factor is drawn from 1 - x .. 1 + x for each picture."""
+    """The factor is drawn from 1 - x .. 1 + x for each image."""
     offset: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """What is added is drawn from -x .. x for each picture."""
+    """What is added is drawn from -x .. x for each image."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Largest deviation of a normal draw per value; the deviation is drawn from 0 .. x for each picture."""
+    """Largest deviation of a normal draw per value; the deviation is drawn from 0 .. x for each image."""
 
 
 class EventPhotometric(Config):
     """Events that the camera missed, and events of nothing."""
 
     dropped: Share = 0.0
-    """Largest share of the values that are set to 0; the share is drawn from 0 .. x for each picture."""
+    """Largest share of the values that are set to 0; the share is drawn from 0 .. x for each image."""
     spurious: Share = 0.0
-    """Largest share of the values that fire by themselves; the share is drawn from 0 .. x for each picture."""
+    """Largest share of the values that fire by themselves; the share is drawn from 0 .. x for each image."""
 
 
 class Photometric(Config):
@@ -62,7 +62,7 @@ class Photometric(Config):
 
 
 class ModalityDropout(Config):
-    """Probability that a picture comes without a modality: fed as a missing one is, as zeros after normalisation.
+    """Probability that an image comes without a modality: fed as a missing one is, as zeros after normalisation.
 
     Of what the model reads, at least one is left.
     """
@@ -81,14 +81,14 @@ class Augmentation(Config):
     flip_probability: Probability = 0.5
     """Horizontal flip."""
     scale_jitter: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.8, 1.25)
-    """Range of the factor on the letterbox's scale; above 1 the picture is cropped to the canvas. (1, 1) is off."""
+    """Range of the factor on the letterbox's scale; above 1 the image is cropped to the canvas. (1, 1) is off."""
     min_box_px: Annotated[float, Field(ge=0)] = 2.0
     """Boxes whose shorter side is less than this after the change are dropped."""
     min_box_kept: Share = 0.0
     """Boxes of which less than this share of the area is left after all cuts are dropped."""
     crop: Crop = Crop()
     mosaic: Probability = 0.0
-    """Probability of four pictures around a point of the canvas: the picture itself and three drawn from all that
+    """Probability of four images around a point of the canvas: the image itself and three drawn from all that
     train. Each fills its quarter, at its own scale or larger, around one of its boxes; `crop` does not apply."""
     misalignment_px: Annotated[int, Field(ge=0)] = 0
     """Each modality but rgb is shifted by a whole number of source pixels, drawn from -x .. x for either direction;

@@ -18,7 +18,7 @@ MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "thermal": 1, "event": 1}
 class GroupSplit(Config):
     """Whole sequences go to one side, so that near-duplicate frames never straddle.
 
-    Groups come from the source. A source that cannot tell is cut into `num_blocks` runs of consecutive pictures.
+    Groups come from the source. A source that cannot tell is cut into `num_blocks` runs of consecutive images.
     """
 
     kind: Literal["group"] = "group"
@@ -28,7 +28,7 @@ class GroupSplit(Config):
 
 
 class FrameSplit(Config):
-    """Single pictures in file order, shuffled: the published protocol (9,750 pictures -> 7,800 and 1,950).
+    """Single images in file order, shuffled: the published protocol (9,750 images -> 7,800 and 1,950).
 
     Frames of one sequence fall on both sides; use it to compare with published figures only.
     """
@@ -39,12 +39,12 @@ class FrameSplit(Config):
 
 
 class FirstSplit(Config):
-    """The first `num_train` pictures train; validation is on the same pictures (`overfit`) or on the rest."""
+    """The first `num_train` images train; validation is on the same images (`overfit`) or on the rest."""
 
     kind: Literal["first"] = "first"
     num_train: Annotated[int, Field(ge=1)]
     overfit: bool = False
-    """Validate on the training pictures: a check that the model can learn at all, not a result."""
+    """Validate on the training images: a check that the model can learn at all, not a result."""
 
 
 Split = Annotated[GroupSplit | FrameSplit | FirstSplit, Field(discriminator="kind")]
@@ -58,12 +58,12 @@ class EventSimulation(Config):
     threshold: Annotated[float, Field(gt=0, le=5)] = 0.25
     """Change of the natural logarithm of the intensity that fires one event; real cameras: about 0.2 to 0.5."""
     threshold_sigma: Annotated[float, Field(ge=0, le=1)] = 0.03
-    """Deviation of the threshold from pixel to pixel, in the same unit; the same pixels in every picture."""
+    """Deviation of the threshold from pixel to pixel, in the same unit; the same pixels in every image."""
     between: Literal["motion", "frames"] = "motion"
-    """motion: a still is moved as if the camera had moved. frames: since the previous picture of the same sequence (in
+    """motion: a still is moved as if the camera had moved. frames: since the previous image of the same sequence (in
     the order of the source); the first one of a sequence is moved."""
     motion_px: Annotated[float, Field(gt=0, le=64)] = 4.0
-    """Longest simulated motion within the window of the event picture, in source pixels; each picture's is drawn from
+    """Longest simulated motion within the window of the event image, in source pixels; each image's is drawn from
     half of it to all of it, in any direction."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Share of the pixels that fire once by themselves."""
@@ -94,7 +94,7 @@ class DataConfig(Config):
     canvas_hw: tuple[
         Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]
     ]
-    """Height and width that every picture is letterboxed to (top left), in pixels; multiples of 32, the largest
+    """Height and width that every image is letterboxed to (top left), in pixels; multiples of 32, the largest
     stride."""
     split: Split = GroupSplit()
     augmentation: Augmentation = Augmentation()

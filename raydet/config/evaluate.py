@@ -18,10 +18,10 @@ class EvaluateConfig(Config):
 
     size_bins_px: tuple[Edge, Edge] = COCO_BINS_PX
     """Where small ends and large begins for mAP_small ... AR_large: sides of a square of the same area, in source
-    pixels. The default is COCO's, made for pictures of about 480 x 640."""
+    pixels. The default is COCO's, made for images of about 480 x 640."""
     size_bins_fraction: tuple[Edge, Edge] | None = None
-    """The same as parts of the square root of the picture's area, so that a bin is the same share of the picture at
-    every resolution; takes the place of `size_bins_px`. COCO's bins are about (0.058, 0.173) of its pictures."""
+    """The same as parts of the square root of the image's area, so that a bin is the same share of the image at
+    every resolution; takes the place of `size_bins_px`. COCO's bins are about (0.058, 0.173) of its images."""
     miss_rate: bool = False
     """Add LAMR, the log-average miss rate (0..1, lower is better), as the mean over the classes. Data sources know no
     regions to ignore: figures of KAIST's own protocol come from `raydet score kaist`."""

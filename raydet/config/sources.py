@@ -1,4 +1,4 @@
-"""Where pictures and boxes come from: one config per format.
+"""Where images and boxes come from: one config per format.
 
 Paths of directories and files inside a set are relative to its root.
 """
@@ -20,7 +20,7 @@ class SyntheticSource(Config):
     num_sequences: Annotated[int, Field(ge=2)] = 20
     frames_per_sequence: Annotated[int, Field(ge=1)] = 10
     size_hw: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = (120, 160)
-    """Picture height and width in pixels."""
+    """Image height and width in pixels."""
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -31,15 +31,15 @@ class NpyYoloSource(Config):
     root: str
     """Directory that holds `images/`, `labels/` and, optionally, `classes.txt`."""
     unlabelled: Literal["error", "drop"] = "error"
-    """A picture whose label file is missing: refuse the set, or leave out every picture without a box (as the
+    """An image whose label file is missing: refuse the set, or leave out every image without a box (as the
     published split of this format does)."""
 
 
-class PictureFiles(Config):
-    """What formats with one picture file per modality share."""
+class ImageFiles(Config):
+    """What formats with one image file per modality share."""
 
     thermal_range: tuple[float, float] | None = None
-    """Raw values of a thermal picture of more than 8 bits that become 0 and 1, for the whole set; such pictures need
+    """Raw values of a thermal image of more than 8 bits that become 0 and 1, for the whole set; such images need
     it, those of 8 bits do not have it."""
 
     @model_validator(mode="after")
@@ -51,41 +51,41 @@ class PictureFiles(Config):
         return self
 
 
-class CocoSource(PictureFiles):
+class CocoSource(ImageFiles):
     """One COCO json whose images name one file per modality (`visible` or `rgb`, `thermal`, optional `event`)."""
 
     kind: Literal["coco"] = "coco"
     annotations: str
-    """Path of the json file; picture paths are relative to `root`."""
+    """Path of the json file; image paths are relative to `root`."""
     root: str | None = None
-    """Directory of the pictures; default: the directory of the json file."""
+    """Directory of the images; default: the directory of the json file."""
 
 
-class VocSource(PictureFiles):
-    """A directory of pictures per modality and one Pascal VOC xml per picture: the layout of LLVIP."""
+class VocSource(ImageFiles):
+    """A directory of images per modality and one Pascal VOC xml per image: the layout of LLVIP."""
 
     kind: Literal["voc"] = "voc"
     root: str
     rgb: str | None = "visible"
-    """Directory of the RGB pictures (searched to the bottom, as the others; LLVIP's own part is `visible/train`); null
+    """Directory of the RGB images (searched to the bottom, as the others; LLVIP's own part is `visible/train`); null
     if there are none."""
     thermal: str | None = "infrared"
-    """Directory of the thermal pictures, under the same names."""
+    """Directory of the thermal images, under the same names."""
     event: str | None = None
-    """Directory of the event pictures, under the same names."""
+    """Directory of the event images, under the same names."""
     annotations: str = "Annotations"
     """Directory of the xml files, under the same names."""
     ignore: tuple[str, ...] = ()
     """Objects of these names are left out: neither trained on nor evaluated."""
     first_pixel: Literal[0, 1] = 1
-    """The number of a picture's first row and column. Pascal VOC counts from 1, and the box has its last pixel:
+    """The number of an image's first row and column. Pascal VOC counts from 1, and the box has its last pixel:
     xmin 1, xmax 640 is a whole row of 640. With 0, xmin and xmax are edges."""
     group_prefix: Annotated[int, Field(ge=0)] = 0
-    """That many first letters of a picture's name say its sequence (LLVIP: 2, the place); 0: the names do not tell."""
+    """That many first letters of an image's name say its sequence (LLVIP: 2, the place); 0: the names do not tell."""
 
 
-class YoloSource(PictureFiles):
-    """A directory of pictures per modality and of YOLO rows per label set: the layout of MSRS.
+class YoloSource(ImageFiles):
+    """A directory of images per modality and of YOLO rows per label set: the layout of MSRS.
 
     Directories that are not named here are looked for under their common names, see `raydet.data.sources.yolo`.
     """
@@ -93,17 +93,17 @@ class YoloSource(PictureFiles):
     kind: Literal["yolo"] = "yolo"
     root: str
     labels: Literal["rgb", "thermal", "union", "fused"]
-    """What counts as an object: what was labelled in the RGB picture, in the thermal one, in either of them, or in a
-    picture fused from both (or in both at once)."""
+    """What counts as an object: what was labelled in the RGB image, in the thermal one, in either of them, or in a
+    image fused from both (or in both at once)."""
     union_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
     """With `union`: two boxes of one class that overlap at least so much, each the other's best, are one object; its
     box is the smallest that holds both."""
     rgb: str | None = None
-    """Directory of the RGB pictures."""
+    """Directory of the RGB images."""
     thermal: str | None = None
-    """Directory of the thermal pictures, under the same names."""
+    """Directory of the thermal images, under the same names."""
     event: str | None = None
-    """Directory of the event pictures, under the same names."""
+    """Directory of the event images, under the same names."""
     labels_rgb: str | None = None
     """Directory of the labels that were drawn on RGB."""
     labels_thermal: str | None = None
@@ -111,23 +111,23 @@ class YoloSource(PictureFiles):
     labels_fused: str | None = None
     """Directory of the labels that were drawn on both."""
     group_prefix: Annotated[int, Field(ge=0)] = 0
-    """That many first letters of a picture's name say its sequence; 0: the names do not tell."""
+    """That many first letters of an image's name say its sequence; 0: the names do not tell."""
 
 
-class FlirSource(PictureFiles):
+class FlirSource(ImageFiles):
     """FLIR ADAS, aligned: `JPEGImages/*_RGB.jpg`, `*_PreviewData.jpeg`, `Annotations/*_PreviewData.xml`."""
 
     kind: Literal["flir"] = "flir"
     root: str
     subset: str | None = None
-    """File with the names of the pictures to take (`align_train.txt`); default: all."""
+    """File with the names of the images to take (`align_train.txt`); default: all."""
     ignore: tuple[str, ...] = ("dog",)
     """Objects of these names are left out. Published figures are for person, bicycle and car: there are few dogs."""
     first_pixel: Literal[0, 1] = 1
     """As in `VocSource`."""
 
 
-class KaistSource(PictureFiles):
+class KaistSource(ImageFiles):
     """KAIST: `set00/V000/{visible,lwir}/I00000.jpg` with a txt (bbGt) or xml per frame. A video is a group."""
 
     kind: Literal["kaist"] = "kaist"

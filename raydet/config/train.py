@@ -82,9 +82,9 @@ class TrainConfig(Config):
 
     epochs: Annotated[int, Field(ge=1)] = 15
     global_batch: Annotated[int, Field(ge=1)] = 16
-    """Pictures per optimiser step over all workers: the truth, whatever the number of workers."""
+    """Images per optimiser step over all workers: the truth, whatever the number of workers."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """Pictures per worker in one forward pass; the rest is accumulation. null: global_batch / workers; auto: the most
+    """Images per worker in one forward pass; the rest is accumulation. null: global_batch / workers; auto: the most
     that fit into the memory of the smallest worker, as `raydet plan` counts it."""
     precision: Precision = "fp32"
     """bf16: autocast; weights, norms, losses and box arithmetic stay fp32."""
@@ -99,7 +99,7 @@ class TrainConfig(Config):
     compile: bool = False
     """Compile the encoder blocks with torch.compile; needs a C++ compiler on CPU, costs minutes at the start."""
     sync_batch_norm: bool = False
-    """The fusions' batch norms see the pictures of all workers instead of their own: for small micro-batches."""
+    """The fusions' batch norms see the images of all workers instead of their own: for small micro-batches."""
     exact: bool = False
     """Take deterministic kernels on a GPU, so that a resumed run has the same losses to the last bit; may be slower,
     and the log names operations that have no such kernel. A CPU always takes them: on the same number of workers and
@@ -110,6 +110,6 @@ class TrainConfig(Config):
     eval_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     eval_batch: Annotated[int, Field(ge=1)] = 4
-    """Pictures per worker in one forward pass of the evaluation."""
+    """Images per worker in one forward pass of the evaluation."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Best checkpoints kept; the newest is kept always."""

@@ -26,11 +26,11 @@ from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.flir import FlirSet
 from raydet.data.sources.kaist import KaistSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
-from raydet.data.sources.paired_images import PictureSet
+from raydet.data.sources.paired_images import PairedImages
 from raydet.data.sources.simulated import SimulatedEvents
 from raydet.data.sources.voc import VocSet
 from raydet.data.sources.wrapped import unwrapped
-from raydet.data.sources.yolo import YoloSet, find_pictures
+from raydet.data.sources.yolo import YoloSet, find_images
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError
@@ -42,10 +42,10 @@ __all__ = ["SourceConfig", "adopt_source", "data_hashes", "detect_source", "left
 
 
 def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
-    """Open and check the pictures of a run.
+    """Open and check the images of a run.
 
     Args:
-        on_bad: "skip" leaves out bad pictures, see `left_out_of`; what is found only in the pixels, reading raises.
+        on_bad: "skip" leaves out bad images, see `left_out_of`; what is found only in the pixels, reading raises.
 
     Raises:
         DataError: the data are bad.
@@ -85,7 +85,7 @@ def adopt_source(
         case YoloSource():
             root = Path(source_config.root)
             classes = read_class_names(root) or classes
-            missing = _lacking(find_pictures(root) | _picture_directories(source_config))
+            missing = _lacking(find_images(root) | _image_directories(source_config))
         case CocoSource() | VocSource() | FlirSource() | KaistSource():
             opened = _open_files(source_config, classes=None, missing=(), on_bad=on_bad)
             classes, missing = opened.classes, _lacking(opened.modalities)
@@ -104,7 +104,7 @@ def adopt_source(
 
 
 def left_out_of(source: Source) -> list[LeftOut]:
-    """The pictures that a source left out as it was opened; none where it cannot."""
+    """The images that a source left out as it was opened; none where it cannot."""
     return list(getattr(unwrapped(source), "left_out", ()))
 
 
@@ -171,8 +171,8 @@ def _open_files(
     classes: Sequence[str] | None,
     missing: Collection[str],
     on_bad: OnBad,
-) -> PictureSet:
-    """A set with one picture file per modality; without `classes`, its own."""
+) -> PairedImages:
+    """A set with one image file per modality; without `classes`, its own."""
     match source:
         case CocoSource():
             return CocoSet(
@@ -187,7 +187,7 @@ def _open_files(
                 source.root,
                 classes=classes,
                 missing=missing,
-                directories=_picture_directories(source),
+                directories=_image_directories(source),
                 annotations=source.annotations,
                 ignore=source.ignore,
                 first_pixel=source.first_pixel,
@@ -201,7 +201,7 @@ def _open_files(
                 classes=classes or (),
                 labels=source.labels,
                 missing=missing,
-                picture_directories=_picture_directories(source),
+                image_directories=_image_directories(source),
                 label_directories=_named_only(
                     rgb=source.labels_rgb, thermal=source.labels_thermal, fused=source.labels_fused
                 ),
@@ -252,7 +252,7 @@ def _open_shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSe
     return ShardSet(source.path, sha256=source.sha256, missing=missing)
 
 
-def _picture_directories(source: VocSource | YoloSource) -> dict[str, str]:
+def _image_directories(source: VocSource | YoloSource) -> dict[str, str]:
     return _named_only(rgb=source.rgb, thermal=source.thermal, event=source.event)
 
 

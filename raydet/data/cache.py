@@ -5,7 +5,7 @@ its hash, so that two sets never mix. A file of a local set stays where it is; t
 the cache, for as long as size and time of change stay.
 
 RAYDET_CACHE_DIR (~/.cache/raydet) says where, RAYDET_CACHE_GIB (50) how much; a cache that does not hold the whole set
-is slow, because pictures are read in random order.
+is slow, because images are read in random order.
 """
 
 from __future__ import annotations

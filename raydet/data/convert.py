@@ -25,6 +25,7 @@ from raydet.config import DataConfig, ShardsSource
 from raydet.data.build import left_out_of, open_source
 from raydet.data.shards.layout import shard_name
 from raydet.data.shards.manifest import (
+    IMAGES,
     INDEX,
     LEFT_OUT,
     MANIFEST,
@@ -42,7 +43,7 @@ from raydet.data.storage import UNFINISHED, Store
 from raydet.errors import ConfigError, DataError
 
 PLAN = f"{UNFINISHED}/plan.json"
-PICTURES_PER_SHARD = 64
+IMAGES_PER_SHARD = 64
 PLACE_WARNING_S = 30.0
 
 Report = Callable[[int, int], None]
@@ -59,25 +60,25 @@ class Job:
     store: Store
     encoding: Encoding
     on_bad: OnBad
-    pictures_per_shard: int
+    images_per_shard: int
     plan_sha256: str
 
     @property
     def num_shards(self) -> int:
         """Of all."""
-        return -(-len(self.source) // self.pictures_per_shard)
+        return -(-len(self.source) // self.images_per_shard)
 
     def write_shard(self, number: int) -> None:
-        """Read the pictures of a shard and write it.
+        """Read the images of a shard and write it.
 
         Raises:
-            DataError: a picture is bad, or the shard cannot be written.
+            DataError: an image is bad, or the shard cannot be written.
         """
-        first = number * self.pictures_per_shard
+        first = number * self.images_per_shard
         num_classes = len(self.source.classes)
         builder = ShardBuilder(self.source.modalities, self.encoding, num_classes=num_classes)
         sieve = Sieve(self.on_bad)
-        for index in range(first, min(first + self.pictures_per_shard, len(self.source))):
+        for index in range(first, min(first + self.images_per_shard, len(self.source))):
 
             def add(index: int = index) -> None:
                 builder.add(self.source.read(index))
@@ -96,7 +97,7 @@ def convert(
     encoding: Encoding = "zstd",
     workers: int = 0,
     on_bad: OnBad = "error",
-    pictures_per_shard: int = PICTURES_PER_SHARD,
+    images_per_shard: int = IMAGES_PER_SHARD,
     anew: bool = False,
     report: Report = lambda done, total: None,
 ) -> Manifest:
@@ -117,8 +118,8 @@ def convert(
             f"{store.uri}: wanted another place than that of the source; choose another destination"
         )
     source = open_source(config, on_bad=on_bad)
-    plan = _plan(config, source, encoding=encoding, on_bad=on_bad, pictures_per_shard=pictures_per_shard)
-    job = Job(source, store, encoding, on_bad, pictures_per_shard, hash_of(plan))
+    plan = _plan(config, source, encoding=encoding, on_bad=on_bad, images_per_shard=images_per_shard)
+    job = Job(source, store, encoding, on_bad, images_per_shard, hash_of(plan))
     if anew:
         _remove(store)
     finished = _finished_manifest(store, plan)
@@ -145,7 +146,7 @@ def _plan(config: DataConfig, source: Source, **settings: Any) -> dict[str, Any]
     ids = set()
     for index, (image_id, group_id) in enumerate(zip(source.image_ids, source.group_ids, strict=True)):
         if image_id in ids:
-            raise DataError(f"wanted different image ids, got {image_id!r} twice; rename one of the pictures")
+            raise DataError(f"wanted different image ids, got {image_id!r} twice; rename one of the images")
         ids.add(image_id)
         boxes_xyxy, labels, size_hw = source.targets(index)
         digest.update(f"{image_id}\n{group_id}\n{size_hw}\n{len(labels)}\n".encode())
@@ -156,7 +157,7 @@ def _plan(config: DataConfig, source: Source, **settings: Any) -> dict[str, Any]
         "simulate_events": config.simulate_events and config.simulate_events.model_dump(mode="json"),
         "classes": list(source.classes),
         "modalities": list(source.modalities),
-        "pictures": len(source),
+        IMAGES: len(source),
         "annotations_sha256": digest.hexdigest(),
         **settings,
     }
@@ -295,9 +296,9 @@ def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
     index = index_file(entries)
     left_out = [(item.name, item.reason) for item in left_out_of(job.source)]
     left_out += [item for summary in summaries for item in summary.left_out]
-    num_pictures = sum(batch.num_rows for batch in entries)
-    if not num_pictures:
-        raise DataError(f"no picture is left: all {len(left_out)} were left out, the first: {left_out[0][1]}")
+    num_images = sum(batch.num_rows for batch in entries)
+    if not num_images:
+        raise DataError(f"no image is left: all {len(left_out)} were left out, the first: {left_out[0][1]}")
     job.store.write(INDEX, index)
     if left_out:
         lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in left_out]
@@ -309,7 +310,7 @@ def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
         classes=job.source.classes,
         modalities=modality_entries(summaries, job.source.modalities),
         simulated=config.simulated,
-        pictures=num_pictures,
+        images=num_images,
         boxes=_boxes_per_class([batch.column("labels").flatten() for batch in entries], job.source.classes),
         left_out=len(left_out),
         index=FileEntry(name=INDEX, sha256=hashlib.sha256(index).hexdigest(), size_bytes=len(index)),
@@ -321,9 +322,9 @@ def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
 
 
 def _shard_entries(summaries: Sequence[Summary], rows: Sequence[int]) -> Iterator[ShardEntry]:
-    for number, (summary, pictures) in enumerate(zip(summaries, rows, strict=True)):
+    for number, (summary, images) in enumerate(zip(summaries, rows, strict=True)):
         yield ShardEntry(
-            name=shard_name(number), sha256=summary.sha256, size_bytes=summary.size_bytes, pictures=pictures
+            name=shard_name(number), sha256=summary.sha256, size_bytes=summary.size_bytes, images=images
         )
 
 

@@ -1,6 +1,6 @@
-"""What may be wrong with a picture, in five severities: noise, blur, dead rows, a shifted sensor.
+"""What may be wrong with an image, in five severities: noise, blur, dead rows, a shifted sensor.
 
-Pure functions of the picture, the kind, the severity and a key. The draws do not depend on the severity: what is
+Pure functions of the image, the kind, the severity and a key. The draws do not depend on the severity: what is
 spoiled at severity 1 is spoiled at 2 as well, so a curve over severities has no noise of its own.
 
 Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, arXiv 1903.12261: noise, blur, contrast
@@ -49,7 +49,7 @@ STRENGTHS: dict[Kind, tuple[float, float, float, float, float]] = {
 }
 NUM_SEVERITIES = 5
 BLOCKS_PER_SIDE = 8
-"""Blocks are squares; so many lie along the shorter side of the picture."""
+"""Blocks are squares; so many lie along the shorter side of the image."""
 
 KINDS: dict[str, tuple[Kind, ...]] = {
     "rgb": ("noise", "blur", "contrast", "dark", "glare", "dropped_blocks"),
@@ -60,15 +60,15 @@ KINDS: dict[str, tuple[Kind, ...]] = {
 
 
 def corrupted(x_CHW: Tensor, kind: Kind, *, severity: int, key: tuple[Key, ...]) -> Tensor:
-    """A picture as a failing sensor would give it; type and shape stay.
+    """An image as a failing sensor would give it; type and shape stay.
 
     Args:
         x_CHW: uint8 in 0..255 or float32 in 0..1, without padding.
-        severity: 0 leaves the picture as it is; see `STRENGTHS` for 1 to `NUM_SEVERITIES`.
+        severity: 0 leaves the image as it is; see `STRENGTHS` for 1 to `NUM_SEVERITIES`.
         key: of the random draws, such as (seed, image id).
 
-    >>> picture = torch.full((1, 4, 4), 200, dtype=torch.uint8)
-    >>> corrupted(picture, "dark", severity=2, key=(0,)).unique().tolist()
+    >>> image = torch.full((1, 4, 4), 200, dtype=torch.uint8)
+    >>> corrupted(image, "dark", severity=2, key=(0,)).unique().tolist()
     [80]
     """
     if severity == 0:

@@ -51,7 +51,7 @@ def expected_digest(sampler: ElasticSampler, image_ids: Sequence[str], *, steps:
     """The digest of a run that has seen every sample of its first `steps` steps once, in its place.
 
     Args:
-        image_ids: of all training pictures, in the order of the split.
+        image_ids: of all training images, in the order of the split.
     """
     lanes = np.zeros(4, dtype=np.uint64)
     epochs, rest = divmod(steps, sampler.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Events that a camera would have fired between two pictures: a model, never a recording.
+"""Events that a camera would have fired between two images: a model, never a recording.
 
 Each pixel remembers the logarithm of the intensity at its last event, and fires one event each time that the present
 one differs by its threshold (ESIM: an Open Event Camera Simulator, CoRL 2018). As in v2e (From Video Frames to
@@ -12,7 +12,7 @@ Departures and limits:
 2. Grey values are taken as intensities; gamma, bandwidth, leak and refractory time are not modelled. The noise has no
    rate: a share of the pixels fires once.
 3. Events are counted over the window; time stamps within it are not kept.
-4. The picture's own noise moves along: a dark and noisy picture fires nearly everywhere, where a camera would be slow
+4. The image's own noise moves along: a dark and noisy image fires nearly everywhere, where a camera would be slow
    and silent.
 5. Between pixels the logarithm is interpolated, not the intensity.
 
@@ -53,7 +53,7 @@ class EventCounts:
 
 
 def log_intensity(rgb_CHW: Tensor) -> Ints:
-    """[H, W] in units of 1 / `UNIT`, of the picture's grey (Rec. 601).
+    """[H, W] in units of 1 / `UNIT`, of the image's grey (Rec. 601).
 
     Args:
         rgb_CHW: uint8 in 0..255 or float32 in 0..1, three channels or one.
@@ -74,7 +74,7 @@ def log_intensity(rgb_CHW: Tensor) -> Ints:
 
 def thresholds(size_hw: tuple[int, int], *, mean: float, sigma: float, seed: int) -> Ints:
     """Change of the logarithm that fires an event, [H, W] in units of 1 / `UNIT`: the same pixels of the same camera
-    in every picture.
+    in every image.
 
     Args:
         mean, sigma: in units of the natural logarithm; the draw is a sum of four bytes, normal up to 3.4 sigma.
@@ -89,7 +89,7 @@ def thresholds(size_hw: tuple[int, int], *, mean: float, sigma: float, seed: int
 
 
 def events_between(before_HW: Ints, after_HW: Ints, thresholds_HW: Ints) -> EventCounts:
-    """Events while the logarithm of the intensity runs straight from one picture to the other.
+    """Events while the logarithm of the intensity runs straight from one image to the other.
 
     >>> step = np.array([[UNIT]], np.int32)
     >>> events_between(0 * step, step, np.array([[UNIT // 4]], np.int32)).on_HW.tolist()
@@ -137,7 +137,7 @@ def with_noise(counts: EventCounts, share: float, key: tuple[Key, ...]) -> Event
     return EventCounts(counts.on_HW + (fires_HW & is_up_HW), counts.off_HW + (fires_HW & ~is_up_HW))
 
 
-def as_picture(counts: EventCounts, full_scale: int) -> Tensor:
+def as_image(counts: EventCounts, full_scale: int) -> Tensor:
     """uint8 [1, H, W]: events of either polarity; `full_scale` of them and more read 255."""
     total_HW = np.minimum(counts.on_HW + counts.off_HW, full_scale) * 255 // full_scale
     return torch.from_numpy(total_HW.astype(np.uint8))[None]

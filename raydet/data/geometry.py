@@ -69,7 +69,7 @@ def drop_small_boxes(sample: Sample, min_box_px: float) -> Sample:
 
 
 def shifted(x_CHW: Tensor, *, down: int, right: int, fill_C: Tensor) -> Tensor:
-    """A picture moved by whole pixels, in a copy.
+    """An image moved by whole pixels, in a copy.
 
     Args:
         fill_C: what enters at the edges.
@@ -86,7 +86,7 @@ def shifted(x_CHW: Tensor, *, down: int, right: int, fill_C: Tensor) -> Tensor:
 def letterboxed_hw(
     source_hw: tuple[int, int], canvas_hw: tuple[int, int], factor: float = 1.0
 ) -> tuple[int, int]:
-    """Size of the picture when its aspect is kept and, at factor 1, it just fits."""
+    """Size of the image when its aspect is kept and, at factor 1, it just fits."""
     scale = factor * min(canvas_hw[0] / source_hw[0], canvas_hw[1] / source_hw[1])
     return max(1, round(source_hw[0] * scale)), max(1, round(source_hw[1] * scale))
 

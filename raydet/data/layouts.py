@@ -29,7 +29,7 @@ from raydet.config import (
 from raydet.config.base import describe
 from raydet.data.shards.manifest import MANIFEST
 from raydet.data.sources.kaist import sets_directory
-from raydet.data.sources.yolo import SETS_OF, find_labels, find_pictures
+from raydet.data.sources.yolo import SETS_OF, find_images, find_labels
 from raydet.errors import ConfigError, DataError
 
 SourceConfig = (
@@ -118,7 +118,7 @@ def _kind_of(path: Path) -> str:
         return "npy_yolo"
     raise ConfigError(
         f"--data {path}: wanted a .json file or a directory with {ANNOTATIONS} (coco), {MANIFEST} (shards), images/ "
-        "and labels/ (npy_yolo), visible/, infrared/ and Annotations/ (voc), pictures and labels per modality "
+        "and labels/ (npy_yolo), visible/, infrared/ and Annotations/ (voc), images and labels per modality "
         "(yolo), JPEGImages/ and Annotations/ (flir) or set00/ (kaist), found none of them; name the format, for "
         "example coco:PATH"
     )
@@ -130,7 +130,7 @@ def _signs(path: Path) -> Mapping[str, bool]:
         "voc": has["Annotations"] and has["visible"] and has["infrared"],
         "flir": has["Annotations"] and has["JPEGImages"],
         "kaist": sets_directory(path) is not None,
-        "yolo": bool(find_pictures(path)) and bool(find_labels(path)),
+        "yolo": bool(find_images(path)) and bool(find_labels(path)),
     }
 
 

@@ -24,7 +24,7 @@ from raydet.structures import Batch, Sample, collate
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What a loader process is asked for: the pictures of one batch."""
+    """What a loader process is asked for: the images of one batch."""
 
     indices: tuple[int, ...]
     epoch: int | None
@@ -35,7 +35,7 @@ class TrainLoader:
     """The micro-batches of one worker.
 
     Args:
-        source: all pictures.
+        source: all images.
         indices: those that train.
         data: canvas, augmentation and number of loader processes.
         micro_batch, accumulation: see `batch_plan`.
@@ -43,7 +43,7 @@ class TrainLoader:
         reads: the modalities that the model reads, see `train_transform`.
 
     Raises:
-        ConfigError: there are fewer pictures than a global batch wants.
+        ConfigError: there are fewer images than a global batch wants.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TrainLoader:
 
     @property
     def share(self) -> int:
-        """Pictures of this worker per optimiser step."""
+        """Images of this worker per optimiser step."""
         return self.accumulation * self.micro_batch
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
@@ -86,7 +86,7 @@ class TrainLoader:
             first_step: where to begin, to resume within an epoch.
 
         Raises:
-            DataError: a picture cannot be read.
+            DataError: an image cannot be read.
         """
         steps = self._sampler.of_rank(
             epoch,
@@ -106,13 +106,13 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """One worker's share of the evaluation pictures, each exactly once; shares may differ by one batch.
+    """One worker's share of the evaluation images, each exactly once; shares may differ by one batch.
 
     With `in_step` every worker gets equally many batches, as a sharded model wants: a worker that has run out is given
     the first batch again, with no positions.
 
-    Whole batches are dealt out: a picture has the same neighbours at any number of workers, and so the same detections
-    to the last bit. Iterating yields batches with the position of each picture in `indices`.
+    Whole batches are dealt out: an image has the same neighbours at any number of workers, and so the same detections
+    to the last bit. Iterating yields batches with the position of each image in `indices`.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class _Batches(Dataset[Batch | DataError]):
     data: DataConfig
     seed: int = 0
     partners: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """Indices of the pictures that may join a mosaic."""
+    """Indices of the images that may join a mosaic."""
     reads: Collection[str] | None = None
 
     def __getitem__(self, order: _Order) -> Batch | DataError:
@@ -229,4 +229,4 @@ class _Batches(Dataset[Batch | DataError]):
             return self.source.read(index)
         except DataError as error:
             partner = self.source.image_ids[index]
-            raise DataError(f"{error} (picture {partner}, read for the mosaic of {image_id})") from error
+            raise DataError(f"{error} (image {partner}, read for the mosaic of {image_id})") from error

@@ -1,6 +1,6 @@
 """Changes of values that leave every pixel in its place, for each sensor in its own way.
 
-Colours are one affine map per picture. torchvision's v2 kernels for brightness, contrast and saturation, one after the
+Colours are one affine map per image. torchvision's v2 kernels for brightness, contrast and saturation, one after the
 other, take three times as long, and its hue thirty times; they also cut values off between the steps. The hue is
 turned about the grey axis (in YIQ), not in HSV. Its Gaussian noise draws from torch's global stream, ours from a key.
 
@@ -47,7 +47,7 @@ def with_other_values(sample: Sample, photometric: Photometric, key: tuple[Key, 
 
 
 def recoloured(x_CHW: Tensor, change: RgbPhotometric, key: tuple[Key, ...]) -> Tensor:
-    """Other brightness, contrast, saturation and hue. Of a picture without three channels only the first two."""
+    """Other brightness, contrast, saturation and hue. Of an image without three channels only the first two."""
     brightness, contrast, saturation, turn = 2 * random_stream(*key, "rgb").random_sample(4) - 1
     brightness, contrast = 1 + change.brightness * brightness, 1 + change.contrast * contrast
     gain = brightness * contrast
@@ -111,7 +111,7 @@ def _mean_grey(x_CHW: Tensor) -> float:
 
 
 def _on_values(x_CHW: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change a float copy on the picture's own scale; what leaves the range is cut off."""
+    """Change a float copy on the image's own scale; what leaves the range is cut off."""
     changed = change(x_CHW.to(torch.float32, copy=True)).clamp_(0, _full(x_CHW))
     return changed.round_().to(torch.uint8) if x_CHW.dtype == torch.uint8 else changed
 

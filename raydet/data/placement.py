@@ -1,6 +1,6 @@
-"""One picture at its place: shifted sensors, cut, resized, flipped, with other values; a mosaic of four of them.
+"""One image at its place: shifted sensors, cut, resized, flipped, with other values; a mosaic of four of them.
 
-The picture is cut and shifted by whole source pixels first, and resampled once, to the size at which it stays.
+The image is cut and shifted by whole source pixels first, and resampled once, to the size at which it stays.
 
 Legend: C channels, H W height and width, N boxes.
 """
@@ -27,18 +27,18 @@ CENTRE = (0.3, 0.7)
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Where a picture may lie."""
+    """Where an image may lie."""
 
     hw: tuple[int, int]
-    """Larger pictures are cut to it."""
+    """Larger images are cut to it."""
     canvas_hw: tuple[int, int]
-    """Sets the scale: at factor 1 the picture just fits the canvas."""
+    """Sets the scale: at factor 1 the image just fits the canvas."""
     is_filled: bool = False
-    """Enlarge the picture where it would not cover the room."""
+    """Enlarge the image where it would not cover the room."""
 
 
 def placed(sample: Sample, augmentation: Augmentation, room: Room, key: tuple[Key, ...]) -> Sample:
-    """The augmented picture, no larger than its room, without padding; boxes that were cut too far are dropped.
+    """The augmented image, no larger than its room, without padding; boxes that were cut too far are dropped.
 
     Args:
         sample: in source pixels.
@@ -66,7 +66,7 @@ def placed(sample: Sample, augmentation: Augmentation, room: Room, key: tuple[Ke
 def mosaic(
     samples: Sequence[Sample], augmentation: Augmentation, canvas_hw: tuple[int, int], key: tuple[Key, ...]
 ) -> Sample:
-    """Four pictures that fill the canvas; id, group and source size are those of the first.
+    """Four images that fill the canvas; id, group and source size are those of the first.
 
     Each is shown around one of its boxes, at the scale that it would have by itself, or larger where it would not fill
     its quarter.
@@ -100,9 +100,9 @@ def mosaic(
 def partner_positions(
     image_id: str, *, probability: float, num_samples: int, seed: int, epoch: int
 ) -> tuple[int, ...]:
-    """Which of the `num_samples` training pictures join this one in a mosaic: three, or none.
+    """Which of the `num_samples` training images join this one in a mosaic: three, or none.
 
-    Every picture may come, the picture itself as well, and more than once.
+    Every image may come, the image itself as well, and more than once.
     """
     if probability == 0:
         return ()

@@ -25,7 +25,7 @@ def random_stream(*key: Key) -> np.random.RandomState:
 
 
 def random_bits(*key: Key) -> np.random.PCG64:
-    """64-bit words (`random_raw`): several times faster, for whole pictures."""
+    """64-bit words (`random_raw`): several times faster, for whole images."""
     return np.random.PCG64(np.random.SeedSequence(_words(key).tolist()))
 
 

@@ -1,4 +1,4 @@
-"""Which picture is in which batch: a pure function of (seed, epoch, step), never of the number of workers.
+"""Which image is in which batch: a pure function of (seed, epoch, step), never of the number of workers.
 
 The order of an epoch is cut into global batches, a global batch into micro-batches. With `accumulation` micro-batches
 per worker, worker r takes those from r * accumulation on: one worker that accumulates two sees what two workers see.
@@ -37,7 +37,7 @@ class ElasticSampler:
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch:
             raise ConfigError(
-                f"train.global_batch wants {self.global_batch} pictures per step, the training side of the split has "
+                f"train.global_batch wants {self.global_batch} images per step, the training side of the split has "
                 f"{self.num_samples}; set train.global_batch to {self.num_samples} or less"
             )
 
@@ -58,7 +58,7 @@ class ElasticSampler:
 
 
 def batch_plan(global_batch: int, world_size: int, micro_batch: int | None) -> tuple[int, int]:
-    """Pictures per worker in one forward pass, and forward passes per step.
+    """Images per worker in one forward pass, and forward passes per step.
 
     >>> batch_plan(16, 2, None)
     (8, 1)
@@ -80,7 +80,7 @@ def batch_plan(global_batch: int, world_size: int, micro_batch: int | None) -> t
         legal = [size for size in range(1, share + 1) if share % size == 0]
         nearest = sorted(sorted(legal, key=lambda size: abs(size - micro_batch))[:2])
         raise ConfigError(
-            f"train.micro_batch {micro_batch} does not divide the {share} pictures of each of {world_size} workers "
+            f"train.micro_batch {micro_batch} does not divide the {share} images of each of {world_size} workers "
             f"(train.global_batch {global_batch}); the nearest that do are {' and '.join(map(str, nearest))}"
         )
     return micro_batch, share // micro_batch

@@ -1,4 +1,4 @@
-"""Which pictures train and which validate: a pure function of the source's names and the config."""
+"""Which images train and which validate: a pure function of the source's names and the config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("raydet")
 
 
 def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> tuple[list[int], list[int]]:
-    """Indices of the training and of the validation pictures.
+    """Indices of the training and of the validation images.
 
     Raises:
         DataError: one side would be empty.
@@ -33,23 +33,23 @@ def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -
             assert_never(unreachable)
     if not train or not val:
         raise DataError(
-            f"data.split ({split.kind}) wants pictures on both sides, got {len(train)} for training and {len(val)} "
-            f"for validation of {len(source)} pictures; change data.split or add pictures"
+            f"data.split ({split.kind}) wants images on both sides, got {len(train)} for training and {len(val)} "
+            f"for validation of {len(source)} images; change data.split or add images"
         )
     return train, val
 
 
 def groups_of(group_ids: Sequence[str], split: GroupSplit | FrameSplit | FirstSplit) -> list[str]:
-    """What the pictures' groups are taken to be: neighbours resemble one another where a source names no sequences.
+    """What the images' groups are taken to be: neighbours resemble one another where a source names no sequences.
 
-    Blocks, as `GroupSplit` cuts them, or the source's sequences; under a split by frames single pictures, where the
+    Blocks, as `GroupSplit` cuts them, or the source's sequences; under a split by frames single images, where the
     source has no sequences.
     """
     if len(set(group_ids)) >= 2:
         return list(group_ids)
     if isinstance(split, GroupSplit):
         return [f"block {index * split.num_blocks // len(group_ids)}" for index in range(len(group_ids))]
-    return [f"picture {index}" for index in range(len(group_ids))]
+    return [f"image {index}" for index in range(len(group_ids))]
 
 
 def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], list[int]]:
@@ -57,7 +57,7 @@ def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], l
     groups = groups_of(group_ids, split)
     if len(set(group_ids)) < 2:
         logger.info(
-            "Using %d blocks of consecutive pictures as groups, because the source names no sequences",
+            "Using %d blocks of consecutive images as groups, because the source names no sequences",
             split.num_blocks,
         )
     members: dict[str, list[int]] = {}
@@ -72,17 +72,17 @@ def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], l
     return [i for i in range(len(groups)) if i not in val], sorted(val)
 
 
-def _by_frame(num_pictures: int, split: FrameSplit) -> tuple[list[int], list[int]]:
+def _by_frame(num_images: int, split: FrameSplit) -> tuple[list[int], list[int]]:
     """As scikit-learn's `train_test_split`, order included: the published lists are made with it."""
-    num_val = math.ceil(split.val_fraction * num_pictures)
-    order: list[int] = np.random.RandomState(split.seed).permutation(num_pictures).tolist()
+    num_val = math.ceil(split.val_fraction * num_images)
+    order: list[int] = np.random.RandomState(split.seed).permutation(num_images).tolist()
     return order[num_val:], order[:num_val]
 
 
-def _first(num_pictures: int, split: FirstSplit) -> tuple[list[int], list[int]]:
-    if split.num_train > num_pictures:
+def _first(num_images: int, split: FirstSplit) -> tuple[list[int], list[int]]:
+    if split.num_train > num_images:
         raise DataError(
-            f"data.split.num_train wants {split.num_train} pictures, the source has {num_pictures}; lower it"
+            f"data.split.num_train wants {split.num_train} images, the source has {num_images}; lower it"
         )
     train = list(range(split.num_train))
-    return train, list(train) if split.overfit else list(range(split.num_train, num_pictures))
+    return train, list(train) if split.overfit else list(range(split.num_train, num_images))

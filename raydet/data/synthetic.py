@@ -1,9 +1,9 @@
 """An embedded RGB + thermal + event set in which every modality sees objects that another misses.
 
 A sequence is a street corner seen once a second: geometric objects on a textured ground, one class per shape. The
-event camera collects the few milliseconds before the picture.
+event camera collects the few milliseconds before the image.
 
-- Every third sequence is at night: the RGB picture is nearly black, objects show in thermal (warm ones) and in the
+- Every third sequence is at night: the RGB image is nearly black, objects show in thermal (warm ones) and in the
   events (moving ones).
 - By day an object may have the ground's colour (camouflage), the ground's temperature (cold), or both.
 - Events come from objects that move at that moment; those that nothing else shows always move.
@@ -35,10 +35,10 @@ SHAPES = ("circle", "square", "triangle")
 MODALITIES = ("rgb", "thermal", "event")
 NIGHT_EVERY = 3
 UNIT_PX = 96
-"""Lengths below are in pixels of a picture whose shorter side is this long; larger pictures have larger objects."""
+"""Lengths below are in pixels of an image whose shorter side is this long; larger images have larger objects."""
 SIDE_RANGE = (16, 38)
 GAP = 6
-"""Objects of one picture stay this far apart: none hides another or fires events into its box."""
+"""Objects of one image stay this far apart: none hides another or fires events into its box."""
 
 Ints = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -52,7 +52,7 @@ class _Object:
     side: int
     start_yx: tuple[int, int]
     speed_yx: tuple[int, int]
-    """Pixels from one picture to the next, signed."""
+    """Pixels from one image to the next, signed."""
     shift_yx: tuple[int, int]
     """Pixels within the time of the event window, without sign."""
     colour: tuple[int, int, int]
@@ -63,7 +63,7 @@ class _Object:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """An object in one picture."""
+    """An object in one image."""
 
     object: _Object
     top: int
@@ -87,7 +87,7 @@ class _Placed:
 
 
 class SyntheticSet:
-    """The set, rendered picture by picture on reading.
+    """The set, rendered image by image on reading.
 
     Args:
         classes: names; class k has the shape k modulo 3, cut by k // 3 horizontal slits.
@@ -118,7 +118,7 @@ class SyntheticSet:
         return len(self.image_ids)
 
     def read(self, index: int) -> Sample:
-        """Render one picture."""
+        """Render one image."""
         boxes_xyxy, labels, size_hw = self.targets(index)
         rendered = self._render(index)
         return Sample(
@@ -137,11 +137,11 @@ class SyntheticSet:
         return *target_tensors([p.box for p in placed], [p.object.label for p in placed]), self.size_hw
 
     def shown_by(self, index: int) -> tuple[frozenset[str], ...]:
-        """For each object of a picture, the modalities that show it: never none."""
+        """For each object of an image, the modalities that show it: never none."""
         return tuple(placed.shows for placed in self._placed(index))
 
     def is_night(self, index: int) -> bool:
-        """Whether the picture's RGB is nearly black."""
+        """Whether the image's RGB is nearly black."""
         return index // self.frames_per_sequence % NIGHT_EVERY == 1
 
     def _placed(self, index: int) -> list[_Placed]:
@@ -175,9 +175,9 @@ class SyntheticSet:
         draws = _Draws(self.seed, sequence, frame, "noise")
         event_HW += np.where(draws.bytes(self.size_hw) < 3, 70, 0)  # one pixel in a hundred fires by itself
         return {
-            "rgb": _as_picture(rgb_3HW + _noise(draws, rgb_3HW.shape)),
-            "thermal": _as_picture((thermal_HW + _noise(draws, self.size_hw))[None]),
-            "event": _as_picture(event_HW[None]),
+            "rgb": _as_image(rgb_3HW + _noise(draws, rgb_3HW.shape)),
+            "thermal": _as_image((thermal_HW + _noise(draws, self.size_hw))[None]),
+            "event": _as_image(event_HW[None]),
         }
 
 
@@ -323,7 +323,7 @@ def _fire(placed: _Placed, event_HW: Ints, draws: _Draws) -> None:
 
 
 def _stamped(mask_SS: Mask, top: int, left: int, size_hw: tuple[int, ...]) -> Mask:
-    """The mask at a place of an empty picture; what lies outside is cut off."""
+    """The mask at a place of an empty image; what lies outside is cut off."""
     stamped_HW = np.zeros(size_hw, bool)
     skip_y, skip_x = max(0, -top), max(0, -left)
     target_HW = stamped_HW[top + skip_y : top + len(mask_SS), left + skip_x : left + len(mask_SS)]
@@ -338,5 +338,5 @@ def _noise(draws: _Draws, shape: tuple[int, ...]) -> Ints:
     return noise
 
 
-def _as_picture(values: Ints) -> Tensor:
+def _as_image(values: Ints) -> Tensor:
     return torch.from_numpy(np.clip(values, 0, 255).astype(np.uint8))

@@ -1,7 +1,7 @@
 """From source pixels to the fixed canvas: letterboxed for evaluation, augmented for training.
 
-Every picture is resampled at most once, each of a mosaic's four as well. What is random depends on (seed, epoch, image
-id) alone, so a picture is augmented alike on every number of workers; each change has a stream of its own, so
+Every image is resampled at most once, each of a mosaic's four as well. What is random depends on (seed, epoch, image
+id) alone, so an image is augmented alike on every number of workers; each change has a stream of its own, so
 switching one on leaves the others as they are.
 """
 
@@ -33,7 +33,7 @@ def train_transform(
 
     Args:
         sample: in source pixels.
-        partners: the three pictures of a mosaic, see `placement.partner_positions`; none: the picture by itself.
+        partners: the three images of a mosaic, see `placement.partner_positions`; none: the image by itself.
         reads: the modalities that the model reads, of which dropout leaves one; default: all that the sample has.
     """
     key = (seed, epoch, sample.image_id)

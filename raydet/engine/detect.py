@@ -1,4 +1,4 @@
-"""Run a detector over pictures and collect its detections as rows."""
+"""Run a detector over images and collect its detections as rows."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from raydet.structures import Batch, Detections
 
 
 class Found(NamedTuple):
-    """What a detector made of pictures."""
+    """What a detector made of images."""
 
     rows: NDArray[np.float64]
     """[N, 7] as `evaluate_coco` takes them."""
     losses_L2: NDArray[np.float64]
-    """The loss of every batch, all its parts added, and its number of pictures."""
+    """The loss of every batch, all its parts added, and its number of images."""
 
 
 @torch.no_grad()
 def detect(model: nn.Module, batches: Iterable[tuple[Batch, list[int]]], *, device: torch.device) -> Found:
-    """Detections of all pictures, in source pixels, and the losses.
+    """Detections of all images, in source pixels, and the losses.
 
     Args:
         model: a `Detector`, wrapped or not; left in the mode in which it came.
-        batches: batches with the position of each picture in the evaluation set; none for a batch that another
+        batches: batches with the position of each image in the evaluation set; none for a batch that another
             worker has, too.
         device: where the model lives.
     """
@@ -49,24 +49,24 @@ def detect(model: nn.Module, batches: Iterable[tuple[Batch, list[int]]], *, devi
 
 
 def mean_loss(losses_L2: NDArray[np.float64]) -> float | None:
-    """Per picture, the same bits in whatever order the batches come; None without pictures."""
+    """Per image, the same bits in whatever order the batches come; None without images."""
     losses_L, sizes_L = losses_L2[np.lexsort(losses_L2.T)].T
     return float(losses_L @ sizes_L / sizes_L.sum()) if sizes_L.sum() else None
 
 
 def ground_truth(targets: Iterable[tuple[Tensor, Tensor, tuple[int, int]]]) -> GroundTruth:
-    """The truth of an evaluation set, from what a source says of each picture.
+    """The truth of an evaluation set, from what a source says of each image.
 
     Args:
         targets: boxes_xyxy [N, 4] in source pixels, labels [N], (height, width).
     """
     boxes, labels, index = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     sizes_hw = []
-    for position, (boxes_xyxy, picture_labels, size_hw) in enumerate(targets):
+    for position, (boxes_xyxy, image_labels, size_hw) in enumerate(targets):
         sizes_hw.append(size_hw)
         boxes.append(_xywh(boxes_xyxy))
-        labels.append(picture_labels.numpy())
-        index.append(np.full(len(picture_labels), position))
+        labels.append(image_labels.numpy())
+        index.append(np.full(len(image_labels), position))
     return GroundTruth(
         num_images=len(sizes_hw),
         image_index=np.concatenate(index),

@@ -13,7 +13,7 @@ from raydet.engine.averaging import update_average
 from raydet.engine.loss_log import Loader, LossLog
 from raydet.engine.optim import learning_rate
 from raydet.engine.state import TrainState
-from raydet.engine.step import pictures_of, train_step
+from raydet.engine.step import images_of, train_step
 from raydet.errors import NonFiniteLossError
 from raydet.parallel.collectives import World
 from raydet.resilience.current_phase import HERE, enter
@@ -143,6 +143,6 @@ def _train_epoch(
 
 
 def _advance(state: TrainState, first: int, micro_batches: Sequence[Batch]) -> None:
-    state.advance(first, pictures_of(micro_batches))
+    state.advance(first, images_of(micro_batches))
     HERE.step = state.step
     enter("between")

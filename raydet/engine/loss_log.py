@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from raydet.engine.state import TrainState
-from raydet.engine.step import pictures_of
+from raydet.engine.step import images_of
 from raydet.errors import NonFiniteLossError
 from raydet.parallel.collectives import (
     World,
@@ -51,7 +51,7 @@ class Loader(Protocol):
 
     @property
     def share(self) -> int:
-        """Pictures of this rank per optimiser step."""
+        """Images of this rank per optimiser step."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """One list of micro-batches per optimiser step."""
@@ -171,7 +171,7 @@ class LossLog:
     def _not_finite(
         self, step: int, lr: float, losses: Losses, batches: Callable[[], Sequence[Batch]]
     ) -> str:
-        """The same on every rank: what the first says whose own loss is not finite, who alone knows the pictures.
+        """The same on every rank: what the first says whose own loss is not finite, who alone knows the images.
 
         It keeps them, as they were fed, for whoever wants to look.
         """
@@ -186,7 +186,7 @@ class LossLog:
         return broadcast_text(text, self.world, source=culprit)
 
     def _describe(self, step: int, lr: float, losses: Losses, micro_batches: Sequence[Batch]) -> str:
-        bad = bad_pictures(micro_batches)
+        bad = bad_images(micro_batches)
         named = {name: loss.item() for name, loss in losses.items()}
         subject = "gradient" if all(map(math.isfinite, named.values())) else "loss"
         where = f"step {step} (epoch {self.state.epoch + 1})"
@@ -195,9 +195,9 @@ class LossLog:
             return (
                 f"{what}, because of {', '.join(bad)}: a pixel or a box is not finite; correct or remove them"
             )
-        pictures = ", ".join(pictures_of(micro_batches))
+        images = ", ".join(images_of(micro_batches))
         return (
-            f"{what}, pictures {pictures}; their pixels and boxes are finite: lower optim.lr (now {lr:g}) or set "
+            f"{what}, images {images}; their pixels and boxes are finite: lower optim.lr (now {lr:g}) or set "
             "optim.clip_norm"
         )
 
@@ -219,7 +219,7 @@ def are_finite(parameters: Iterable[nn.Parameter], world: World) -> bool:
 
 
 def keep_batches(run_dir: Path, step: int, micro_batches: Sequence[Batch], what: str) -> None:
-    """Write `non_finite_step_<step>.json` with the pictures' names, and `.safetensors` with what was fed to the model:
+    """Write `non_finite_step_<step>.json` with the images' names, and `.safetensors` with what was fed to the model:
     the tensors of micro-batch i as `<i>.<name>`. For the first steps of a run only; where it fails, a warning is all:
     the other ranks wait.
     """
@@ -228,7 +228,7 @@ def keep_batches(run_dir: Path, step: int, micro_batches: Sequence[Batch], what:
     try:
         _write_batches(run_dir / f"{KEPT}{step:08d}", step, micro_batches, what)
     except (OSError, SafetensorError) as error:
-        logger.warning("cannot keep the pictures of step %d: %s", step, error)
+        logger.warning("cannot keep the images of step %d: %s", step, error)
 
 
 def _write_batches(stem: Path, step: int, micro_batches: Sequence[Batch], what: str) -> None:
@@ -241,6 +241,6 @@ def _write_batches(stem: Path, step: int, micro_batches: Sequence[Batch], what: 
     write_atomically(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
 
 
-def bad_pictures(micro_batches: Sequence[Batch]) -> list[str]:
+def bad_images(micro_batches: Sequence[Batch]) -> list[str]:
     """Those with a pixel or a box that is not finite."""
-    return [picture for batch in micro_batches for picture in batch.not_finite()]
+    return [image for batch in micro_batches for image in batch.not_finite()]

@@ -40,7 +40,7 @@ class TrainedRun:
     checkpoint: Path
     source: Source
     val_indices: list[int]
-    """The pictures to judge it on, by their index in the source: the run's own, or all of another source."""
+    """The images to judge it on, by their index in the source: the run's own, or all of another source."""
 
     @property
     def device(self) -> torch.device:
@@ -82,10 +82,10 @@ def open_trained(
 
 
 def evaluated(run: TrainedRun) -> CocoResult:
-    """The detector's metrics on its pictures, found as at the end of its training.
+    """The detector's metrics on its images, found as at the end of its training.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     evaluator = Evaluator(run.experiment, run.source, run.val_indices, World(device=run.device))
     with yielding_busy_cores(torch.get_num_threads(), run.device):
@@ -93,10 +93,10 @@ def evaluated(run: TrainedRun) -> CocoResult:
 
 
 def detected(run: TrainedRun) -> NDArray[np.float64]:
-    """The detector's rows (see `evaluate.coco`) on its pictures; the first column counts along `val_indices`.
+    """The detector's rows (see `evaluate.coco`) on its images; the first column counts along `val_indices`.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     loader = EvalLoader(
         run.source, run.val_indices, data=run.experiment.data, batch_size=run.experiment.train.eval_batch

@@ -162,7 +162,7 @@ def run_process(
 
 
 class Evaluator:
-    """Metrics of the model on the validation pictures, shared out over the workers."""
+    """Metrics of the model on the validation images, shared out over the workers."""
 
     def __init__(self, experiment: Experiment, source: Source, indices: list[int], world: World) -> None:
         self.loader = EvalLoader(
@@ -184,7 +184,7 @@ class Evaluator:
         self.records: MatchRecords | None = None
         """Of the newest evaluation."""
         self.loss: float | None = None
-        """Likewise: as in training, on pictures as they are."""
+        """Likewise: as in training, on images as they are."""
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
         """`val_loss`, the 12 metrics, LAMR if wanted, AP per class as `AP/<class>`, and the load of the machine."""
@@ -325,12 +325,12 @@ def _rehearse_long_run(
 
 
 def _earlier_micro_batch(run_dir: Path, train: TrainConfig, world: World) -> int | None:
-    """What an interrupted attempt of this run has used: batch norms shall go on seeing as many pictures."""
+    """What an interrupted attempt of this run has used: batch norms shall go on seeing as many images."""
     earlier = recorded_model_info(run_dir).get("micro_batch", 0) if world.is_main else sys.maxsize
     earlier = smallest_over_ranks(earlier, world)
     if earlier and train.global_batch % (world.world_size * earlier):
         logger.warning(
-            "%d workers cannot go on with micro-batches of %d; batch norms will see another number of pictures",
+            "%d workers cannot go on with micro-batches of %d; batch norms will see another number of images",
             world.world_size,
             earlier,
         )

@@ -67,7 +67,7 @@ class TrainState:
     """This rank's part of the digest since then."""
 
     def advance(self, first: int, image_ids: Sequence[str]) -> None:
-        """A step is done: this rank's pictures stood at `first` and after in the epoch's order."""
+        """A step is done: this rank's images stood at `first` and after in the epoch's order."""
         self._unsettled = self._unsettled + digest_of(self.epoch, first, image_ids)
         if self.is_restarted:
             self.is_restarted = False

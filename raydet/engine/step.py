@@ -45,7 +45,7 @@ def train_step(
         for `skip_non_finite` nothing is copied to the host, so a GPU is not waited for.
 
     Raises:
-        OutOfMemoryError: in which phase, with which pictures.
+        OutOfMemoryError: in which phase, with which images.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -53,7 +53,7 @@ def train_step(
     losses = accumulate_gradients(
         model, micro_batches, seed=seed, step=step, world=world, precision=precision
     )
-    with during("update", pictures_of(micro_batches), world.device):
+    with during("update", images_of(micro_batches), world.device):
         is_finite = True
         if clip_norm is not None or skip_non_finite:
             norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
@@ -109,8 +109,8 @@ def seed_slot(seed: int, step: int, *, slot: int) -> None:
     torch.manual_seed((seed * 0x9E3779B1 + step * 0x85EBCA77 + slot * 0xC2B2AE3D) % 2**63)
 
 
-def pictures_of(micro_batches: Sequence[Batch]) -> list[str]:
-    """Their pictures' names in order."""
+def images_of(micro_batches: Sequence[Batch]) -> list[str]:
+    """Their images' names in order."""
     return [image_id for batch in micro_batches for image_id in batch.image_ids]
 
 

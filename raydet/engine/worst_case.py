@@ -24,7 +24,7 @@ logger = logging.getLogger("raydet")
 
 
 def worst_batch(source: Source, indices: Sequence[int], data: DataConfig, *, size: int) -> Batch:
-    """The training pictures with the most boxes, all of them kept, on the canvas."""
+    """The training images with the most boxes, all of them kept, on the canvas."""
     num_boxes = {index: len(source.targets(index)[1]) for index in indices}
     worst = sorted(indices, key=lambda index: (-num_boxes[index], index))[:size]
     worst = (worst * size)[:size]  # a set smaller than a batch
@@ -69,7 +69,7 @@ def rehearse(
     if world.is_main:
         peak = f", at most {in_words(torch.cuda.max_memory_allocated(world.device))} live" if is_cuda else ""
         logger.info(
-            "rehearsed the worst batch: up to %d boxes per picture (%s ...)%s",
+            "rehearsed the worst batch: up to %d boxes per image (%s ...)%s",
             int(batch.counts.max()),
             batch.image_ids[0],
             peak,

@@ -19,7 +19,7 @@ def coco_results(
 
     Args:
         rows: as `evaluate.run.detect` returns them.
-        image_ids: by the rows' picture number. Where all of them are whole numbers, as COCO's own are, they are
+        image_ids: by the rows' image number. Where all of them are whole numbers, as COCO's own are, they are
             written as such.
         category_ids: by label.
 

@@ -1,4 +1,4 @@
-"""Pictures with the boxes that were found: every modality side by side.
+"""Images with the boxes that were found: every modality side by side.
 
 Legend: C channels, H W height and width.
 """
@@ -25,13 +25,11 @@ def drawn(sample: Sample, rows: NDArray[np.float64], classes: Sequence[str]) -> 
     """
     boxes_xyxy = torch.from_numpy(np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]], axis=1))
     labels = [f"{classes[int(row[6])]} {row[5]:.2f}" for row in rows]
-    pictures = []
+    images = []
     for x_CHW in sample.modalities.values():
-        picture = as_colours(x_CHW)
-        pictures.append(
-            draw_bounding_boxes(picture, boxes_xyxy, labels, colors="lime") if labels else picture
-        )
-    return torch.cat(pictures, dim=2)
+        image = as_colours(x_CHW)
+        images.append(draw_bounding_boxes(image, boxes_xyxy, labels, colors="lime") if labels else image)
+    return torch.cat(images, dim=2)
 
 
 def as_colours(x_CHW: Tensor) -> Tensor:

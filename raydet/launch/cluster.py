@@ -35,7 +35,7 @@ PING_TIMEOUT_S = 10.0
 GRACE_S = 20.0
 """For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
 OBJECT_STORE_BYTES = 200_000_000
-"""Enough for a local Ray: pictures never travel through the object store."""
+"""Enough for a local Ray: images never travel through the object store."""
 CPU_FOR_GPU = "RAYDET_CPU_FOR_GPU"
 """Environment variable that says so: to try a cluster's scaling where there are no GPUs."""
 

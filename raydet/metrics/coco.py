@@ -6,7 +6,7 @@ small part of its time.
 Detections of a whole set are one array of rows, so that they can be gathered from any number of workers and sorted
 into one order: the numbers do not depend on who found what.
 
-Legend: N detections, M ground-truth boxes, I pictures, K classes, T IoU thresholds, R recall levels, A size ranges
+Legend: N detections, M ground-truth boxes, I images, K classes, T IoU thresholds, R recall levels, A size ranges
 (all, small, medium, large), L limits of the number of detections.
 """
 
@@ -27,7 +27,7 @@ ROW_WIDTH = 7
 """Columns of a detection row: image index, x, y, width, height, score, label."""
 THRESHOLDS_T = np.linspace(0.5, 0.95, 10)
 LIMITS_L = (1, 10, 100)
-"""Detections per picture and class that are looked at."""
+"""Detections per image and class that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class GroundTruth:
 
     num_images: int
     image_index: NDArray[np.int64]
-    """[M], 0..num_images-1: which picture each box lies in."""
+    """[M], 0..num_images-1: which image each box lies in."""
     boxes_xywh: NDArray[np.float64]
     """[M, 4], source pixels, in COCO's own form: x + width - x is not always width, and a box that overlaps by the
     threshold exactly would change sides."""
@@ -47,7 +47,7 @@ class GroundTruth:
     is_crowd: NDArray[np.bool_] | None = None
     """[M]: regions in which detections count neither way; default: none."""
     sizes_hw: NDArray[np.int64] | NDArray[np.float64] | None = None
-    """[num_images, 2], source pixels; for size bins that are parts of the picture."""
+    """[num_images, 2], source pixels; for size bins that are parts of the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +84,17 @@ def evaluate_with_records(
 
     Args:
         truth: boxes of the set.
-        rows: [N, 7] detections (see `ROW_WIDTH`), boxes in source pixels, in any order; within one picture, equal
+        rows: [N, 7] detections (see `ROW_WIDTH`), boxes in source pixels, in any order; within one image, equal
             scores are taken in row order.
         classes: names in label order.
-        image_ids, group_ids: for the records; default: numbers, and every picture a group of its own.
+        image_ids, group_ids: for the records; default: numbers, and every image a group of its own.
 
     Raises:
-        ValueError: a detection has a picture or a label that the set has not (our own mistake: readers check).
+        ValueError: a detection has an image or a label that the set has not (our own mistake: readers check).
     """
     places, ends = rows[:, [0, 6]], (truth.num_images, len(classes))
     if ((places < 0) | (places >= ends)).any():
-        raise ValueError(f"detections want pictures and labels below {ends}, got {places.max(axis=0)}")
+        raise ValueError(f"detections want images and labels below {ends}, got {places.max(axis=0)}")
     found = _matched(truth, rows, len(classes), size_bins)
     precision_TRKA, recall_TKAL = _curves(found)
     names = np.array(range(truth.num_images) if image_ids is None else image_ids, str)
@@ -120,7 +120,7 @@ class _Matched:
     labels_N: NDArray[np.int64]
     scores_N: NDArray[np.float64]
     ranks_N: NDArray[np.int64]
-    """Within a picture and class, 0 for the highest score."""
+    """Within an image and class, 0 for the highest score."""
     is_right_ATN: NDArray[np.bool_]
     is_wrong_ATN: NDArray[np.bool_]
 
@@ -160,10 +160,10 @@ def _matched(truth: GroundTruth, rows: NDArray[np.float64], num_classes: int, bi
 def best_rows(
     rows: NDArray[np.float64], limit: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Detections by picture, label and descending score, and their ranks within picture and class.
+    """Detections by image, label and descending score, and their ranks within image and class.
 
     Args:
-        limit: most detections per picture and class.
+        limit: most detections per image and class.
     """
     rows = rows[np.lexsort((-rows[:, 5], rows[:, 6], rows[:, 0]))]
     is_new = (np.diff(rows[:, [0, 6]], axis=0, prepend=-1) != 0).any(axis=1)

@@ -19,22 +19,22 @@ Entries = list[dict[str, Any]]
 def read_coco(truth: Path, detections: Path) -> tuple[GroundTruth, NDArray[np.float64], tuple[str, ...]]:
     """COCO's own formats: a ground truth, and a list of results with `image_id`, `category_id`, `bbox` and `score`.
 
-    Pictures and classes are in the order of their ids, by which pycocotools decides between equal scores.
+    Images and classes are in the order of their ids, by which pycocotools decides between equal scores.
 
     Returns:
-        Truth, detections and class names as `evaluate_with_records` takes them; sizes where all pictures have them.
+        Truth, detections and class names as `evaluate_with_records` takes them; sizes where all images have them.
 
     Raises:
         DataError: a file is not as described; which entry, and what was wanted.
     """
     tree = read_json(truth)
-    pictures, annotations, categories = (
+    listed, annotations, categories = (
         entries_of(tree, key, where=truth) for key in ("images", "annotations", "categories")
     )
-    images, labels = (places_by_id(entries, where=truth) for entries in (pictures, categories))
-    pictures.sort(key=lambda picture: images[picture["id"]])
+    images, labels = (places_by_id(entries, where=truth) for entries in (listed, categories))
+    listed.sort(key=lambda entry: images[entry["id"]])
     categories.sort(key=lambda category: labels[category["id"]])
-    sizes = [(picture.get("height"), picture.get("width")) for picture in pictures]
+    sizes = [(entry.get("height"), entry.get("width")) for entry in listed]
     where = f"{truth}: annotation"
     boxes = numbers(column(annotations, "bbox", where=truth), (4,), where=where)
     areas = [

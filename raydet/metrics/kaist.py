@@ -1,7 +1,7 @@
 """KAIST's pedestrian benchmark: its files, its "reasonable" set, its miss rates by day and night.
 
 The published figures are those of one script (github.com/sejong-rcv/INSANet, `evaluation`), which differs from what
-one would expect: objects in pictures without any detection are left out of the count, so that a detector loses
+one would expect: objects in images without any detection are left out of the count, so that a detector loses
 nothing by finding nothing at all there. `miss_rates_of` gives both counts; ours is the higher one, or equal.
 """
 
@@ -22,7 +22,7 @@ MIN_HEIGHT_PX = 55.0
 MOST_OCCLUSION = 1
 """0 none, 1 partial, 2 heavy."""
 FRAME_XYXY = (5.0, 5.0, 635.0, 507.0)
-"""Of pictures of 512 x 640: objects that leave it are cut off."""
+"""Of images of 512 x 640: objects that leave it are cut off."""
 PERSON = 1
 NIGHT = ("set09", "set10", "set11")
 """Sequences of the test set that were taken at night; set06 to set08 are of the day."""
@@ -35,7 +35,7 @@ class KaistSet:
     truth: GroundTruth
     """What is not in the reasonable set is marked as crowd: it is to be ignored."""
     is_night: NDArray[np.bool_]
-    """By picture."""
+    """By image."""
     place_by_id: dict[object, int]
 
 
@@ -102,10 +102,10 @@ def read_detections(path: Path, kaist: KaistSet) -> NDArray[np.float64]:
 def miss_rates_of(
     kaist: KaistSet, rows: NDArray[np.float64], *, as_published: bool
 ) -> dict[str, float | None]:
-    """Log-average miss rate of all pictures, of those of the day, and of those of the night, in 0..1.
+    """Log-average miss rate of all images, of those of the day, and of those of the night, in 0..1.
 
     Args:
-        as_published: leave out objects in pictures without detections, see above.
+        as_published: leave out objects in images without detections, see above.
     """
     every = np.ones(kaist.truth.num_images, dtype=bool)
     rates = {}
@@ -122,7 +122,7 @@ def miss_rates_of(
 def _only(
     truth: GroundTruth, rows: NDArray[np.float64], chosen: NDArray[np.bool_]
 ) -> tuple[GroundTruth, NDArray[np.float64]]:
-    """Some of the pictures."""
+    """Some of the images."""
     assert truth.is_crowd is not None
     place = np.cumsum(chosen) - 1
     mine, found = chosen[truth.image_index], rows[chosen[rows[:, 0].astype(np.int64)]]

@@ -1,6 +1,6 @@
-"""Which detection of which picture was right: all that is needed to know AP on any weighing of the pictures.
+"""Which detection of which image was right: all that is needed to know AP on any weighing of the images.
 
-With every picture counted once, AP is COCO's own. Counted as often as a bootstrap has drawn it, AP of a resampled
+With every image counted once, AP is COCO's own. Counted as often as a bootstrap has drawn it, AP of a resampled
 set follows without matching, let alone detecting, again.
 
 Legend: N detections, H right ones, I images, K classes, T IoU thresholds, R recall levels, B weighings.
@@ -27,12 +27,12 @@ TINY = np.spacing(1)
 
 @dataclass(frozen=True, slots=True)
 class MatchRecords:
-    """What one evaluation has matched: objects of all sizes, at most 100 detections per picture and class."""
+    """What one evaluation has matched: objects of all sizes, at most 100 detections per image and class."""
 
     image_ids: NDArray[np.str_]
     """[I]."""
     group_ids: NDArray[np.str_]
-    """[I]: pictures of one sequence share a group."""
+    """[I]: images of one sequence share a group."""
     objects_IK: NDArray[np.int64]
     """How many objects there are to find."""
     image_index_N: NDArray[np.int64]
@@ -73,7 +73,7 @@ def average_precisions(
     """AP by weighing, IoU threshold and class: [B, T, K], NaN for a class without objects.
 
     Args:
-        weights_BI: how often each picture counts, one weighing per row; None: one, each picture once.
+        weights_BI: how often each image counts, one weighing per row; None: one, each image once.
     """
     weights_BI = np.ones((1, len(records.image_ids))) if weights_BI is None else weights_BI
     objects_BK = weights_BI @ records.objects_IK
@@ -103,7 +103,7 @@ def mean_average_precisions(records: MatchRecords, weights_BI: NDArray[np.float6
 
 
 def mean_average_precision(records: MatchRecords) -> float:
-    """COCO's mAP, each picture counted once; NaN where there are no objects at all."""
+    """COCO's mAP, each image counted once; NaN where there are no objects at all."""
     return float(mean_average_precisions(records, np.ones((1, len(records.image_ids))))[0])
 
 

@@ -1,11 +1,11 @@
-"""Which detection has found which object: COCO's greedy matching, of all pictures at once.
+"""Which detection has found which object: COCO's greedy matching, of all images at once.
 
-The rule is that of pycocotools (`COCOeval.evaluateImg`), and so are the results, to the last bit: within one picture
+The rule is that of pycocotools (`COCOeval.evaluateImg`), and so are the results, to the last bit: within one image
 and class, detections choose in the order of their scores. Each takes, of the objects that are free and overlap it by
 the threshold, the one with the largest overlap, of equal ones the last; an object that is to be ignored only where no
 other will do. Regions, e.g. crowds, are never used up, and what counts of their overlap is the share of the detection.
 
-What pycocotools loops over is here done in rounds: the first detection of every picture and class that overlaps
+What pycocotools loops over is here done in rounds: the first detection of every image and class that overlaps
 anything chooses in round one, the second in round two, for all thresholds and settings together.
 
 Legend: N detections, M objects, P pairs of them, T IoU thresholds, A settings of what is ignored.
@@ -31,7 +31,7 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Boxes in the order of their groups: what is of one picture and one class."""
+    """Boxes in the order of their groups: what is of one image and one class."""
 
     groups: NDArray[np.int64]
     """Ascending."""

@@ -2,9 +2,9 @@
 
 Pedestrian Detection: An Evaluation of the State of the Art (Dollar et al., PAMI 2012), section 3; on KAIST
 (Hwang et al., CVPR 2015) with the "reasonable" set: objects at least 55 px high, not or partly occluded, and inside
-the picture's frame. All others are to be ignored: they need not be found, and what lies on them is no mistake.
+the image's frame. All others are to be ignored: they need not be found, and what lies on them is no mistake.
 
-The miss rate, read at nine numbers of false positives per picture from 0.01 to 1, is averaged over its logarithm.
+The miss rate, read at nine numbers of false positives per image from 0.01 to 1, is averaged over its logarithm.
 
 Legend: N detections, M objects, K classes.
 """
@@ -20,7 +20,7 @@ from raydet.metrics.coco import GroundTruth, best_rows
 from raydet.metrics.matching import RIGHT, UNMATCHED, Boxes, match
 
 FPPI = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
-"""False positives per picture: evenly spaced logarithms, to the four digits of KAIST's script."""
+"""False positives per image: evenly spaced logarithms, to the four digits of KAIST's script."""
 THRESHOLD = np.array([0.5])
 """IoU; with an object that is to be ignored, the share of the detection that lies on it."""
 SMALLEST = 1e-10

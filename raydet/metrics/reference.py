@@ -122,7 +122,7 @@ def _match_records(
     for label in range(num_classes):
         found: list[Columns] = []
         for image in range(num_images):
-            # By class, area and picture; the first area is "all".
+            # By class, area and image; the first area is "all".
             entry = evaluation.evalImgs[(label * num_areas) * num_images + image]
             if entry is None:
                 continue

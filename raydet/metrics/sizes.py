@@ -23,7 +23,7 @@ class SizeBins:
 
     edges: tuple[float, float] = (32.0, 96.0)
     unit: Literal["px", "fraction"] = "px"
-    """Source pixels, or parts of the square root of the picture's area."""
+    """Source pixels, or parts of the square root of the image's area."""
 
     @classmethod
     def of(cls, config: EvaluateConfig) -> Self:
@@ -46,12 +46,12 @@ class SizeBins:
         """Areas in px^2 as `ranges` has them.
 
         Args:
-            sizes_hw: [I, 2] of the pictures, which fractions want.
+            sizes_hw: [I, 2] of the images, which fractions want.
         """
         if self.unit == "px":
             return areas_N
         if sizes_hw is None:
-            raise ValueError("size bins that are parts of the picture want the pictures' sizes")
+            raise ValueError("size bins that are parts of the image want the images' sizes")
         return areas_N / sizes_hw.astype(float).prod(axis=1)[image_index_N]
 
     def as_json(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class SizeBins:
 
     def __str__(self) -> str:
         """For the head of a table."""
-        of = "px²" if self.unit == "px" else "of the picture's"
+        of = "px²" if self.unit == "px" else "of the image's"
         small, large = (f"{edge:g}² {of}" for edge in self.edges)
         return f"small up to an area of {small}, large from {large} on"
 

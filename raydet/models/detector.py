@@ -1,6 +1,6 @@
-"""The whole detector: from a batch of pictures as they lie on disk to losses or boxes.
+"""The whole detector: from a batch of images as they lie on disk to losses or boxes.
 
-Pictures travel to the device as uint8 and become floats only here: a quarter of the bytes on the way.
+Images travel to the device as uint8 and become floats only here: a quarter of the bytes on the way.
 
 Legend: B batch, C channels, H W canvas in pixels.
 """
@@ -25,7 +25,7 @@ from raydet.structures import Batch, Detections
 class InputStream(nn.Module):
     """Stacks the modalities of one stream and normalises them, (x - mean) / std on a 0..1 scale.
 
-    Padding, missing modalities and those that a picture has dropped are exactly 0 afterwards.
+    Padding, missing modalities and those that an image has dropped are exactly 0 afterwards.
 
     Args:
         normalization: means and deviations per channel, by modality, in stacking order; none for a stream that
@@ -60,7 +60,7 @@ class InputStream(nn.Module):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What it takes from the pictures."""
+        """What it takes from the images."""
         return tuple(name for name in self.num_channels if name not in self.missing)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -98,7 +98,7 @@ class InputStream(nn.Module):
             return self.mean.new_zeros(batch.size, self.num_channels[name], *batch.canvas_hw)
         if name not in batch.modalities:
             raise ConfigError(
-                f"the model reads modality {name!r}, the pictures have {', '.join(batch.modalities)}; "
+                f"the model reads modality {name!r}, the images have {', '.join(batch.modalities)}; "
                 f"add {name!r} to data.missing to feed zeros, or take it out of the model's modalities"
             )
         x_BCHW = batch.modalities[name]
@@ -109,8 +109,8 @@ class Detector(nn.Module):
     """Streams, encoder with fusions, pyramid, head.
 
     Args:
-        rgb_input: pictures of the first stream.
-        aux_input: pictures of the second stream.
+        rgb_input: images of the first stream.
+        aux_input: images of the second stream.
         encoder: two streams -> four maps.
         neck: four maps -> pyramid.
         head: pyramid -> losses or detections.
@@ -134,7 +134,7 @@ class Detector(nn.Module):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What it takes from the pictures, the first stream's first."""
+        """What it takes from the images, the first stream's first."""
         return (*self.rgb_input.modalities, *self.aux_input.modalities)
 
     @contextmanager
@@ -146,7 +146,7 @@ class Detector(nn.Module):
     def forward(
         self, batch: Batch, *, with_losses: bool = False
     ) -> dict[str, Tensor] | list[Detections] | Judged:
-        """Losses by name in training mode, one `Detections` per picture (canvas pixels) in evaluation mode.
+        """Losses by name in training mode, one `Detections` per image (canvas pixels) in evaluation mode.
 
         The losses are the head's four, and those of the fusions that have any. In evaluation mode `with_losses` gives
         the detections with the losses.
@@ -174,7 +174,7 @@ class Detector(nn.Module):
 
 
 def valid_mask(valid_hw: Tensor, canvas_hw: tuple[int, int]) -> Tensor:
-    """True where the canvas holds picture: bool [B, 1, H, W] from sizes [B, 2].
+    """True where the canvas holds image: bool [B, 1, H, W] from sizes [B, 2].
 
     >>> valid_mask(torch.tensor([[1, 2]]), (2, 3)).int().tolist()
     [[[[1, 1, 0], [0, 0, 0]]]]

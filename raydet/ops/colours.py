@@ -1,11 +1,11 @@
 """What a modality looks like.
 
 A modality with one channel is shown in grey, one with three in colour. Any other number is projected: the channels are
-spread evenly from red through green to blue, in their order, so that in a picture of 20 event windows what fired
+spread evenly from red through green to blue, in their order, so that in an image of 20 event windows what fired
 early is red and what fired late is blue; the brightest value is made full. Nothing else is stretched: a night is
 black.
 
-Legend: C channels, H W picture.
+Legend: C channels, H W image.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which ground truth belongs to which box, and which boxes are asked: for a whole batch at once.
 
 Faster R-CNN, arXiv 1506.01497. Rules, ties and random draws are those of torchvision's `Matcher` and
-`BalancedPositiveNegativeSampler`; the form is our own: no loop over pictures, no matrix larger than `MAX_PAIRS`, and a
+`BalancedPositiveNegativeSampler`; the form is our own: no loop over images, no matrix larger than `MAX_PAIRS`, and a
 fixed small number of host syncs.
 
-Legend: B batch, G ground truths (padded), A boxes (anchors or proposals, padded), S sampled boxes of all pictures.
+Legend: B batch, G ground truths (padded), A boxes (anchors or proposals, padded), S sampled boxes of all images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def match(
     Args:
         truth_BG4: ground truths, padded.
         is_truth_BG: False for padding.
-        boxes_BA4: B may be 1: the same boxes in every picture.
+        boxes_BA4: B may be 1: the same boxes in every image.
         high: an intersection over union from here on is a match.
         low: below, the box is background; between the two it is neither.
         keep_best: whatever overlaps a ground truth most is matched, however little that is.
@@ -44,8 +44,8 @@ def match(
     Returns:
         int64 [B, A]: index of the ground truth, or BACKGROUND, or BETWEEN.
     """
-    num_pictures, num_truths = is_truth_BG.shape
-    shape = (num_pictures, boxes_BA4.shape[1])
+    num_images, num_truths = is_truth_BG.shape
+    shape = (num_images, boxes_BA4.shape[1])
     best_BA = truth_BG4.new_full(shape, -1.0)
     index_BA = torch.zeros(shape, dtype=torch.int64, device=truth_BG4.device)
     is_best_BA = torch.zeros(shape, dtype=torch.bool, device=truth_BG4.device)
@@ -82,19 +82,19 @@ def overlaps(a_BG4: Tensor, b_BA4: Tensor) -> Tensor:
 
 
 class Sample(NamedTuple):
-    """Sampled boxes of all pictures: the positive ones of every picture first, then the negative ones."""
+    """Sampled boxes of all images: the positive ones of every image first, then the negative ones."""
 
-    picture_S: Tensor
+    image_S: Tensor
     box_S: Tensor
     num_positive: int
 
 
 def sample_balanced(labels_BA: Tensor, *, size: int, positive_fraction: float) -> Sample:
-    """Draw up to `size` boxes per picture, at most that fraction of them positive, without repeats.
+    """Draw up to `size` boxes per image, at most that fraction of them positive, without repeats.
 
     Args:
         labels_BA: 1 or more is positive, 0 negative, less is never drawn.
-        size: per picture.
+        size: per image.
         positive_fraction: of `size`; negative boxes fill up what positive ones leave.
     """
     positive, negative = (labels_BA >= 1).nonzero(), (labels_BA == 0).nonzero()
@@ -103,7 +103,7 @@ def sample_balanced(labels_BA: Tensor, *, size: int, positive_fraction: float) -
     first_positive = first_negative = 0
     for num_positive, num_negative in counts:
         taken = min(num_positive, int(size * positive_fraction))
-        # Two permutations per picture, in this order: the draws of torchvision's sampler.
+        # Two permutations per image, in this order: the draws of torchvision's sampler.
         order = torch.randperm(num_positive, device=labels_BA.device)[:taken]
         chosen_positive.append(positive[first_positive + order])
         order = torch.randperm(num_negative, device=labels_BA.device)[: size - taken]

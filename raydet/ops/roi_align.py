@@ -39,7 +39,7 @@ def roi_align(
     table: RowTable,
     boxes_K4: Tensor,
     *,
-    picture_K: Tensor,
+    image_K: Tensor,
     level_K: Tensor,
     strides: Sequence[int],
     cells: int = 7,
@@ -50,7 +50,7 @@ def roi_align(
     Args:
         table: the pyramid.
         boxes_K4: x1, y1, x2, y2 in canvas pixels.
-        picture_K: which picture of the batch each box lies in.
+        image_K: which image of the batch each box lies in.
         level_K: which level it is pooled from.
         strides: canvas pixels per cell of each level.
 
@@ -61,7 +61,7 @@ def roi_align(
         scale_K = table.per_level([1.0 / stride for stride in strides], level_K, boxes_K4.dtype)
         height_K = table.per_level([height for height, _ in table.sizes_hw], level_K, torch.int64)
         width_K = table.per_level([width for _, width in table.sizes_hw], level_K, torch.int64)
-        first_K = table.per_level(table.starts, level_K, torch.int64) + picture_K * height_K * width_K
+        first_K = table.per_level(table.starts, level_K, torch.int64) + image_K * height_K * width_K
         x1, y1, x2, y2 = (boxes_K4 * scale_K[:, None]).unbind(1)
         x_KT2, x_weight_KT2 = _taps(x1, x2, width_K, cells, samples)
         y_KT2, y_weight_KT2 = _taps(y1, y2, height_K, cells, samples)

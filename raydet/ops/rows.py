@@ -1,6 +1,6 @@
-"""The maps of a pyramid as one table of rows: one row per picture and cell, level after level.
+"""The maps of a pyramid as one table of rows: one row per image and cell, level after level.
 
-Pooling and sampling then are gathers of rows, whatever level and picture a row comes from.
+Pooling and sampling then are gathers of rows, whatever level and image a row comes from.
 
 Legend: B batch, C channels, H W map, R rows.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class RowTable:
-    """Row `starts[level] + (picture * H + y) * W + x` is the cell (y, x) of a picture's map; the last row is zero."""
+    """Row `starts[level] + (image * H + y) * W + x` is the cell (y, x) of an image's map; the last row is zero."""
 
     rows_RC: Tensor
     sizes_hw: tuple[tuple[int, int], ...]

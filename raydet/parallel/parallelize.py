@@ -135,7 +135,7 @@ def _replicated(model: nn.Module, world: World, *, exact: bool) -> nn.Module:
         gradient_as_bucket_view=True,
         find_unused_parameters=exact,
     )
-    # Each rank collects statistics of its own pictures, to be averaged; else all would take rank 0's at every step.
+    # Each rank collects statistics of its own images, to be averaged; else all would take rank 0's at every step.
     wrapped.broadcast_buffers = False
     return wrapped
 

@@ -4,7 +4,7 @@ sizes     bytes in words: "80GiB" and back
 places    names for the parts of a detector, in the order of its forward pass
 counts    what lasts: parameters, their shards, gradients, optimizer state
 live      bytes of all live tensors, while any code runs
-measure   a training step on tensors without memory: bytes by part and moment, for any number of pictures
+measure   a training step on tensors without memory: bytes by part and moment, for any number of images
 heads     the head in outline: sizes in place of what depends on values
 moments   a step as a line of moments, for any depth, strategy and accumulation
 ledger    one rank's memory, row by row, at the worst moment of a step

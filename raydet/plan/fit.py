@@ -22,7 +22,7 @@ RECOMPUTE_COST = 1 / 3
 SHARDING_COST = 0.1
 """Of a step's time: what gathering parameters is not hidden behind computing. A judgement."""
 SMALL_BATCH_COST = 0.5
-"""Of a step's time, divided by the pictures of a micro-batch: small kernels do not fill a GPU. A judgement."""
+"""Of a step's time, divided by the images of a micro-batch: small kernels do not fill a GPU. A judgement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class Option:
     strategy: Strategy
     activation_checkpointing: ActivationCheckpointing
     micro_batch: int | None
-    """The largest that fits; None: not even one picture does."""
+    """The largest that fits; None: not even one image does."""
     ledger: Ledger
-    """With that micro-batch, or with one picture."""
+    """With that micro-batch, or with one image."""
 
     @property
     def cost(self) -> float:
-        """Time per picture, compared with an ideal step; a coarse order, not a prediction."""
+        """Time per image, compared with an ideal step; a coarse order, not a prediction."""
         return (
             1.0
             + (RECOMPUTE_COST if self.activation_checkpointing != "none" else 0.0)
@@ -79,7 +79,7 @@ def divisors(number: int) -> list[int]:
 
 
 def rank_share(experiment: Experiment, world_size: int) -> int:
-    """Pictures of each rank per step.
+    """Images of each rank per step.
 
     Raises:
         ConfigError: the global batch does not divide among the ranks.
@@ -98,7 +98,7 @@ def largest_micro_batch(
     num_objects: int = DEFAULT_OBJECTS,
     device_type: DeviceType = "cuda",
 ) -> int | None:
-    """The largest divisor of the rank's share of the global batch that fits; None where not even one picture does.
+    """The largest divisor of the rank's share of the global batch that fits; None where not even one image does.
 
     Raises:
         ConfigError: see `ledger`.
@@ -134,7 +134,7 @@ def recommend(
         least = min(seen, key=lambda option: option.ledger.peak_bytes)
         return Recommendation(
             least,
-            f"nothing fits: even one picture at a time needs {in_words(least.ledger.peak_bytes)}; "
+            f"nothing fits: even one image at a time needs {in_words(least.ledger.peak_bytes)}; "
             "use a smaller canvas or backbone, bf16, or more memory",
         )
     best = min(fitting, key=lambda option: option.cost)
@@ -218,14 +218,14 @@ def _reason(best: Option, seen: Sequence[Option], share: int) -> str:
     if best.activation_checkpointing != "none":
         can = f"at most {plain.micro_batch}" if plain.micro_batch else "not even one"
         reasons.append(
-            f"without recomputing activations {can} of {share} pictures would fit at once, and steps would be slower"
+            f"without recomputing activations {can} of {share} images would fit at once, and steps would be slower"
         )
     elif micro_batch < share:
         reasons.append(
             f"{share // micro_batch} micro-batches of {micro_batch} cost less time than recomputing activations"
         )
     else:
-        reasons.append("all pictures fit at once, nothing need be recomputed")
+        reasons.append("all images fit at once, nothing need be recomputed")
     return "; ".join(reasons)
 
 

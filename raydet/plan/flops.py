@@ -4,7 +4,7 @@ Counted are convolutions, matrix products and attention, as this code computes t
 as two. Left out is what has a few operations per value or depends on values: norms, activations, resizing, pooling of
 boxes, NMS.
 
-The head is counted as at test, for a picture that fills its quota of proposals. A training step costs about three times
+The head is counted as at test, for an image that fills its quota of proposals. A training step costs about three times
 a forward pass; PyTorch's counter is not asked for the backward pass, because it overstates depthwise convolutions.
 """
 
@@ -25,7 +25,7 @@ from raydet.plan.counts import essence
 
 
 def forward_flops(experiment: Experiment) -> dict[str, int]:
-    """Operations per picture on the canvas: `total`, then each part; the parts sum to the total.
+    """Operations per image on the canvas: `total`, then each part; the parts sum to the total.
 
     Raises:
         ConfigError: the model cannot be built.

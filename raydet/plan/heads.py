@@ -1,7 +1,7 @@
 """The head on tensors without memory: its own layers and matching, with sizes in place of what depends on values.
 
 NMS, sampling and the choice of a level per box look at numbers, which fake tensors do not have. Here the worst case
-stands in: every picture fills its quota of proposals and of samples. Everything that is large runs as it is: the dense
+stands in: every image fills its quota of proposals and of samples. Everything that is large runs as it is: the dense
 logits, the overlaps, the sampled anchors' surroundings, the pooled boxes, the MLP. When the head's own code changes,
 the order of calls below has to follow; a test compares the bytes with those of a real step.
 
@@ -86,7 +86,7 @@ class HeadInOutline(nn.Module):
         logits = [full_precision(x.permute(0, 2, 3, 1).flatten(1)) for x in logits]
         deltas = [full_precision(x.permute(0, 2, 3, 1).reshape(len(x), -1, 4)) for x in deltas]
         kept = sum(min(self.rpn.pre_nms_top_n[0], x.shape[1]) for x in logits)
-        # The overlaps of one picture's boxes, a bit each.
+        # The overlaps of one image's boxes, a bit each.
         torch.empty(kept, math.ceil(kept / 64), dtype=torch.int64)
 
     def _match_anchors(self, anchors_A4: Tensor, batch: Batch) -> None:
@@ -102,10 +102,10 @@ class HeadInOutline(nn.Module):
         # Where the negative ones are, and which of them are drawn: nearly all are negative.
         torch.empty(labels_BA.numel(), 2, dtype=torch.int64)
 
-    def _anchor_loss(self, table: RowTable, pictures: int, anchors: int) -> Tensor:
-        size = pictures * min(self.rpn.batch_size_per_image, anchors)
-        picture_S, anchor_S = (torch.empty(size, dtype=torch.int64) for _ in range(2))
-        logits_S, deltas_S4 = self.rpn.head_at(table, picture_S, anchor_S)
+    def _anchor_loss(self, table: RowTable, images: int, anchors: int) -> Tensor:
+        size = images * min(self.rpn.batch_size_per_image, anchors)
+        image_S, anchor_S = (torch.empty(size, dtype=torch.int64) for _ in range(2))
+        logits_S, deltas_S4 = self.rpn.head_at(table, image_S, anchor_S)
         wanted_S4 = torch.empty_like(deltas_S4)
         return nn.functional.binary_cross_entropy_with_logits(
             logits_S, torch.empty_like(logits_S)
@@ -122,11 +122,11 @@ class HeadInOutline(nn.Module):
             keep_best=False,
         )
 
-    def _box_loss(self, maps_BCHW: Sequence[Tensor], table: RowTable, pictures: int) -> Tensor:
-        size = pictures * self.roi_heads.batch_size_per_image
+    def _box_loss(self, maps_BCHW: Sequence[Tensor], table: RowTable, images: int) -> Tensor:
+        size = images * self.roi_heads.batch_size_per_image
         if self.device_type == "cpu":
-            boxes_S4, picture_S = torch.empty(size, 4), torch.empty(size, dtype=torch.int64)
-            pooled = self.roi_heads.pooled(maps_BCHW, table, boxes_S4, picture_S)
+            boxes_S4, image_S = torch.empty(size, 4), torch.empty(size, dtype=torch.int64)
+            pooled = self.roi_heads.pooled(maps_BCHW, table, boxes_S4, image_S)
         else:
             pooled = _pooled_on_gpu(maps_BCHW[: len(self.roi_heads.strides)], size)
         logits_SK, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
@@ -137,9 +137,9 @@ class HeadInOutline(nn.Module):
         return loss
 
 
-def _surroundings(table: RowTable, picture_S: Tensor, cell_S: Tensor) -> Tensor:
+def _surroundings(table: RowTable, image_S: Tensor, cell_S: Tensor) -> Tensor:
     """In place of `RegionProposals.surroundings`: numbers of rows, [S, 9]."""
-    return torch.empty(len(picture_S), 9, dtype=torch.int64)
+    return torch.empty(len(image_S), 9, dtype=torch.int64)
 
 
 def _pooled_on_gpu(maps_BCHW: Sequence[Tensor], size: int) -> Tensor:

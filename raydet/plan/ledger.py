@@ -19,13 +19,13 @@ LIBRARIES = "library workspaces"
 MARGIN = "margin"
 
 DEFAULT_OBJECTS = 50
-"""Ground truths per picture, where nothing is said: more than most data sets have."""
+"""Ground truths per image, where nothing is said: more than most data sets have."""
 
 FRAGMENTATION = 0.05
 """Share of the live bytes that the caching allocator loses to rounding and gaps. A judgement, not a measurement."""
 LIBRARY_BYTES = 512 * MIB
 """What cuBLAS and cuDNN allocate beside the tensors. Fitted: with it the plan is within 2 % of nine steps that were
-measured on an H100, from 4.8 to 49.6 GiB, all of 16 pictures (BENCHMARKS.md)."""
+measured on an H100, from 4.8 to 49.6 GiB, all of 16 images (BENCHMARKS.md)."""
 CONTEXT_BYTES = 768 * MIB
 """What a process takes beside its allocations: CUDA context, kernels. A judgement, too."""
 COMMUNICATOR_BYTES = 256 * MIB
@@ -40,7 +40,7 @@ class Row:
     bytes: int
     """At its largest; of activations: what the backward pass needs when the forward pass is over."""
     image_bytes: int
-    """How much of `bytes` each picture of a micro-batch adds."""
+    """How much of `bytes` each image of a micro-batch adds."""
     peak_bytes: int
     """Alive at the worst moment of the step."""
 
@@ -90,9 +90,9 @@ def ledger(
         experiment: its own strategy and micro-batch do not count.
         world_size: ranks that share the global batch.
         strategy: as `train.strategy`.
-        micro_batch: pictures of one rank in one forward pass; accumulation follows from the global batch.
+        micro_batch: images of one rank in one forward pass; accumulation follows from the global batch.
         shard_ranks: as `train.shard_ranks`.
-        num_objects: ground truths per picture in the worst batch.
+        num_objects: ground truths per image in the worst batch.
         device_type: on a CPU the head uses other kernels, and there is no CUDA context.
 
     Raises:
@@ -125,7 +125,7 @@ def check_numbers(*, world_size: int, micro_batch: int = 1, num_objects: int = 1
     for name, number, least in (
         ("number of workers", world_size, 1),
         ("micro-batch", micro_batch, 1),
-        ("number of objects per picture", num_objects, 0),
+        ("number of objects per image", num_objects, 0),
     ):
         if number < least:
             raise ConfigError(f"the {name} wants {least} or more, got {number}")

@@ -5,8 +5,8 @@ changes: of blocks that are alike only the first one runs, and the head runs in 
 tensors lie on the CPU, so the run needs no accelerator and the numbers are those of CPU kernels: what autograd keeps is
 the same, up to a few small tensors.
 
-Everything grows linearly with the pictures of a micro-batch but for what belongs to the weights. Two runs, with 1 and
-`MANY` pictures, give both parts.
+Everything grows linearly with the images of a micro-batch but for what belongs to the weights. Two runs, with 1 and
+`MANY` images, give both parts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from raydet.plan.sections import HEAD, NECK, sections_of
 from raydet.structures import Batch
 
 MANY = 16
-PICTURES = "pictures"
+IMAGES = "images"
 GRADIENTS = "gradients"
 WEIGHT_COPIES = "bf16 copies of weights"
 WORKSPACE = "workspace"
@@ -50,13 +50,13 @@ Growing = Mapping[Tag, "Linear"]
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Bytes that grow with the number of pictures in a micro-batch."""
+    """Bytes that grow with the number of images in a micro-batch."""
 
     fixed_bytes: float
     image_bytes: float
 
     def at(self, images: int) -> int:
-        """The bytes for that many pictures."""
+        """The bytes for that many images."""
         return round(self.fixed_bytes + images * self.image_bytes)
 
     def plus(self, other: Linear, *, times: int = 1) -> Linear:
@@ -82,7 +82,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A `Run` for any number of pictures."""
+    """A `Run` for any number of images."""
 
     forward: dict[str, Growing]
     at_end: Growing
@@ -94,7 +94,7 @@ def measure(experiment: Experiment, *, num_objects: int, device_type: DeviceType
     """Run an experiment's detector; equal ones are run once per process.
 
     Args:
-        num_objects: ground truths per picture.
+        num_objects: ground truths per image.
         device_type: whose kernels the head uses.
 
     Raises:
@@ -121,7 +121,7 @@ def _shallow(experiment: Experiment) -> Experiment:
 
 @lru_cache(maxsize=64)
 def _measure(experiment: Experiment, num_objects: int, device_type: DeviceType) -> Measurement:
-    # Batch norm refuses a single value per channel: one picture of which the last stage leaves a single cell.
+    # Batch norm refuses a single value per channel: one image of which the last stage leaves a single cell.
     few = 2 if experiment.data.canvas_hw == (STRIDES[-1], STRIDES[-1]) else 1
     first, last = (_run(experiment, images, num_objects, device_type) for images in (few, MANY))
 
@@ -137,7 +137,7 @@ def _measure(experiment: Experiment, num_objects: int, device_type: DeviceType) 
 
 
 def _line(first: Amounts, last: Amounts, few: int) -> Growing:
-    """Through the bytes of `few` and of `MANY` pictures."""
+    """Through the bytes of `few` and of `MANY` images."""
     slopes = {
         tag: (last.get(tag, 0) - first.get(tag, 0)) / (MANY - few) for tag in dict.fromkeys([*last, *first])
     }
@@ -162,10 +162,8 @@ def _run(experiment: Experiment, images: int, num_objects: int, device_type: Dev
                 device_type=device_type,
                 tell=watch.in_head,
             )
-            live.enter(f"forward {PICTURES}", Tag(PICTURES, PICTURES))
-            return _step(
-                detector, live, _pictures(experiment, images, num_objects), experiment.train.precision
-            )
+            live.enter(f"forward {IMAGES}", Tag(IMAGES, IMAGES))
+            return _step(detector, live, _images(experiment, images, num_objects), experiment.train.precision)
 
 
 @contextmanager
@@ -215,7 +213,7 @@ def _without_memory(module: nn.Module) -> None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _pictures(experiment: Experiment, images: int, num_objects: int) -> Batch:
+def _images(experiment: Experiment, images: int, num_objects: int) -> Batch:
     names = {*experiment.model.rgb_modalities, *experiment.model.aux_modalities} - {*experiment.data.missing}
     canvas_hw = experiment.data.canvas_hw
     return Batch(

@@ -57,7 +57,7 @@ class Step:
             rows[COMMUNICATION] = GATHERED_FORWARD * self._unit_bytes(place)
             yield Moment(f"forward pass, {place}", rows)
         for position, place in reversed(list(enumerate(places))):
-            # Pictures have no backward pass, and a fusion that passes its input through has none of its own.
+            # Images have no backward pass, and a fusion that passes its input through has none of its own.
             if place in self.measured.backward:
                 rows = self._live(self.measured.backward[place], position, self.measured.kept)
                 rows += self._lasting()

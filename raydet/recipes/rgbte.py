@@ -18,7 +18,7 @@ def rgbte(variant: MiTVariant) -> Experiment:
     """The published schedule of the 15-epoch baselines: SGD 0.02, momentum 0.9, batch 16, constant rate.
 
     Departures: the canvas is near the frames' own size (the published runs enlarged 300-pixel frames to 800), and
-    pictures are normalised on a 0..1 scale.
+    images are normalised on a 0..1 scale.
     """
     return Experiment(
         name=f"rgbte_mit_{variant}",

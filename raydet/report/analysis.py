@@ -34,19 +34,19 @@ class Analysis:
     hypotheses: tuple[Tested, ...]
     confirmation: Versus | None
     """The winner (A) against the best control (B) on fresh seeds, when all of these runs have finished."""
-    without_pictures: tuple[str, ...]
-    """Cells with runs of whose scores on resampled pictures nothing is known: what is said of them holds for these
-    pictures only.
+    without_images: tuple[str, ...]
+    """Cells with runs of whose scores on resampled images nothing is known: what is said of them holds for these
+    images only.
     """
     num_groups: int
-    num_pictures: int
+    num_images: int
 
 
 def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
     """Work out everything that can be said of a study.
 
     Args:
-        resamples: sets of pictures for the bootstrap.
+        resamples: sets of images for the bootstrap.
     """
     judge = Judge(results, Resamples(count=resamples, metric=results.study.metric))
     estimates = {phase: tuple(map(judge.estimate, cells)) for phase, cells in results.cells.items()}
@@ -69,7 +69,7 @@ def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
         interactions=interactions,
         hypotheses=judge.hypotheses(),
         confirmation=judge.confirmation(),
-        without_pictures=tuple(
+        without_images=tuple(
             dict.fromkeys(
                 cell.name
                 for cells in results.cells.values()
@@ -78,7 +78,7 @@ def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
             )
         ),
         num_groups=judge.resamples.num_groups,
-        num_pictures=judge.resamples.num_pictures,
+        num_images=judge.resamples.num_images,
     )
 
 

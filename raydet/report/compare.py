@@ -11,7 +11,7 @@ from raydet.engine.open_run import recorded_experiment
 from raydet.errors import ConfigError
 from raydet.metrics.matches import MatchRecords, mean_average_precision
 from raydet.runs.run_dir import FINAL_RESULTS, MATCH_RECORDS, recorded_model_info
-from raydet.stats.bootstrap import is_same_pictures, paired_differences
+from raydet.stats.bootstrap import is_same_images, paired_differences
 from raydet.stats.comparison import Comparison, compare
 
 
@@ -64,7 +64,7 @@ def _but_for_the_seed(experiment: Experiment) -> Experiment:
 
 
 def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) -> Comparison:
-    """A against B, on the pictures that both were evaluated on.
+    """A against B, on the images that both were evaluated on.
 
     Args:
         count: resampled sets.
@@ -85,15 +85,15 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
             f"{a.name} and {b.name} cannot be compared: their classes differ, {', '.join(a.experiment.data.classes)} "
             f"against {', '.join(b.experiment.data.classes)}"
         )
-    if any(not is_same_pictures(a.records[0], other) for other in (*a.records, *b.records)):
+    if any(not is_same_images(a.records[0], other) for other in (*a.records, *b.records)):
         raise ConfigError(
-            f"{a.name} and {b.name} cannot be compared: they were evaluated on other pictures, or other boxes; "
+            f"{a.name} and {b.name} cannot be compared: they were evaluated on other images, or other boxes; "
             "give both the same data and data.split"
         )
     scores_a, scores_b = ([mean_average_precision(run) for run in arm.records] for arm in (a, b))
     resampled = paired_differences(a.records, b.records, count=count)
     if len(resampled) < 2:
-        raise ConfigError(f"{a.name} and {b.name} cannot be compared: their pictures hold no objects")
+        raise ConfigError(f"{a.name} and {b.name} cannot be compared: their images hold no objects")
     num_groups = len(set(a.records[0].group_ids.tolist()))
     return compare([scores_a], [scores_b], resampled, num_groups=num_groups)
 
@@ -127,9 +127,7 @@ def _unlike(a: Arm, b: Arm) -> list[str]:
         found.append(f"the data have changed between the runs: content_sha256 is {shown}")
     batches = [recorded_model_info(arm.runs[0]).get("micro_batch") for arm in (a, b)]
     if batches[0] != batches[1] and not found:
-        found.append(
-            f"micro-batches were of {batches[0]} against {batches[1]} pictures, which batch norms see"
-        )
+        found.append(f"micro-batches were of {batches[0]} against {batches[1]} images, which batch norms see")
     return found
 
 

@@ -34,7 +34,7 @@ def limits(analysis: Analysis) -> list[str]:
     return [
         *_simulation(analysis),
         *_seeds(analysis),
-        *_pictures(analysis),
+        *_images(analysis),
         *_controls(analysis),
         *_protocol(analysis.results),
     ]
@@ -46,7 +46,7 @@ def _learning(results: StudyResults) -> Iterator[str]:
         yield (
             f"The best mean {results.study.metric} is {best.mean:.4f} ({best.name}): these detectors have hardly "
             "learnt to find anything, and what is said of their differences says nothing about fusion. Train for "
-            "longer, on more pictures, or from pretrained weights."
+            "longer, on more images, or from pretrained weights."
         )
 
 
@@ -74,7 +74,7 @@ def decisions(results: StudyResults) -> list[str]:
 
 def hypothesis_sentence(tested: Tested) -> str:
     """The hypothesis with its verdict."""
-    where = ", on these pictures" if tested.hypothesis.measure == "gap" else ""
+    where = ", on these images" if tested.hypothesis.measure == "gap" else ""
     named = f"{tested.hypothesis.name}{where}, “{tested.hypothesis.text}”"
     match tested.answer:
         case "supported":
@@ -101,7 +101,7 @@ def _seeds_for(tested: Tested) -> str:
     needed = [claim.comparison.seeds_needed for claim in open_claims]
     known = [count for count in needed if count is not None]
     if len(known) < len(needed):
-        return f" It would take more than {MOST_SEEDS} seeds, or more pictures."
+        return f" It would take more than {MOST_SEEDS} seeds, or more images."
     return f" Differences of the size seen would take about {max(known)} seeds." if known else ""
 
 
@@ -173,7 +173,7 @@ def _floor(analysis: Analysis, spread: Spread) -> str:
     return (
         f"From one training of a detector to the next its score has a standard deviation of {spread.sd:.4f} "
         f"({spread.degrees} degrees of freedom): with {_count(num_seeds, 'seed')} per cell, differences below "
-        f"{floor:.4f} cannot be told from noise, other pictures not even counted."
+        f"{floor:.4f} cannot be told from noise, other images not even counted."
     )
 
 
@@ -199,25 +199,25 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
         yield "Each cell ran once; the noise is known from cells that are the same function, or from the confirmation."
 
 
-def _pictures(analysis: Analysis) -> Iterator[str]:
+def _images(analysis: Analysis) -> Iterator[str]:
     if analysis.results.study.metric not in THRESHOLDS:
         yield (
-            f"The noise of the test pictures is known for {', '.join(THRESHOLDS)}, not for "
-            f"{analysis.results.study.metric}: what is said holds for these pictures only."
+            f"The noise of the test images is known for {', '.join(THRESHOLDS)}, not for "
+            f"{analysis.results.study.metric}: what is said holds for these images only."
         )
-    elif analysis.without_pictures:
+    elif analysis.without_images:
         yield (
-            f"Match records are missing, or of other pictures, for {_names(analysis.without_pictures)}: what is said "
-            "of these holds for these pictures only."
+            f"Match records are missing, or of other images, for {_names(analysis.without_images)}: what is said "
+            "of these holds for these images only."
         )
     elif analysis.num_groups == 1:
         yield (
-            "The test pictures are one group, of one sequence: nothing is known of the noise of pictures, so nothing "
+            "The test images are one group, of one sequence: nothing is known of the noise of images, so nothing "
             "can be told apart."
         )
     elif analysis.num_groups < FEW_GROUPS:
         yield (
-            f"The test pictures come from {_count(analysis.num_groups, 'independent group')}: on others the numbers "
+            f"The test images come from {_count(analysis.num_groups, 'independent group')}: on others the numbers "
             f"may move as far as the intervals say ({LEVEL:.0%})."
         )
 

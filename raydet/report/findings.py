@@ -50,7 +50,7 @@ class Noise:
         return [twin for twin in self.twins if twin.verdict in ("A is better", "B is better")]
 
     def smallest_difference(self, num_seeds: int) -> float | None:
-        """Of two cells with so many runs each: what is below is noise (95 %), other pictures not counted."""
+        """Of two cells with so many runs each: what is below is noise (95 %), other images not counted."""
         if self.spread is None:
             return None
         error = self.spread.sd * math.sqrt(2 / num_seeds)
@@ -107,7 +107,7 @@ class Tested:
 
 
 def loss_gap(row: Mapping[str, float | None]) -> float | None:
-    """How much larger the loss is on pictures that were not trained on."""
+    """How much larger the loss is on images that were not trained on."""
     train, val = row.get("loss"), row.get("val_loss")
     gap = None if train is None or val is None else val - train
     return gap if gap is not None and math.isfinite(gap) else None

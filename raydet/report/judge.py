@@ -3,7 +3,7 @@
 Comparisons of scores share one spread over seeds, pooled over every group of runs that differ by chance alone: repeats
 with other seeds, and cells that are the same function (unless these came out different); where spreads differ by more
 than chance, each has its own. The gap between the losses has
-a spread of its own, and nothing is known of its noise over pictures. Verdicts of one family are corrected together by
+a spread of its own, and nothing is known of its noise over images. Verdicts of one family are corrected together by
 Holm's method: the arms against one other cell, the pairs, the twins, the claims of all hypotheses, the effects and
 interactions of one phase. Intervals are each comparison's own. Sides are compared over the values of the other factors
 that all of them have.

@@ -13,7 +13,7 @@ from raydet.report.tables import Table
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture within the page."""
+    """An image within the page."""
 
     title: str
     caption: str
@@ -50,7 +50,7 @@ class Page:
 
 
 def image(title: str, caption: str, content: bytes, *, kind: str) -> Image:
-    """A picture with its bytes.
+    """An image with its bytes.
 
     Args:
         kind: `svg+xml` or `png`.

@@ -1,4 +1,4 @@
-"""How a trained detector's AP falls as one modality's pictures get worse, or as the modality goes."""
+"""How a trained detector's AP falls as one modality's images get worse, or as the modality goes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Robustness:
         """Write robustness.json and robustness.csv.
 
         Args:
-            about: what else the json shall say: which run, which pictures.
+            about: what else the json shall say: which run, which images.
         """
         text = json.dumps(about | self.as_json(), indent=2)
         write_atomically(directory / RESULTS, text + "\n")
@@ -130,8 +130,8 @@ def measure_robustness(
         tell: takes a line after every evaluation.
 
     Raises:
-        ConfigError: nothing is left to do, or the pictures hold no objects.
-        DataError: a picture cannot be read.
+        ConfigError: nothing is left to do, or the images hold no objects.
+        DataError: an image cannot be read.
     """
     curves = [(name, kind) for name, kind in _curves_of(run) if kinds is None or kind in kinds]
     if not curves:
@@ -180,5 +180,5 @@ def _spoiled_score(run: TrainedRun, name: str, kind: CurveKind, severity: int, s
 def _score(run: TrainedRun) -> float:
     score = evaluated(run).metrics[METRIC]
     if score is None:
-        raise ConfigError(f"{run.run_dir}: its pictures hold no objects; name other pictures with --data")
+        raise ConfigError(f"{run.run_dir}: its images hold no objects; name other images with --data")
     return score

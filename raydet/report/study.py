@@ -16,7 +16,7 @@ from raydet.errors import StudyError
 from raydet.metrics.matches import MatchRecords
 from raydet.runs.run_dir import MATCH_RECORDS
 from raydet.runs.usage import Usage
-from raydet.stats.bootstrap import is_same_pictures, resampled_scores
+from raydet.stats.bootstrap import is_same_images, resampled_scores
 from raydet.tune.budget import Meter
 from raydet.tune.cells import Cell, trial_directory
 from raydet.tune.journal import Events, read_journal
@@ -179,23 +179,23 @@ def _runs_of(cell: Cell, records: Sequence[TrialRecord], directory: Path, metric
 
 
 class Resamples:
-    """Scores of every run on the same resampled sets of pictures, computed once, on demand."""
+    """Scores of every run on the same resampled sets of images, computed once, on demand."""
 
     def __init__(self, *, count: int, metric: str) -> None:
         """`metric`: mAP, mAP_50 or mAP_75; of others nothing is known."""
         self.count = count
         self.metric = metric
         self.num_groups = 0
-        self._pictures: MatchRecords | None = None
+        self._images: MatchRecords | None = None
         self._scores: dict[Path, NDArray[np.float64] | None] = {}
 
     @property
-    def num_pictures(self) -> int:
+    def num_images(self) -> int:
         """Of the set; 0 where it is not known."""
-        return 0 if self._pictures is None else len(self._pictures.image_ids)
+        return 0 if self._images is None else len(self._images.image_ids)
 
     def of(self, cells: Sequence[CellRuns]) -> NDArray[np.float64] | None:
-        """The mean over some cells, [count]; None where a run has no match records of the same pictures."""
+        """The mean over some cells, [count]; None where a run has no match records of the same images."""
         means = []
         for cell in cells:
             runs = [self._run(run_dir) for run_dir in cell.run_dirs]
@@ -220,8 +220,8 @@ class Resamples:
         if self.metric not in THRESHOLDS or not path.is_file():
             return None
         records = MatchRecords.load(path)
-        if self._pictures is None:
-            self._pictures, self.num_groups = records, len(set(records.group_ids.tolist()))
-        if not is_same_pictures(self._pictures, records):
+        if self._images is None:
+            self._images, self.num_groups = records, len(set(records.group_ids.tolist()))
+        if not is_same_images(self._images, records):
             return None
         return resampled_scores(records, count=self.count, threshold=THRESHOLDS[self.metric])

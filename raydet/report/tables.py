@@ -170,7 +170,7 @@ def costs(cell: CellRuns, baseline: CellRuns | None) -> tuple[str, str, str, str
 
 
 def training_speed(results: Mapping[str, Any]) -> float | None:
-    """Pictures per second while a run trained, evaluation left out: the median of its epochs, which a busy machine
+    """Images per second while a run trained, evaluation left out: the median of its epochs, which a busy machine
     moves less than the mean.
     """
     speeds = [row["images_per_s"] for row in results.get("history", []) if row.get("images_per_s")]

@@ -17,7 +17,7 @@ import raydet
 from raydet.errors import ConfigError, RaydetError
 from raydet.report.analysis import Analysis, analyse
 from raydet.report.conclusions import conclusions, decisions, limits
-from raydet.report.drawings.run import Picture, pictures_of_run
+from raydet.report.drawings.run import Drawing, drawings_of_run
 from raydet.report.figures.effects import effect_figures
 from raydet.report.figures.robustness import robustness_figures
 from raydet.report.figures.scores import score_figures
@@ -39,7 +39,7 @@ FIGURES: dict[str, Callable[[Analysis], Iterable[Figure]]] = {
     "costs": cost_figures,
     "robustness": robustness_figures,
 }
-NUM_PICTURES = 2
+NUM_DRAWINGS = 2
 """Best, and worst."""
 
 
@@ -61,7 +61,7 @@ def write_report(directory: Path, *, output: Path | None = None, resamples: int 
     Args:
         directory: `<storage>/<study>`.
         output: where it goes; default: `report/` in there.
-        resamples: sets of pictures for the bootstrap.
+        resamples: sets of images for the bootstrap.
 
     Raises:
         StudyError: there is no study, or nothing of it has finished.
@@ -107,7 +107,7 @@ class _Gallery:
     """What the best arm sees."""
 
     sentences: tuple[str, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
 
 
 def _gallery(analysis: Analysis) -> _Gallery:
@@ -116,10 +116,10 @@ def _gallery(analysis: Analysis) -> _Gallery:
     if best is None:
         return _Gallery()
     try:
-        pictures = pictures_of_run(best.run_dirs[0], count=NUM_PICTURES)
+        drawings = drawings_of_run(best.run_dirs[0], count=NUM_DRAWINGS)
     except RaydetError as error:
-        return _Gallery((f"There are no pictures of {best.name}: {error}",))
-    return _Gallery((f"What {best.name}, the best arm, sees (its first run).",), tuple(pictures))
+        return _Gallery((f"There are no images of {best.name}: {error}",))
+    return _Gallery((f"What {best.name}, the best arm, sees (its first run).",), tuple(drawings))
 
 
 def _page(
@@ -143,9 +143,9 @@ def _page(
         Section("robustness", "Robustness", tables=named("robustness"), images=images["robustness"]),
         Section(
             "pictures",
-            "Pictures",
+            "Images",
             sentences=gallery.sentences,
-            images=[image(shown.title, shown.caption, shown.png, kind="png") for shown in gallery.pictures],
+            images=[image(shown.title, shown.caption, shown.png, kind="png") for shown in gallery.drawings],
         ),
     ]
     return Page(
@@ -165,13 +165,13 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     finished = sum(record.status == "finished" for record in trials.values())
     seconds = sum((record.results or {}).get("loop_s") or 0.0 for record in trials.values())
     groups = f" in {analysis.num_groups} groups" if analysis.num_groups else ""
-    pictures = analysis.num_pictures
+    num_images = analysis.num_images
     return [
         ("runs", f"{finished} of {len(trials)} finished"),
         ("decided by", protocol.metric),
         ("seeds per cell", str(results.num_seeds)),
         ("data", ", ".join([base.data.source.kind, *map(base.data.shown_name, base.data.simulated)])),
-        ("test pictures", f"{pictures}{groups}" if pictures else "unknown"),
+        ("test images", f"{num_images}{groups}" if num_images else "unknown"),
         ("classes", ", ".join(base.data.classes)),
         ("schedule", f"{base.train.epochs} epochs, batch {base.train.global_batch}"),
         ("training time", f"{seconds / 3600:.2f} h"),
@@ -192,12 +192,12 @@ def _write(
     for table in all_tables:
         texts[output / "tables" / f"{table.name}.csv"] = table.as_csv()
         texts[output / "tables" / f"{table.name}.tex"] = table.as_latex()
-    pictures = {output / "figures" / f"{drawn.figure.name}.png": drawn.png for drawn in figures}
-    pictures |= {output / "pictures" / f"{shown.name}.png": shown.png for shown in gallery.pictures}
-    for folder in {path.parent for path in (*texts, *pictures)}:
+    drawings = {output / "figures" / f"{drawn.figure.name}.png": drawn.png for drawn in figures}
+    drawings |= {output / "pictures" / f"{shown.name}.png": shown.png for shown in gallery.drawings}
+    for folder in {path.parent for path in (*texts, *drawings)}:
         folder.mkdir(parents=True, exist_ok=True)
-    for path, content in pictures.items():
+    for path, content in drawings.items():
         path.write_bytes(content)
     for path, text in texts.items():
         write_atomically(path, text)
-    return (*texts, *pictures)
+    return (*texts, *drawings)

@@ -1,4 +1,4 @@
-"""Where this process is: which phase of which step, with which pictures. Told to whoever listens."""
+"""Where this process is: which phase of which step, with which images. Told to whoever listens."""
 
 from __future__ import annotations
 

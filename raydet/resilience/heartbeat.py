@@ -1,7 +1,7 @@
 """Which worker stands still, and where: every rank writes down where it is, rank 0 reads along.
 
 A worker that waits for a message from a stopped one cannot say whom it waits for. Here a thread of its own writes
-phase, step, pictures and stack of the training thread into a small file of the run's directory, every interval.
+phase, step, images and stack of the training thread into a small file of the run's directory, every interval.
 Rank 0 watches the files of all others, rank 1 that of rank 0; they compare a file with what it said before, by their
 own clock, so clocks need not agree.
 """
@@ -32,7 +32,7 @@ from raydet.runs.terminal import last_words
 
 STALL_REPORT = "stalled.json"
 NUM_STACK_LINES = 6
-NUM_NAMED_PICTURES = 8
+NUM_NAMED_IMAGES = 8
 
 _ORDER: list[str] = list(IN_WORDS)
 
@@ -191,9 +191,9 @@ class Heartbeat:
 
 def describe(said: dict[str, Any], why: str) -> str:
     """One line about a stalled rank."""
-    pictures = ", ".join(said["image_ids"][:NUM_NAMED_PICTURES])
+    images = ", ".join(said["image_ids"][:NUM_NAMED_IMAGES])
     place = said["stack"][-1].replace("\n", " ") if said["stack"] else "unknown"
     return (
         f"rank {said['rank']} (pid {said['pid']}) is stalled, {why}; last seen after step {said['step']} in the "
-        f"{IN_WORDS[said['phase']]}{f' of {pictures}' if pictures else ''}, at {place}"
+        f"{IN_WORDS[said['phase']]}{f' of {images}' if images else ''}, at {place}"
     )

@@ -1,4 +1,4 @@
-"""Out of memory, in plain words: who, in which phase, with which pictures, how full, and what helps."""
+"""Out of memory, in plain words: who, in which phase, with which images, how full, and what helps."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from raydet.plan.remedies import remedies
 from raydet.plan.sizes import in_words
 from raydet.resilience.current_phase import IN_WORDS, Phase, enter
 
-NUM_NAMED_PICTURES = 8
+NUM_NAMED_IMAGES = 8
 
 logger = logging.getLogger("raydet")
 
 
 @contextmanager
 def during(phase: Phase, image_ids: Sequence[str], device: torch.device) -> Iterator[None]:
-    """Enter a phase of the work on some pictures; where the memory ends in it, say so.
+    """Enter a phase of the work on some images; where the memory ends in it, say so.
 
     Raises:
         OutOfMemoryError: the block has run out of memory.
@@ -40,7 +40,7 @@ def during(phase: Phase, image_ids: Sequence[str], device: torch.device) -> Iter
         if not _is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"out of memory in the {IN_WORDS[phase]}{_pictures(image_ids)}: {_fullness(device)}"
+            f"out of memory in the {IN_WORDS[phase]}{_images(image_ids)}: {_fullness(device)}"
         ) from error
 
 
@@ -89,10 +89,10 @@ def planned_micro_batch(experiment: Experiment, world: World, *, num_objects: in
     """`train.micro_batch=auto`: what the planner says of the worker with the least memory, the same on every rank.
 
     Args:
-        num_objects: the most boxes in one training picture.
+        num_objects: the most boxes in one training image.
 
     Raises:
-        OutOfMemoryError: not even one picture at a time would fit.
+        OutOfMemoryError: not even one image at a time would fit.
     """
     share = world.ranks_per_node or world.world_size
     limit_bytes = smallest_over_ranks(memory_bytes(world.device, ranks_per_node=share), world)
@@ -113,7 +113,7 @@ def planned_micro_batch(experiment: Experiment, world: World, *, num_objects: in
     planned = smallest_over_ranks(planned, world)
     if planned == 0:
         raise OutOfMemoryError(
-            f"train.micro_batch=auto: one picture at a time does not fit into {in_words(limit_bytes)} per worker; "
+            f"train.micro_batch=auto: one image at a time does not fit into {in_words(limit_bytes)} per worker; "
             "see `raydet plan` for strategies that do"
         )
     if world.is_main:
@@ -148,12 +148,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _pictures(image_ids: Sequence[str]) -> str:
+def _images(image_ids: Sequence[str]) -> str:
     if not image_ids:
         return ""
-    named = ", ".join(image_ids[:NUM_NAMED_PICTURES])
-    more = len(image_ids) - NUM_NAMED_PICTURES
-    return f" of {len(image_ids)} pictures ({named}{f' and {more} more' if more > 0 else ''})"
+    named = ", ".join(image_ids[:NUM_NAMED_IMAGES])
+    more = len(image_ids) - NUM_NAMED_IMAGES
+    return f" of {len(image_ids)} images ({named}{f' and {more} more' if more > 0 else ''})"
 
 
 def _fullness(device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """The files of a run: what went in, how it went, what came out.
 
 config.json            the resolved experiment; starts the same run again
-model_info.json        parameters, pretrained weights, operations per picture (forward, billions), data (hashes
+model_info.json        parameters, pretrained weights, operations per image (forward, billions), data (hashes
                        of a converted set), batch, CPU and threads, versions; which modalities are simulated (in
                        final_results.json as well)
 training.log           what the main worker logged
@@ -9,9 +9,9 @@ progress.json          the newest state of the loop, for a progress bar in anoth
 usage.json             when which workers were there, attempt by attempt; see `raydet.runs.usage`
 metrics_per_batch.csv  losses of every optimiser step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
-match_records.npz      which detection of which picture was right in the last evaluation, for comparisons
+match_records.npz      which detection of which image was right in the last evaluation, for comparisons
 final_results.json     metrics of the last epoch, the best epoch, AP per class, what they have cost
-non_finite_step_...    the pictures of a step whose loss was not finite, as they were fed, and what was found
+non_finite_step_...    the images of a step whose loss was not finite, as they were fed, and what was found
 checkpoints/           see `raydet.checkpoint.load`
 """
 

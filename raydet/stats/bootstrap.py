@@ -1,4 +1,4 @@
-"""How far a metric would move on other pictures of the same kind: the bootstrap over groups of pictures.
+"""How far a metric would move on other images of the same kind: the bootstrap over groups of images.
 
 An Introduction to the Bootstrap (Efron and Tibshirani 1993), chapters 8 and 13. Frames of one sequence resemble one
 another, so whole groups are drawn.
@@ -20,7 +20,7 @@ DRAWS_AT_A_TIME = 50
 
 
 def draws(group_ids: NDArray[np.str_], *, count: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each picture counts in each of `count` resampled sets: [I], the same for equal groups and seeds.
+    """How often each image counts in each of `count` resampled sets: [I], the same for equal groups and seeds.
 
     As many groups are drawn, with replacement, as there are.
     """
@@ -38,10 +38,10 @@ def paired_differences(
     """Mean mAP of runs `a` less that of runs `b` on the same resampled sets: [count], without sets that hold no object.
 
     Raises:
-        ValueError: the records are of other pictures (our own mistake: whoever compares checks the data first).
+        ValueError: the records are of other images (our own mistake: whoever compares checks the data first).
     """
-    if any(not is_same_pictures(a[0], other) for other in (*a, *b)):
-        raise ValueError("paired differences want records of the same pictures in the same order")
+    if any(not is_same_images(a[0], other) for other in (*a, *b)):
+        raise ValueError("paired differences want records of the same images in the same order")
     mean_a, mean_b = (
         np.mean([resampled_scores(run, count=count, seed=seed) for run in runs], axis=0) for runs in (a, b)
     )
@@ -66,8 +66,8 @@ def resampled_scores(
     return np.concatenate([mean_average_precisions(records, weights_BI) for weights_BI in chunks])
 
 
-def is_same_pictures(a: MatchRecords, b: MatchRecords) -> bool:
-    """The same pictures with as many objects, in the same order."""
+def is_same_images(a: MatchRecords, b: MatchRecords) -> bool:
+    """The same images with as many objects, in the same order."""
     return (
         np.array_equal(a.image_ids, b.image_ids)
         and np.array_equal(a.group_ids, b.group_ids)

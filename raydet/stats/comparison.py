@@ -1,13 +1,13 @@
-"""Is A better than B, or is it noise? Two kinds of noise: other pictures, and other seeds.
+"""Is A better than B, or is it noise? Two kinds of noise: other images, and other seeds.
 
-The difference of the mean scores has a variance from the pictures, which the bootstrap tells, and one from training,
+The difference of the mean scores has a variance from the images, which the bootstrap tells, and one from training,
 which the spread over the seeds tells. Both are added. The spread of few runs is badly known, so that of all arms of a
 study, pooled as in an analysis of variance, stands in; but where the two sides' own runs spread significantly more than
 the rest (F test), they are believed. Without that, two arms that are three times as noisy as eleven others would be
 called different in a third of all studies; with it, and three seeds, in 7 % (14 % if only one of the two is). Where
 the arms' spreads differ at large (Bartlett's test), nothing is pooled: each comparison has its own.
 
-Either noise is known from few values only, runs here and groups of pictures there, so the quantile is that of a t
+Either noise is known from few values only, runs here and groups of images there, so the quantile is that of a t
 distribution for each, weighed by its variance (Cochran and Cox 1957, "Experimental Designs", section 4.14). Welch and
 Satterthwaite's degrees of freedom are too many with two seeds: they call equal arms different in 6 to 9 % of studies.
 """
@@ -55,10 +55,10 @@ class Comparison:
     """Two-sided, of no difference."""
     sd_seeds: float | None
     """Standard deviation of a score over seeds."""
-    sd_pictures: float | None
-    """Standard deviation of the difference over sets of pictures; None: unknown, what is said holds for these only."""
+    sd_images: float | None
+    """Standard deviation of the difference over sets of images; None: unknown, what is said holds for these only."""
     num_groups: int
-    """Of pictures that resemble one another: so many independent ones there are."""
+    """Of images that resemble one another: so many independent ones there are."""
     seeds_needed: int | None
     """On either side, for the difference that was seen to be found; None: unknown, or more than `MOST_SEEDS`."""
 
@@ -133,24 +133,24 @@ def compare(
     """Compare two sides by the scores of their runs.
 
     Args:
-        a, b: scores on the same pictures.
-        resampled: differences of the sides' mean scores on resampled sets of these pictures; None: not known.
+        a, b: scores on the same images.
+        resampled: differences of the sides' mean scores on resampled sets of these images; None: not known.
         num_groups: that were drawn for each of these sets.
         spread: over seeds, pooled over a study of which these scores are a part.
         family: how many comparisons are corrected together: so many more seeds are needed.
     """
     mean_a, mean_b = _mean(a), _mean(b)
-    sd_pictures = None if resampled is None else _sd_pictures(resampled, num_groups)
+    sd_images = None if resampled is None else _sd_images(resampled, num_groups)
     spread = _believed(_own_spread((*a, *b)), spread)
     if spread is None or (resampled is not None and num_groups < 2):
-        return Comparison(mean_a, mean_b, None, None, None, None, sd_pictures, num_groups, None)
+        return Comparison(mean_a, mean_b, None, None, None, None, sd_images, num_groups, None)
     difference = mean_a - mean_b
-    noise = _Noise.of(spread, _weight(a) + _weight(b), sd_pictures=sd_pictures or 0.0, num_groups=num_groups)
+    noise = _Noise.of(spread, _weight(a) + _weight(b), sd_images=sd_images or 0.0, num_groups=num_groups)
     half = noise.quantile(1 - LEVEL) * noise.error
     needed = seeds_needed(
         difference,
         spread=spread,
-        sd_pictures=sd_pictures or 0.0,
+        sd_images=sd_images or 0.0,
         num_groups=num_groups,
         num_cells=(len(a), len(b)),
         fewest=min(map(len, (*a, *b))) + 1,
@@ -163,7 +163,7 @@ def compare(
         high=difference + half,
         p_value=noise.p_value(difference),
         sd_seeds=spread.sd,
-        sd_pictures=sd_pictures,
+        sd_images=sd_images,
         num_groups=num_groups,
         seeds_needed=needed,
     )
@@ -176,8 +176,8 @@ def interval(
     spread = _believed(_own_spread(cells), spread)
     if spread is None or (resampled is not None and num_groups < 2):
         return None
-    sd_pictures = 0.0 if resampled is None else _sd_pictures(resampled, num_groups)
-    noise = _Noise.of(spread, _weight(cells), sd_pictures=sd_pictures, num_groups=num_groups)
+    sd_images = 0.0 if resampled is None else _sd_images(resampled, num_groups)
+    noise = _Noise.of(spread, _weight(cells), sd_images=sd_images, num_groups=num_groups)
     mean, half = _mean(cells), noise.quantile(1 - LEVEL) * noise.error
     return mean - half, mean + half
 
@@ -199,7 +199,7 @@ def _believed(own: Spread | None, pooled: Spread | None) -> Spread | None:
     return own if ratio > stats.f.isf(1 - LEVEL, own.degrees, degrees) else pooled
 
 
-def _sd_pictures(resampled: NDArray[np.float64], num_groups: int) -> float:
+def _sd_images(resampled: NDArray[np.float64], num_groups: int) -> float:
     """Resampled groups spread a little less than new ones would."""
     return float(np.std(resampled, ddof=1)) * math.sqrt(num_groups / max(1, num_groups - 1))
 
@@ -220,23 +220,23 @@ class _Noise:
     error: float
     """Standard error."""
     share_seeds: float
-    """The seeds' part of its square; the rest is the pictures'."""
+    """The seeds' part of its square; the rest is the images'."""
     degrees_seeds: int
-    degrees_pictures: int
+    degrees_images: int
 
     @classmethod
-    def of(cls, spread: Spread, weight: float, *, sd_pictures: float, num_groups: int) -> Self:
+    def of(cls, spread: Spread, weight: float, *, sd_images: float, num_groups: int) -> Self:
         var_seeds = spread.sd**2 * weight
-        variance = var_seeds + sd_pictures**2
+        variance = var_seeds + sd_images**2
         share = var_seeds / variance if variance else 0.0
         return cls(math.sqrt(variance), share, spread.degrees, max(1, num_groups - 1))
 
     def quantile(self, tails: float) -> float:
         """In standard errors: beyond it, on both sides, lies the probability `tails`."""
-        of_seeds, of_pictures = (
-            _t_quantile(tails, degrees) for degrees in (self.degrees_seeds, self.degrees_pictures)
+        of_seeds, of_images = (
+            _t_quantile(tails, degrees) for degrees in (self.degrees_seeds, self.degrees_images)
         )
-        return self.share_seeds * of_seeds + (1 - self.share_seeds) * of_pictures
+        return self.share_seeds * of_seeds + (1 - self.share_seeds) * of_images
 
     def p_value(self, difference: float) -> float:
         """The probability of the tails that begin at a difference."""
@@ -258,7 +258,7 @@ def seeds_needed(
     difference: float,
     *,
     spread: Spread,
-    sd_pictures: float,
+    sd_images: float,
     num_groups: int,
     num_cells: tuple[int, int] = (1, 1),
     fewest: int = 2,
@@ -271,15 +271,15 @@ def seeds_needed(
         fewest: more than have run already: they were not enough.
         level: of a verdict, the correction for others included.
 
-    >>> seeds_needed(0.03, spread=Spread(0.0066, 2), sd_pictures=0.005, num_groups=100)
+    >>> seeds_needed(0.03, spread=Spread(0.0066, 2), sd_images=0.005, num_groups=100)
     3
-    >>> seeds_needed(0.01, spread=Spread(0.0066, 2), sd_pictures=0.005, num_groups=100) is None
+    >>> seeds_needed(0.01, spread=Spread(0.0066, 2), sd_images=0.005, num_groups=100) is None
     True
     """
     weight = sum(1 / count for count in num_cells)
     for count in range(max(2, fewest), MOST_SEEDS + 1):
         known = Spread(spread.sd, max(spread.degrees, sum(num_cells) * (count - 1)))
-        noise = _Noise.of(known, weight / count, sd_pictures=sd_pictures, num_groups=num_groups)
+        noise = _Noise.of(known, weight / count, sd_images=sd_images, num_groups=num_groups)
         if abs(difference) >= (noise.quantile(level) + stats.norm.isf(1 - POWER)) * noise.error:
             return count
     return None

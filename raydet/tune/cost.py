@@ -44,10 +44,10 @@ def study_cost(study: Study, *, num_seeds: int) -> StudyCost:
     kinds = Counter(_essentials(study.base, trial.experiment) for trial in trials)
     passes = sum(count * forward_flops(experiment)["total"] for experiment, count in kinds.items())
     source = open_source(study.base.data)
-    num_pictures = len(split_indices(source, study.base.data.split)[0]) * study.base.train.epochs
+    num_images = len(split_indices(source, study.base.data.split)[0]) * study.base.train.epochs
     num_trials = len(trials) * num_seeds + num_undecided_trials(study, nothing, num_seeds)
     mean = passes / len(trials)
-    return StudyCost(num_trials, STEP_FACTOR * mean * num_trials * num_pictures)
+    return StudyCost(num_trials, STEP_FACTOR * mean * num_trials * num_images)
 
 
 def _essentials(base: Experiment, experiment: Experiment) -> Experiment:

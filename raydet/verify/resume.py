@@ -97,9 +97,7 @@ class ResumeCheck:
         settings: dict[str, Any] = {"train.epochs": epochs, "train.eval_every": epochs}
         if self.is_elastic and experiment.train.micro_batch is None:
             shares = (experiment.train.global_batch // count for count in self.workers)
-            settings["train.micro_batch"] = math.gcd(
-                *shares
-            )  # batch norms must go on seeing as many pictures
+            settings["train.micro_batch"] = math.gcd(*shares)  # batch norms must go on seeing as many images
         self.experiment = apply_overrides(experiment, settings)
         refuse_slow_bf16(self.experiment.train, use_gpu=None)
         for count in sorted(set(self.workers)):

@@ -48,7 +48,7 @@ def named(sample: Sample) -> list[tuple[int, list[float]]]:
     return list(zip(sample.labels.tolist(), sample.boxes_xyxy.double().tolist(), strict=True))
 
 
-def save_picture(pixels: Tensor, path: Path) -> Path:
+def save_image(pixels: Tensor, path: Path) -> Path:
     """Lossless, whatever the name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = pixels.permute(1, 2, 0).numpy()
@@ -100,7 +100,7 @@ def write_coco(source: Source, root: Path) -> Path:
         height, width = sample.source_hw
         entry: dict[str, object] = {"id": sample.image_id, "width": width, "height": height}
         for name, pixels in sample.modalities.items():
-            save_picture(pixels, root / name / f"{sample.image_id}.png")
+            save_image(pixels, root / name / f"{sample.image_id}.png")
             entry["visible" if name == "rgb" else name] = f"{name}/{sample.image_id}.png"
         tree["images"].append(entry | {"group_id": sample.group_id})
         for label, (x1, y1, x2, y2) in named(sample):
@@ -120,7 +120,7 @@ def write_coco(source: Source, root: Path) -> Path:
 def write_voc(source: Source, root: Path) -> Path:
     for sample in samples(source):
         for name, pixels in sample.modalities.items():
-            save_picture(pixels, root / VOC_DIRECTORIES[name] / "train" / f"{sample.image_id}.jpg")
+            save_image(pixels, root / VOC_DIRECTORIES[name] / "train" / f"{sample.image_id}.jpg")
         save_text(voc_xml(sample, source.classes), root / "Annotations" / f"{sample.image_id}.xml")
     return root
 
@@ -129,7 +129,7 @@ def write_yolo(source: Source, root: Path) -> Path:
     """Even objects are in one label set, odd ones in the other; both, in order, in the fused one."""
     for sample in samples(source):
         for name, pixels in sample.modalities.items():
-            save_picture(pixels, root / YOLO_DIRECTORIES[name] / f"{sample.image_id}.png")
+            save_image(pixels, root / YOLO_DIRECTORIES[name] / f"{sample.image_id}.png")
         rows = rows_of(sample).splitlines(keepends=True)
         for name, part in {"vi": rows[::2], "ir": rows[1::2], "fusion": rows}.items():
             save_text("".join(part), root / f"labels_{name}" / f"{sample.image_id}.txt")
@@ -141,8 +141,8 @@ def write_flir(source: Source, root: Path) -> Path:
     names = []
     for sample in samples(source):
         names.append(f"{sample.image_id}_PreviewData")
-        save_picture(sample.modalities["rgb"], root / "JPEGImages" / f"{sample.image_id}_RGB.jpg")
-        save_picture(sample.modalities["thermal"], root / "JPEGImages" / f"{names[-1]}.jpeg")
+        save_image(sample.modalities["rgb"], root / "JPEGImages" / f"{sample.image_id}_RGB.jpg")
+        save_image(sample.modalities["thermal"], root / "JPEGImages" / f"{names[-1]}.jpeg")
         save_text(voc_xml(sample, source.classes), root / "Annotations" / f"{names[-1]}.xml")
     save_text("\n".join(names), root / "align_train.txt")
     return root
@@ -159,8 +159,8 @@ def write_kaist(source: Source, root: Path) -> Path:
     for number, sample in enumerate(samples(source)):
         chapter, video, frame = kaist_id(sample.image_id).split("_")
         place = root / "images" / chapter / video
-        save_picture(sample.modalities["rgb"], place / "visible" / f"{frame}.jpg")
-        save_picture(sample.modalities["thermal"], place / "lwir" / f"{frame}.jpg")
+        save_image(sample.modalities["rgb"], place / "visible" / f"{frame}.jpg")
+        save_image(sample.modalities["thermal"], place / "lwir" / f"{frame}.jpg")
         objects = [(source.classes[k], x1, y1, x2 - x1, y2 - y1) for k, (x1, y1, x2, y2) in named(sample)] + [
             ("people", 1.0, 1.0, 5.0, 5.0)
         ]
@@ -182,7 +182,7 @@ def write_kaist(source: Source, root: Path) -> Path:
 def write_shards(source: Source, root: Path) -> Path:
     """By conversion from a COCO json."""
     config = CocoSource(annotations=str(write_coco(source, root / "coco")))
-    convert(adopt_source(demo(), config).data, str(root / "shards"), pictures_per_shard=4)
+    convert(adopt_source(demo(), config).data, str(root / "shards"), images_per_shard=4)
     return root / "shards"
 
 

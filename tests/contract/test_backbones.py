@@ -1,4 +1,4 @@
-"""What every backbone promises: the maps that it publishes, a gradient everywhere, any picture size."""
+"""What every backbone promises: the maps that it publishes, a gradient everywhere, any image size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def encoder(name: str, *, drop_path_rate: float = 0.0) -> DualStreamEncoder:
     return DualStreamEncoder(rgb_stages=rgb_stages, aux_stages=aux_stages, fusions=fusions)
 
 
-def pictures(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def images(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 3, height, width), torch.randn(2, 2, height, width)
 
 
@@ -30,7 +30,7 @@ def pictures(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_published_channels_and_strides_are_true(name: str) -> None:
     with torch.device("meta"):
         backbone = encoder(name).eval()
-        maps = backbone(*pictures(64, 96)).maps
+        maps = backbone(*images(64, 96)).maps
     assert tuple(x.shape[1] for x in maps) == backbone.channels
     assert tuple(64 // x.shape[2] for x in maps) == backbone.strides
     assert tuple(96 // x.shape[3] for x in maps) == backbone.strides
@@ -45,7 +45,7 @@ def test_heads_divide_channels(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     backbone = encoder(name)
-    maps = backbone(*pictures(64, 64)).maps
+    maps = backbone(*images(64, 64)).maps
     sum((x * torch.randn_like(x)).sum() for x in maps).backward()
     assert [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
@@ -54,7 +54,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("hw", [(72, 104), (33, 47), (32, 32)])
 def test_odd_sizes_run(name: str, hw: tuple[int, int]) -> None:
     with torch.no_grad():
-        maps = encoder(name)(*pictures(*hw)).maps
+        maps = encoder(name)(*images(*hw)).maps
     assert all(x.isfinite().all() for x in maps)
     for stride, x in zip((4, 8, 16, 32), maps, strict=True):
         assert x.shape[-2:] == tuple(-(-side // stride) for side in hw)
@@ -62,7 +62,7 @@ def test_odd_sizes_run(name: str, hw: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_state_travels(name: str) -> None:
-    backbone, other, inputs = encoder(name).eval(), encoder(name).eval(), pictures(64, 64)
+    backbone, other, inputs = encoder(name).eval(), encoder(name).eval(), images(64, 64)
     other.load_state_dict(backbone.state_dict())
     with torch.no_grad():
         for x, y in zip(backbone(*inputs).maps, other(*inputs).maps, strict=True):
@@ -78,7 +78,7 @@ def test_one_seed_gives_one_set_of_weights() -> None:
 
 
 def test_evaluation_is_deterministic_and_training_drops_paths() -> None:
-    backbone, inputs = encoder("nano", drop_path_rate=0.9), pictures(64, 64)
+    backbone, inputs = encoder("nano", drop_path_rate=0.9), images(64, 64)
     with torch.no_grad():
         assert not torch.equal(backbone(*inputs).maps[-1], backbone(*inputs).maps[-1])
         backbone.eval()

@@ -1,4 +1,4 @@
-"""The same pictures in every format are the same samples."""
+"""The same images in every format are the same samples."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def assert_same(format_: Format, wanted: SyntheticSet, found: Source) -> None:
 
 
 @each_format
-def test_every_format_holds_the_same_pictures(format_: Format, tmp_path: Path) -> None:
+def test_every_format_holds_the_same_images(format_: Format, tmp_path: Path) -> None:
     wanted = synthetic(without(format_))
     found = format_.open(format_.write(wanted, tmp_path / "set"), CLASSES, ())
     assert_same(format_, wanted, found)
@@ -123,7 +123,7 @@ def test_a_path_is_enough(format_: Format, tmp_path: Path) -> None:
     assert type(experiment).from_json(experiment.to_json(), where="here") == experiment
 
 
-def test_real_pictures_survive_the_other_format(shared_data: Path, tmp_path: Path) -> None:
+def test_real_images_survive_the_other_format(shared_data: Path, tmp_path: Path) -> None:
     coco = CocoSet(shared_data / "roadscene_flir" / "annotations.json")
     assert coco.classes == ("person", "bike", "car")
     assert coco.modalities == ("rgb", "thermal")
@@ -141,7 +141,7 @@ def test_real_pictures_survive_the_other_format(shared_data: Path, tmp_path: Pat
         torch.testing.assert_close(a.boxes_xyxy, b.boxes_xyxy, atol=1e-3, rtol=0)
 
 
-def test_the_published_labels_of_the_real_pictures_agree(shared_data: Path) -> None:
+def test_the_published_labels_of_the_real_images_agree(shared_data: Path) -> None:
     root = shared_data / "roadscene_flir"
     coco = CocoSet(root / "annotations.json")
     stems = {

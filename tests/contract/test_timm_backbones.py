@@ -50,7 +50,7 @@ def encoder(name: str, **arguments: Any) -> DualStreamEncoder:
     return build_detector(experiment(name, **arguments)).encoder
 
 
-def pictures(height: int, width: int) -> tuple[Tensor, Tensor]:
+def images(height: int, width: int) -> tuple[Tensor, Tensor]:
     return torch.randn(2, 3, height, width), torch.randn(2, 2, height, width)
 
 
@@ -70,7 +70,7 @@ def count(module: nn.Module) -> int:
 def test_published_channels_and_strides_are_true(name: str) -> None:
     with torch.device("meta"):
         backbone = encoder(name).eval()
-        maps = backbone(*pictures(64, 96)).maps
+        maps = backbone(*images(64, 96)).maps
     assert tuple(x.shape[1] for x in maps) == backbone.channels
     assert tuple(64 // x.shape[2] for x in maps) == backbone.strides
     assert tuple(96 // x.shape[3] for x in maps) == backbone.strides
@@ -100,7 +100,7 @@ def test_stage_by_stage_is_what_timm_computes(name: str, hw: tuple[int, int]) ->
 @pytest.mark.parametrize("name", SMALL)
 def test_the_fused_map_enters_the_next_stage_of_both_streams(name: str) -> None:
     backbone = encoder(name, **{"model.flow": "fused"}).eval()
-    rgb, aux = pictures(64, 64)
+    rgb, aux = images(64, 64)
     maps, x, y = backbone(rgb, aux).maps, rgb, aux
     for fused, ours, others in zip(maps, backbone.rgb_stages, backbone.aux_stages, strict=True):
         x = y = ours(x) + others(y)
@@ -111,7 +111,7 @@ def test_the_fused_map_enters_the_next_stage_of_both_streams(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_gets_a_gradient(name: str, fusion: str) -> None:
     backbone = encoder(name, fusion=fusion)
-    weighed(backbone(*pictures(64, 64)).maps).backward()
+    weighed(backbone(*images(64, 64)).maps).backward()
     assert [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
@@ -120,7 +120,7 @@ def test_every_parameter_gets_a_gradient(name: str, fusion: str) -> None:
 def test_stages_that_no_fusion_reads_are_not_built(name: str, stages: list[int]) -> None:
     backbone = encoder(name, **{"model.fusion_stages": stages})
     assert len(backbone.aux_stages) == max(stages, default=0)
-    weighed(backbone(*pictures(64, 64)).maps).backward()
+    weighed(backbone(*images(64, 64)).maps).backward()
     assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
 
 
@@ -128,7 +128,7 @@ def test_stages_that_no_fusion_reads_are_not_built(name: str, stages: list[int])
 @pytest.mark.parametrize("hw", [(72, 104), (33, 47), (32, 32)])
 def test_odd_sizes_run(name: str, hw: tuple[int, int]) -> None:
     with torch.no_grad():
-        maps = encoder(name).eval()(*pictures(*hw)).maps
+        maps = encoder(name).eval()(*images(*hw)).maps
     assert [x.shape[1] for x in maps] == list(timm_sizes(name).channels)
     assert all(x.isfinite().all() for x in maps)
 
@@ -151,7 +151,7 @@ def test_recomputing_changes_nothing(name: str, mode: Literal["block", "selectiv
     detector = build_detector(experiment(name, rate=0.5))
     plain, again = detector, copy.deepcopy(detector)
     recompute_activations(units_of(again).blocks, mode)
-    inputs, results = pictures(64, 64), []
+    inputs, results = images(64, 64), []
     for built in (plain, again):
         torch.manual_seed(3)  # both drop the same branches
         maps = built.encoder(*inputs).maps
@@ -177,7 +177,7 @@ def test_paths_are_dropped_as_timm_drops_them() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_state_travels(name: str) -> None:
-    backbone, other, inputs = encoder(name), encoder(name).eval(), pictures(64, 64)
+    backbone, other, inputs = encoder(name), encoder(name).eval(), images(64, 64)
     backbone(*inputs)  # moves the running statistics
     other.load_state_dict(backbone.eval().state_dict())
     with torch.no_grad():
@@ -265,7 +265,7 @@ def test_heads_follow_the_rule_that_gives_mits_own() -> None:
         ("test_efficientnet", 0.0, "it cannot be cut where streams fuse"),
         ("test_mambaout", 0.0, "it cannot be cut where streams fuse"),
         ("test_maxvit", 0.0, "keeps 'relative_position_index' out of its state"),
-        ("halonet26t", 0.0, "fails on a picture of 128 x 128"),
+        ("halonet26t", 0.0, "fails on an image of 128 x 128"),
         ("inception_v3", 0.0, "wants maps of"),
         ("densenet121", 0.1, "unexpected keyword argument 'drop_path_rate'"),
     ],

@@ -17,8 +17,8 @@ Spoil = Callable[[Path], object]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Ten pictures of 64 x 96 with one box each, as npy_yolo with one class."""
+def images(tmp_path: Path) -> Path:
+    """Ten images of 64 x 96 with one box each, as npy_yolo with one class."""
     root = tmp_path / "set"
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()
@@ -40,7 +40,7 @@ def label(text: str) -> Spoil:
     return lambda root: (root / "labels" / "003.txt").write_text(text)
 
 
-def cut_picture(root: Path) -> None:
+def cut_image(root: Path) -> None:
     path = root / "images" / "003.npy"
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -49,7 +49,7 @@ def cut_picture(root: Path) -> None:
     ("spoil", "message"),
     [
         (lambda root: shutil.rmtree(root / "labels"), "labels"),
-        (cut_picture, "003.npy"),
+        (cut_image, "003.npy"),
         (label("0 0.5 0.5 0.25\n"), "003.txt"),
         (label("7 0.5 0.5 0.25 0.25\n"), "003.txt"),
         (label("-1 0.5 0.5 0.25 0.25\n"), "003.txt"),
@@ -81,14 +81,14 @@ def test_bad_data(
     command: str,
     spoil: Spoil,
     message: str,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spoil(pictures)
-    arguments = [command, "--recipe", "demo", "--data", str(pictures)]
+    spoil(images)
+    arguments = [command, "--recipe", "demo", "--data", str(images)]
     code, error = outcome(arguments + (["--space", "gaff_phase1"] if command == "tune" else []), capsys)
     assert code == EXIT_DATA, error
     assert error.startswith("error: ")
@@ -120,7 +120,7 @@ def test_bad_data(
         (["tune", "--space", "gaff_phase1", "--json"], "--json goes with --dry-run"),
         (
             ["train", "--recipe", "demo", "--set", "train.global_batch=500"],
-            "train.global_batch wants 500 pictures",
+            "train.global_batch wants 500 images",
         ),
         (["train", "--recipe", "demo", "--config", "c.json"], "exclude one another"),
         (["train", "--recipe", "demos"], "unknown recipe 'demos'; did you mean demo?"),

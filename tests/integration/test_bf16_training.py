@@ -24,7 +24,7 @@ LR = 1e-3
 @pytest.mark.exhaustive
 @pytest.mark.bf16
 def test_bf16_follows_fp32_for_200_steps(shared_data: Path) -> None:
-    """At every step the same pictures and the same weights in both precisions, trained on in bf16.
+    """At every step the same images and the same weights in both precisions, trained on in bf16.
 
     Single steps may differ by more: a proposal more or less is sampled. Two separate runs would drift apart for the
     same reason, and tell nothing.

@@ -28,7 +28,7 @@ def finished_run(
     rows = np.column_stack(
         [images, boxes + generator.normal(0, noise, boxes.shape), generator.random(count), labels]
     )
-    names = [f"picture_{index:03d}" for index in range(num_images)]
+    names = [f"image_{index:03d}" for index in range(num_images)]
     _, records = evaluate_with_records(
         GroundTruth(num_images, images, boxes, labels),
         rows,
@@ -136,12 +136,12 @@ def test_data_that_changed_under_one_path_are_refused(
     assert "the data have changed between the runs: content_sha256 is aaaaaaaaaaaa against bbb" in refusal
 
 
-def test_other_pictures_and_unfinished_runs_are_refused(
+def test_other_images_and_unfinished_runs_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = arm(tmp_path, "a", noise=3.0, seeds=2)
     b = arm(tmp_path, "bb", noise=3.0, seeds=2, num_images=50)
-    assert "they were evaluated on other pictures" in compared(capsys, a, b, code=2)
+    assert "they were evaluated on other images" in compared(capsys, a, b, code=2)
     (b / "match_records.npz").unlink()
     (tmp_path / "bb_seed1" / "match_records.npz").unlink()
     assert "the run has not come to its end" in compared(capsys, a, b, code=2)

@@ -44,15 +44,15 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def test_one_two_and_four_workers_write_the_same_bytes(tmp_path: Path) -> None:
-    convert(data(), str(tmp_path / "0"), pictures_per_shard=3)
+    convert(data(), str(tmp_path / "0"), images_per_shard=3)
     wanted = contents(tmp_path / "0")
     assert len(wanted) == 8 + 2
     for workers in (1, 2, 4):
-        convert(data(), str(tmp_path / str(workers)), pictures_per_shard=3, workers=workers)
+        convert(data(), str(tmp_path / str(workers)), images_per_shard=3, workers=workers)
         assert contents(tmp_path / str(workers)) == wanted, workers
 
 
-def test_a_bad_picture_is_one_data_error(tmp_path: Path) -> None:
+def test_a_bad_image_is_one_data_error(tmp_path: Path) -> None:
     root = tmp_path / "set"
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()
@@ -61,6 +61,6 @@ def test_a_bad_picture_is_one_data_error(tmp_path: Path) -> None:
         (root / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
     config = DataConfig(source=NpyYoloSource(root=str(root)), classes=("person",), canvas_hw=(64, 64))
     with pytest.raises(DataError) as caught:
-        convert(config, str(tmp_path / "shards"), workers=2, pictures_per_shard=1)
+        convert(config, str(tmp_path / "shards"), workers=2, images_per_shard=1)
     assert "1.npy" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def write_coco(root: Path, pairs: dict[str, tuple[Path, Path]], boxes: dict[str, list[list[float]]]) -> None:
-    """A coco json over copies of the pictures; a box is [category, x, y, width, height]."""
+    """A coco json over copies of the images; a box is [category, x, y, width, height]."""
     images, annotations = [], []
     for name, files in pairs.items():
         entry: dict[str, Any] = {"id": name, "group_id": name.split()[0]}
@@ -64,7 +64,7 @@ def test_three_warped_msrs_frames_are_flagged_and_the_others_are_not(
     ended = run(str(tmp_path), "--output", str(tmp_path / "out"))
     assert ended.returncode == EXIT_DATA, ended.stderr
     tree = json.loads((tmp_path / "out" / "check.json").read_text())
-    verdicts = {row["name"]: row["verdict"] for row in tree["alignment"]["pictures"]}
+    verdicts = {row["name"]: row["verdict"] for row in tree["alignment"]["images"]}
     assert len(verdicts) == 41
     assert verdicts == {name: "misaligned" if name.endswith("warped") else "aligned" for name in pairs}
     assert "3 x modalities that do not lie on one another" in ended.stdout
@@ -94,7 +94,7 @@ def test_aligned_sets(shared_data: Path, visible: str, thermal: str, count: int)
     assert verdicts == ["aligned"] * count
 
 
-def test_pictures_of_different_places_are_never_called_misaligned(shared_data: Path) -> None:
+def test_images_of_different_places_are_never_called_misaligned(shared_data: Path) -> None:
     files = sorted((shared_data / "msrs" / "vi").iterdir())
     for first, second in zip(files, files[7:] + files[:7], strict=True):
         found = estimate(pixels(first, "RGB"), pixels(shared_data / "msrs" / "ir" / second.name, "L"))
@@ -156,13 +156,13 @@ peaks = []
 source = SyntheticSet(num_sequences=100, frames_per_sequence=10, size_hw=(120, 160), classes=("a", "b", "c"), seed=0)
 def look():
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-found = check_source(source, GroupSplit(), Settings(classes=source.classes, align=False), on_picture=look)
-assert found.num_pictures == 1000
+found = check_source(source, GroupSplit(), Settings(classes=source.classes, align=False), on_image=look)
+assert found.num_images == 1000
 print((peaks[-1] - peaks[99]) // 1024)
 """
 
 
-def test_memory_does_not_grow_with_the_pictures() -> None:
-    """1,000 pictures of 96 kB each: what is kept of them is below 10 MB after the first hundred."""
+def test_memory_does_not_grow_with_the_images() -> None:
+    """1,000 images of 96 kB each: what is kept of them is below 10 MB after the first hundred."""
     ended = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert int(ended.stdout) < 10

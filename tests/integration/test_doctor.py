@@ -242,10 +242,10 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_a_bucket(keys: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server = Server(tmp_path)
     keys.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
-    (good,) = check_storage("s3://pictures/studies", ThisMachine())
+    (good,) = check_storage("s3://images/studies", ThisMachine())
     (absent,) = check_storage("s3://no-such-bucket/studies", ThisMachine())
     server.kill()
-    (dead,) = check_storage("s3://pictures/studies", ThisMachine())
+    (dead,) = check_storage("s3://images/studies", ThisMachine())
     assert good.level == "ok"
     assert absent.level == dead.level == "failure"
     assert "make the bucket" in absent.text
@@ -256,7 +256,7 @@ def test_a_bucket_that_may_not_be_written(keys: pytest.MonkeyPatch, tmp_path: Pa
     server = Server(tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="0")  # nobody has rights
     keys.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
     try:
-        line = refused("doctor", tmp_path, {}, storage="s3://pictures/studies")
+        line = refused("doctor", tmp_path, {}, storage="s3://images/studies")
     finally:
         server.kill()
     assert "check the credentials in the environment and their rights" in line

@@ -29,7 +29,7 @@ def base(shared_data: Path) -> Experiment:
         {
             "data.split": split.model_dump(mode="json"),
             "data.canvas_hw": [256, 320],
-            # augmentation is seeded by the pictures' names, which differ between the two sets
+            # augmentation is seeded by the images' names, which differ between the two sets
             "data.augmentation.flip_probability": 0.0,
         },
     )
@@ -44,8 +44,8 @@ def as_npy_yolo(experiment: Experiment, root: Path) -> Experiment:
     for index in range(NUM_PAIRS + 1):  # one more: a split needs two sides
         sample = source.read(index)
         rgb, thermal = sample.modalities["rgb"], sample.modalities["thermal"]
-        picture = torch.cat([rgb, thermal, torch.zeros_like(thermal)]).permute(1, 2, 0)
-        np.save(root / "images" / f"{index:04d}.npy", picture.numpy())
+        image = torch.cat([rgb, thermal, torch.zeros_like(thermal)]).permute(1, 2, 0)
+        np.save(root / "images" / f"{index:04d}.npy", image.numpy())
         height, width = sample.source_hw
         rows = [
             f"{int(label)} {(x1 + x2) / 2 / width:.9f} {(y1 + y2) / 2 / height:.9f} "

@@ -25,7 +25,7 @@ def raydet(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("data", "pictures", "boxes"),
+    ("data", "images", "boxes"),
     [
         ("coco:{}/roadscene_flir", 77, 528),
         ("yolo:{}/msrs?labels=rgb", 38, 98),
@@ -35,12 +35,12 @@ def raydet(*arguments: str) -> str:
     ],
 )
 def test_converted_checked_and_trained(
-    data: str, pictures: int, boxes: int, shared_data: Path, tmp_path: Path
+    data: str, images: int, boxes: int, shared_data: Path, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
     raydet("data", "convert", data.format(shared_data), str(shards))
     manifest = json.loads((shards / "manifest.json").read_text())
-    assert (manifest["pictures"], sum(manifest["boxes"].values())) == (pictures, boxes)
+    assert (manifest["pictures"], sum(manifest["boxes"].values())) == (images, boxes)
     raydet("data", "check", f"shards:{shards}", "--output", str(tmp_path / "check"))
     run = tmp_path / "run"
     arguments = ("train", "--recipe", "demo", "--data", f"shards:{shards}", "--epochs", "1", *CANVAS)

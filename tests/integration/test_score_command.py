@@ -83,7 +83,7 @@ def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["per_class_ap"] == {"person": 0.0, "car": pytest.approx(1.0)}
     assert found["size_bins"]["edges"] == [0.1, 0.4]
     assert found["metrics"]["mAP_large"] == pytest.approx(1.0)
-    # The person is too low; the car is found, and wrongly in one of two pictures.
+    # The person is too low; the car is found, and wrongly in one of two images.
     assert found["metrics"]["LAMR"] == pytest.approx(1e-10)
 
 

@@ -73,7 +73,7 @@ def files_of(run_dir: Path) -> dict[Path, bytes]:
 def write_coco(
     source: Source, indices: list[int], root: Path, *, names: tuple[str, ...], **keys: str
 ) -> Path:
-    """Some pictures of a source with numbers for ids; `keys` names the modalities to write, by their key."""
+    """Some images of a source with numbers for ids; `keys` names the modalities to write, by their key."""
     root.mkdir()
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
@@ -105,8 +105,8 @@ def write_coco(
 
 
 @pytest.fixture(scope="module")
-def same_pictures(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's validation pictures as a COCO json."""
+def same_images(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's validation images as a COCO json."""
     run = open_trained(run_dir)
     return write_coco(
         run.source,
@@ -136,10 +136,10 @@ def test_evaluate_finds_what_the_run_found_and_leaves_its_files(
     assert files_of(run_dir) == before
 
 
-def test_evaluate_on_other_pictures_prints_a_table(
-    run_dir: Path, same_pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_evaluate_on_other_images_prints_a_table(
+    run_dir: Path, same_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = output_of(capsys, "evaluate", run_dir, "--data", same_pictures)
+    text = output_of(capsys, "evaluate", run_dir, "--data", same_images)
     final = results_of(run_dir)["final"]
     rows = dict(line.rsplit(maxsplit=1) for line in text.splitlines()[1:] if "no objects" not in line)
     assert rows["mAP"] == f"{final['mAP']:.4f}"
@@ -147,7 +147,7 @@ def test_evaluate_on_other_pictures_prints_a_table(
     assert "mAP_large            no objects in this bin" in text
 
 
-def test_a_modality_that_other_pictures_lack_is_missing(
+def test_a_modality_that_other_images_lack_is_missing(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_trained(run_dir)
@@ -172,7 +172,7 @@ def test_other_classes_are_refused_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_pictures_of_which_nothing_is_read_are_refused(
+def test_images_of_which_nothing_is_read_are_refused(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = {"kind": "identity"}
@@ -199,12 +199,12 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
 
 
 def test_predictions_score_as_the_run_did(
-    run_dir: Path, same_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_dir: Path, same_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "found"
-    output_of(capsys, "predict", run_dir, "--data", same_pictures, "--output", output, "--draw", 2)
+    output_of(capsys, "predict", run_dir, "--data", same_images, "--output", output, "--draw", 2)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(same_pictures)
+        truth = COCO(same_images)
         evaluation = COCOeval(truth, truth.loadRes(str(output / "detections.json")), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -215,8 +215,8 @@ def test_predictions_score_as_the_run_did(
     drawn = sorted(path.name for path in (output / "pictures").iterdir())
     assert drawn == ["00000_100.png", "00001_101.png"]
     height, width = open_trained(run_dir).source.read(0).source_hw
-    with Image.open(output / "pictures" / drawn[0]) as picture:
-        assert picture.size == (3 * width, height)
+    with Image.open(output / "pictures" / drawn[0]) as opened:
+        assert opened.size == (3 * width, height)
 
 
 # --- robustness

@@ -13,7 +13,7 @@ from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
-BUCKET = "pictures"
+BUCKET = "images"
 
 
 def main(port: int, directory: Path) -> None:

@@ -27,7 +27,7 @@ MICRO: dict[str, object] = {"train.micro_batch": 2}
 
 
 def experiment(**overrides: object) -> Experiment:
-    """20 steps of 4 pictures; drop-path on, so that random choices are compared too."""
+    """20 steps of 4 images; drop-path on, so that random choices are compared too."""
     return apply_overrides(
         recipe("demo"),
         {
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_is_named_by_every_rank(start: Start, tmp_path
     command += ["--run-dir", str(tmp_path / "run"), "--tracking-uri", "none"]
     for output in start(command, workers=2, code=1):
         assert "the loss is not finite at step" in output
-        assert "pictures sequence_" in output
+        assert "images sequence_" in output
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_auto_takes_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         )
         assert found == by_hand
     monkeypatch.setattr(memory, "memory_bytes", lambda *_, **__: peaks[0] // 2)
-    with pytest.raises(OutOfMemoryError, match="one picture at a time does not fit"):
+    with pytest.raises(OutOfMemoryError, match="one image at a time does not fit"):
         run(tmp_path / "none", auto)
 
 
@@ -114,7 +114,7 @@ def test_out_of_memory_in_plain_words(tmp_path: Path) -> None:
     )
     assert ended.returncode == 4, ended.stderr
     (line,) = ended.stdout.splitlines()
-    assert line.startswith("rank 0: out of memory in the forward pass of 4 pictures (")
+    assert line.startswith("rank 0: out of memory in the forward pass of 4 images (")
     assert "this process holds" in line
     assert "what helps: " in line
     assert "train.activation_checkpointing=block" in line

@@ -1,4 +1,4 @@
-"""A picture with a box that is not a number: named, and dealt with as the config says."""
+"""An image with a box that is not a number: named, and dealt with as the config says."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def batches_of(step: int) -> Sequence[Batch]:
 
 @pytest.fixture
 def victim(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The picture that is poisoned: one of the first epoch's second step."""
+    """The image that is poisoned: one of the first epoch's second step."""
     image_id = batches_of(1)[0].image_ids[2]
 
     def poisoned(sample: Sample, **settings: Any) -> Sample:
@@ -81,7 +81,7 @@ def steps(run_dir: Path) -> list[int]:
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
-def test_stop_names_the_picture_and_saves_nothing_of_it(tmp_path: Path, victim: str) -> None:
+def test_stop_names_the_image_and_saves_nothing_of_it(tmp_path: Path, victim: str) -> None:
     with pytest.raises(NonFiniteLossError) as caught:
         run(tmp_path, "stop")
     assert "at step 1 (epoch 1)" in str(caught.value)
@@ -118,12 +118,12 @@ def test_both_ways_of_passing_over_come_to_the_same(tmp_path: Path, victim: str)
     assert compare_checkpoints(*last).is_empty
 
 
-def test_pictures_that_cannot_be_kept_cost_a_warning(
+def test_images_that_cannot_be_kept_cost_a_warning(
     tmp_path: Path, victim: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (batch,) = batches_of(1)
     keep_batches(tmp_path / "missing", 1, [batch], "test")
-    assert "cannot keep the pictures of step 1" in caplog.text
+    assert "cannot keep the images of step 1" in caplog.text
     for step in range(5):
         keep_batches(tmp_path, step, [batch], "test")
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
@@ -159,7 +159,7 @@ main(sys.argv[2:])
 def test_two_workers_pass_over_the_same_step(
     start: Start, tmp_path: Path, victim: str, policy: str, strategy: str
 ) -> None:
-    """Whichever of them had the picture."""
+    """Whichever of them had the image."""
     settings = {
         "train.non_finite": policy,
         "train.epochs": 2,

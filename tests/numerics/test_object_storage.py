@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
     reason="the S3 server of these tests, moto[server], is not installed",
 )
 
-URI = "s3://pictures/sets/demo"
+URI = "s3://images/sets/demo"
 AWAY_S = 10.0
 SETTINGS = {
     "data.source.num_sequences": 8,
@@ -120,7 +120,7 @@ def test_training_goes_on_when_the_server_comes_back(
     server: Server, tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
     sets = [part for path, value in SETTINGS.items() for part in ("--set", f"{path}={value}")]
-    size = ["--set", "data.source.size_hw=[120,160]", "--pictures-per-shard", "1"]
+    size = ["--set", "data.source.size_hw=[120,160]", "--images-per-shard", "1"]
     command("data", "convert", "synthetic", URI, *size, *sets)
     store = Store(URI)
     assert len(store.names()) == 32 + 2

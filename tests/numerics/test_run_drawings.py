@@ -1,4 +1,4 @@
-"""Pictures of runs that have trained, from their directories."""
+"""Images of runs that have trained, from their directories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raydet.parallel.collectives import World
 from raydet.recipes import recipe
 from raydet.report.drawings.detections import NO_TRUTH, matched_truths
 from raydet.report.drawings.ranking import image_scores
-from raydet.report.drawings.run import detect_picture, pictures_of_run, unread_modalities
+from raydet.report.drawings.run import detect_image, drawings_of_run, unread_modalities
 from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
 
 
@@ -47,23 +47,23 @@ def gaff_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_has_its_best_its_worst_and_its_attention(gaff_run: Path) -> None:
-    pictures = pictures_of_run(gaff_run, count=1)
-    assert [picture.name for picture in pictures] == ["best-1", "worst-1", "attention"]
-    assert pictures == pictures_of_run(gaff_run, count=1)
-    for picture in pictures:
-        assert len(picture.png) < 150_000
-        image = Image.open(io.BytesIO(picture.png))
+    drawings = drawings_of_run(gaff_run, count=1)
+    assert [drawing.name for drawing in drawings] == ["best-1", "worst-1", "attention"]
+    assert drawings == drawings_of_run(gaff_run, count=1)
+    for drawing in drawings:
+        assert len(drawing.png) < 150_000
+        image = Image.open(io.BytesIO(drawing.png))
         assert image.format == "PNG"
         assert min(image.size) > 300
-        assert "sequence_" in picture.title
-    assert "Dashed white: what should be found" in pictures[0].caption
+        assert "sequence_" in drawing.title
+    assert "Dashed white: what should be found" in drawings[0].caption
 
 
 def test_right_and_wrong_are_those_of_the_runs_evaluation(gaff_run: Path) -> None:
     scores, run = image_scores(MatchRecords.load(gaff_run / MATCH_RECORDS)), open_trained(gaff_run)
     assert scores.right_I.sum() > 0
     for position, index in enumerate(run.val_indices):
-        sample, found = detect_picture(run, index)
+        sample, found = detect_image(run, index)
         matched = matched_truths(sample, found)[(found.scores >= scores.score_threshold).numpy()]
         assert (matched != NO_TRUTH).sum() == scores.right_I[position]
         assert (matched == NO_TRUTH).sum() == scores.wrong_I[position]
@@ -74,18 +74,18 @@ def test_one_modality_and_nothing_found(tmp_path: Path) -> None:
     run_dir = trained(
         tmp_path, model__fusion=identity, model__elsewhere=identity, model__head__score_threshold=1.0
     )
-    pictures = pictures_of_run(run_dir, count=9)
-    assert sorted({picture.name.split("-")[0] for picture in pictures}) == ["best", "worst"]
-    assert len(pictures) == len(open_trained(run_dir).val_indices)
-    assert all("0 right, 0 wrong" in picture.caption for picture in pictures)
-    assert all("at no score is one right" in picture.caption for picture in pictures)
+    drawings = drawings_of_run(run_dir, count=9)
+    assert sorted({drawing.name.split("-")[0] for drawing in drawings}) == ["best", "worst"]
+    assert len(drawings) == len(open_trained(run_dir).val_indices)
+    assert all("0 right, 0 wrong" in drawing.caption for drawing in drawings)
+    assert all("at no score is one right" in drawing.caption for drawing in drawings)
     assert unread_modalities(open_trained(run_dir)) == {"thermal"}
 
 
 def test_a_run_that_has_not_ended_is_named(tmp_path: Path) -> None:
     claim_run_directory(tmp_path, recipe("demo"))
     with pytest.raises(ConfigError, match=r"match_records\.npz is missing; give the run's command again"):
-        pictures_of_run(tmp_path)
+        drawings_of_run(tmp_path)
 
 
 def test_other_data_than_the_run_was_evaluated_on_are_named(gaff_run: Path, tmp_path: Path) -> None:
@@ -94,5 +94,5 @@ def test_other_data_than_the_run_was_evaluated_on_are_named(gaff_run: Path, tmp_
     for name in ("config.json", "checkpoints"):
         (tmp_path / name).symlink_to(gaff_run / name)
     records.save(tmp_path / MATCH_RECORDS)
-    with pytest.raises(DataError, match="other pictures"):
-        pictures_of_run(tmp_path)
+    with pytest.raises(DataError, match="other images"):
+        drawings_of_run(tmp_path)

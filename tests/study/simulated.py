@@ -35,18 +35,18 @@ Quality = Callable[[Trial], float | str]
 def match_records(quality: float, *, seed: int, num_images: int = 60, num_groups: int = 20) -> MatchRecords:
     """Detections of a detector that finds about `quality` of the objects, at all IoU thresholds or none.
 
-    The pictures are the same for all; how hard each object is, too.
+    The images are the same for all; how hard each object is, too.
     """
-    pictures, run = np.random.default_rng(0), np.random.default_rng(seed)
-    objects_IK = pictures.integers(1, 5, (num_images, 3))
+    images, run = np.random.default_rng(0), np.random.default_rng(seed)
+    objects_IK = images.integers(1, 5, (num_images, 3))
     image_N = np.repeat(np.arange(num_images), objects_IK.sum(axis=1))
     label_N = np.concatenate([np.repeat(np.arange(3), row) for row in objects_IK])
-    ease_N = pictures.random(len(image_N)) * 0.9 + run.random(len(image_N)) * 0.1
+    ease_N = images.random(len(image_N)) * 0.9 + run.random(len(image_N)) * 0.1
     found_N = ease_N < quality
     score_N = np.where(found_N, 0.5 + 0.5 * run.random(len(found_N)), 0.6 * run.random(len(found_N)))
     order = np.lexsort((-score_N, label_N))
     right_NT = np.repeat(found_N[order, None], 10, axis=1)
-    names = np.array([f"picture_{index:03d}" for index in range(num_images)])
+    names = np.array([f"image_{index:03d}" for index in range(num_images)])
     groups = np.array([f"group_{index % num_groups:02d}" for index in range(num_images)])
     return MatchRecords(
         names, groups, objects_IK, image_N[order], label_N[order], score_N[order], right_NT, ~right_NT

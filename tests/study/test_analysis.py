@@ -36,7 +36,7 @@ PROMOTED = (
 
 
 def analysed(directory: Path) -> Analysis:
-    """From few resamples: what is tested here does not hang on the pictures' noise to the last digit."""
+    """From few resamples: what is tested here does not hang on the images' noise to the last digit."""
     return analyse(open_study(directory), resamples=30)
 
 
@@ -79,7 +79,7 @@ def test_the_twins_are_not_distinguishable(methods: Analysis) -> None:
     assert methods.noise.spread is not None
     # 11 cells of three runs, two of which are one function: 33 runs less 10 groups.
     assert methods.noise.spread.degrees == 33 - 10
-    assert methods.without_pictures == ()
+    assert methods.without_images == ()
     assert methods.num_groups == 20
 
 
@@ -134,11 +134,11 @@ def test_the_winner_is_confirmed_on_fresh_seeds(gaff: Analysis) -> None:
     assert gaff.confirmation.verdict == "A is better"
 
 
-def test_without_match_records_the_pictures_noise_is_said_to_be_unknown(tmp_path: Path) -> None:
+def test_without_match_records_the_images_noise_is_said_to_be_unknown(tmp_path: Path) -> None:
     directory = simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), has_records=False)
     found = analysed(directory)
-    assert len(found.without_pictures) == 11
-    assert all(versus.comparison.sd_pictures is None for versus in found.pairs)
+    assert len(found.without_images) == 11
+    assert all(versus.comparison.sd_images is None for versus in found.pairs)
 
 
 def test_a_directory_without_a_study_is_named(tmp_path: Path) -> None:
@@ -212,18 +212,18 @@ def test_detectors_that_have_learnt_nothing_are_called_so(
     assert ("hardly learnt" in conclusions(found)[0]) == is_said
 
 
-def test_one_group_of_pictures_can_tell_nothing_apart(tmp_path: Path) -> None:
+def test_one_group_of_images_can_tell_nothing_apart(tmp_path: Path) -> None:
     found = analysed(simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), num_groups=1))
     assert {versus.verdict for versus in found.against_control} == {"unknown"}
     assert any("one group" in sentence for sentence in limits(found))
     assert not any("as it should be" in sentence for sentence in conclusions(found))
 
 
-def test_the_pictures_noise_is_that_of_the_metric(tmp_path: Path) -> None:
+def test_the_images_noise_is_that_of_the_metric(tmp_path: Path) -> None:
     def spread_of(metric: str) -> float | None:
         study = METHODS.model_copy(update={"metric": metric})
         directory = simulate(study, tmp_path / metric, lambda trial: noisy({}, trial), seeds=2)
-        return analysed(directory).pairs[0].comparison.sd_pictures
+        return analysed(directory).pairs[0].comparison.sd_images
 
     # These detectors find an object at every threshold or not at all.
     assert spread_of("mAP_50") == pytest.approx(spread_of("mAP"))

@@ -84,7 +84,7 @@ def test_every_section_is_there_and_every_figure_is_a_file(study: Path, report: 
     assert figures == {path.stem for path in (study / "report" / "figures").glob("*.png")}
     assert {"scores_methods", "differences_against_control", "pairs", "curves_loss", "gap"} <= figures
     assert sum(tag == "img" for tag, _ in page.found) == len(figures)
-    assert "There are no pictures of" in page.text  # these runs have no checkpoints
+    assert "There are no images of" in page.text  # these runs have no checkpoints
     assert set(report.files) == {path for path in (study / "report").rglob("*") if path.is_file()}
 
 
@@ -114,7 +114,7 @@ def test_the_command_makes_the_same_bytes_and_puts_them_into_the_tracker(
     assert left.value.code == 0
     assert str(copy / "report" / "report.html") in capsys.readouterr().out
     for path in report.files:
-        if path != report.page:  # it tells where pictures were looked for
+        if path != report.page:  # it tells where images were looked for
             assert (copy / path.relative_to(study)).read_bytes() == path.read_bytes(), path.name
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name(study.name).experiment_id])

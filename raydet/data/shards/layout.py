@@ -18,7 +18,7 @@ ENTRY_FIELDS = (
     pa.field("pixels_sha256", pa.binary(32), nullable=False),
 )
 ENTRY = pa.schema(ENTRY_FIELDS)
-"""What is known of a picture but its pixels."""
+"""What is known of an image but its pixels."""
 INDEX_SCHEMA = pa.schema(
     [
         pa.field(field.name, pa.dictionary(pa.int32(), pa.large_string()), nullable=False)
@@ -30,7 +30,7 @@ INDEX_SCHEMA = pa.schema(
 
 MAX_SIDE_PX = 32_768
 MAX_PIXELS = 2**28
-"""Per picture and modality: beyond, a file is refused before anything is allocated."""
+"""Per image and modality: beyond, a file is refused before anything is allocated."""
 
 
 def shard_schema(modalities: Sequence[str]) -> pa.Schema:

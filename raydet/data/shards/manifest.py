@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from raydet.config import Config
 from raydet.config.base import describe
@@ -19,13 +19,19 @@ SCHEMA_VERSION = 2
 
 Encoding = Literal["raw", "zstd"]
 """raw: pixels as they are, fastest from a fast disk. zstd: lossless, about a quarter of the bytes
-on real pictures, which are stored as differences of neighbours, see `residuals`."""
+on real images, which are stored as differences of neighbours, see `residuals`."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
 
+IMAGES = "pictures"
+"""The key in the file, whose hash it is part of."""
+
+
 class FileEntry(Config):
     """A file beside the manifest."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.[a-z]+$")]
     """No path: a manifest must not point elsewhere."""
@@ -34,13 +40,13 @@ class FileEntry(Config):
 
 
 class ShardEntry(FileEntry):
-    """A file of pictures."""
+    """A file of images."""
 
-    pictures: Count
+    images: Count = Field(alias=IMAGES)
 
 
 class ModalityEntry(Config):
-    """What the pictures of a modality are like, on a 0..1 scale, per channel."""
+    """What the images of a modality are like, on a 0..1 scale, per channel."""
 
     channels: Annotated[int, Field(ge=1)]
     mean: tuple[float, ...]
@@ -50,22 +56,24 @@ class ModalityEntry(Config):
 class Manifest(Config):
     """A set of shards."""
 
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
     schema_version: int
     sha256: Sha256
     """Of all that follows but `plan`: it changes with any byte of the index or of a shard, and with the order of the
-    pictures."""
+    images."""
     content_sha256: Sha256
-    """Of pictures, boxes, names and classes, whatever the encoding and the cut into shards: equal data are equal."""
+    """Of images, boxes, names and classes, whatever the encoding and the cut into shards: equal data are equal."""
     encoding: Encoding
     classes: tuple[str, ...]
     modalities: dict[str, ModalityEntry]
     simulated: tuple[Literal["event"], ...] = ()
     """Modalities that no sensor has recorded."""
-    pictures: Count
+    images: Count = Field(alias=IMAGES)
     boxes: dict[str, Count]
     """By class."""
     left_out: Count
-    """Pictures that could not be read; left_out.jsonl says why, for people, and is not hashed."""
+    """Images that could not be read; left_out.jsonl says why, for people, and is not hashed."""
     index: FileEntry
     shards: tuple[ShardEntry, ...]
     plan: dict[str, Any]
@@ -108,15 +116,15 @@ class Manifest(Config):
             raise DataError(
                 f"{where}: its hash is not that of its content: it was altered; convert the set again"
             )
-        if manifest.pictures != sum(shard.pictures for shard in manifest.shards):
-            raise DataError(f"{where}: pictures is not the sum over the shards; convert the set again")
+        if manifest.images != sum(shard.images for shard in manifest.shards):
+            raise DataError(f"{where}: images is not the sum over the shards; convert the set again")
         return manifest
 
     def _hash(self) -> str:
         return hash_of(self.model_dump(mode="json", exclude={"sha256", "plan"}))
 
     def _content_hash(self) -> str:
-        # The index holds the hash of every picture's pixels, and everything else that is known of it.
+        # The index holds the hash of every image's pixels, and everything else that is known of it.
         return hash_of([self.schema_version, self.classes, list(self.modalities), self.index.sha256])
 
 

@@ -1,4 +1,4 @@
-"""A set of shards as a source: any picture at once, from a memory map, after checks."""
+"""A set of shards as a source: any image at once, from a memory map, after checks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ShardSet:
             self._store.shown(self.manifest.index.name),
             self.manifest,
         )
-        self._ends = np.cumsum([shard.pictures for shard in self.manifest.shards])
+        self._ends = np.cumsum([shard.images for shard in self.manifest.shards])
         self._open: OrderedDict[int, _Shard] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -67,19 +67,19 @@ class ShardSet:
 
     @property
     def image_ids(self) -> Sequence[str]:
-        """One per picture, read when looked at."""
+        """One per image, read when looked at."""
         return self._index.image_ids
 
     @property
     def group_ids(self) -> Sequence[str]:
-        """The sequence of each picture, read when looked at."""
+        """The sequence of each image, read when looked at."""
         return self._index.group_ids
 
     def __len__(self) -> int:
-        return self.manifest.pictures
+        return self.manifest.images
 
     def read(self, index: int) -> Sample:
-        """One picture; pixels have the type that the source gave them."""
+        """One image; pixels have the type that the source gave them."""
         boxes_xyxy, labels, size_hw = self.targets(index)
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard = self._shard(number)
@@ -104,9 +104,9 @@ class ShardSet:
             entry = self.manifest.shards[number]
             memory, batch = self._mapped(entry, shard_schema(tuple(self.manifest.modalities)))
             shard = _Shard(memory, batch, self._store.shown(entry.name), self.manifest)
-            if shard.rows != entry.pictures:
+            if shard.rows != entry.images:
                 raise DataError(
-                    f"{shard.where}: wanted {entry.pictures} rows, got {shard.rows}; convert the set again"
+                    f"{shard.where}: wanted {entry.images} rows, got {shard.rows}; convert the set again"
                 )
             self._open[number] = shard
             if len(self._open) > MOST_OPEN_SHARDS:
@@ -147,14 +147,14 @@ def _reopened(path: str, sha256: str, missing: tuple[str, ...]) -> ShardSet:
 
 
 class _Index:
-    """What is known of the pictures but their pixels: views of a memory map."""
+    """What is known of the images but their pixels: views of a memory map."""
 
     def __init__(self, memory: mmap.mmap, batch: pa.RecordBatch, where: str, manifest: Manifest) -> None:
         self._memory, self._where = memory, where
         self._num_classes = len(manifest.classes)
-        if batch.num_rows != manifest.pictures:
+        if batch.num_rows != manifest.images:
             raise DataError(
-                f"{where}: wanted {manifest.pictures} rows, got {batch.num_rows}; convert the set again"
+                f"{where}: wanted {manifest.images} rows, got {batch.num_rows}; convert the set again"
             )
         column = {name: batch.column(name) for name in INDEX_SCHEMA.names}
         self.image_ids = Texts(column["image_id"], where=self._where)
@@ -178,7 +178,7 @@ class _Index:
             )
         if not (min(size_hw) >= 1 and max(size_hw) <= MAX_SIDE_PX and size_hw[0] * size_hw[1] <= MAX_PIXELS):
             raise DataError(
-                f"{self._where}, row {row}: no picture is {size_hw[1]} x {size_hw[0]}; convert the set again"
+                f"{self._where}, row {row}: no image is {size_hw[1]} x {size_hw[0]}; convert the set again"
             )
         boxes_xyxy = torch.from_numpy(boxes.copy()).reshape(-1, 4)
         return boxes_xyxy, torch.from_numpy(labels.astype(np.int64)), size_hw
@@ -196,7 +196,7 @@ class _Column:
 
 
 class _Shard:
-    """A file of pictures in a memory map."""
+    """A file of images in a memory map."""
 
     def __init__(self, memory: mmap.mmap, batch: pa.RecordBatch, where: str, manifest: Manifest) -> None:
         self._memory, self.where = memory, where

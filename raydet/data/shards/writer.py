@@ -26,7 +26,7 @@ SUMMARY = b"raydet.summary"
 
 @dataclass(slots=True)
 class ChannelSums:
-    """Of one channel over many pictures. uint8 pixels are added up as whole numbers, exactly and in any order.
+    """Of one channel over many images. uint8 pixels are added up as whole numbers, exactly and in any order.
 
     Floats are added up by NumPy, in an order that does not depend on the number of threads, as torch's does.
     """
@@ -39,7 +39,7 @@ class ChannelSums:
     float_squares: float = 0.0
 
     def add(self, pixels_HW: Tensor) -> None:
-        """Take in a channel of a picture."""
+        """Take in a channel of an image."""
         if pixels_HW.dtype == torch.uint8:
             counts = torch.bincount(pixels_HW.flatten(), minlength=256).tolist()
             self.count += pixels_HW.numel()
@@ -110,7 +110,7 @@ class ShardBuilder:
         self._channels: dict[str, list[ChannelSums]] = {}
 
     def add(self, sample: Sample) -> None:
-        """Take in a picture, with the modalities that were announced.
+        """Take in an image, with the modalities that were announced.
 
         Raises:
             DataError: it is not as a sample should be.
@@ -144,13 +144,13 @@ class ShardBuilder:
             values.append(row[name])
 
     def _check_channels(self, sample: Sample) -> None:
-        """Before anything of the picture is counted: one that is left out must leave nothing behind."""
+        """Before anything of the image is counted: one that is left out must leave nothing behind."""
         for name, sums in self._channels.items():
             came = len(sample.modalities[name])
             if came != len(sums):
                 raise DataError(
-                    f"{sample.image_id}: wanted {len(sums)} channels of {name}, as in the pictures before, got "
-                    f"{came}; correct or remove the picture"
+                    f"{sample.image_id}: wanted {len(sums)} channels of {name}, as in the images before, got "
+                    f"{came}; correct or remove the image"
                 )
 
     def finish(self, *, plan: str, left_out: Sequence[tuple[str, str]]) -> tuple[bytes, bytes]:
@@ -173,7 +173,7 @@ def check_sample(sample: Sample, modalities: Sequence[str], num_classes: int) ->
     height, width = sample.source_hw
     if max(height, width) > MAX_SIDE_PX or height * width > MAX_PIXELS or min(height, width) < 1:
         raise DataError(
-            f"{sample.image_id}: wanted a picture of at most {MAX_SIDE_PX} x {MAX_SIDE_PX} and {MAX_PIXELS} pixels, "
+            f"{sample.image_id}: wanted an image of at most {MAX_SIDE_PX} x {MAX_SIDE_PX} and {MAX_PIXELS} pixels, "
             f"got {width} x {height}; scale it down"
         )
     for name in modalities:
@@ -187,10 +187,10 @@ def check_sample(sample: Sample, modalities: Sequence[str], num_classes: int) ->
             came = "none" if pixels is None else f"{pixels.dtype} {tuple(pixels.shape)}"
             raise DataError(
                 f"{sample.image_id}: wanted uint8 or float32 pixels C x {height} x {width} of {name}, got {came}; "
-                "correct or remove the picture"
+                "correct or remove the image"
             )
         if pixels.dtype == torch.float32 and not bool(((pixels >= 0) & (pixels <= 1)).all()):
-            raise DataError(f"{sample.image_id}: wanted {name} values in 0..1; correct or remove the picture")
+            raise DataError(f"{sample.image_id}: wanted {name} values in 0..1; correct or remove the image")
     if sample.boxes_xyxy.shape != (len(sample.labels), 4) or not bool(sample.boxes_xyxy.isfinite().all()):
         raise DataError(f"{sample.image_id}: wanted four finite numbers per box; correct the annotations")
     if not bool(((sample.labels >= 0) & (sample.labels < num_classes)).all()):
@@ -238,7 +238,7 @@ def modality_entries(summaries: Iterable[Summary], names: Sequence[str]) -> dict
         numbers = {len(row[name]) for row in rows}
         if len(numbers) != 1:
             raise DataError(
-                f"wanted as many channels of {name} in all pictures, got {sorted(numbers)}; correct the set"
+                f"wanted as many channels of {name} in all images, got {sorted(numbers)}; correct the set"
             )
         moments = [_moments([row[name][channel] for row in rows]) for channel in range(numbers.pop())]
         entries[name] = ModalityEntry(

@@ -1,4 +1,4 @@
-"""What becomes of a bad picture: it ends the reading of a set, or it is left out and listed."""
+"""What becomes of a bad image: it ends the reading of a set, or it is left out and listed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Literal, TypeVar
 from raydet.errors import DataError
 
 OnBad = Literal["error", "skip"]
-"""error: the first bad picture or box is a `DataError`. skip: the picture is left out."""
+"""error: the first bad image or box is a `DataError`. skip: the image is left out."""
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A picture that is not in the set, and why."""
+    """An image that is not in the set, and why."""
 
     name: str
-    """The picture, as far as it is known: its id, or its file."""
+    """The image, as far as it is known: its id, or its file."""
     reason: str
     """The error's line, which names file and field."""
 
 
 @dataclass(slots=True)
 class Sieve:
-    """Reads picture by picture and keeps a list of what did not pass.
+    """Reads image by image and keeps a list of what did not pass.
 
     >>> sieve = Sieve("skip")
     >>> def broken() -> int:
@@ -62,5 +62,5 @@ class Sieve:
         return [found for found in taken if found is not None]
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Put a picture on the list."""
+        """Put an image on the list."""
         self.left_out.append(LeftOut(name=name, reason=reason))

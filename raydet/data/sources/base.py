@@ -10,11 +10,11 @@ from torch import Tensor
 from raydet.structures import Sample
 
 Targets = tuple[Tensor, Tensor, tuple[int, int]]
-"""boxes_xyxy float32 [N, 4] in source pixels, labels int64 [N], (height, width) of the picture."""
+"""boxes_xyxy float32 [N, 4] in source pixels, labels int64 [N], (height, width) of the image."""
 
 
 class Source(Protocol):
-    """An ordered set of annotated pictures.
+    """An ordered set of annotated images.
 
     Opening one checks everything that can be checked without decoding pixels, so that bad data are found before
     anything expensive starts. A source is picklable: loader processes get a copy.
@@ -26,24 +26,24 @@ class Source(Protocol):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What every picture has, in the order rgb, thermal, event."""
+        """What every image has, in the order rgb, thermal, event."""
 
     @property
     def image_ids(self) -> Sequence[str]:
-        """One per picture, all different."""
+        """One per image, all different."""
 
     @property
     def group_ids(self) -> Sequence[str]:
-        """The sequence of each picture; all the same where the source cannot tell."""
+        """The sequence of each image; all the same where the source cannot tell."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def read(self, index: int) -> Sample:
-        """One picture with its boxes, in source pixels and without padding.
+        """One image with its boxes, in source pixels and without padding.
 
         Raises:
-            DataError: the picture cannot be read.
+            DataError: the image cannot be read.
         """
 
     def targets(self, index: int) -> Targets:

@@ -1,4 +1,4 @@
-"""The rule for boxes, the same in every format: finite, not empty, inside the picture."""
+"""The rule for boxes, the same in every format: finite, not empty, inside the image."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 from raydet.errors import DataError
 
 MAX_BOXES = 10_000
-"""Of one picture; the most crowded real ones have a few hundred. A target tensor is padded to the most of a batch."""
+"""Of one image; the most crowded real ones have a few hundred. A target tensor is padded to the most of a batch."""
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels."""
 
 
-def checked_box(xyxy: Box, *, picture_hw: tuple[int, int], slack_hw: tuple[float, float], where: str) -> Box:
-    """The box, clipped to the picture.
+def checked_box(xyxy: Box, *, image_hw: tuple[int, int], slack_hw: tuple[float, float], where: str) -> Box:
+    """The box, clipped to the image.
 
     Args:
-        slack_hw: how far, in pixels, rounding in the annotation may have pushed an edge out of the picture.
+        slack_hw: how far, in pixels, rounding in the annotation may have pushed an edge out of the image.
         where: names file and row in the error.
 
-    >>> checked_box((-0.25, 1, 4, 5), picture_hw=(10, 10), slack_hw=(0.5, 0.5), where="row 1")
+    >>> checked_box((-0.25, 1, 4, 5), image_hw=(10, 10), slack_hw=(0.5, 0.5), where="row 1")
     (0.0, 1.0, 4.0, 5.0)
 
     Raises:
-        DataError: the box is not finite, is empty, or leaves the picture.
+        DataError: the box is not finite, is empty, or leaves the image.
     """
     x1, y1, x2, y2 = xyxy
     if not all(map(math.isfinite, xyxy)):
@@ -41,13 +41,13 @@ def checked_box(xyxy: Box, *, picture_hw: tuple[int, int], slack_hw: tuple[float
             f"{where}: a box wants a width and a height above 0, got {x2 - x1:g} x {y2 - y1:g}; "
             "correct or delete the box"
         )
-    (height, width), (slack_h, slack_w) = picture_hw, slack_hw
+    (height, width), (slack_h, slack_w) = image_hw, slack_hw
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     is_inside = x1 >= -slack_w and y1 >= -slack_h and x2 <= width + slack_w and y2 <= height + slack_h
     if not is_inside or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         raise DataError(
-            f"{where}: the box leaves the picture: wanted x in 0..{width} and y in 0..{height} (pixels), "
-            f"got {_shown(xyxy)}; clip the box, or check that it belongs to this picture"
+            f"{where}: the box leaves the image: wanted x in 0..{width} and y in 0..{height} (pixels), "
+            f"got {_shown(xyxy)}; clip the box, or check that it belongs to this image"
         )
     x1, y1, x2, y2 = map(float, clipped)
     if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):  # as the tensors will hold it
@@ -59,14 +59,14 @@ def checked_box(xyxy: Box, *, picture_hw: tuple[int, int], slack_hw: tuple[float
 
 
 def check_count(count: int, where: str) -> None:
-    """Refuse more boxes than any picture has.
+    """Refuse more boxes than any image has.
 
     Raises:
         DataError: there are more than `MAX_BOXES`.
     """
     if count > MAX_BOXES:
         raise DataError(
-            f"{where}: wanted at most {MAX_BOXES} boxes in one picture, got more; check that the labels belong to it"
+            f"{where}: wanted at most {MAX_BOXES} boxes in one image, got more; check that the labels belong to it"
         )
 
 

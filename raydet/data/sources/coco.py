@@ -6,7 +6,7 @@ have gaps: label k is the k-th category in the order of the ids.
 
 Boxes with `iscrowd` 1 surround groups, not objects. They are left out: neither trained on nor evaluated.
 
-Opening reads the json and the header of every picture.
+Opening reads the json and the header of every image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.boxes import Box, check_count, checked_box
 from raydet.data.sources.files import Root, checked_name, one_line, read_json
 from raydet.data.sources.images import ThermalRange, check_sizes
-from raydet.data.sources.paired_images import Picture, PictureSet
+from raydet.data.sources.paired_images import Image, PairedImages
 from raydet.errors import DataError
 
 MODALITY_KEYS: dict[str, tuple[str, ...]] = {
@@ -32,23 +32,23 @@ MODALITY_KEYS: dict[str, tuple[str, ...]] = {
 }
 GROUP_KEYS = ("group_id", "video_id", "sequence")
 SLACK_PX = 0.5
-"""How far a box may leave the picture: annotation tools round to pixels."""
+"""How far a box may leave the image: annotation tools round to pixels."""
 
 Entry = dict[str, Any]
 
 
-class CocoSet(PictureSet):
-    """The pictures of a COCO json, in its order.
+class CocoSet(PairedImages):
+    """The images of a COCO json, in its order.
 
     Args:
         annotations: the json file.
-        root: directory of the pictures; default: that of the json.
+        root: directory of the images; default: that of the json.
         missing: modalities to leave out although the json names them.
         thermal_range: see `raydet.data.sources.images`.
-        on_bad: "skip" leaves out a picture with a bad file, entry or box; a json that is none stays an error.
+        on_bad: "skip" leaves out an image with a bad file, entry or box; a json that is none stays an error.
 
     Raises:
-        DataError: the json or a picture is not as described above.
+        DataError: the json or an image is not as described above.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class CocoSet(PictureSet):
             times=Counter(_key(entry, number) for number, entry in enumerate(tree["images"])),
             annotations=_by_image(tree["annotations"]),
         )
-        pictures = sieve.all(
-            (one_line(_key(entry, number)), partial(reader.picture, entry, number))
+        images = sieve.all(
+            (one_line(_key(entry, number)), partial(reader.image, entry, number))
             for number, entry in enumerate(tree["images"])
         )
         for place, image_id in reader.orphans():
             sieve.take(place, partial(_refuse_orphan, place, image_id))
         super().__init__(
-            pictures,
+            images,
             where=path,
             classes=self.classes,
             modalities=reader.modalities,
@@ -100,7 +100,7 @@ class _Annotations:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """From an image's entry to a picture."""
+    """From an image's entry to an image."""
 
     path: Path
     root: Root
@@ -120,7 +120,7 @@ class _Reader:
     def _place(self, key: str) -> str:
         return f"{self.path}, annotation {one_line(key)}"
 
-    def picture(self, entry: Entry, number: int) -> Picture:
+    def image(self, entry: Entry, number: int) -> Image:
         where = f"{self.path}, image {one_line(_key(entry, number))}"
         image_id = _checked_id(entry.get("id"), f"{self.path}, image number {number}")
         if self.times[image_id] > 1:
@@ -134,7 +134,7 @@ class _Reader:
         boxes, labels = self._targets(image_id, size_hw, where)
         group = next((entry[key] for key in GROUP_KEYS if entry.get(key) is not None), None)
         group_id = "" if group is None else _checked_id(group, f"{where}, group")
-        return Picture(image_id, group_id, files, size_hw, boxes, labels)
+        return Image(image_id, group_id, files, size_hw, boxes, labels)
 
     def _file(self, entry: Entry, modality: str, where: str) -> Path:
         name = _file_of(entry, modality)
@@ -257,7 +257,7 @@ def _declared_size(entry: Entry, where: str) -> tuple[int, int] | None:
         raise DataError(
             f"{where}: wanted numbers as width and height, got {one_line(width)} and {one_line(height)}; correct them"
         )
-    return height, width  # type: ignore[return-value]  # 640.0 is 640, and what is not whole differs from the picture
+    return height, width  # type: ignore[return-value]  # 640.0 is 640, and what is not whole differs from the image
 
 
 def _box(bbox: object, size_hw: tuple[int, int], where: str) -> Box:
@@ -269,4 +269,4 @@ def _box(bbox: object, size_hw: tuple[int, int], where: str) -> Box:
         raise DataError(
             f"{where}: wanted bbox of finite numbers, got {one_line(bbox)}; correct it"
         ) from error
-    return checked_box((x, y, x + w, y + h), picture_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=where)
+    return checked_box((x, y, x + w, y + h), image_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=where)

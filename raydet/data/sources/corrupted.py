@@ -1,4 +1,4 @@
-"""A source with one modality spoiled, picture by picture, as it is read."""
+"""A source with one modality spoiled, image by image, as it is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raydet.structures import Sample
 
 @dataclass(frozen=True, slots=True)
 class CorruptedSource(WrappedSource):
-    """The same pictures and boxes; the boxes stay where the other modalities show the objects."""
+    """The same images and boxes; the boxes stay where the other modalities show the objects."""
 
     modality: str
     kind: Kind
@@ -20,7 +20,7 @@ class CorruptedSource(WrappedSource):
     seed: int = 0
 
     def read(self, index: int) -> Sample:
-        """One picture, spoiled: the same at every reading, whatever was read before."""
+        """One image, spoiled: the same at every reading, whatever was read before."""
         sample = self.source.read(index)
         spoiled = corrupted(
             sample.modalities[self.modality],

@@ -18,8 +18,8 @@ MAX_TEXT_BYTES = 8 * 2**20
 """Of one label file, list or XML: 10,000 boxes (`boxes.MAX_BOXES`) take a tenth of it."""
 MAX_JSON_BYTES = 2**30
 """A json describes a whole set."""
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
-"""What a picture's name may end with; its bytes decide what it is."""
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+"""What an image's name may end with; its bytes decide what it is."""
 SHOWN_CHARACTERS = 120
 """Of a text from a file, in a message."""
 
@@ -43,7 +43,7 @@ def one_line(value: object) -> str:
 
 
 def checked_name(name: object, where: str) -> str:
-    r"""The name of a file, a picture, a group or a class.
+    r"""The name of a file, an image, a group or a class.
 
     >>> checked_name("b\0", "a.json, image 1")
     Traceback (most recent call last):

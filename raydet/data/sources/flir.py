@@ -3,7 +3,7 @@
     JPEGImages/FLIR_00002_RGB.jpg          Annotations/FLIR_00002_PreviewData.xml
     JPEGImages/FLIR_00002_PreviewData.jpeg align_train.txt, align_validation.txt
 
-The xml is Pascal VOC's and holds for both pictures. A list of names (`FLIR_00002_PreviewData`, or `FLIR_00002`) takes
+The xml is Pascal VOC's and holds for both images. A list of names (`FLIR_00002_PreviewData`, or `FLIR_00002`) takes
 a part of the set; what is not on it may be incomplete.
 """
 
@@ -14,20 +14,20 @@ from functools import partial
 from pathlib import Path
 
 from raydet.data.sources.bad_samples import OnBad, Sieve
-from raydet.data.sources.files import PICTURES, Root, files_in, read_names
+from raydet.data.sources.files import IMAGES, Root, files_in, read_names
 from raydet.data.sources.images import ThermalRange
 from raydet.data.sources.named_boxes import NamedReader, prefix_of
-from raydet.data.sources.paired_images import PictureSet
+from raydet.data.sources.paired_images import PairedImages
 from raydet.data.sources.pairs import Files, paired
 from raydet.data.sources.voc_xml import read_voc
 from raydet.errors import DataError
 
-PICTURE_DIRECTORY, ANNOTATION_DIRECTORY = "JPEGImages", "Annotations"
+IMAGE_DIRECTORY, ANNOTATION_DIRECTORY = "JPEGImages", "Annotations"
 ENDINGS = {"rgb": "_RGB", "thermal": "_PreviewData"}
 
 
-class FlirSet(PictureSet):
-    """The pictures of the set, in the order of their names.
+class FlirSet(PairedImages):
+    """The images of the set, in the order of their names.
 
     Args:
         root: the directory.
@@ -52,7 +52,7 @@ class FlirSet(PictureSet):
     ) -> None:
         place, sieve = Root(Path(root)), Sieve(on_bad)
         modalities = tuple(name for name in ENDINGS if name not in missing)
-        found = files_in(place, place.directory(PICTURE_DIRECTORY), PICTURES)
+        found = files_in(place, place.directory(IMAGE_DIRECTORY), IMAGES)
         listings = {name: _ending_with(ENDINGS[name], found) for name in modalities}
         listings["annotation"] = _ending_with(
             ENDINGS["thermal"], files_in(place, place.directory(ANNOTATION_DIRECTORY), {".xml"})
@@ -61,7 +61,7 @@ class FlirSet(PictureSet):
             listings,
             names=None if subset is None else _listed(place.inside(subset, f"{place.path}, subset")),
             where=place.path,
-            remedy="add the files or take the picture out of the list",
+            remedy="add the files or take the image out of the list",
             sieve=sieve,
         )
         reader = NamedReader(
@@ -72,9 +72,9 @@ class FlirSet(PictureSet):
             ignore=ignore,
             thermal_range=thermal_range,
         )
-        pictures, names = reader.open(files, classes=classes, sieve=sieve)
+        images, names = reader.open(files, classes=classes, sieve=sieve)
         super().__init__(
-            pictures,
+            images,
             where=place.path,
             classes=names,
             modalities=modalities,
@@ -94,5 +94,5 @@ def _ending_with(ending: str, files: Files) -> dict[str, Path | DataError]:
 
 
 def _listed(path: Path) -> list[str]:
-    names = read_names(path, wanted="one picture name per line")
+    names = read_names(path, wanted="one image name per line")
     return [name.removesuffix(ENDINGS["thermal"]).removesuffix(ENDINGS["rgb"]) for name in names]

@@ -1,11 +1,11 @@
-"""From the file of a picture to a tensor: its size before any pixel, then uint8 or, for deep thermal, float32.
+"""From the file of an image to a tensor: its size before any pixel, then uint8 or, for deep thermal, float32.
 
 What a file is, its bytes say, not its name. Pillow decodes, because it refuses a truncated JPEG; only formats that
 hold nothing but pixels are opened (its reader of PostScript starts a program).
 
-**Thermal pictures of more than 8 bits** hold raw counts (or degrees). They become float32 in 0..1 by one fixed rule for
+**Thermal images of more than 8 bits** hold raw counts (or degrees). They become float32 in 0..1 by one fixed rule for
 the whole set, `(value - low) / (high - low)`, clipped, with `thermal_range = (low, high)` from the config. There is no
-default: a range taken from each picture, as viewers take it, would give the same temperature another grey in the next
+default: a range taken from each image, as viewers take it, would give the same temperature another grey in the next
 frame.
 """
 
@@ -30,7 +30,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 8192 * 8192
 """A header may claim any size; what is larger than this is refused before memory is asked for."""
 GREY_SPREAD = 16
-"""Largest difference between the channels of a grey picture that was stored as colour: JPEG's doing."""
+"""Largest difference between the channels of a grey image that was stored as colour: JPEG's doing."""
 MODALITY_NAMES = ("rgb", "thermal", "event")
 
 ThermalRange = tuple[float, float]
@@ -39,7 +39,7 @@ ThermalRange = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a picture's file says before its pixels."""
+    """What an image's file says before its pixels."""
 
     size_hw: tuple[int, int]
     is_deep: bool
@@ -53,15 +53,15 @@ def check_sizes(
     thermal_range: ThermalRange | None,
     declared_hw: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Height and width of a picture, which all its modalities share.
+    """Height and width of an image, which all its modalities share.
 
     Args:
         files: by modality.
-        where: names the picture in errors.
+        where: names the image in errors.
         declared_hw: what its annotation says.
 
     Raises:
-        DataError: a file is no picture, they differ in size, or one has a depth that cannot be read.
+        DataError: a file is no image, they differ in size, or one has a depth that cannot be read.
         ConfigError: there are no files.
     """
     if not files:
@@ -76,7 +76,7 @@ def check_sizes(
     if len(set(sizes.values())) != 1:
         shown = ", ".join(f"{name} {width} x {height}" for name, (height, width) in sizes.items())
         raise DataError(
-            f"{where}: wanted one size (width x height) in all modalities, got {shown}; align the pictures"
+            f"{where}: wanted one size (width x height) in all modalities, got {shown}; align the images"
         )
     return next(iter(sizes.values()))
 
@@ -89,7 +89,7 @@ def check_pixels(height: int, width: int, path: Path) -> None:
     """
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise DataError(
-            f"{path}: wanted a picture of 1 to {MAX_PIXELS} pixels, its header says {width} x {height}; scale it "
+            f"{path}: wanted an image of 1 to {MAX_PIXELS} pixels, its header says {width} x {height}; scale it "
             "down, or leave it out"
         )
 
@@ -98,7 +98,7 @@ def read_header(path: Path, where: str) -> Header:
     """Size and depth; no pixel is decoded.
 
     Raises:
-        DataError: the file is not there, is no picture, or claims too many pixels.
+        DataError: the file is not there, is no image, or claims too many pixels.
     """
     with _opened(path, where) as image:
         return Header((image.height, image.width), is_deep=_is_deep(image))
@@ -115,7 +115,7 @@ def decode(path: Path, modality: str, *, thermal_range: ThermalRange | None = No
             image.load()
         except Exception as error:  # a decoder fed with anyone's bytes fails in any way; all mean one thing
             raise DataError(
-                f"{path}: the picture is truncated or damaged ({one_line(error)}); copy it again"
+                f"{path}: the image is truncated or damaged ({one_line(error)}); copy it again"
             ) from error
         _check_depth(path, modality, _is_deep(image), thermal_range)
         if _is_deep(image):
@@ -132,16 +132,16 @@ def _opened(path: Path, where: str) -> Iterator[Image.Image]:
     except OSError as error:
         is_absent = isinstance(error, FileNotFoundError)
         reason = "the file is not there" if is_absent else f"it cannot be read ({error.strerror or error})"
-        raise DataError(f"{where}: wanted {path}, {reason}; add the file or leave the picture out") from error
+        raise DataError(f"{where}: wanted {path}, {reason}; add the file or leave the image out") from error
     with file, warnings.catch_warnings():
-        # Pillow warns of large pictures and of odd metadata: the one is our own limit, the other changes no pixel.
+        # Pillow warns of large images and of odd metadata: the one is our own limit, the other changes no pixel.
         warnings.simplefilter("ignore")
         try:
             image = Image.open(file, formats=FORMATS)
         except Exception as error:  # as in `decode`
             raise DataError(
-                f"{where}: wanted {path}, it is no picture ({_open_reason(error)}); put a "
-                f"{', '.join(FORMATS)} there or leave the picture out"
+                f"{where}: wanted {path}, it is no image ({_open_reason(error)}); put a "
+                f"{', '.join(FORMATS)} there or leave the image out"
             ) from error
         with image:
             check_pixels(image.height, image.width, path)
@@ -161,7 +161,7 @@ def _check_depth(path: Path, modality: str, is_deep: bool, thermal_range: Therma
     if modality != "thermal":
         if is_deep:
             raise DataError(
-                f"{path}: wanted 8 bits per channel for {modality}, got more; convert the picture to 8 bits"
+                f"{path}: wanted 8 bits per channel for {modality}, got more; convert the image to 8 bits"
             )
     elif is_deep and thermal_range is None:
         low, high = _extremes(path)
@@ -171,8 +171,8 @@ def _check_depth(path: Path, modality: str, is_deep: bool, thermal_range: Therma
         )
     elif not is_deep and thermal_range is not None:
         raise DataError(
-            f"{path}: wanted more than 8 bits, as data.source.thermal_range is set, got 8; leave out the picture, or "
-            "the setting if all pictures have 8"
+            f"{path}: wanted more than 8 bits, as data.source.thermal_range is set, got 8; leave out the image, or "
+            "the setting if all images have 8"
         )
 
 
@@ -182,7 +182,7 @@ def _extremes(path: Path) -> tuple[float, float]:
             values_HW = np.asarray(image)
         except Exception as error:  # as in `decode`
             raise DataError(
-                f"{path}: the picture is truncated or damaged ({one_line(error)}); copy it again"
+                f"{path}: the image is truncated or damaged ({one_line(error)}); copy it again"
             ) from error
     return float(values_HW.min()), float(values_HW.max())
 
@@ -190,7 +190,7 @@ def _extremes(path: Path) -> tuple[float, float]:
 def _raw(image: Image.Image, path: Path) -> NDArray[np.float64]:
     values_HW = np.asarray(image).astype(np.float64)
     if not np.isfinite(values_HW).all():
-        raise DataError(f"{path}: wanted finite values, got NaN or infinity; repair or leave out the picture")
+        raise DataError(f"{path}: wanted finite values, got NaN or infinity; repair or leave out the image")
     return values_HW
 
 

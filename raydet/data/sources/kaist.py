@@ -19,7 +19,7 @@ from pathlib import Path
 from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.boxes import check_count
 from raydet.data.sources.files import (
-    PICTURES,
+    IMAGES,
     Root,
     directories_in,
     files_in,
@@ -29,7 +29,7 @@ from raydet.data.sources.files import (
 )
 from raydet.data.sources.images import ThermalRange
 from raydet.data.sources.named_boxes import Annotation, NamedBox, NamedReader
-from raydet.data.sources.paired_images import PictureSet
+from raydet.data.sources.paired_images import PairedImages
 from raydet.data.sources.pairs import Files, paired
 from raydet.data.sources.voc_xml import read_voc
 from raydet.errors import DataError
@@ -40,7 +40,7 @@ NUM_COLUMNS = 12
 IGNORE_COLUMN = 10
 
 
-class KaistSet(PictureSet):
+class KaistSet(PairedImages):
     """The frames of the set, in the order of their ids.
 
     Args:
@@ -82,9 +82,9 @@ class KaistSet(PictureSet):
             ignore=ignore,
             thermal_range=thermal_range,
         )
-        pictures, names = reader.open(files, classes=classes, sieve=sieve)
+        images, names = reader.open(files, classes=classes, sieve=sieve)
         super().__init__(
-            pictures,
+            images,
             where=place.path,
             classes=names,
             modalities=modalities,
@@ -111,7 +111,7 @@ def _listings(place: Root, modalities: Sequence[str], annotations: str) -> dict[
         key = "_".join(video)
         for name in modalities:
             directory = place.directory(str((sets / Path(*video, DIRECTORIES[name])).relative_to(place.path)))
-            frames = files_in(place, directory, PICTURES)
+            frames = files_in(place, directory, IMAGES)
             found[name] |= {f"{key}_{stem}": path for stem, path in frames.items()}
         if (notes / Path(*video)).is_dir():
             directory = place.directory(str((notes / Path(*video)).relative_to(place.path)))

@@ -1,4 +1,4 @@
-"""Annotations that name their classes: from names to labels, and to the pictures of a set."""
+"""Annotations that name their classes: from names to labels, and to the images of a set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from raydet.data.sources.bad_samples import Sieve
 from raydet.data.sources.boxes import Box, checked_box
 from raydet.data.sources.files import checked_name, one_line
 from raydet.data.sources.images import ThermalRange, check_sizes
-from raydet.data.sources.paired_images import Picture
+from raydet.data.sources.paired_images import Image
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.errors import DataError
 
 SLACK_PX = 1.0
-"""How far a box may leave the picture: these formats hold whole pixels, and tools differ on whether the first is 0."""
+"""How far a box may leave the image: these formats hold whole pixels, and tools differ on whether the first is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class NamedBox:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What a file says about one picture."""
+    """What a file says about one image."""
 
     objects: Sequence[NamedBox]
     declared_hw: tuple[int, int] | None = None
@@ -40,30 +40,30 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class NamedReader:
-    """How the pictures of one set are put together."""
+    """How the images of one set are put together."""
 
     root: Path
     modalities: Sequence[str]
     read: Callable[[Path], Annotation]
-    """Of the file "annotation" of each picture."""
+    """Of the file "annotation" of each image."""
     group_of: Callable[[str], str]
-    """From a picture's id to its sequence."""
+    """From an image's id to its sequence."""
     ignore: Collection[str]
     """Names of objects that are left out."""
     thermal_range: ThermalRange | None
 
     def open(
         self, files: Mapping[str, Mapping[str, Path]], *, classes: Sequence[str] | None, sieve: Sieve
-    ) -> tuple[list[Picture], tuple[str, ...]]:
-        """The pictures in the given order, and the class names in label order.
+    ) -> tuple[list[Image], tuple[str, ...]]:
+        """The images in the given order, and the class names in label order.
 
         Args:
-            files: by the picture's id, then by modality; the annotation under "annotation".
+            files: by the image's id, then by modality; the annotation under "annotation".
             classes: names in label order; default: the lines of `classes.txt` in the root, or else all names that are
                 there, in alphabetical order.
 
         Raises:
-            DataError: a file is bad, or an object has another name. With a sieve that skips, the picture is left out.
+            DataError: a file is bad, or an object has another name. With a sieve that skips, the image is left out.
         """
         annotations = {
             key: sieve.take(key, partial(self._annotation, paths["annotation"]))
@@ -71,11 +71,11 @@ class NamedReader:
         }
         good = {key: found for key, found in annotations.items() if found is not None}
         names = tuple(classes) if classes is not None else self._names(list(good.values()))
-        pictures = sieve.all(
-            (key, partial(self._picture, key, files[key], annotation, names))
+        images = sieve.all(
+            (key, partial(self._image, key, files[key], annotation, names))
             for key, annotation in good.items()
         )
-        return pictures, names
+        return images, names
 
     def _annotation(self, path: Path) -> Annotation:
         found = self.read(path)
@@ -96,22 +96,22 @@ class NamedReader:
             )
         return tuple(sorted(names))
 
-    def _picture(
+    def _image(
         self, key: str, paths: Mapping[str, Path], annotation: Annotation, classes: Sequence[str]
-    ) -> Picture:
+    ) -> Image:
         pixels = {name: paths[name] for name in self.modalities}
         size_hw = check_sizes(
             pixels,
-            f"{self.root}, picture {key}",
+            f"{self.root}, image {key}",
             thermal_range=self.thermal_range,
             declared_hw=annotation.declared_hw,
         )
         boxes = [
-            checked_box(box.xyxy, picture_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=box.where)
+            checked_box(box.xyxy, image_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=box.where)
             for box in annotation.objects
         ]
         labels = [_label(box, classes) for box in annotation.objects]
-        return Picture(key, self.group_of(key), pixels, size_hw, boxes, labels)
+        return Image(key, self.group_of(key), pixels, size_hw, boxes, labels)
 
 
 def _label(box: NamedBox, classes: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """Arrays with YOLO labels: `images/<stem>.npy`, `labels/<stem>.txt`.
 
 An array is H x W x 5 (R, G, B, thermal, event), uint8 or float, values 0..255; all arrays of a set are the one or the
-other. A label row is `class xc yc w h`, the box relative to the picture's size. A label file without rows is a picture
+other. A label row is `class xc yc w h`, the box relative to the image's size. A label file without rows is an image
 without objects.
 
 Opening reads every header and every label, but no pixel.
@@ -52,7 +52,7 @@ class _Form:
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class _Entry:
     path: Path
     form: _Form
     boxes: Sequence[Box]
@@ -66,9 +66,9 @@ class NpyYoloSet:
         root: directory that holds `images/` and `labels/`.
         classes: names of the class ids 0, 1, ...
         missing: modalities whose channel holds nothing; they are left out of the samples.
-        unlabelled: "error" refuses a set in which images and labels do not pair; "drop" leaves out every picture
+        unlabelled: "error" refuses a set in which images and labels do not pair; "drop" leaves out every image
             without a box.
-        on_bad: "skip" leaves out a picture with a bad array, a bad row or no partner.
+        on_bad: "skip" leaves out an image with a bad array, a bad row or no partner.
 
     Raises:
         DataError: a directory, a file or a row is not as described above.
@@ -88,29 +88,27 @@ class NpyYoloSet:
         path, sieve = Path(root), Sieve(on_bad)
         self.left_out = sieve.left_out
         pairs = _paired(Root(path), drop=unlabelled == "drop", sieve=sieve)
-        pictures = sieve.all(
-            (stem, partial(_open_picture, image, label, len(self.classes)))
+        entries = sieve.all(
+            (stem, partial(_open_image, image, label, len(self.classes)))
             for stem, (image, label) in pairs.items()
         )
-        check_some_left(len(pictures), path, sieve)
+        check_some_left(len(entries), path, sieve)
         if unlabelled == "drop":
-            pictures = _with_boxes(pictures, path)
+            entries = _with_boxes(entries, path)
         # One batch holds one type: bytes stacked with floats would become floats in 0..255.
-        pictures = sieve.all(
-            (picture.path.stem, partial(_of_kind, picture, pictures[0])) for picture in pictures
-        )
-        self._pictures = pictures
-        self.image_ids = [picture.path.stem for picture in pictures]
-        self.group_ids = [""] * len(pictures)  # the format knows no sequences
+        entries = sieve.all((entry.path.stem, partial(_of_kind, entry, entries[0])) for entry in entries)
+        self._entries = entries
+        self.image_ids = [entry.path.stem for entry in entries]
+        self.group_ids = [""] * len(entries)  # the format knows no sequences
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._entries)
 
     def read(self, index: int) -> Sample:
-        """One picture; uint8 stays uint8, floats become float32 in 0..1."""
+        """One image; uint8 stays uint8, floats become float32 in 0..1."""
         boxes_xyxy, labels, size_hw = self.targets(index)
-        path = self._pictures[index].path
-        array = _mapped(path, self._pictures[index].form)
+        path = self._entries[index].path
+        array = _mapped(path, self._entries[index].form)
         return Sample(
             image_id=self.image_ids[index],
             group_id=self.group_ids[index],
@@ -123,8 +121,8 @@ class NpyYoloSet:
 
     def targets(self, index: int) -> Targets:
         """The boxes alone; no pixel is read."""
-        picture = self._pictures[index]
-        return *target_tensors(picture.boxes, picture.labels), picture.form.size_hw
+        entry = self._entries[index]
+        return *target_tensors(entry.boxes, entry.labels), entry.form.size_hw
 
 
 def _paired(root: Root, *, drop: bool, sieve: Sieve) -> dict[str, tuple[Path, Path]]:
@@ -145,36 +143,36 @@ def _paired(root: Root, *, drop: bool, sieve: Sieve) -> dict[str, tuple[Path, Pa
 
 
 def _labelled(images: Files, labels: Files) -> list[str]:
-    """The pictures that have a label file, and what must not be read: nobody knows which pictures are behind it."""
+    """The images that have a label file, and what must not be read: nobody knows which images are behind it."""
     bad = [name for files in (images, labels) for name, file in files.items() if isinstance(file, DataError)]
     return [*(images.keys() & labels.keys()), *bad]
 
 
-def _with_boxes(pictures: list[_Picture], root: Path) -> list[_Picture]:
-    kept = [picture for picture in pictures if picture.boxes]
+def _with_boxes(entries: list[_Entry], root: Path) -> list[_Entry]:
+    kept = [entry for entry in entries if entry.boxes]
     if not kept:
         raise DataError(
-            f"{root}: no picture has a box, with data.source.unlabelled=drop none is left; add labels"
+            f"{root}: no image has a box, with data.source.unlabelled=drop none is left; add labels"
         )
-    logger.info("%s: using %d pictures that have boxes (data.source.unlabelled=drop)", root, len(kept))
+    logger.info("%s: using %d images that have boxes (data.source.unlabelled=drop)", root, len(kept))
     return kept
 
 
-def _open_picture(image: Path, label: Path, num_classes: int) -> _Picture:
+def _open_image(image: Path, label: Path, num_classes: int) -> _Entry:
     form = _read_form(image)
     boxes, labels = read_rows(label, num_classes=num_classes, size_hw=form.size_hw)
-    return _Picture(image, form, boxes, labels)
+    return _Entry(image, form, boxes, labels)
 
 
-def _of_kind(picture: _Picture, first: _Picture) -> _Picture:
-    """The picture itself, if it holds bytes or floats as the first does."""
-    if picture.form.is_float != first.form.is_float:
+def _of_kind(entry: _Entry, first: _Entry) -> _Entry:
+    """The image itself, if it holds bytes or floats as the first does."""
+    if entry.form.is_float != first.form.is_float:
         wanted, got = ("float", "uint8") if first.form.is_float else ("uint8", "float")
         raise DataError(
-            f"{picture.path}: wanted {wanted} values, as {first.path.name} has, got {got}; write all arrays of a set "
+            f"{entry.path}: wanted {wanted} values, as {first.path.name} has, got {got}; write all arrays of a set "
             "with one type"
         )
-    return picture
+    return entry
 
 
 def _read_form(path: Path) -> _Form:
@@ -242,6 +240,6 @@ def _pixels(array_HWC: NDArray[Any], modality: str, path: Path) -> Tensor:
     if not (low >= 0 and high <= 255):
         raise DataError(
             f"{path}: wanted values in 0..255, got {low:g}..{high:g} in the {modality} channels; repair the array "
-            "or leave the picture out"
+            "or leave the image out"
         )
     return torch.from_numpy(pixels_CHW).div_(255)

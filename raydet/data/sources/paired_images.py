@@ -1,4 +1,4 @@
-"""Annotated pictures with a file per modality: what all formats of this kind have in common once they are read."""
+"""Annotated images with a file per modality: what all formats of this kind have in common once they are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raydet.structures import Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Image:
     """One entry of the set; its pixels are in its files."""
 
     image_id: str
@@ -27,22 +27,22 @@ class Picture:
     labels: list[int] = field(default_factory=list)
 
 
-class PictureSet:
-    """A `Source` over pictures that have been checked.
+class PairedImages:
+    """A `Source` over images that have been checked.
 
     Args:
         where: the set, for messages.
         modalities: in the order rgb, thermal, event.
         thermal_range: see `raydet.data.sources.images`.
-        sieve: with the pictures that were left out.
+        sieve: with the images that were left out.
 
     Raises:
-        DataError: no picture is left.
+        DataError: no image is left.
     """
 
     def __init__(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[Image],
         *,
         where: Path,
         classes: Sequence[str],
@@ -53,36 +53,35 @@ class PictureSet:
         self.classes = tuple(classes)
         self.modalities = tuple(modalities)
         self.left_out: list[LeftOut] = sieve.left_out
-        check_some_left(len(pictures), where, sieve)
-        self._pictures = list(pictures)
+        check_some_left(len(images), where, sieve)
+        self._images = list(images)
         self._thermal_range = thermal_range
-        self.image_ids = [picture.image_id for picture in pictures]
-        self.group_ids = [picture.group_id for picture in pictures]
+        self.image_ids = [image.image_id for image in images]
+        self.group_ids = [image.group_id for image in images]
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def read(self, index: int) -> Sample:
-        """One picture, decoded: uint8; thermal of more than 8 bits is float32 in 0..1.
+        """One image, decoded: uint8; thermal of more than 8 bits is float32 in 0..1.
 
         Raises:
             DataError: a file is damaged.
         """
-        picture = self._pictures[index]
+        image = self._images[index]
         boxes_xyxy, labels, size_hw = self.targets(index)
         pixels = {
-            name: decode(path, name, thermal_range=self._thermal_range)
-            for name, path in picture.files.items()
+            name: decode(path, name, thermal_range=self._thermal_range) for name, path in image.files.items()
         }
         for name, tensor in pixels.items():
             if tuple(tensor.shape[1:]) != size_hw:
                 raise DataError(
-                    f"{picture.files[name]}: wanted {size_hw[1]} x {size_hw[0]} pixels, as at the start, got "
+                    f"{image.files[name]}: wanted {size_hw[1]} x {size_hw[0]} pixels, as at the start, got "
                     f"{tensor.shape[2]} x {tensor.shape[1]}; the file has changed, start again"
                 )
         return Sample(
-            image_id=picture.image_id,
-            group_id=picture.group_id,
+            image_id=image.image_id,
+            group_id=image.group_id,
             modalities=pixels,
             boxes_xyxy=boxes_xyxy,
             labels=labels,
@@ -92,8 +91,8 @@ class PictureSet:
 
     def targets(self, index: int) -> Targets:
         """The boxes alone; no pixel is read."""
-        picture = self._pictures[index]
-        return *target_tensors(picture.boxes, picture.labels), picture.size_hw
+        image = self._images[index]
+        return *target_tensors(image.boxes, image.labels), image.size_hw
 
 
 def check_some_left(count: int, where: Path, sieve: Sieve) -> None:
@@ -106,7 +105,7 @@ def check_some_left(count: int, where: Path, sieve: Sieve) -> None:
         return
     if sieve.left_out:
         raise DataError(
-            f"{where}: wanted good pictures, all {len(sieve.left_out)} were left out, the first because: "
+            f"{where}: wanted good images, all {len(sieve.left_out)} were left out, the first because: "
             f"{sieve.left_out[0].reason}"
         )
-    raise DataError(f"{where}: wanted pictures, found none; check the path")
+    raise DataError(f"{where}: wanted images, found none; check the path")

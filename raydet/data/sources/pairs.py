@@ -1,4 +1,4 @@
-"""Files that belong together by their names: a picture's modalities and its labels, from several directories."""
+"""Files that belong together by their names: an image's modalities and its labels, from several directories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_NAMED = 3
 """Files named in a message that concerns many."""
 
 Files = Mapping[str, Path | DataError]
-"""By the picture's name; a file that must not be read is its error."""
+"""By the image's name; a file that must not be read is its error."""
 
 
 def paired(
@@ -25,16 +25,16 @@ def paired(
     sieve: Sieve,
     names: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Path]]:
-    """The pictures that have a file in every listing: by name, the file of each listing.
+    """The images that have a file in every listing: by name, the file of each listing.
 
     Args:
-        listings: by the name of a listing ("rgb", "labels"), files by the picture's name.
+        listings: by the name of a listing ("rgb", "labels"), files by the image's name.
         where: the set, for messages.
         remedy: what to do about missing files.
-        names: the pictures to take; default: all.
+        names: the images to take; default: all.
 
     Raises:
-        DataError: a file is missing or must not be read. With a sieve that skips, the picture is left out.
+        DataError: a file is missing or must not be read. With a sieve that skips, the image is left out.
     """
     if names is None:
         names = sorted({name for files in listings.values() for name in files})
@@ -74,11 +74,11 @@ def _report_holes(
         holes = ", ".join(
             f"{len(missing)} without {kind}{named(missing)}" for kind, missing in lacking.items() if missing
         )
-        raise DataError(f"{where}: wanted one file of each kind per picture, got {shown}: {holes}; {remedy}")
+        raise DataError(f"{where}: wanted one file of each kind per image, got {shown}: {holes}; {remedy}")
     without = {kind: frozenset(missing) for kind, missing in lacking.items()}
     for name in sorted(frozenset[str]().union(*without.values())):
         kinds = " and ".join(kind for kind, missing in without.items() if name in missing)
-        sieve.leave_out(name, f"{where}: picture {name} has no {kinds} file; {remedy}")
+        sieve.leave_out(name, f"{where}: image {name} has no {kinds} file; {remedy}")
 
 
 def named(names: Sequence[str]) -> str:

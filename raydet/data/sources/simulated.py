@@ -1,4 +1,4 @@
-"""A source without an event camera, and events made from its RGB pictures as they are read."""
+"""A source without an event camera, and events made from its RGB images as they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raydet.config import EventSimulation
 from raydet.data.events import (
     EventCounts,
     Ints,
-    as_picture,
+    as_image,
     drawn_motion,
     events_between,
     events_of_motion,
@@ -23,7 +23,7 @@ from raydet.structures import Sample
 
 @dataclass(frozen=True, slots=True)
 class SimulatedEvents(WrappedSource):
-    """The same pictures and boxes, with one channel of simulated events; see `raydet.data.events`.
+    """The same images and boxes, with one channel of simulated events; see `raydet.data.events`.
 
     Args:
         source: has rgb and no event.
@@ -34,19 +34,19 @@ class SimulatedEvents(WrappedSource):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What every picture has."""
+        """What every image has."""
         return (*self.source.modalities, "event")
 
     def read(self, index: int) -> Sample:
-        """One picture with its events: the same at every reading, whatever was read before.
+        """One image with its events: the same at every reading, whatever was read before.
 
         Raises:
-            DataError: the picture cannot be read, or the one before it that its events begin at.
+            DataError: the image cannot be read, or the one before it that its events begin at.
         """
         sample, settings = self.source.read(index), self.settings
         key = (settings.seed, sample.image_id, "simulated events")
         counts = with_noise(self._events(sample, index), settings.noise, key)
-        event = as_picture(counts, settings.full_scale)
+        event = as_image(counts, settings.full_scale)
         if sample.modalities["rgb"].is_floating_point():
             event = event.float() / 255
         return replace(sample, modalities={**sample.modalities, "event": event})
@@ -70,5 +70,5 @@ class SimulatedEvents(WrappedSource):
 
 @functools.lru_cache(maxsize=2)
 def _thresholds(size_hw: tuple[int, int], settings: EventSimulation) -> Ints:
-    """One camera for the whole set; computing it takes longer than a picture's events."""
+    """One camera for the whole set; computing it takes longer than an image's events."""
     return thresholds(size_hw, mean=settings.threshold, sigma=settings.threshold_sigma, seed=settings.seed)

@@ -1,4 +1,4 @@
-"""Pascal VOC's xml of one picture: its size, and objects with a name and a box.
+"""Pascal VOC's xml of one image: its size, and objects with a name and a box.
 
 The parser is expat, without what makes xml dangerous: a document type, and with it every entity, is refused.
 """
@@ -16,12 +16,12 @@ from raydet.errors import DataError
 
 MAX_DEPTH = 16
 MAX_ELEMENTS = 150_000
-"""Fifteen per object, for as many objects as a picture may have."""
+"""Fifteen per object, for as many objects as an image may have."""
 WANTED = "a Pascal VOC xml"
 
 
 def read_voc(path: Path, *, first_pixel: int) -> Annotation:
-    """The annotation of one picture.
+    """The annotation of one image.
 
     A `bndbox` is xmin, ymin, xmax, ymax, or, as in KAIST, x, y, w, h from the left edge.
 
@@ -90,7 +90,7 @@ def read_xml(path: Path) -> ElementTree.Element:
 
 
 def _size(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
-    """What the file says of the picture's size; many tools leave zeros there."""
+    """What the file says of the image's size; many tools leave zeros there."""
     size = root.find("size")
     if size is None or size.find("width") is None or size.find("height") is None:
         return None
@@ -98,7 +98,7 @@ def _size(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
     height, width = _number(size, "height", where), _number(size, "width", where)
     if not height or not width:
         return None
-    return height, width  # type: ignore[return-value]  # what is not whole differs from the picture
+    return height, width  # type: ignore[return-value]  # what is not whole differs from the image
 
 
 def _object(element: ElementTree.Element, first_pixel: int, where: str) -> NamedBox:

@@ -1,4 +1,4 @@
-"""What a source is that changes the pictures of another: the same pictures, ids, groups and boxes."""
+"""What a source is that changes the images of another: the same images, ids, groups and boxes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class WrappedSource:
     """Base of such sources; they add `read`, and change what else they must.
 
     Args:
-        source: whose pictures they are.
+        source: whose images they are.
     """
 
     source: Source
@@ -25,17 +25,17 @@ class WrappedSource:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What every picture has."""
+        """What every image has."""
         return self.source.modalities
 
     @property
     def image_ids(self) -> Sequence[str]:
-        """One per picture."""
+        """One per image."""
         return self.source.image_ids
 
     @property
     def group_ids(self) -> Sequence[str]:
-        """The sequence of each picture."""
+        """The sequence of each image."""
         return self.source.group_ids
 
     def __len__(self) -> int:

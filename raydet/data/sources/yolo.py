@@ -1,13 +1,13 @@
-"""A directory of pictures per modality and of YOLO rows per label set: the layout of MSRS.
+"""A directory of images per modality and of YOLO rows per label set: the layout of MSRS.
 
     vi/00001D.png   ir/00001D.png   labels_vi/00001D.txt   labels_ir/00001D.txt   labels_fusion/00001D.txt
 
 or `images/visible/`, `images/infrared/`, `labels/visible/`, ..., or any other names, if they are given; directories are
-searched to the bottom, the names without their endings pair the files. A label file without rows is a picture without
-objects; a picture without a label file is refused.
+searched to the bottom, the names without their endings pair the files. A label file without rows is an image without
+objects; an image without a label file is refused.
 
 Objects that one sensor sees and the other does not make the label sets differ; which of them is meant has to be said:
-`rgb`, `thermal`, `fused` (drawn on a picture fused from both, or on both at once; a plain `labels/` counts as this),
+`rgb`, `thermal`, `fused` (drawn on an image fused from both, or on both at once; a plain `labels/` counts as this),
 or `union` of the first two, in which two boxes of one class are one object where they overlap enough and each is the
 other's best; its box is the smallest that holds both.
 
@@ -26,23 +26,23 @@ from numpy.typing import NDArray
 
 from raydet.data.sources.bad_samples import OnBad, Sieve
 from raydet.data.sources.boxes import Box, check_count
-from raydet.data.sources.files import PICTURES, Root, files_in
+from raydet.data.sources.files import IMAGES, Root, files_in
 from raydet.data.sources.images import MODALITY_NAMES, ThermalRange, check_sizes
-from raydet.data.sources.paired_images import Picture, PictureSet
+from raydet.data.sources.paired_images import Image, PairedImages
 from raydet.data.sources.pairs import paired
 from raydet.data.sources.yolo_rows import read_rows
 from raydet.errors import DataError
 
 Policy = Literal["rgb", "thermal", "union", "fused"]
 
-PICTURE_NAMES: dict[str, tuple[str, ...]] = {
+IMAGE_NAMES: dict[str, tuple[str, ...]] = {
     "rgb": ("vi", "visible", "rgb"),
     "thermal": ("ir", "infrared", "thermal", "lwir"),
     "event": ("event", "events"),
 }
 LABEL_NAMES: dict[str, tuple[str, ...]] = {
-    "rgb": PICTURE_NAMES["rgb"],
-    "thermal": PICTURE_NAMES["thermal"],
+    "rgb": IMAGE_NAMES["rgb"],
+    "thermal": IMAGE_NAMES["thermal"],
     "fused": ("fusion", "fused"),
 }
 SETS_OF: dict[Policy, tuple[str, ...]] = {
@@ -56,20 +56,20 @@ SETS_OF: dict[Policy, tuple[str, ...]] = {
 Targets = tuple[list[Box], list[int]]
 
 
-class YoloSet(PictureSet):
-    """The pictures of such a directory, in the order of their names.
+class YoloSet(PairedImages):
+    """The images of such a directory, in the order of their names.
 
     Args:
         root: the directory.
         classes: names of the class ids 0, 1, ...
         labels: which label set counts.
         missing: modalities to leave out.
-        picture_directories: by modality; those that are not named are looked for.
+        image_directories: by modality; those that are not named are looked for.
         label_directories: by label set ("rgb", "thermal", "fused"); those that are not named are looked for.
         union_iou: overlap from which on two boxes of the union are one object, 0..1.
         group_prefix: that many first letters of a name say the sequence.
         thermal_range: see `raydet.data.sources.images`.
-        on_bad: "skip" leaves out a picture with a bad file, a bad row or no partner.
+        on_bad: "skip" leaves out an image with a bad file, a bad row or no partner.
 
     Raises:
         DataError: a directory or a file is not as described above.
@@ -82,7 +82,7 @@ class YoloSet(PictureSet):
         classes: Sequence[str],
         labels: Policy,
         missing: Collection[str] = (),
-        picture_directories: Mapping[str, str] | None = None,
+        image_directories: Mapping[str, str] | None = None,
         label_directories: Mapping[str, str] | None = None,
         union_iou: float = 0.5,
         group_prefix: int = 0,
@@ -90,11 +90,9 @@ class YoloSet(PictureSet):
         on_bad: OnBad = "error",
     ) -> None:
         place, sieve = Root(Path(root)), Sieve(on_bad)
-        pictures_in = find_pictures(place.path) | dict(picture_directories or {})
-        modalities = tuple(name for name in MODALITY_NAMES if name in pictures_in and name not in missing)
-        listings = {
-            name: files_in(place, place.directory(pictures_in[name]), PICTURES) for name in modalities
-        }
+        images_in = find_images(place.path) | dict(image_directories or {})
+        modalities = tuple(name for name in MODALITY_NAMES if name in images_in and name not in missing)
+        listings = {name: files_in(place, place.directory(images_in[name]), IMAGES) for name in modalities}
         labels_in = find_labels(place.path) | dict(label_directories or {})
         kinds = [f"{name} label" for name in SETS_OF[labels]]
         for name, kind in zip(SETS_OF[labels], kinds, strict=True):
@@ -109,14 +107,14 @@ class YoloSet(PictureSet):
         files = paired(
             listings,
             where=place.path,
-            remedy="add the files (an empty label file says: no object), or delete the rest of the picture",
+            remedy="add the files (an empty label file says: no object), or delete the rest of the image",
             sieve=sieve,
         )
-        pictures = sieve.all(
+        images = sieve.all(
             (
                 key,
                 partial(
-                    _open_picture,
+                    _open_image,
                     key,
                     {name: paths[name] for name in modalities},
                     [paths[kind] for kind in kinds],
@@ -130,7 +128,7 @@ class YoloSet(PictureSet):
             for key, paths in files.items()
         )
         super().__init__(
-            pictures,
+            images,
             where=place.path,
             classes=classes,
             modalities=modalities,
@@ -139,9 +137,9 @@ class YoloSet(PictureSet):
         )
 
 
-def find_pictures(root: Path) -> dict[str, str]:
-    """The picture directories that have a common name, by modality."""
-    return _first_there(root, {k: (*v, *(f"images/{n}" for n in v)) for k, v in PICTURE_NAMES.items()})
+def find_images(root: Path) -> dict[str, str]:
+    """The image directories that have a common name, by modality."""
+    return _first_there(root, {k: (*v, *(f"images/{n}" for n in v)) for k, v in IMAGE_NAMES.items()})
 
 
 def find_labels(root: Path) -> dict[str, str]:
@@ -207,7 +205,7 @@ def _hull(a: Box, b: Box) -> Box:
     return x1, y1, x2, y2
 
 
-def _open_picture(
+def _open_image(
     key: str,
     pixels: Mapping[str, Path],
     labels: Sequence[Path],
@@ -217,13 +215,13 @@ def _open_picture(
     group_prefix: int,
     thermal_range: ThermalRange | None,
     root: Path,
-) -> Picture:
-    where = f"{root}, picture {key}"
+) -> Image:
+    where = f"{root}, image {key}"
     size_hw = check_sizes(pixels, where, thermal_range=thermal_range)
     sets = [read_rows(path, num_classes=num_classes, size_hw=size_hw) for path in labels]
     boxes, ids = sets[0] if len(sets) == 1 else union(sets[0], sets[1], min_iou=union_iou)
     check_count(len(boxes), where)
-    return Picture(key, key[:group_prefix], pixels, size_hw, boxes, ids)
+    return Image(key, key[:group_prefix], pixels, size_hw, boxes, ids)
 
 
 def _first_there(root: Path, names: Mapping[str, Sequence[str]]) -> dict[str, str]:

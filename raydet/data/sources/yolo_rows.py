@@ -1,4 +1,4 @@
-"""Label files of YOLO: rows `class xc yc w h`, the box relative to the picture's size."""
+"""Label files of YOLO: rows `class xc yc w h`, the box relative to the image's size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from raydet.data.sources.files import Root, one_line, read_names, read_text
 from raydet.errors import DataError
 
 SLACK = 1e-3
-"""How far a box may leave the picture, relative to its size: labels are written with few digits."""
+"""How far a box may leave the image, relative to its size: labels are written with few digits."""
 CLASS_FILE = "classes.txt"
 
 
 def read_rows(path: Path, *, num_classes: int, size_hw: tuple[int, int]) -> tuple[list[Box], list[int]]:
-    """Boxes in pixels, and labels. A file without rows is a picture without objects.
+    """Boxes in pixels, and labels. A file without rows is an image without objects.
 
     Raises:
         DataError: a row is not as described above, or there are too many.
@@ -68,7 +68,7 @@ def _absolute(relative: tuple[float, ...], size_hw: tuple[int, int], where: str)
     height, width = size_hw
     return checked_box(
         ((xc - w / 2) * width, (yc - h / 2) * height, (xc + w / 2) * width, (yc + h / 2) * height),
-        picture_hw=size_hw,
+        image_hw=size_hw,
         slack_hw=(SLACK * height, SLACK * width),
         where=where,
     )

@@ -1,1 +1,1 @@
-"""From pictures to maps at strides 4, 8, 16 and 32."""
+"""From images to maps at strides 4, 8, 16 and 32."""

@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
 
 
 class DualStreamEncoder(nn.Module):
-    """Pictures of two groups of modalities in, four fused maps out.
+    """Images of two groups of modalities in, four fused maps out.
 
     Args:
         rgb_stages: the first stream, four modules of type `Stage`.
@@ -72,7 +72,7 @@ class DualStreamEncoder(nn.Module):
         yield from _each(self.aux_stages)
 
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> Encoded:
-        """Inputs are normalised pictures, at least 32 x 32."""
+        """Inputs are normalised images, at least 32 x 32."""
         rgb_BCHW = rgb_BCHW.contiguous(memory_format=torch.channels_last)
         aux_BCHW = aux_BCHW.contiguous(memory_format=torch.channels_last)
         encoded = Encoded([], [])

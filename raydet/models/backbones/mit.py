@@ -180,7 +180,7 @@ class MiTStage(Stage):
     Args:
         variant: sizes of the family member.
         stage: 0..3.
-        in_channels: of the picture, or of the previous stage.
+        in_channels: of the image, or of the previous stage.
         drop_path_rates: one per block of this stage.
     """
 

@@ -5,7 +5,7 @@ ResNet: Deep Residual Learning for Image Recognition, arXiv 1512.03385. ConvNeXt
 
 timm's `features_only` turns many of its models into layers that are called one after the other and says after which of
 them a map is ready. A stage is what lies between two such maps, so that a fusion may change what the next one gets.
-Models of other kinds, and those that need pictures of one size, are refused with a reason.
+Models of other kinds, and those that need images of one size, are refused with a reason.
 
 Departures from timm:
 1. Stochastic depth is our own module with the same draws, so that recomputing knows of them.
@@ -186,7 +186,7 @@ def _check_buffers(name: str, stages: list[TimmStage]) -> None:
 
 @torch.enable_grad()
 def _check_maps(name: str, stages: list[TimmStage]) -> None:
-    """Run a picture without memory through the stages, and back."""
+    """Run an image without memory through the stages, and back."""
     x_BCHW, maps_BCHW = torch.zeros(2, 3, PROBE_PX, PROBE_PX), []
     try:
         for stage in stages:
@@ -196,7 +196,7 @@ def _check_maps(name: str, stages: list[TimmStage]) -> None:
         torch.stack([x_BCHW.sum() for x_BCHW in maps_BCHW]).sum().backward()
     except Exception as error:  # as above
         raise ConfigError(
-            f"model.backbone.name={name} fails on a picture of {PROBE_PX} x {PROBE_PX} "
+            f"model.backbone.name={name} fails on an image of {PROBE_PX} x {PROBE_PX} "
             f"({type(error).__name__}: {error}); {_ADVICE}"
         ) from error
     sides = [PROBE_PX // stride for stride in STRIDES]

@@ -21,7 +21,7 @@ Flow = Literal["rectified", "fused"]
 
 
 class Guides(NamedTuple):
-    """What a fusion believes about the picture, to be compared with its boxes; see `fusion.guided`."""
+    """What a fusion believes about the image, to be compared with its boxes; see `fusion.guided`."""
 
     masks_B2HW: Tensor
     """Where the RGB map shows an object, and where the other one does: logits."""

@@ -127,7 +127,7 @@ class CrossPath(nn.Module):
 
 
 def _ended(end: nn.Linear, yu_BNE: Tensor, mix_BCC: Tensor) -> Tensor:
-    """end([y, u mix]), with the mix taken into the weights of every picture."""
+    """end([y, u mix]), with the mix taken into the weights of every image."""
     keep_CC, attend_CC = end.weight.t().chunk(2, dim=0)
     weight_BEC = torch.cat((keep_CC.expand_as(mix_BCC), (mix_BCC @ attend_CC).to(keep_CC.dtype)), dim=1)
     return yu_BNE @ weight_BEC + end.bias

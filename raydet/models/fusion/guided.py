@@ -11,9 +11,9 @@ Departures from the paper:
 1. The paper takes the mean of both maps. Here the fusion under test works on them: excitation, gates, merge.
 2. Masks and weights come from linear layers over channels, which are 1x1 convolutions by another name: the encoder's
    initialisation would start convolutions with a single output at saturated masks.
-3. DICE (V-Net, arXiv 1606.04797) has 1 added above and below the fraction, so a picture without objects has one.
-4. Each loss is a mean over pictures, modalities and stages: it weighs the same at one stage and at four, and in
-   whatever micro-batches the pictures come.
+3. DICE (V-Net, arXiv 1606.04797) has 1 added above and below the fraction, so an image without objects has one.
+4. Each loss is a mean over images, modalities and stages: it weighs the same at one stage and at four, and in
+   whatever micro-batches the images come.
 
 Parameters, with C channels: 2C + 2 for the masks, 4C + 2 for the weights.
 
@@ -82,14 +82,14 @@ def guide_losses(
         guides: of each stage that has any; all alike.
         targets: boxes of any class.
         canvas_hw: pixels that a map covers.
-        valid_hw_B2: the part of them that is picture.
+        valid_hw_B2: the part of them that is image.
     """
-    picture_B14 = F.pad(valid_hw_B2.flip(1), (2, 0))[:, None].to(targets.boxes_BG4.dtype)
+    image_B14 = F.pad(valid_hw_B2.flip(1), (2, 0))[:, None].to(targets.boxes_BG4.dtype)
     intra, inter = [], []
     for guide in guides:
         grid = {"map_hw": hw_of(guide.masks_B2HW), "canvas_hw": canvas_hw}
         is_object_B1HW = box_mask(targets.boxes_BG4, targets.is_real_BG, **grid)
-        counts_B1HW = box_mask(picture_B14, valid_hw_B2[:, :1] > 0, **grid)
+        counts_B1HW = box_mask(image_B14, valid_hw_B2[:, :1] > 0, **grid)
         masks_B2HW = full_precision(guide.masks_B2HW).sigmoid()
         intra.append(dice_loss(masks_B2HW, is_object_B1HW, counts_B1HW))
         if guide.choice_B2HW is not None:
@@ -117,7 +117,7 @@ def dice_loss(masks_B2HW: Tensor, is_object_B1HW: Tensor, counts_B1HW: Tensor) -
 def choice_loss(logits_B2HW: Tensor, errors_B2HW: Tensor, counts_B1HW: Tensor) -> Tensor:
     """Cross-entropy with the modality that errs less, where it does by more than `MARGIN`.
 
-    The mean over such cells of a picture, 0 where there are none, then the mean over pictures.
+    The mean over such cells of an image, 0 where there are none, then the mean over images.
 
     Args:
         logits_B2HW: of the choice.

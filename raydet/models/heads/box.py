@@ -6,8 +6,8 @@ NMS are torchvision's (BSD-3-Clause, imported); losses, sampling and detections 
 Departures from torchvision's `RoIHeads`:
 1. On a CPU boxes are pooled by gathers of rows (`ops.roi_align`); elsewhere by torchvision's operator.
 2. Proposals are matched, sampled and encoded for the whole batch at once.
-3. The strides of the pooling are given, not guessed: torchvision derives them from the pictures of the first batch it
-   sees, and a letterboxed picture that fills little of its canvas would make it guess wrong, for good.
+3. The strides of the pooling are given, not guessed: torchvision derives them from the images of the first batch it
+   sees, and a letterboxed image that fills little of its canvas would make it guess wrong, for good.
 4. Boxes may be pooled from the `pool` level as well, as in the published runs.
 5. Under autocast the linear layers run in lower precision; logits, boxes and losses are fp32.
 
@@ -53,7 +53,7 @@ class BoxHeads(nn.Module):
         num_levels: of the pyramid that boxes are pooled from, the finest first.
         score_threshold: detections below it are dropped.
         nms_threshold: of two detections of one class with a larger overlap the weaker one is dropped.
-        max_detections: per picture.
+        max_detections: per image.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class BoxHeads(nn.Module):
     ) -> dict[str, Tensor]:
         """Two losses of a sample of the proposals."""
         with torch.no_grad():
-            picture_S, boxes_S4, labels_S, wanted_S4 = self._sampled(proposals, targets)
-        logits_SK, deltas_SK4 = self._predictions(maps_BCHW, table, boxes_S4, picture_S)
+            image_S, boxes_S4, labels_S, wanted_S4 = self._sampled(proposals, targets)
+        logits_SK, deltas_SK4 = self._predictions(maps_BCHW, table, boxes_S4, image_S)
         positive = (labels_S > 0).nonzero()[:, 0]
         box_loss = F.smooth_l1_loss(
             deltas_SK4[positive, labels_S[positive]],
@@ -104,13 +104,13 @@ class BoxHeads(nn.Module):
         proposals: Sequence[Tensor],
         valid_hw: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        """What is found in each picture, best first; labels from 0."""
+        """What is found in each image, best first; labels from 0."""
         sizes = [len(boxes_P4) for boxes_P4 in proposals]
         boxes_4 = torch.cat(list(proposals))
-        picture = torch.arange(len(sizes), device=boxes_4.device).repeat_interleave(
+        image = torch.arange(len(sizes), device=boxes_4.device).repeat_interleave(
             torch.tensor(sizes, device=boxes_4.device)
         )
-        logits, deltas = self._predictions(maps_BCHW, table, boxes_4, picture)
+        logits, deltas = self._predictions(maps_BCHW, table, boxes_4, image)
         boxes = self.box_coder.decode_single(deltas.flatten(1), boxes_4).view_as(deltas)
         return [
             self._best(boxes_PK4, scores_PK, size_hw)
@@ -122,7 +122,7 @@ class BoxHeads(nn.Module):
     def _sampled(
         self, proposals: Sequence[Tensor], targets: Targets
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns: picture, box, label and wanted deltas of every sampled proposal."""
+        """Returns: image, box, label and wanted deltas of every sampled proposal."""
         # Ground truths are proposals too: without them the first steps would see no positive box.
         boxes_BP4 = torch.cat((pad_sequence(list(proposals), batch_first=True), targets.boxes_BG4), dim=1)
         is_real_BP = pad_sequence([x.new_ones(len(x), dtype=torch.bool) for x in proposals], batch_first=True)
@@ -142,26 +142,26 @@ class BoxHeads(nn.Module):
             size=self.batch_size_per_image,
             positive_fraction=POSITIVE_FRACTION,
         )
-        picture_S, box_S = sample.picture_S, sample.box_S
-        boxes_S4 = boxes_BP4[picture_S, box_S]
-        truth_S4 = targets.boxes_BG4[picture_S, truth_BP[picture_S, box_S]]
+        image_S, box_S = sample.image_S, sample.box_S
+        boxes_S4 = boxes_BP4[image_S, box_S]
+        truth_S4 = targets.boxes_BG4[image_S, truth_BP[image_S, box_S]]
         return (
-            picture_S,
+            image_S,
             boxes_S4,
-            labels_BP[picture_S, box_S],
+            labels_BP[image_S, box_S],
             self.box_coder.encode_single(truth_S4, boxes_S4),
         )
 
     def _predictions(
-        self, maps_BCHW: Sequence[Tensor], table: RowTable, boxes_S4: Tensor, picture_S: Tensor
+        self, maps_BCHW: Sequence[Tensor], table: RowTable, boxes_S4: Tensor, image_S: Tensor
     ) -> tuple[Tensor, Tensor]:
         """fp32 logits [S, K] and deltas [S, K, 4]."""
-        pooled = self.pooled(maps_BCHW, table, boxes_S4, picture_S)
+        pooled = self.pooled(maps_BCHW, table, boxes_S4, image_S)
         logits_SK, deltas = self.box_predictor(self.box_head(pooled))
         return full_precision(logits_SK), full_precision(deltas).unflatten(1, (-1, 4))
 
     def pooled(
-        self, maps_BCHW: Sequence[Tensor], table: RowTable, boxes_S4: Tensor, picture_S: Tensor
+        self, maps_BCHW: Sequence[Tensor], table: RowTable, boxes_S4: Tensor, image_S: Tensor
     ) -> Tensor:
         """[S, C, 7, 7]."""
         boxes_S4 = boxes_S4.nan_to_num()  # where the weights diverge, cells must still be inside of the maps
@@ -170,18 +170,18 @@ class BoxHeads(nn.Module):
             return roi_align(
                 table,
                 boxes_S4,
-                picture_K=picture_S,
+                image_K=image_S,
                 level_K=level_S,
                 strides=self.strides,
                 cells=ROI_CELLS,
                 samples=ROI_SAMPLES,
             )
-        return self._pooled_by_level(maps_BCHW, boxes_S4, picture_S, level_S)
+        return self._pooled_by_level(maps_BCHW, boxes_S4, image_S, level_S)
 
     def _pooled_by_level(
-        self, maps_BCHW: Sequence[Tensor], boxes_S4: Tensor, picture_S: Tensor, level_S: Tensor
+        self, maps_BCHW: Sequence[Tensor], boxes_S4: Tensor, image_S: Tensor, level_S: Tensor
     ) -> Tensor:
-        rois_S5 = torch.cat((picture_S[:, None].to(boxes_S4.dtype), boxes_S4), dim=1)
+        rois_S5 = torch.cat((image_S[:, None].to(boxes_S4.dtype), boxes_S4), dim=1)
         per_level, places = [], []
         for level, stride in enumerate(self.strides):
             place = (level_S == level).nonzero()[:, 0]

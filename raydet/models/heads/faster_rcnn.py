@@ -4,8 +4,8 @@ Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks, 
 `rpn` and `box`; what differs from torchvision's is said there.
 
 Departures from torchvision's detector:
-1. Its resizing transform is not used: pictures come letterboxed to one canvas. Boxes are clipped to each picture's
-   valid part, as torchvision clips them to the picture before padding.
+1. Its resizing transform is not used: images come letterboxed to one canvas. Boxes are clipped to each image's
+   valid part, as torchvision clips them to the image before padding.
 2. Labels count from 0 outside; inside, 0 is background and object classes count from 1.
 
 Legend: B batch, C channels, H W map.
@@ -26,7 +26,7 @@ from raydet.structures import Batch, Detections
 
 
 class Judged(NamedTuple):
-    """Detections and losses of the same pictures."""
+    """Detections and losses of the same images."""
 
     detections: list[Detections]
     losses: dict[str, Tensor]
@@ -43,7 +43,7 @@ class FasterRCNN(nn.Module):
     def forward(
         self, pyramid: Mapping[str, Tensor], batch: Batch, *, with_losses: bool = False
     ) -> dict[str, Tensor] | list[Detections] | Judged:
-        """Four losses in training mode, one `Detections` per picture (canvas pixels) in evaluation mode; there both
+        """Four losses in training mode, one `Detections` per image (canvas pixels) in evaluation mode; there both
         with `with_losses`, the losses of as many proposals as at test.
         """
         maps_BCHW = list(pyramid.values())

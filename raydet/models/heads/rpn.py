@@ -5,7 +5,7 @@ coding and NMS are torchvision's (BSD-3-Clause, imported); losses, sampling and 
 
 Departures from torchvision's `RegionProposalNetwork`:
 1. In training the head runs twice: over all cells without a graph, for the proposals, and over the 3 x 3 surroundings
-   of the at most 256 anchors per picture that the loss asks, with one. No other cell has a gradient, so this is exact,
+   of the at most 256 anchors per image that the loss asks, with one. No other cell has a gradient, so this is exact,
    and a third of the step cheaper than the dense backward pass.
 2. Only the best anchors of each level are decoded, not all of them.
 3. Anchors are matched and sampled for the whole batch at once.
@@ -47,7 +47,7 @@ class RegionProposals(nn.Module):
         anchor_sizes: one per level, in canvas pixels.
         aspect_ratios: height over width, the same on every level.
         pre_nms_top_n: proposals per level before NMS, in training and at test.
-        post_nms_top_n: proposals per picture after NMS, in training and at test.
+        post_nms_top_n: proposals per image after NMS, in training and at test.
         batch_size_per_image: anchors sampled for the loss.
     """
 
@@ -82,13 +82,13 @@ class RegionProposals(nn.Module):
         valid_hw: Sequence[tuple[int, int]],
         targets: Targets | None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals of every picture, and in training two losses.
+        """Proposals of every image, and in training two losses.
 
         Args:
             maps_BCHW: the pyramid, the finest map first.
             table: the same maps as rows; read in training only.
-            canvas_hw: size of the pictures' tensor.
-            valid_hw: the part of it that is picture.
+            canvas_hw: size of the images' tensor.
+            valid_hw: the part of it that is image.
             targets: None outside of training.
         """
         anchors_A4 = self.anchors(maps_BCHW, canvas_hw)
@@ -97,8 +97,8 @@ class RegionProposals(nn.Module):
         return proposals, {} if targets is None else self._losses(table, anchors_A4, targets)
 
     def anchors(self, maps_BCHW: Sequence[Tensor], canvas_hw: tuple[int, int]) -> Tensor:
-        """The anchors of one picture, level after level, row by row: [A, 4]."""
-        # The generator reads shapes, dtype and device only, and would repeat its result for every picture.
+        """The anchors of one image, level after level, row by row: [A, 4]."""
+        # The generator reads shapes, dtype and device only, and would repeat its result for every image.
         pixel = full_precision(maps_BCHW[0].new_empty(1, 1, 1, 1))
         maps = [pixel.expand(1, 1, *x_BCHW.shape[-2:]) for x_BCHW in maps_BCHW]
         images = ImageList(pixel.expand(1, 1, *canvas_hw), [canvas_hw])
@@ -168,11 +168,11 @@ class RegionProposals(nn.Module):
             sample = sample_balanced(
                 labels_BA, size=self.batch_size_per_image, positive_fraction=POSITIVE_FRACTION
             )
-            picture, anchor = sample.picture_S[: sample.num_positive], sample.box_S[: sample.num_positive]
-            truth_4 = targets.boxes_BG4[picture, matched_BA[picture, anchor]]
+            image, anchor = sample.image_S[: sample.num_positive], sample.box_S[: sample.num_positive]
+            truth_4 = targets.boxes_BG4[image, matched_BA[image, anchor]]
             wanted_deltas = self.box_coder.encode_single(truth_4, anchors_A4[anchor])
-            wanted_S = labels_BA[sample.picture_S, sample.box_S]
-        logits_S, deltas_S4 = self.head_at(table, sample.picture_S, sample.box_S)
+            wanted_S = labels_BA[sample.image_S, sample.box_S]
+        logits_S, deltas_S4 = self.head_at(table, sample.image_S, sample.box_S)
         box_loss = F.smooth_l1_loss(
             deltas_S4[: sample.num_positive], wanted_deltas, beta=SMOOTH_L1_BETA, reduction="sum"
         )
@@ -181,10 +181,10 @@ class RegionProposals(nn.Module):
             "loss_rpn_box_reg": box_loss / len(logits_S),
         }
 
-    def head_at(self, table: RowTable, picture_S: Tensor, anchor_S: Tensor) -> tuple[Tensor, Tensor]:
+    def head_at(self, table: RowTable, image_S: Tensor, anchor_S: Tensor) -> tuple[Tensor, Tensor]:
         """What the head says about some anchors: logits [S] and deltas [S, 4], fp32."""
         ((convolution, _),) = self.head.conv
-        rows_S9 = self.surroundings(table, picture_S, anchor_S // self.num_ratios)
+        rows_S9 = self.surroundings(table, image_S, anchor_S // self.num_ratios)
         # Rows repeat, and the backward pass of an index adds them in any order; that of an embedding does not.
         patches_S9C = F.embedding(rows_S9, table.rows_RC)
         weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
@@ -195,7 +195,7 @@ class RegionProposals(nn.Module):
         deltas_S4 = deltas_S4R.unflatten(1, (self.num_ratios, 4))[item, ratio]
         return full_precision(logits_SR[item, ratio]), full_precision(deltas_S4)
 
-    def surroundings(self, table: RowTable, picture_S: Tensor, cell_S: Tensor) -> Tensor:
+    def surroundings(self, table: RowTable, image_S: Tensor, cell_S: Tensor) -> Tensor:
         """Rows of the 3 x 3 cells around cells that are counted level after level, as anchors are: [S, 9]."""
         cells = [height * width for height, width in table.sizes_hw]
         ends = torch.tensor(cells).cumsum(0)
@@ -215,5 +215,5 @@ class RegionProposals(nn.Module):
         y_S9 = place_S1 // width_S1 + step_9 // 3 - 1
         x_S9 = place_S1 % width_S1 + step_9 % 3 - 1
         is_inside_S9 = (y_S9 >= 0) & (y_S9 < height_S1) & (x_S9 >= 0) & (x_S9 < width_S1)
-        row_S9 = start_S1 + (picture_S[:, None] * height_S1 + y_S9) * width_S1 + x_S9
+        row_S9 = start_S1 + (image_S[:, None] * height_S1 + y_S9) * width_S1 + x_S9
         return torch.where(is_inside_S9, row_S9, table.zero_row)

@@ -15,7 +15,7 @@ from raydet.structures import Batch
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Ground truth of a batch; rows beyond a picture's count are padding."""
+    """Ground truth of a batch; rows beyond an image's count are padding."""
 
     boxes_BG4: Tensor
     """x1, y1, x2, y2 in canvas pixels."""

@@ -1,1 +1,1 @@
-"""What a trained detector sees: its detections, its best and worst pictures, where its fusion looks."""
+"""What a trained detector sees: its detections, its best and worst images, where its fusion looks."""

@@ -1,4 +1,4 @@
-"""Where the fusions of a trained detector look, on one picture.
+"""Where the fusions of a trained detector look, on one image.
 
 Read off while the detector runs as always: a hook notes what enters each fusion, and the fusion's own modules say what
 they make of it.
@@ -33,7 +33,7 @@ Streams = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class StageAttention:
-    """What the fusion of one stage does with a picture; all values are in 0..1."""
+    """What the fusion of one stage does with an image; all values are in 0..1."""
 
     stage: int
     """1..4."""
@@ -57,7 +57,7 @@ class StageAttention:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """A picture, and what the fusions do with it."""
+    """An image, and what the fusions do with it."""
 
     sample: Sample
     """As it was fed: on the canvas."""
@@ -66,10 +66,10 @@ class Attention:
 
 
 def attention_maps(run: TrainedRun, index: int) -> Attention:
-    """What the fusions of a run do with picture `index` of its source; the detector stays as it is.
+    """What the fusions of a run do with image `index` of its source; the detector stays as it is.
 
     Raises:
-        DataError: the picture cannot be read.
+        DataError: the image cannot be read.
     """
     sample = eval_transform(run.source.read(index), canvas_hw=run.experiment.data.canvas_hw)
     fusions = [_innermost(fusion) for fusion in run.detector.encoder.fusions]

@@ -1,4 +1,4 @@
-"""A picture in all of its modalities, with what should be found and what was found.
+"""An image in all of its modalities, with what should be found and what was found.
 
 Legend: G true boxes, N detections.
 """
@@ -76,7 +76,7 @@ def draw_detections(
     unread: Collection[str] = (),
     called: Callable[[str], str] = str,
 ) -> Image.Image:
-    """One panel for each modality of the sample, under the picture's id.
+    """One panel for each modality of the sample, under the image's id.
 
     Detections are green where they are right at IoU 0.5 and red where not; true boxes are dashed.
 
@@ -103,7 +103,7 @@ def draw_detections(
     counts = num_right, len(truth_of_N) - num_right, len(sample.labels) - num_right
     legend = _legend(*counts, score_threshold=score_threshold)
     return arranged(
-        panels, title=f"picture {sample.image_id}", legend=legend, stacked=is_stacked(sample.valid_hw)
+        panels, title=f"image {sample.image_id}", legend=legend, stacked=is_stacked(sample.valid_hw)
     )
 
 

@@ -28,7 +28,7 @@ from raydet.report.drawings.panels import titled
 DPI = 100
 CELL_WIDTH_IN = 2.5
 CELL_HEIGHT_IN = (1.0, 4.0)
-"""Of a map: least and most, for wide and tall pictures."""
+"""Of a map: least and most, for wide and tall images."""
 TEXT_IN = 0.45
 """For a heading."""
 SCALE_IN = 0.7
@@ -56,8 +56,8 @@ def draw_attention(
         figure = _figure(attention, unread, called)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    return titled(picture, f"picture {attention.sample.image_id}")
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return titled(image, f"image {attention.sample.image_id}")
 
 
 def value_range(attention: Attention) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Boxes on a picture, with labels that hide neither a box nor one another where there is room."""
+"""Boxes on an image, with labels that hide neither a box nor one another where there is room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of any number of channels as panels that a browser can show, with text that cannot break them.
+"""Images of any number of channels as panels that a browser can show, with text that cannot break them.
 
 What a modality looks like is told in `raydet.ops.colours`.
 """
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 LONG_SIDE_PX = (384, 640)
-"""Longer side of a panel: smaller pictures are enlarged by whole numbers towards the first, larger ones reduced to the
+"""Longer side of a panel: smaller images are enlarged by whole numbers towards the first, larger ones reduced to the
 second."""
 LONG_SIDE_STACKED_PX = (768, 1024)
 MIN_PANEL_PX = 160
@@ -31,19 +31,19 @@ LINE_PX = 20
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A picture with a heading."""
+    """An image with a heading."""
 
     heading: str
     image: Image.Image
 
 
 def is_stacked(size_hw: tuple[int, int]) -> bool:
-    """Whether panels of pictures this wide stand one above the other."""
+    """Whether panels of images this wide stand one above the other."""
     return size_hw[1] > 2 * size_hw[0]
 
 
 def panel_factor(size_hw: tuple[int, int]) -> float:
-    """Panel pixels per picture pixel.
+    """Panel pixels per image pixel.
 
     >>> panel_factor((96, 128)), panel_factor((512, 640)), panel_factor((1024, 1280))
     (3, 1, 0.5)
@@ -54,7 +54,7 @@ def panel_factor(size_hw: tuple[int, int]) -> float:
 
 
 def enlarged(colours_HW3: NDArray[np.uint8], factor: float) -> Image.Image:
-    """A picture in the size of its panel, pixels as squares or averaged; a narrow one has paper at its right."""
+    """An image in the size of its panel, pixels as squares or averaged; a narrow one has paper at its right."""
     height, width = colours_HW3.shape[:2]
     size = max(1, round(width * factor)), max(1, round(height * factor))
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
@@ -120,7 +120,7 @@ def fitting(text: str, width_px: float, face: ImageFont.FreeTypeFont) -> str:
 
 
 def as_png(image: Image.Image) -> bytes:
-    """A compact file, of 256 colours fitted to the picture: a reader sees no difference, and it is a third the size."""
+    """A compact file, of 256 colours fitted to the image: a reader sees no difference, and it is a third the size."""
     file = io.BytesIO()
     fitted = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE, kmeans=1)
     fitted.save(file, "PNG", optimize=True)

@@ -1,7 +1,7 @@
-"""Which pictures a detector did best and worst on, from its match records alone.
+"""Which images a detector did best and worst on, from its match records alone.
 
-A picture's score is its F1, 2 right / (2 right + wrong + missed), at IoU 0.5. Which detections count is decided once
-for the whole set: those above the score at which the F1 of all pictures together is highest. A picture on which there
+An image's score is its F1, 2 right / (2 right + wrong + missed), at IoU 0.5. Which detections count is decided once
+for the whole set: those above the score at which the F1 of all images together is highest. An image on which there
 is nothing to find and nothing was found scores 1.
 
 Legend: I images, N detections.
@@ -25,7 +25,7 @@ UNDECIDED = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ImageScores:
-    """How each picture went, in the order of the records."""
+    """How each image went, in the order of the records."""
 
     image_ids: NDArray[np.str_]
     """[I]."""
@@ -42,11 +42,11 @@ class ImageScores:
 
     @property
     def overall_f1(self) -> float:
-        """Of all pictures together."""
+        """Of all images together."""
         return float(_f1(self.right_I.sum(), self.wrong_I.sum(), self.missed_I.sum()))
 
     def best_first(self) -> list[int]:
-        """Positions from the best picture to the worst; of equal ones, that with fewer mistakes, then with more found,
+        """Positions from the best image to the worst; of equal ones, that with fewer mistakes, then with more found,
         then by its id."""
         mistakes_I = self.wrong_I + self.missed_I
         order: list[int] = np.lexsort((self.image_ids, -self.right_I, mistakes_I, -self.f1)).tolist()
@@ -54,7 +54,7 @@ class ImageScores:
 
 
 def image_scores(records: MatchRecords) -> ImageScores:
-    """Score every picture; see the head of this file."""
+    """Score every image; see the head of this file."""
     right_N, wrong_N = records.is_right_NT[:, IOU_50], records.is_wrong_NT[:, IOU_50]
     threshold = _best_threshold(records.scores_N, right_N, wrong_N, num_objects=int(records.objects_IK.sum()))
     counts_N, num_images = records.scores_N >= threshold, len(records.image_ids)
@@ -67,10 +67,10 @@ def image_scores(records: MatchRecords) -> ImageScores:
 
 
 def best_and_worst(records: MatchRecords, count: int) -> tuple[list[int], list[int]]:
-    """Positions of the `count` best pictures, best first, and of the `count` worst, worst first.
+    """Positions of the `count` best images, best first, and of the `count` worst, worst first.
 
-    Pictures of one group resemble one another: every group is shown once before one is shown again. No picture is in
-    both lists: of fewer than 2 `count` pictures the better half, rounded up, can be best.
+    Images of one group resemble one another: every group is shown once before one is shown again. No image is in
+    both lists: of fewer than 2 `count` images the better half, rounded up, can be best.
     """
     order = image_scores(records).best_first()
     num_best = (len(order) + 1) // 2

@@ -1,4 +1,4 @@
-"""The pictures of one trained run: where it did best, where it did worst, where its fusions look."""
+"""The images of one trained run: where it did best, where it did worst, where its fusions look."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from raydet.structures import Detections, Sample, collate
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture for a report."""
+class Drawing:
+    """An image for a report."""
 
     name: str
     """`best-1`, ..., `worst-1`, ..., `attention`: fit for a file or an anchor."""
     title: str
-    """Plain text with the picture's id, whatever that holds: to be escaped in HTML, as the caption is."""
+    """Plain text with the image's id, whatever that holds: to be escaped in HTML, as the caption is."""
     caption: str
     png: bytes
 
 
-def pictures_of_run(run_dir: Path, *, count: int = 3) -> list[Picture]:
-    """Of a finished run's evaluation the `count` best pictures, the `count` worst, and where its fusions look on the
+def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
+    """Of a finished run's evaluation the `count` best images, the `count` worst, and where its fusions look on the
     one on which it found most.
 
     Fewer where the run was evaluated on fewer; no attention where no fusion has any. The same bytes at every call.
@@ -41,24 +41,24 @@ def pictures_of_run(run_dir: Path, *, count: int = 3) -> list[Picture]:
     Raises:
         ConfigError: the directory holds no run, or one that has not come to its end.
         CheckpointError: the checkpoint cannot be read.
-        DataError: pictures or match records cannot be read, or the data have changed since.
+        DataError: images or match records cannot be read, or the data have changed since.
     """
     path = run_dir / MATCH_RECORDS
     if not path.is_file():
         raise ConfigError(
-            f"{run_dir} has no pictures to show: {MATCH_RECORDS} is missing; give the run's command again to finish it"
+            f"{run_dir} has no images to show: {MATCH_RECORDS} is missing; give the run's command again to finish it"
         )
     records, run = MatchRecords.load(path), open_trained(run_dir)
-    _check_same_pictures(records, run)
+    _check_same_images(records, run)
     scores = image_scores(records)
     best, worst = best_and_worst(records, count)
-    pictures = [
-        _detections(run, scores, position, name=f"{kind}-{rank}", place=f"{kind.capitalize()} picture {rank}")
+    drawings = [
+        _detections(run, scores, position, name=f"{kind}-{rank}", place=f"{kind.capitalize()} image {rank}")
         for kind, positions in (("best", best), ("worst", worst))
         for rank, position in enumerate(positions, 1)
     ]
     most_found = max(scores.best_first(), key=lambda position: int(scores.right_I[position]))
-    return pictures + _attention(run, run.val_indices[most_found])
+    return drawings + _attention(run, run.val_indices[most_found])
 
 
 def unread_modalities(run: TrainedRun) -> frozenset[str]:
@@ -70,8 +70,8 @@ def unread_modalities(run: TrainedRun) -> frozenset[str]:
     }
 
 
-def detect_picture(run: TrainedRun, index: int) -> tuple[Sample, Detections]:
-    """A picture of the run's source, and what its detector finds there, both in source pixels."""
+def detect_image(run: TrainedRun, index: int) -> tuple[Sample, Detections]:
+    """An image of the run's source, and what its detector finds there, both in source pixels."""
     sample = run.source.read(index)
     fed = eval_transform(sample, canvas_hw=run.experiment.data.canvas_hw)
     device = next(run.detector.parameters()).device
@@ -80,15 +80,15 @@ def detect_picture(run: TrainedRun, index: int) -> tuple[Sample, Detections]:
     return sample, Detections(found.boxes_xyxy.cpu(), found.scores.cpu(), found.labels.cpu())
 
 
-def _check_same_pictures(records: MatchRecords, run: TrainedRun) -> None:
+def _check_same_images(records: MatchRecords, run: TrainedRun) -> None:
     if records.image_ids.tolist() != [run.source.image_ids[index] for index in run.val_indices]:
         raise DataError(
-            f"{run.run_dir}: its source has other pictures than those that it was evaluated on; bring the data back"
+            f"{run.run_dir}: its source has other images than those that it was evaluated on; bring the data back"
         )
 
 
-def _detections(run: TrainedRun, scores: ImageScores, position: int, *, name: str, place: str) -> Picture:
-    sample, found = detect_picture(run, run.val_indices[position])
+def _detections(run: TrainedRun, scores: ImageScores, position: int, *, name: str, place: str) -> Drawing:
+    sample, found = detect_image(run, run.val_indices[position])
     image = draw_detections(
         sample,
         found,
@@ -100,20 +100,20 @@ def _detections(run: TrainedRun, scores: ImageScores, position: int, *, name: st
     right, wrong, missed = (int(x[position]) for x in (scores.right_I, scores.wrong_I, scores.missed_I))
     caption = (
         f"{right} right, {wrong} wrong, {missed} missed: F1 {scores.f1[position]:.2f}, of all {len(scores.image_ids)} "
-        f"pictures together {scores.overall_f1:.2f}. {EXPLANATION} Detections with a score from "
+        f"images together {scores.overall_f1:.2f}. {EXPLANATION} Detections with a score from "
         f"{scores.score_threshold:.2f} on are drawn, {_why_threshold(scores)}. {run.experiment.data.simulation_note}"
     ).rstrip()
     title = f"{place}: {sample.image_id}"
-    return Picture(name, title, caption, as_png(image))
+    return Drawing(name, title, caption, as_png(image))
 
 
 def _why_threshold(scores: ImageScores) -> str:
     if scores.overall_f1 == 0:
         return "but at no score is one right"
-    return "where the F1 of all pictures together is highest"
+    return "where the F1 of all images together is highest"
 
 
-def _attention(run: TrainedRun, index: int) -> list[Picture]:
+def _attention(run: TrainedRun, index: int) -> list[Drawing]:
     attention = attention_maps(run, index)
     data = run.experiment.data
     image = draw_attention(attention, unread=unread_modalities(run), called=data.shown_name)
@@ -121,7 +121,7 @@ def _attention(run: TrainedRun, index: int) -> list[Picture]:
         return []
     title = f"Where the fusion looks: {attention.sample.image_id}"
     caption = f"{_attention_caption(attention)} {data.simulation_note}".rstrip()
-    return [Picture("attention", title, caption, as_png(image))]
+    return [Drawing("attention", title, caption, as_png(image))]
 
 
 def _attention_caption(attention: Attention) -> str:

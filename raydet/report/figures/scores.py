@@ -80,7 +80,7 @@ def _bars(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Figu
     return Figure(
         f"scores_{phase}",
         f"{metric} of every cell: {phase}",
-        "Bars are means over seeds, points single runs, lines 95 % intervals of training and test pictures, best "
+        "Bars are means over seeds, points single runs, lines 95 % intervals of training and test images, best "
         "first. Grey: controls; green: the baseline." + left_out(len(estimates) - len(rows)),
         canvas,
     )
@@ -128,7 +128,7 @@ def _sizes(phase: str, estimates: Sequence[Estimate]) -> Figure:
     return Figure(
         f"sizes_{phase}",
         f"AP by object size: {phase}",
-        "Means over seeds. Bins without an object in the test pictures are left out."
+        "Means over seeds. Bins without an object in the test images are left out."
         + left_out(len(estimates) - len(rows)),
         canvas,
     )

@@ -33,7 +33,7 @@ MOST_CURVES = 8
 """Cells with a colour of their own; the others are grey."""
 COSTS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], float | None]], ...] = (
     ("parameters", "parameters, millions", "Parameters", lambda r: _scaled(r.get("parameters"), 1e6)),
-    ("operations", "forward operations per picture, GFLOP", "Operations", lambda r: r.get("gflops")),
+    ("operations", "forward operations per image, GFLOP", "Operations", lambda r: r.get("gflops")),
     ("time", "training time, minutes", "Training time", lambda r: _scaled(r.get("loop_s"), 60)),
     ("memory", "peak memory, GiB", "Memory", lambda r: _scaled(r.get("peak_memory_bytes"), 2**30)),
 )
@@ -126,7 +126,7 @@ def _gap_bars(gaps: Sequence[tuple[CellRuns, float]]) -> Figure:
         "gap",
         "Overfitting: the gap between validation and training",
         "Bars are means over seeds, points single runs, lines the 95 % intervals of training (of one run nothing is "
-        "known); grey: controls. The training loss is that of augmented pictures during the last epoch, so the gap may "
+        "known); grey: controls. The training loss is that of augmented images during the last epoch, so the gap may "
         "be negative early on." + left_out(len(gaps) - len(rows)),
         canvas,
     )

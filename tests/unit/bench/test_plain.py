@@ -53,7 +53,7 @@ def experiment_of(case: str) -> Experiment:
 
 
 def batch_of(experiment: Experiment, *, dtype: torch.dtype) -> Batch:
-    """Three pictures: one without a box, one that leaves some of the canvas free."""
+    """Three images: one without a box, one that leaves some of the canvas free."""
     batch = random_batch(experiment, 3, 4)
     return replace(
         batch,
@@ -113,7 +113,7 @@ def test_state_travels_both_ways() -> None:
     )
 
 
-def test_the_published_resize_enlarges_the_pictures() -> None:
+def test_the_published_resize_enlarges_the_images() -> None:
     experiment = experiment_of("identity")
     plain = PlainDetector(build_detector(experiment), experiment, min_size=128)
     seen: list[torch.Size] = []

@@ -41,7 +41,7 @@ def test_the_report() -> None:
     assert fp32.mfu is not None
     assert fp32.mfu > 0
     assert list(fp32.phases_s) == [
-        "forward: pictures",
+        "forward: images",
         "forward: encoder",
         "forward: neck",
         "forward: head",
@@ -65,7 +65,7 @@ def test_block_checkpointing_saves_most_of_the_activations() -> None:
     assert saved["block"] < 0.75 * saved["none"]
 
 
-def test_random_pictures_are_a_legal_batch() -> None:
+def test_random_images_are_a_legal_batch() -> None:
     experiment = small()
     batch, again = (random_batch(experiment, 3, 5) for _ in range(2))
     assert torch.equal(batch.boxes_xyxy, again.boxes_xyxy)

@@ -21,11 +21,11 @@ from raydet.structures import Sample
 
 CLASSES = ("person", "car")
 SIZE_HW = (120, 160)
-NUM_PICTURES, NUM_TRAIN = 4, 2
+NUM_IMAGES, NUM_TRAIN = 4, 2
 
 
 class MemorySet:
-    """A source of given samples; a picture in `broken` cannot be decoded."""
+    """A source of given samples; an image in `broken` cannot be decoded."""
 
     def __init__(self, samples: list[Sample], *, classes: tuple[str, ...] = CLASSES) -> None:
         self.samples = samples
@@ -41,7 +41,7 @@ class MemorySet:
 
     def read(self, index: int) -> Sample:
         if index in self.broken:
-            raise DataError(f"{self.image_ids[index]}.jpg: the picture is truncated; copy it again")
+            raise DataError(f"{self.image_ids[index]}.jpg: the image is truncated; copy it again")
         return self.samples[index]
 
     def targets(self, index: int) -> Targets:
@@ -61,8 +61,8 @@ def scene(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rgb.astype(np.uint8)), torch.from_numpy(thermal.astype(np.uint8))[None]
 
 
-def clean_samples(seed: int, count: int = NUM_PICTURES) -> list[Sample]:
-    """Pictures with one box of each class."""
+def clean_samples(seed: int, count: int = NUM_IMAGES) -> list[Sample]:
+    """Images with one box of each class."""
     rng = np.random.default_rng(seed)
     samples = []
     for number in range(count):
@@ -71,7 +71,7 @@ def clean_samples(seed: int, count: int = NUM_PICTURES) -> list[Sample]:
         boxes = np.concatenate([corner, corner + rng.integers(8, 40, (2, 2))], axis=1)
         samples.append(
             Sample(
-                image_id=f"picture {number}",
+                image_id=f"image {number}",
                 group_id="",
                 modalities={"rgb": rgb, "thermal": thermal},
                 boxes_xyxy=torch.from_numpy(boxes).float(),
@@ -111,7 +111,7 @@ def as_float(x: Tensor) -> Tensor:
 
 
 Fault = Callable[[MemorySet, int], None]
-"""Changes a picture of the set."""
+"""Changes an image of the set."""
 
 
 def on_sample(change: Callable[[Sample], Sample]) -> Fault:
@@ -134,7 +134,7 @@ def _saturated(sample: Sample) -> Sample:
 
 
 def _recompressed(source: MemorySet, index: int, twin: int) -> None:
-    """Another picture, a little brighter."""
+    """Another image, a little brighter."""
     changed = {
         name: (x.float() * 0.97).to(torch.uint8) for name, x in source.samples[twin].modalities.items()
     }
@@ -142,9 +142,9 @@ def _recompressed(source: MemorySet, index: int, twin: int) -> None:
 
 
 def _other(index: int, *, same_side: bool) -> int:
-    """A picture on the same or on the other side of the split."""
+    """An image on the same or on the other side of the split."""
     if same_side:
-        return index - 1 if index in (NUM_TRAIN - 1, NUM_PICTURES - 1) else index + 1
+        return index - 1 if index in (NUM_TRAIN - 1, NUM_IMAGES - 1) else index + 1
     return 0 if index >= NUM_TRAIN else NUM_TRAIN
 
 

@@ -51,7 +51,7 @@ def test_rotation_and_scale(angle: float, scale: float) -> None:
         assert errors[0] < 0.75 * errors[1]
 
 
-def test_larger_pictures_are_reduced_and_told_in_their_own_pixels() -> None:
+def test_larger_images_are_reduced_and_told_in_their_own_pixels() -> None:
     rgb, thermal = clean_samples(13)[0].modalities.values()
     large = [functional.resize(x, [480, 640]) for x in (rgb, thermal)]
     found = estimate(large[0], large[1].roll(24, 2))
@@ -59,7 +59,7 @@ def test_larger_pictures_are_reduced_and_told_in_their_own_pixels() -> None:
     assert found.shift_xy == pytest.approx((24, 0), abs=1.5)
 
 
-def test_nothing_is_said_of_flat_or_unrelated_pictures() -> None:
+def test_nothing_is_said_of_flat_or_unrelated_images() -> None:
     first, second = clean_samples(14)[:2]
     assert estimate(first.modalities["rgb"], second.modalities["thermal"]).verdict == "cannot_tell"
     flat = torch.zeros(1, 120, 160, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Boxes of a picture that cannot be right."""
+"""Boxes of an image that cannot be right."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def found(boxes: list[tuple[float, ...]], labels: list[int] | None = None) -> li
 
 def test_boxes_on_the_edge_are_good() -> None:
     assert found([(0, 0, 100, 50), (10, 10, 12, 12), (99, 0, 101 - 1, 50)]) == [
-        Finding("box_tiny", "a", "box 2 (99, 0, 100, 50); picture 100 x 50", 3, boxes=(2,), badness=1.0)
+        Finding("box_tiny", "a", "box 2 (99, 0, 100, 50); image 100 x 50", 3, boxes=(2,), badness=1.0)
     ]
 
 

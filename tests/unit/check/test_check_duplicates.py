@@ -1,4 +1,4 @@
-"""Hashes of pictures, and the lookup of near duplicates against all pairs."""
+"""Hashes of images, and the lookup of near duplicates against all pairs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_modality_without_a_hash() -> None:
     assert near_pairs(hashes, [0, 1], [2, 3]) == [NearPair(0, 2, 1)]
 
 
-def test_a_hundred_thousand_pictures() -> None:
+def test_a_hundred_thousand_images() -> None:
     rng = np.random.default_rng(0)
     words = rng.integers(2**64, size=(100_000, 2), dtype=np.uint64)
     words[90_000] = words[5] ^ np.uint64(0b11)

@@ -59,18 +59,18 @@ def test_hostile_names_in_the_terminal() -> None:
     lines = list(summary_lines(checked(hostile_set())))
     assert all(line.isprintable() for line in lines)
     assert any(
-        line.startswith("error: 1 x modalities that do not lie on one another: picture 2") for line in lines
+        line.startswith("error: 1 x modalities that do not lie on one another: image 2") for line in lines
     )
 
 
-def test_no_kind_has_more_than_a_few_pictures() -> None:
+def test_no_kind_has_more_than_a_few_images() -> None:
     source = MemorySet(clean_samples(2, count=12))
     for number in range(8):
         FAULTS["box_outside"][0](source, number)
     assert len(list(worst_cases(checked(source), source))) == PER_KIND
 
 
-def test_a_picture_that_has_gone_since_is_passed_over() -> None:
+def test_an_image_that_has_gone_since_is_passed_over() -> None:
     source = MemorySet(clean_samples(2))
     FAULTS["box_outside"][0](source, 0)
     found = checked(source)
@@ -97,5 +97,5 @@ def test_the_record_has_everything() -> None:
     )
     assert all(group["count"] == len(group["items"]) for group in tree["findings"])
     assert tree["causes"] == {"a box is empty": 1}
-    assert len(tree["alignment"]["pictures"]) == 12
-    assert tree["pictures"] == {"seen": 12, "unread": 0, "left_out": 1, "train": 2, "val": 10}
+    assert len(tree["alignment"]["images"]) == 12
+    assert tree["images"] == {"seen": 12, "unread": 0, "left_out": 1, "train": 2, "val": 10}

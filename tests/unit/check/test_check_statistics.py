@@ -10,14 +10,14 @@ from raydet.check.statistics import channel_sums
 
 
 @pytest.mark.parametrize("is_float", [False, True])
-def test_sums_of_pictures_are_those_of_all_pixels(is_float: bool) -> None:
-    pictures = [torch.randint(256, (3, 5 + i, 7), dtype=torch.uint8) for i in range(4)]
-    pictures[2][1] = 255
-    sums = [channel_sums(x.double() / 255 if is_float else x) for x in pictures]
+def test_sums_of_images_are_those_of_all_pixels(is_float: bool) -> None:
+    images = [torch.randint(256, (3, 5 + i, 7), dtype=torch.uint8) for i in range(4)]
+    images[2][1] = 255
+    sums = [channel_sums(x.double() / 255 if is_float else x) for x in images]
     total = sums[0]
     for other in sums[1:]:
         total.add(other)
-    pixels = np.concatenate([x.flatten(1).numpy() for x in pictures], axis=1) / 255
+    pixels = np.concatenate([x.flatten(1).numpy() for x in images], axis=1) / 255
     for channel, row in enumerate(total.rows()):
         values = pixels[channel]
         assert row["mean"] == pytest.approx(values.mean(), abs=1e-5)
@@ -26,7 +26,7 @@ def test_sums_of_pictures_are_those_of_all_pixels(is_float: bool) -> None:
         assert row["share_zero"] == pytest.approx((values == 0).mean(), abs=1e-5)
         assert row["share_full"] == pytest.approx((values == 1).mean(), abs=1e-5)
     assert total.constant_C.tolist() == [0, 1, 0]
-    assert total.pictures == 4
+    assert total.images == 4
 
 
 def test_what_is_not_finite_is_left_out() -> None:

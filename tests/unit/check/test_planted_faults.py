@@ -1,4 +1,4 @@
-"""A clean set yields nothing; each planted fault yields its finding, at its picture, and no other."""
+"""A clean set yields nothing; each planted fault yields its finding, at its image, and no other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raydet.errors import RaydetError
 from raydet.structures import Sample
 from tests.unit.check.planted import (
     FAULTS,
-    NUM_PICTURES,
+    NUM_IMAGES,
     NUM_TRAIN,
     MemorySet,
     as_float,
@@ -41,11 +41,11 @@ from tests.unit.check.planted import (
 def test_a_clean_set_yields_nothing(seed: int) -> None:
     found = checked(MemorySet(clean_samples(seed)))
     assert found.findings == []
-    assert found.num_pictures == NUM_PICTURES
+    assert found.num_images == NUM_IMAGES
 
 
 @examples(max_examples=2, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, NUM_PICTURES - 1))
+@given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, NUM_IMAGES - 1))
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_planted_fault_is_found(kind: str, seed: int, index: int) -> None:
     source = MemorySet(clean_samples(seed))
@@ -57,11 +57,11 @@ def test_a_planted_fault_is_found(kind: str, seed: int, index: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["box_empty", "misaligned", "unreadable", "constant"])
-def test_a_finding_names_its_picture(kind: str) -> None:
+def test_a_finding_names_its_image(kind: str) -> None:
     source = MemorySet(clean_samples(1))
     FAULTS[kind][0](source, 2)
     (finding,) = checked(source).by_kind()[kind]
-    assert (finding.name, finding.index) == ("picture 2", 2)
+    assert (finding.name, finding.index) == ("image 2", 2)
 
 
 def test_every_kind_is_planted_somewhere() -> None:
@@ -72,7 +72,7 @@ def test_every_kind_is_planted_somewhere() -> None:
     assert set(KINDS) == set(FAULTS) | elsewhere
 
 
-def test_channels_that_are_dead_in_all_pictures() -> None:
+def test_channels_that_are_dead_in_all_images() -> None:
     samples = clean_samples(0)
     for number, sample in enumerate(samples):
         pixels = sample.modalities["rgb"].clone()
@@ -96,13 +96,13 @@ def test_an_event_camera_that_saw_nothing_is_a_note() -> None:
     assert kinds_of(checked(MemorySet(samples))) == {"no_events": 1}
 
 
-def test_two_scenes_in_one_picture_cannot_be_told() -> None:
+def test_two_scenes_in_one_image_cannot_be_told() -> None:
     samples = clean_samples(0)
     samples[0] = with_pixels(samples[0], thermal=clean_samples(99)[0].modalities["thermal"])
     assert kinds_of(checked(MemorySet(samples))) == {"cannot_tell": 1}
 
 
-def test_a_picture_on_its_side() -> None:
+def test_an_image_on_its_side() -> None:
     samples = clean_samples(0, count=24)
     turned = {name: x.transpose(1, 2) for name, x in samples[5].modalities.items()}
     height, width = samples[5].source_hw
@@ -128,8 +128,8 @@ def test_classes_without_boxes_or_on_one_side() -> None:
 
 def test_a_set_without_boxes_and_a_split_without_a_side() -> None:
     empty = [s.with_targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) for s in clean_samples(0)]
-    found = checked(MemorySet(empty), num_train=NUM_PICTURES)
-    assert kinds_of(found) == {"bad_split": 1, "no_boxes": 1, "empty": NUM_PICTURES}
+    found = checked(MemorySet(empty), num_train=NUM_IMAGES)
+    assert kinds_of(found) == {"bad_split": 1, "no_boxes": 1, "empty": NUM_IMAGES}
     assert "data.split" in next(f.detail for f in found.findings if f.kind == "bad_split")
 
 
@@ -172,7 +172,7 @@ def test_a_leak_is_found_where_events_are_simulated() -> None:
 
 
 class FatalSet(MemorySet):
-    """Its sixth picture kills the process that reads it, as the kernel does when memory runs out."""
+    """Its sixth image kills the process that reads it, as the kernel does when memory runs out."""
 
     def read(self, index: int) -> Sample:
         if index == 5:

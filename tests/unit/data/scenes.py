@@ -1,4 +1,4 @@
-"""Pictures with bright rectangles on black, the same in all modalities, and where a box's rectangle is found again."""
+"""Images with bright rectangles on black, the same in all modalities, and where a box's rectangle is found again."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def scenes(draw: st.DrawFn, *, sides: tuple[int, int] = (40, 90)) -> Sample:
 
 
 def extent_within(plane: Tensor, box_xyxy: Tensor, margin: float = 2.0) -> list[float]:
-    """Box of what is at least half as bright as the brightest, in and around a box; the picture is cut there."""
+    """Box of what is at least half as bright as the brightest, in and around a box; the image is cut there."""
     x1, y1, x2, y2 = (int(v) for v in (*(box_xyxy[:2] - margin).clamp(min=0), *(box_xyxy[2:] + margin)))
     part = plane[y1:y2, x1:x2].float()
     rows, columns = torch.nonzero(part >= 0.5 * part.max(), as_tuple=True)

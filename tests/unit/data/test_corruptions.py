@@ -20,11 +20,11 @@ SEVERITIES = range(1, NUM_SEVERITIES + 1)
 ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-def pictures() -> SyntheticSet:
+def images() -> SyntheticSet:
     return SyntheticSet(num_sequences=2, frames_per_sequence=2, size_hw=(60, 80), classes=("a", "b"), seed=3)
 
 
-def picture(channels: int, *, dtype: torch.dtype = torch.uint8) -> Tensor:
+def image(channels: int, *, dtype: torch.dtype = torch.uint8) -> Tensor:
     """Uniform noise."""
     x_CHW = torch.randint(0, 256, (channels, 40, 50), generator=torch.Generator().manual_seed(channels))
     return x_CHW.to(torch.uint8) if dtype == torch.uint8 else x_CHW.float() / 255
@@ -40,7 +40,7 @@ def test_every_kind_has_a_strength_for_every_severity() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_type_shape_and_range_stay(kind: Kind, channels: int, dtype: torch.dtype) -> None:
-    clean = picture(channels, dtype=dtype)
+    clean = image(channels, dtype=dtype)
     before = clean.clone()
     for severity in SEVERITIES:
         spoiled = corrupted(clean, kind, severity=severity, key=(0, "a"))
@@ -48,17 +48,17 @@ def test_type_shape_and_range_stay(kind: Kind, channels: int, dtype: torch.dtype
         assert spoiled.shape == clean.shape
         assert 0 <= spoiled.min() <= spoiled.max() <= (255 if dtype == torch.uint8 else 1)
         assert not torch.equal(spoiled, clean)
-    assert torch.equal(clean, before), "the picture itself was changed"
+    assert torch.equal(clean, before), "the image itself was changed"
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_severity_0_is_the_picture_itself(kind: Kind) -> None:
-    assert torch.equal(corrupted(picture(3), kind, severity=0, key=(0,)), picture(3))
+def test_severity_0_is_the_image_itself(kind: Kind) -> None:
+    assert torch.equal(corrupted(image(3), kind, severity=0, key=(0,)), image(3))
 
 
 @pytest.mark.parametrize("modality", KINDS)
 def test_each_severity_is_worse_than_the_one_before(modality: str) -> None:
-    source = pictures()
+    source = images()
     for kind in (*KINDS[modality], "shift"):
         distances = np.zeros(NUM_SEVERITIES + 1)
         for index in range(len(source)):
@@ -71,7 +71,7 @@ def test_each_severity_is_worse_than_the_one_before(modality: str) -> None:
 
 @pytest.mark.parametrize("kind", ["dead_rows", "dropped_blocks", "event_loss"])
 def test_what_is_lost_stays_lost_at_the_next_severity(kind: Kind) -> None:
-    clean = picture(1).clamp(min=1)
+    clean = image(1).clamp(min=1)
     lost = [corrupted(clean, kind, severity=severity, key=(0,)) == 0 for severity in SEVERITIES]
     assert all((less <= more).all() for less, more in pairwise(lost))
     shares = [mask.float().mean().item() for mask in lost]
@@ -79,7 +79,7 @@ def test_what_is_lost_stays_lost_at_the_next_severity(kind: Kind) -> None:
 
 
 def test_draws_belong_to_the_key_alone() -> None:
-    clean = picture(3)
+    clean = image(3)
 
     def spoil(*key: int | str) -> Tensor:
         return corrupted(clean, "noise", severity=3, key=key)
@@ -93,7 +93,7 @@ def test_draws_belong_to_the_key_alone() -> None:
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_a_shift_moves_exactly_so_many_pixels(severity: int) -> None:
-    clean, pixels = picture(1), int(STRENGTHS["shift"][severity - 1])
+    clean, pixels = image(1), int(STRENGTHS["shift"][severity - 1])
     height, width = clean.shape[1:]
     seen = set()
     for number in range(20):
@@ -118,7 +118,7 @@ def test_a_shift_moves_exactly_so_many_pixels(severity: int) -> None:
 @pytest.mark.parametrize("severity", [1, 3])
 def test_blur_is_a_gaussian_filter(severity: int) -> None:
     sigma = STRENGTHS["blur"][severity - 1]
-    clean = picture(3, dtype=torch.float32)
+    clean = image(3, dtype=torch.float32)
     expected = ndimage.gaussian_filter(
         clean.double().numpy(), sigma, axes=(1, 2), mode="mirror", truncate=3.0
     )
@@ -139,7 +139,7 @@ def test_noise_contrast_and_light_are_as_strong_as_stated() -> None:
 
 
 def test_a_corrupted_source_spoils_one_modality_and_nothing_else() -> None:
-    source = pictures()
+    source = images()
     spoiled = CorruptedSource(source, modality="thermal", kind="noise", severity=2, seed=5)
     copy = pickle.loads(pickle.dumps(spoiled))  # as loader processes get it
     for index in reversed(range(len(source))):

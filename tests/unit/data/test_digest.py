@@ -10,7 +10,7 @@ from raydet.data.sampler import ElasticSampler, batch_plan, epoch_order
 
 GLOBAL_BATCH = 12
 WORLD_SIZES = (1, 2, 3, 4, 6, 12)
-IDS = [f"picture {index}" for index in range(100)]
+IDS = [f"image {index}" for index in range(100)]
 
 
 @st.composite

@@ -19,7 +19,7 @@ from raydet.data.events import (
     SUBPIXELS,
     UNIT,
     EventCounts,
-    as_picture,
+    as_image,
     drawn_motion,
     events_between,
     events_of_motion,
@@ -65,21 +65,21 @@ def test_what_stands_still_is_silent_and_what_is_flat_may_move() -> None:
 
 
 def test_a_moving_edge_fires_along_its_way_with_the_right_sign() -> None:
-    picture = torch.full((3, 8, 12), 200, dtype=torch.uint8)
-    picture[:, :, 6:] = 50  # bright at the left: moving to the right it becomes brighter there
-    counts = events_of_motion(log_intensity(picture), (0, 2 * SUBPIXELS), QUARTER)
+    image = torch.full((3, 8, 12), 200, dtype=torch.uint8)
+    image[:, :, 6:] = 50  # bright at the left: moving to the right it becomes brighter there
+    counts = events_of_motion(log_intensity(image), (0, 2 * SUBPIXELS), QUARTER)
     assert not counts.off_HW.any()
     assert np.unique(np.nonzero(counts.on_HW)[1]).tolist() == [4, 5]
     assert (counts.on_HW[:, 4:6] == math.floor(math.log(4) / 0.25)).all()
-    back = events_of_motion(log_intensity(picture), (0, -2 * SUBPIXELS), QUARTER)
+    back = events_of_motion(log_intensity(image), (0, -2 * SUBPIXELS), QUARTER)
     assert not back.on_HW.any()
     assert np.unique(np.nonzero(back.off_HW)[1]).tolist() == [6, 7]
 
 
 def test_a_thin_line_fires_twice_when_it_passes() -> None:
-    picture = torch.full((3, 8, 12), 50, dtype=torch.uint8)
-    picture[:, :, 8] = 200
-    counts = events_of_motion(log_intensity(picture), (0, 4 * SUBPIXELS), QUARTER)
+    image = torch.full((3, 8, 12), 50, dtype=torch.uint8)
+    image[:, :, 8] = 200
+    counts = events_of_motion(log_intensity(image), (0, 4 * SUBPIXELS), QUARTER)
     assert (counts.on_HW[:, 6] == 5).all()  # on its arrival, floor(ln 4 / 0.25)
     assert (counts.off_HW[:, 6] >= 4).all()  # and when it leaves again
 
@@ -107,9 +107,9 @@ def test_noise_is_as_frequent_as_asked() -> None:
     assert with_noise(silent, 1.0, ("a",)).on_HW.mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_pictures_are_saturated_counts() -> None:
+def test_images_are_saturated_counts() -> None:
     counts = EventCounts(np.array([[0, 1, 2, 9]], np.int32), np.array([[0, 0, 1, 9]], np.int32))
-    assert as_picture(counts, full_scale=4).tolist() == [[[0, 63, 191, 255]]]
+    assert as_image(counts, full_scale=4).tolist() == [[[0, 63, 191, 255]]]
 
 
 @pytest.mark.parametrize("between", ["motion", "frames"])
@@ -134,10 +134,10 @@ def test_frames_of_one_sequence_follow_one_another() -> None:
     alike = [
         torch.equal(moved.read(i).modalities["event"], followed.read(i).modalities["event"]) for i in range(6)
     ]
-    assert alike == [True, False, False, True, False, False]  # each third picture begins a sequence
+    assert alike == [True, False, False, True, False, False]  # each third image begins a sequence
     source, fixed = followed.source, thresholds((48, 64), mean=0.25, sigma=0.03, seed=0)
     before, after = (log_intensity(source.read(index).modalities["rgb"]) for index in (3, 4))
-    wanted = as_picture(events_between(before, after, fixed), 4)
+    wanted = as_image(events_between(before, after, fixed), 4)
     assert torch.equal(followed.read(4).modalities["event"], wanted)
 
 
@@ -180,9 +180,9 @@ def test_what_is_simulated_is_called_so() -> None:
 def test_npy_yolo_gets_events_in_place_of_its_empty_channel(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
-    picture = np.zeros((48, 64, 5), np.uint8)
-    picture[10:30, 10:30, :3] = 200
-    np.save(tmp_path / "images" / "a.npy", picture)
+    image = np.zeros((48, 64, 5), np.uint8)
+    image[10:30, 10:30, :3] = 200
+    np.save(tmp_path / "images" / "a.npy", image)
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     source = open_source(
         data(
@@ -209,8 +209,8 @@ def test_real_pairs_get_plausible_events(shared_data: Path) -> None:
         len(np.unique(events[:, 1:3], axis=0)) / (260 * 346)
         for events in map(np.load, sorted((shared_data / "pedro_events" / "events").glob("*.npy")))
     ]
-    pictures = [source.read(index).modalities["event"] for index in range(0, 77, 8)]
-    shares = [float((event > 0).float().mean()) for event in pictures]
+    images = [source.read(index).modalities["event"] for index in range(0, 77, 8)]
+    shares = [float((event > 0).float().mean()) for event in images]
     assert min(real) < float(np.median(shares)) < max(real)
     assert isinstance(source, SimulatedEvents)
     assert isinstance(source.source, CocoSet)

@@ -113,7 +113,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_evaluation_picture_comes_once(world_size: int) -> None:
+def test_every_evaluation_image_comes_once(world_size: int) -> None:
     source, indices = open_source(DATA), [9, 3, 5, 1, 7]
     seen: list[int] = []
     for rank in range(world_size):
@@ -149,7 +149,7 @@ def test_evaluation_does_not_augment() -> None:
     )
 
 
-def test_too_few_pictures_are_refused() -> None:
+def test_too_few_images_are_refused() -> None:
     source = open_source(DATA)
     with pytest.raises(ConfigError, match="global_batch"):
         TrainLoader(
@@ -166,7 +166,7 @@ def test_too_few_pictures_are_refused() -> None:
 
 
 def bad_set(root: Path) -> DataConfig:
-    """Five pictures, the third with a NaN."""
+    """Five images, the third with a NaN."""
     (root / "images").mkdir()
     (root / "labels").mkdir()
     for number in range(5):
@@ -177,7 +177,7 @@ def bad_set(root: Path) -> DataConfig:
 
 
 @pytest.mark.parametrize("loader_threads", [0, 1])
-def test_a_bad_picture_is_a_data_error_with_its_message_only(tmp_path: Path, loader_threads: int) -> None:
+def test_a_bad_image_is_a_data_error_with_its_message_only(tmp_path: Path, loader_threads: int) -> None:
     data = bad_set(tmp_path).model_copy(update={"loader_threads": loader_threads})
     loader = EvalLoader(open_source(data), list(range(5)), data=data, batch_size=1)
     for _ in range(2):  # the loader stays usable
@@ -196,7 +196,7 @@ def test_loader_processes_read_the_same() -> None:
             assert_same(a, b)
 
 
-def test_a_mosaic_takes_training_pictures_only_and_leaves_the_order() -> None:
+def test_a_mosaic_takes_training_images_only_and_leaves_the_order() -> None:
     read: list[str] = []
 
     class Noted(SyntheticSet):
@@ -240,14 +240,14 @@ def test_a_bad_partner_is_named(tmp_path: Path) -> None:
         rank=0,
         world_size=1,
     )
-    # The first picture of an epoch is 0 or 2; with 0 the third one comes in as a partner.
+    # The first image of an epoch is 0 or 2; with 0 the third one comes in as a partner.
     lines = []
     for epoch in range(8):
         with pytest.raises(DataError) as caught:
             list(loader.epoch(epoch))
         lines.append(str(caught.value))
     assert any(
-        line.endswith("(picture 2, read for the mosaic of 0)") and "2.npy: wanted values in 0..255" in line
+        line.endswith("(image 2, read for the mosaic of 0)") and "2.npy: wanted values in 0..255" in line
         for line in lines
     )
 

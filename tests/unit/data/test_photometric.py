@@ -35,15 +35,15 @@ def noise(channels: int, *, is_whole: bool, size_hw: tuple[int, int] = (24, 32))
     number=st.integers(0, 99),
 )
 def test_type_shape_range_and_input_stay(kind: str, channels: int, is_whole: bool, number: int) -> None:
-    picture = noise(channels, is_whole=is_whole)
-    before = picture.clone()
-    changed = CHANGES[kind](picture, (number,))
-    assert (changed.dtype, changed.shape) == (picture.dtype, picture.shape)
+    image = noise(channels, is_whole=is_whole)
+    before = image.clone()
+    changed = CHANGES[kind](image, (number,))
+    assert (changed.dtype, changed.shape) == (image.dtype, image.shape)
     assert changed.min() >= 0
     assert changed.max() <= (255 if is_whole else 1)
-    assert torch.equal(picture, before)
-    assert torch.equal(changed, CHANGES[kind](picture, (number,)))
-    assert not torch.equal(changed, picture)
+    assert torch.equal(image, before)
+    assert torch.equal(changed, CHANGES[kind](image, (number,)))
+    assert not torch.equal(changed, image)
 
 
 @pytest.mark.parametrize("kind", CHANGES)
@@ -55,16 +55,16 @@ def test_bytes_and_floats_are_changed_alike(kind: str) -> None:
 
 
 def test_brightness_and_contrast_are_torchvisions() -> None:
-    picture = 0.3 + 0.4 * noise(3, is_whole=False)  # nothing is cut off
+    image = 0.3 + 0.4 * noise(3, is_whole=False)  # nothing is cut off
     change = RgbPhotometric(brightness=0.3, contrast=0.3)
     for number in range(5):
-        changed = recoloured(picture, change, (number,))
-        gain = (changed[0, 0, 0] - changed[0, 0, 1]) / (picture[0, 0, 0] - picture[0, 0, 1])
-        grey = float(functional.rgb_to_grayscale(picture).mean())
+        changed = recoloured(image, change, (number,))
+        gain = (changed[0, 0, 0] - changed[0, 0, 1]) / (image[0, 0, 0] - image[0, 0, 1])
+        grey = float(functional.rgb_to_grayscale(image).mean())
         # gain = brightness x contrast; the mean grey is multiplied by the brightness alone.
         brightness = float(functional.rgb_to_grayscale(changed).mean()) / grey
         wanted = functional.adjust_contrast(
-            functional.adjust_brightness(picture, brightness), float(gain) / brightness
+            functional.adjust_brightness(image, brightness), float(gain) / brightness
         )
         torch.testing.assert_close(changed, wanted, atol=2e-3, rtol=0)
         assert 0.7 <= brightness <= 1.3
@@ -72,11 +72,11 @@ def test_brightness_and_contrast_are_torchvisions() -> None:
 
 
 def test_saturation_is_torchvisions() -> None:
-    picture = 0.3 + 0.4 * noise(3, is_whole=False)
+    image = 0.3 + 0.4 * noise(3, is_whole=False)
     for saturation in (0.0, 0.6, 1.0, 1.4):
-        changed = (colour_matrix(saturation, 0.0) @ picture.flatten(1)).view_as(picture)
+        changed = (colour_matrix(saturation, 0.0) @ image.flatten(1)).view_as(image)
         torch.testing.assert_close(
-            changed, functional.adjust_saturation(picture, saturation), atol=2e-3, rtol=0
+            changed, functional.adjust_saturation(image, saturation), atol=2e-3, rtol=0
         )
 
 
@@ -94,10 +94,10 @@ def test_a_third_of_a_turn_carries_red_to_green_or_blue() -> None:
 
 
 def test_thermal_noise_is_normal_as_asked() -> None:
-    picture = torch.full((1, 200, 200), 0.5)
+    image = torch.full((1, 200, 200), 0.5)
     deviations = []
     for number in range(40):
-        error = recalibrated(picture, ThermalPhotometric(noise=0.1), (number,)) - picture
+        error = recalibrated(image, ThermalPhotometric(noise=0.1), (number,)) - image
         assert abs(float(error.mean())) < 4 * 0.1 / 200
         deviations.append(float(error.std()))
         inside = (error.abs() < error.std()).float().mean()
@@ -142,7 +142,7 @@ def test_each_sensor_has_draws_of_its_own() -> None:
 
 
 def test_an_offset_leaves_the_gain_as_it_was_drawn() -> None:
-    picture = noise(1, is_whole=False)
-    gain_only = recalibrated(picture, ThermalPhotometric(gain=0.5), ("a",))
-    with_tiny_offset = recalibrated(picture, ThermalPhotometric(gain=0.5, offset=1e-6), ("a",))
+    image = noise(1, is_whole=False)
+    gain_only = recalibrated(image, ThermalPhotometric(gain=0.5), ("a",))
+    with_tiny_offset = recalibrated(image, ThermalPhotometric(gain=0.5, offset=1e-6), ("a",))
     torch.testing.assert_close(gain_only, with_tiny_offset, atol=1e-5, rtol=0)

@@ -35,7 +35,7 @@ CHANGES = st.builds(
 
 
 def assert_boxes_on_objects(changed: Sample, canvas_hw: tuple[int, int]) -> None:
-    """Every box is inside the picture and its object fills it, within two pixels for rounding, blur and noise."""
+    """Every box is inside the image and its object fills it, within two pixels for rounding, blur and noise."""
     assert changed.canvas_hw == canvas_hw
     assert {name: len(x) for name, x in changed.modalities.items()} == CHANNELS
     height, width = changed.valid_hw
@@ -70,7 +70,7 @@ def test_boxes_stay_on_their_objects(
 def test_a_mosaic_keeps_boxes_on_their_objects(
     samples: list[Sample], canvas_hw: tuple[int, int], kept: float, seed: int
 ) -> None:
-    # The objects of the k-th picture are bright in the k-th channel only: neighbours do not disturb.
+    # The objects of the k-th image are bright in the k-th channel only: neighbours do not disturb.
     for k, sample in enumerate(samples):
         event = torch.zeros(4, *sample.canvas_hw)
         event[k] = sample.modalities["thermal"][0].float().clamp(max=1)
@@ -145,7 +145,7 @@ def test_boxes_are_whole_enough_and_one_is_left(sample: Sample, crop: Crop, kept
     ramps = torch.stack(
         torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     )
-    sample = replace(sample, modalities={"event": ramps})  # they tell by how much the picture was enlarged
+    sample = replace(sample, modalities={"event": ramps})  # they tell by how much the image was enlarged
     change = STILL.model_copy(update={"crop": crop, "min_box_kept": kept, "scale_jitter": (1.0, high)})
     canvas_hw = (384, 384)  # every box fits
     changed = train_transform(sample, augmentation=change, canvas_hw=canvas_hw, seed=0, epoch=0)

@@ -53,7 +53,7 @@ def test_accumulation_and_workers_fill_the_same_slots() -> None:
 
 
 def test_a_set_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"16 pictures per step.* 10; set train\.global_batch to 10"):
+    with pytest.raises(ConfigError, match=r"16 images per step.* 10; set train\.global_batch to 10"):
         ElasticSampler(num_samples=10, global_batch=16, seed=0)
 
 
@@ -69,8 +69,8 @@ def test_plans(plan: tuple[int, int, int | None], result: tuple[int, int]) -> No
     [
         ((16, 3, None), "global_batch 16 .* 3 workers; .* 15 and 18"),
         ((3, 4, None), "global_batch 3 .* 4 workers; .* 4 and 8"),
-        ((24, 2, 5), "micro_batch 5 .* 12 pictures .* 4 and 6"),
-        ((8, 2, 16), "micro_batch 16 .* 4 pictures .* 2 and 4"),
+        ((24, 2, 5), "micro_batch 5 .* 12 images .* 4 and 6"),
+        ((8, 2, 16), "micro_batch 16 .* 4 images .* 2 and 4"),
     ],
 )
 def test_an_impossible_plan_names_the_nearest(plan: tuple[int, int, int | None], message: str) -> None:

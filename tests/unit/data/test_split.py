@@ -30,7 +30,7 @@ class Names:
         return len(self.group_ids)
 
     def read(self, index: int) -> Sample:
-        raise AssertionError("a split reads no picture")
+        raise AssertionError("a split reads no image")
 
     def targets(self, index: int) -> Targets:
         raise AssertionError("a split reads no boxes")
@@ -70,7 +70,7 @@ def test_few_long_sequences_are_not_cut() -> None:
     assert not {source.group_ids[i] for i in train} & {source.group_ids[i] for i in val}
 
 
-def test_without_groups_consecutive_pictures_stay_together(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_groups_consecutive_images_stay_together(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="raydet"):
         train, val = split_indices(ungrouped(100), GroupSplit(num_blocks=10))
     assert "Using 10 blocks" in caplog.text
@@ -78,7 +78,7 @@ def test_without_groups_consecutive_pictures_stay_together(caplog: pytest.LogCap
     assert {index // 10 for index in train}.isdisjoint({index // 10 for index in val})
 
 
-def test_the_first_pictures() -> None:
+def test_the_first_images() -> None:
     assert split_indices(ungrouped(5), FirstSplit(num_train=3)) == ([0, 1, 2], [3, 4])
     assert split_indices(ungrouped(5), FirstSplit(num_train=2, overfit=True)) == ([0, 1], [0, 1])
 

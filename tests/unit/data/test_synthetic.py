@@ -48,17 +48,17 @@ def test_the_claims_hold_in_the_pixels() -> None:
                 assert contrast > CLEARLY if modality in views else contrast < BARELY, (index, box, modality)
 
 
-def contrast_of(picture: torch.Tensor, box: list[int], *, is_event: bool) -> float:
+def contrast_of(image: torch.Tensor, box: list[int], *, is_event: bool) -> float:
     """Largest difference, over the channels, between the middle of the lower box and the ground around the box.
 
     The ground of events is 0; around a moving object lies its trail.
     """
     x1, y1, x2, y2 = box
     side = x2 - x1
-    inner = picture[:, y1 + side // 2 : y2 - side // 5, x1 + side // 4 : x2 - side // 4].float().mean((1, 2))
+    inner = image[:, y1 + side // 2 : y2 - side // 5, x1 + side // 4 : x2 - side // 4].float().mean((1, 2))
     if is_event:
         return float(inner.max())
-    window = picture[:, max(0, y1 - 2) : y2 + 2, max(0, x1 - 2) : x2 + 2].float()
+    window = image[:, max(0, y1 - 2) : y2 + 2, max(0, x1 - 2) : x2 + 2].float()
     ground = torch.ones(window.shape[1:], dtype=torch.bool)
     top, left = y1 - max(0, y1 - 2), x1 - max(0, x1 - 2)
     ground[top : top + side, left : left + side] = False
@@ -127,14 +127,14 @@ def test_any_number_of_classes_has_shapes_of_its_own() -> None:
     assert set(demo_set(classes=("object",)).targets(0)[1].tolist()) == {0}
 
 
-def test_larger_pictures_have_larger_objects() -> None:
+def test_larger_images_have_larger_objects() -> None:
     source = SyntheticSet(num_sequences=4, frames_per_sequence=2, size_hw=(240, 320), classes=CLASSES, seed=0)
     boxes, _, _ = source.targets(0)
     assert (boxes[:, 2] - boxes[:, 0]).min() >= 40
     assert source.read(0).modalities["rgb"].shape == (3, 240, 320)
 
 
-def test_the_smallest_picture_works() -> None:
+def test_the_smallest_image_works() -> None:
     source = SyntheticSet(num_sequences=2, frames_per_sequence=3, size_hw=(32, 32), classes=CLASSES, seed=0)
     for index in range(len(source)):
         assert source.read(index).modalities["event"].shape == (1, 32, 32)

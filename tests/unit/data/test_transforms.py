@@ -110,7 +110,7 @@ def test_evaluation_finds_its_way_back(sample: Sample, canvas_hw: tuple[int, int
     torch.testing.assert_close(back, sample.boxes_xyxy, atol=1e-3, rtol=1e-5)
 
 
-def test_a_picture_that_fits_is_not_resampled() -> None:
+def test_an_image_that_fits_is_not_resampled() -> None:
     sample = scene((64, 96), [[3, 4, 20, 30]])
     noise = torch.randint(0, 256, (1, 64, 96), dtype=torch.uint8)
     sample = replace(sample, modalities={"thermal": noise})
@@ -143,7 +143,7 @@ def test_small_boxes_are_dropped_with_their_labels() -> None:
     assert kept.labels.tolist() == [0]
 
 
-def test_a_picture_without_boxes_stays_one() -> None:
+def test_an_image_without_boxes_stays_one() -> None:
     empty = scene((30, 40), [])
     augmentation = Augmentation(flip_probability=1.0, scale_jitter=(1.5, 2.0))
     changed = train_transform(empty, augmentation=augmentation, canvas_hw=(32, 32), seed=0, epoch=0)
@@ -151,7 +151,7 @@ def test_a_picture_without_boxes_stays_one() -> None:
     assert changed.labels.shape == (0,)
 
 
-def test_what_is_random_depends_on_seed_epoch_and_picture() -> None:
+def test_what_is_random_depends_on_seed_epoch_and_image() -> None:
     augmentation = Augmentation(flip_probability=0.5, scale_jitter=(0.5, 2.0))
 
     def box(image_id: str, seed: int, epoch: int) -> list[float]:

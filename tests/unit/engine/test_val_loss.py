@@ -1,4 +1,4 @@
-"""The loss on pictures that were not trained on."""
+"""The loss on images that were not trained on."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def test_two_workers_find_the_same_bits_as_one() -> None:
     assert mean_loss(np.concatenate(parts)) == mean_loss(one)
 
 
-def test_without_pictures_there_is_no_loss() -> None:
+def test_without_images_there_is_no_loss() -> None:
     assert mean_loss(np.zeros((0, 2))) is None
     assert mean_loss(np.array([[3.0, 0.0]])) is None

@@ -1,4 +1,4 @@
-"""Drawn pictures and detections for other programs, for any number of channels."""
+"""Drawn images and detections for other programs, for any number of channels."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_all_modalities_stand_side_by_side(rows: np.ndarray) -> None:
         source_hw=(40, 50),
         valid_hw=(40, 50),
     )
-    picture = drawn(sample, rows, ("a", "b"))
-    assert picture.shape == (3, 40, 150)
-    assert picture.dtype == torch.uint8
-    assert picture[:, 39, [49, 99, 149]].tolist() == [[10, 51, 30]] * 3
-    is_marked = (picture[1] > 200).any(dim=0).view(3, 50).any(dim=1)
+    image = drawn(sample, rows, ("a", "b"))
+    assert image.shape == (3, 40, 150)
+    assert image.dtype == torch.uint8
+    assert image[:, 39, [49, 99, 149]].tolist() == [[10, 51, 30]] * 3
+    is_marked = (image[1] > 200).any(dim=0).view(3, 50).any(dim=1)
     assert is_marked.tolist() == [len(rows) > 0] * 3
 
 

@@ -46,7 +46,7 @@ def test_a_set_without_boxes_has_no_numbers() -> None:
     assert set(result.metrics.values()) == {None}
 
 
-def test_the_order_of_pictures_does_not_matter() -> None:
+def test_the_order_of_images_does_not_matter() -> None:
     generator = np.random.default_rng(0)
     corners = generator.uniform(0, 60, (40, 2))
     boxes = np.concatenate([corners, generator.uniform(15, 60, (40, 2))], axis=1)
@@ -63,7 +63,7 @@ def test_the_order_of_pictures_does_not_matter() -> None:
 def published(folder: Path) -> tuple[GroundTruth, NDArray[np.float64], tuple[str, ...], dict[str, Any]]:
     truth = json.loads((folder / "instances_val2014_100.json").read_text())
     found = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
-    # pycocotools breaks ties between pictures by their ids
+    # pycocotools breaks ties between images by their ids
     images = {name: row for row, name in enumerate(sorted(image["id"] for image in truth["images"]))}
     categories = sorted(truth["categories"], key=lambda category: category["id"])
     labels = {category["id"]: row for row, category in enumerate(categories)}

@@ -20,7 +20,7 @@ FRACTIONS = SizeBins((0.2, 0.5), "fraction")
 
 
 def hard_set(seed: int) -> Case:
-    """Few pictures, some of them empty; crowds; sides that make areas on the edges of the bins; more than 100
+    """Few images, some of them empty; crowds; sides that make areas on the edges of the bins; more than 100
     detections; equal scores; classes without objects.
 
     With an odd seed all boxes lie on whole pixels, so that many overlaps are equal, or exactly a threshold.
@@ -107,7 +107,7 @@ def test_the_size_of_a_block_does_not_matter(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_names_are_kept() -> None:
     truth, rows, classes = hard_set(1)
-    names = [f"picture_{index}" for index in range(truth.num_images)]
+    names = [f"image_{index}" for index in range(truth.num_images)]
     named = {"image_ids": names, "group_ids": [name[-1] for name in names]}
     assert_same(
         evaluate_with_records(truth, rows, classes, **named),
@@ -116,16 +116,16 @@ def test_names_are_kept() -> None:
 
 
 @pytest.mark.parametrize(("column", "value"), [(0, 99), (0, -1), (6, 99)])
-def test_a_detection_of_no_picture_is_our_mistake(column: int, value: float) -> None:
+def test_a_detection_of_no_image_is_our_mistake(column: int, value: float) -> None:
     truth, rows, classes = hard_set(1)
     assert len(rows) > 0
     rows[0, column] = value
-    with pytest.raises(ValueError, match="detections want pictures and labels below"):
+    with pytest.raises(ValueError, match="detections want images and labels below"):
         evaluate_coco(truth, rows, classes)
 
 
 def test_fractions_do_not_see_the_resolution() -> None:
-    """The same pictures at three times the size, and at half of it each second one."""
+    """The same images at three times the size, and at half of it each second one."""
     truth, rows, classes = hard_set(3)
     truth = replace(truth, areas=None)
     small = evaluate_coco(truth, rows, classes, size_bins=FRACTIONS)
@@ -142,10 +142,10 @@ def test_fractions_do_not_see_the_resolution() -> None:
         assert evaluate_coco(larger, rows_of_it, classes) != small
 
 
-def test_fractions_of_equal_pictures_are_pixels() -> None:
+def test_fractions_of_equal_images_are_pixels() -> None:
     truth, rows, classes = hard_set(3)
     truth = replace(truth, sizes_hw=np.tile([160, 160], (truth.num_images, 1)))
     pixels = evaluate_coco(truth, rows, classes, size_bins=SizeBins((40.0, 80.0)))
     assert evaluate_coco(truth, rows, classes, size_bins=SizeBins((0.25, 0.5), "fraction")) == pixels
-    with pytest.raises(ValueError, match="the pictures' sizes"):
+    with pytest.raises(ValueError, match="the images' sizes"):
         evaluate_coco(replace(truth, sizes_hw=None), rows, classes, size_bins=FRACTIONS)

@@ -27,7 +27,7 @@ def plain_overlap(row: Row, box: Row, ignored: bool) -> float:
 
 
 def plain_miss_rate(truth: GroundTruth, rows: Row, label: int) -> float:
-    """One detection after the other, over all pictures at once."""
+    """One detection after the other, over all images at once."""
     assert truth.is_crowd is not None
     mine = [index for index in range(len(truth.labels)) if truth.labels[index] == label]
     taken: set[int] = set()
@@ -77,7 +77,7 @@ def test_it_is_its_definition(seed: int) -> None:
 
 def test_cases_known_by_hand() -> None:
     right, wrong = np.array([True, False, True, True]), np.array([False, True, False, False])
-    # 1 wrong one in 10 pictures: four of the points lie below 0.1, where one of four objects is found.
+    # 1 wrong one in 10 images: four of the points lie below 0.1, where one of four objects is found.
     expected = 0.75 ** (4 / 9) * 0.25 ** (5 / 9)
     assert log_average(right, wrong, num_objects=4, num_images=10) == pytest.approx(expected)
     # A wrong one before all others: below its point nothing is found.

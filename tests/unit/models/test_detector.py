@@ -57,8 +57,8 @@ def make_batch(
             x, y = (int(torch.randint(0, side - 32, (), generator=generator)) for side in (width, height))
             boxes_xyxy[row, n] = torch.tensor([x, y, x + 24.0, y + 20.0 + 4 * n])
             labels[row, n] = n % 3
-            for pictures in modalities.values():
-                pictures[row, :, y : y + 20 + 4 * n, x : x + 24] = 200
+            for images in modalities.values():
+                images[row, :, y : y + 20 + 4 * n, x : x + 24] = 200
     return Batch(
         modalities=modalities,
         valid_hw=torch.tensor([canvas_hw] * size),
@@ -66,7 +66,7 @@ def make_batch(
         boxes_xyxy=boxes_xyxy,
         labels=labels,
         counts=torch.tensor(counts),
-        image_ids=tuple(f"picture{row}" for row in range(size)),
+        image_ids=tuple(f"image{row}" for row in range(size)),
     )
 
 
@@ -111,7 +111,7 @@ def test_one_gaff_stage_replaces_one_cmx_stage() -> None:
 # --- input preparation
 
 
-def test_pictures_are_normalised_and_padding_is_zero() -> None:
+def test_images_are_normalised_and_padding_is_zero() -> None:
     stream = InputStream({"rgb": ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)), "event": ((0.0,), (0.5,))})
     batch = replace(make_batch(), valid_hw=torch.tensor([[96, 128], [50, 70]]))
     x = stream(batch)
@@ -124,7 +124,7 @@ def test_pictures_are_normalised_and_padding_is_zero() -> None:
     assert not x[1, :, :, 70:].any()
 
 
-def test_floats_and_bytes_are_the_same_picture() -> None:
+def test_floats_and_bytes_are_the_same_image() -> None:
     stream = InputStream({"rgb": ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))})
     batch = make_batch()
     floats = {name: x / 255 for name, x in batch.modalities.items()}
@@ -138,13 +138,11 @@ def test_a_missing_modality_is_zero_even_where_the_mean_is_not() -> None:
     x = InputStream(normalization, missing=("event",))(batch)
     assert x[:, 0].any()
     assert not x[:, 1].any()
-    with pytest.raises(
-        ConfigError, match=r"'event', the pictures have thermal; add 'event' to data\.missing"
-    ):
+    with pytest.raises(ConfigError, match=r"'event', the images have thermal; add 'event' to data\.missing"):
         InputStream(normalization)(batch)
 
 
-def test_a_dropped_modality_is_zero_for_its_pictures_only() -> None:
+def test_a_dropped_modality_is_zero_for_its_images_only() -> None:
     stream = InputStream({"rgb": ((0.5, 0.4, 0.3), (0.2,) * 3), "thermal": ((0.5,), (0.2,))})
     batch = make_batch(counts=(1, 1, 1))
     dropping = replace(batch, dropped={"thermal": torch.tensor([False, True, False])})
@@ -337,7 +335,7 @@ def total_loss(detector: Detector, batch: Batch) -> Tensor:
     return torch.stack(list(detector(batch).values())).sum()
 
 
-def test_twenty_steps_on_one_batch_lower_the_loss_and_find_boxes_inside_the_picture() -> None:
+def test_twenty_steps_on_one_batch_lower_the_loss_and_find_boxes_inside_the_image() -> None:
     detector = build_detector(
         tiny(head=recipe("demo").model.head.model_copy(update={"score_threshold": 0.0}))
     )

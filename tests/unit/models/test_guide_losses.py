@@ -53,7 +53,7 @@ def test_the_better_modality_is_picked_cell_by_cell() -> None:
     assert losses_of(guides)[1] == pytest.approx((-math.log(1 / 4) - math.log(3 / 4)) / 2, abs=1e-12)
 
 
-def test_a_picture_without_objects_wants_empty_masks() -> None:
+def test_an_image_without_objects_wants_empty_masks() -> None:
     intra, _ = losses_of(guides_of(), targets=NO_OBJECT)
     assert intra == pytest.approx((1 - 1 / 2 + 1 - 1 / (0.64 + 0.09 + 0.04 + 0.3025 + 1)) / 2, abs=1e-12)
     assert losses_of(guides_of(rgb=[1e-9] * 4, aux=[1e-9] * 4), targets=NO_OBJECT)[0] < 1e-8
@@ -72,7 +72,7 @@ def test_padding_does_not_count() -> None:
     assert inter == pytest.approx(-math.log(3 / 4), abs=1e-12)
 
 
-def test_a_batch_is_the_mean_of_its_pictures_and_stages_of_theirs() -> None:
+def test_a_batch_is_the_mean_of_its_images_and_stages_of_theirs() -> None:
     one, other = guides_of(), guides_of(rgb=[0.9, 0.1, 0.3, 0.6])
     together = Guides(*(torch.cat(pair) for pair in zip(one, other, strict=True)))
     targets = Targets(
@@ -115,9 +115,9 @@ def test_boxes_are_filled(precision: torch.dtype) -> None:
     boxes = torch.cat((corners, corners + torch.randint(1, 40, (3, 40, 2))), dim=2)
     is_real = torch.rand(3, 40) < 0.2
     drawn = torch.zeros(3, 64, 96, dtype=torch.bool)
-    for picture, box in is_real.nonzero().tolist():
-        x1, y1, x2, y2 = boxes[picture, box].int().tolist()
-        drawn[picture, y1:y2, x1:x2] = True
+    for image, box in is_real.nonzero().tolist():
+        x1, y1, x2, y2 = boxes[image, box].int().tolist()
+        drawn[image, y1:y2, x1:x2] = True
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         found = box_mask(boxes, is_real, map_hw=(16, 24), canvas_hw=(64, 96))
     assert torch.equal(found[:, 0], drawn[:, 2::4, 2::4])

@@ -123,7 +123,7 @@ def both_box_heads(num_levels: int) -> tuple[BoxHeads, RoIHeads]:
 
 
 def some_proposals() -> list[Tensor]:
-    """A different number in each picture."""
+    """A different number in each image."""
     corner = torch.rand(50, 2, dtype=torch.float64) * 50
     boxes = torch.cat((corner, corner + 5 + torch.rand(50, 2, dtype=torch.float64) * 40), dim=1)
     return [boxes[:33], boxes[33:]]
@@ -151,10 +151,10 @@ def test_a_gpu_pools_level_by_level_what_a_cpu_pools_from_rows() -> None:
     maps, boxes = pyramid(), torch.cat(some_proposals())
     boxes[::3] *= 8
     boxes[::7] /= 20
-    picture, level = torch.randint(0, 2, (len(boxes),)), level_of(boxes, 5)
+    image, level = torch.randint(0, 2, (len(boxes),)), level_of(boxes, 5)
     assert len(level.unique()) > 1
-    pooled = ours.pooled(maps, row_table(maps, dtype=torch.float64), boxes, picture)
-    by_level = ours._pooled_by_level(maps, boxes, picture, level)
+    pooled = ours.pooled(maps, row_table(maps, dtype=torch.float64), boxes, image)
+    by_level = ours._pooled_by_level(maps, boxes, image, level)
     torch.testing.assert_close(pooled, by_level, atol=1e-12, rtol=0)
 
 

@@ -128,14 +128,14 @@ def test_masks_are_drawn_branch_by_branch_before_the_first_block(monkeypatch: py
     seen: list[Tensor | None] = []
     for block in stage.blocks:
         monkeypatch.setattr(block, "forward", lambda x, hw, keep: seen.append(keep) or x)
-    pictures = torch.rand(5, 3, 32, 32)
+    images = torch.rand(5, 3, 32, 32)
     torch.manual_seed(3)
-    stage(pictures)
+    stage(images)
     torch.manual_seed(3)
     expected = [torch.empty(5, 1, 1).bernoulli_(0.5) / 0.5 for _ in range(2)]
     assert seen[0] is None
     assert torch.equal(seen[1], torch.stack(expected))
-    stage.eval()(pictures)
+    stage.eval()(images)
     assert seen[2:] == [None, None]
 
 
@@ -221,7 +221,7 @@ def test_maps_stay_channels_last() -> None:
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in FRM(128)(x, x))
 
 
-def test_one_picture_keeps_true_channels_last_strides() -> None:
+def test_one_image_keeps_true_channels_last_strides() -> None:
     # A dimension of length 1 may have any stride; convolutions are slow where it is not this one.
     stage = MiTStage(variant=MIT_VARIANTS["nano"], stage=0, in_channels=3, drop_path_rates=[0.0])
     seen: dict[str, tuple[int, ...]] = {}

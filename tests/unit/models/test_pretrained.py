@@ -72,10 +72,10 @@ def test_timms_names(file: Path, published: dict[str, Tensor]) -> None:
     detector, found = loaded(file)
     model = timm.create_model(MODEL).eval()
     model.load_state_dict(published)
-    pictures = torch.rand(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
-    x = pictures
+    images = torch.rand(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    x = images
     with torch.no_grad():
-        wanted = model.forward_intermediates(pictures, indices=[1, 2, 3, 4], intermediates_only=True)
+        wanted = model.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
         for stage, theirs in zip(detector.encoder.rgb_stages.eval(), wanted, strict=True):
             x = stage(x)
             assert torch.equal(x, theirs)

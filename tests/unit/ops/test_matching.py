@@ -91,7 +91,7 @@ def test_draws_are_torchvisions(positive: int, size: int) -> None:
     torch.manual_seed(1)
     masks = BalancedPositiveNegativeSampler(size, 0.25)(list(labels))
     expected = [{(row, int(i)) for row in range(3) for i in mask[row].nonzero()} for mask in masks]
-    drawn = list(zip(sample.picture_S.tolist(), sample.box_S.tolist(), strict=True))
+    drawn = list(zip(sample.image_S.tolist(), sample.box_S.tolist(), strict=True))
     assert set(drawn[: sample.num_positive]) == expected[0]
     assert set(drawn[sample.num_positive :]) == expected[1]
     assert len(set(drawn)) == len(drawn)

@@ -39,9 +39,9 @@ def boxes_of(kind: str, count: int = 60) -> Tensor:
     raise AssertionError(kind)
 
 
-def pooled_by_torchvision(levels: list[Tensor], boxes: Tensor, picture: Tensor, level: Tensor) -> Tensor:
+def pooled_by_torchvision(levels: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor) -> Tensor:
     out = levels[0].new_zeros(len(boxes), levels[0].shape[1], 7, 7)
-    rois = torch.cat((picture[:, None].to(boxes.dtype), boxes), dim=1)
+    rois = torch.cat((image[:, None].to(boxes.dtype), boxes), dim=1)
     for index, (x, stride) in enumerate(zip(levels, STRIDES, strict=True)):
         here = level == index
         out[here] = torchvision_roi_align(x, rois[here], 7, 1 / stride, 2, aligned=False)
@@ -52,9 +52,9 @@ def pooled_by_torchvision(levels: list[Tensor], boxes: Tensor, picture: Tensor, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_are_torchvisions(kind: str, dtype: torch.dtype) -> None:
     levels, boxes = maps(dtype=dtype), boxes_of(kind).to(dtype)
-    picture, level = torch.randint(0, 2, (len(boxes),)), torch.randint(0, 5, (len(boxes),))
-    ours = roi_align(row_table(levels, dtype=dtype), boxes, picture_K=picture, level_K=level, strides=STRIDES)
-    theirs = pooled_by_torchvision(levels, boxes, picture, level)
+    image, level = torch.randint(0, 2, (len(boxes),)), torch.randint(0, 5, (len(boxes),))
+    ours = roi_align(row_table(levels, dtype=dtype), boxes, image_K=image, level_K=level, strides=STRIDES)
+    theirs = pooled_by_torchvision(levels, boxes, image, level)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(ours, theirs, atol=4 * tolerance, rtol=0)
     weight = torch.randn_like(ours)
@@ -67,7 +67,7 @@ def test_values_and_gradients_are_torchvisions(kind: str, dtype: torch.dtype) ->
 def test_no_box_is_no_row() -> None:
     none = torch.empty(0, dtype=torch.int64)
     table = row_table(maps(), dtype=torch.float32)
-    pooled = roi_align(table, torch.empty(0, 4), picture_K=none, level_K=none, strides=STRIDES)
+    pooled = roi_align(table, torch.empty(0, 4), image_K=none, level_K=none, strides=STRIDES)
     assert pooled.shape == (0, 3, 7, 7)
     pooled.sum().backward()
 

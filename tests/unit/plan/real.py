@@ -45,22 +45,22 @@ def detector_of(run: Experiment) -> Detector:
     return detector
 
 
-def batch_of(run: Experiment, pictures: int) -> Batch:
-    """Noise with `NUM_OBJECTS` boxes on every picture."""
+def batch_of(run: Experiment, images: int) -> Batch:
+    """Noise with `NUM_OBJECTS` boxes on every image."""
     height, width = run.data.canvas_hw
-    corner = torch.rand(pictures, NUM_OBJECTS, 2) * torch.tensor([width - 64, height - 64])
-    size_hw = torch.tensor([[height, width]] * pictures)
+    corner = torch.rand(images, NUM_OBJECTS, 2) * torch.tensor([width - 64, height - 64])
+    size_hw = torch.tensor([[height, width]] * images)
     return Batch(
         modalities={
-            name: torch.randint(0, 255, (pictures, channels, height, width), dtype=torch.uint8)
+            name: torch.randint(0, 255, (images, channels, height, width), dtype=torch.uint8)
             for name, channels in MODALITY_CHANNELS.items()
         },
         valid_hw=size_hw,
         source_hw=size_hw,
         boxes_xyxy=torch.cat((corner, corner + 60), dim=2),
-        labels=torch.zeros(pictures, NUM_OBJECTS, dtype=torch.int64),
-        counts=torch.full((pictures,), NUM_OBJECTS),
-        image_ids=tuple(map(str, range(pictures))),
+        labels=torch.zeros(images, NUM_OBJECTS, dtype=torch.int64),
+        counts=torch.full((images,), NUM_OBJECTS),
+        image_ids=tuple(map(str, range(images))),
     )
 
 
@@ -70,7 +70,7 @@ def loss_of(run: Experiment, detector: nn.Module, batch: Batch) -> Tensor:
     return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 
-def saved_bytes(run: Experiment, pictures: int) -> int:
+def saved_bytes(run: Experiment, images: int) -> int:
     """Bytes that autograd keeps after a forward pass: unique storages, weights left out.
 
     What a recomputed unit keeps are its inputs; autograd's own hooks do not see those.
@@ -91,7 +91,7 @@ def saved_bytes(run: Experiment, pictures: int) -> int:
         units = units_of(detector)
         for unit in (*units.blocks, *units.fusions):
             unit.register_forward_pre_hook(keep_inputs)
-    batch = batch_of(run, pictures)
+    batch = batch_of(run, images)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = loss_of(run, detector, batch)
     assert loss.isfinite()
@@ -126,11 +126,11 @@ class _Peak(TorchDispatchMode):
         self.now_bytes -= size_bytes
 
 
-def peak_bytes(run: Experiment, pictures: int) -> int:
+def peak_bytes(run: Experiment, images: int) -> int:
     """Bytes of all live tensors at the worst moment of two training steps."""
     torch.manual_seed(0)
     with _Peak() as peak:
-        detector, batch = detector_of(run), batch_of(run, pictures)
+        detector, batch = detector_of(run), batch_of(run, images)
         optimizer = build_optimizer(run.optim, detector.parameters())
         for _ in range(2):  # the first one makes the optimizer's state
             loss_of(run, detector, batch).backward()

@@ -21,13 +21,13 @@ EXTENDED = {
 }
 
 
-def planned(run: Experiment, pictures: int) -> Ledger:
+def planned(run: Experiment, images: int) -> Ledger:
     """One rank, no accumulation, the CPU's kernels."""
     return ledger(
-        with_train(run, global_batch=pictures),
+        with_train(run, global_batch=images),
         world_size=1,
         strategy="single",
-        micro_batch=pictures,
+        micro_batch=images,
         num_objects=NUM_OBJECTS,
         device_type="cpu",
     )
@@ -58,8 +58,8 @@ def run_of(variant: str, precision: str, mode: str, fusion: str) -> Experiment:
 )
 def test_what_autograd_keeps(variant: str, precision: str, mode: str, fusion: str) -> None:
     run = run_of(variant, precision, mode, fusion)
-    for pictures in (1, 2):
-        assert planned(run, pictures).activation_bytes == pytest.approx(saved_bytes(run, pictures), rel=0.05)
+    for images in (1, 2):
+        assert planned(run, images).activation_bytes == pytest.approx(saved_bytes(run, images), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def output_of(*arguments: str) -> str:
 def test_text() -> None:
     text = output_of()
     assert text.startswith("demo: mit_nano, canvas 96 x 128, fp32, activation checkpointing none\n")
-    assert "1 x 80.00 GiB, single, global batch 8 (micro-batch 8 x 1), 50 objects per picture" in text
+    assert "1 x 80.00 GiB, single, global batch 8 (micro-batch 8 x 1), 50 objects per image" in text
     assert "of 80.00 GiB, fits\n" in text
-    assert "largest micro-batch like this: 8 (of 8 pictures per GPU and step)" in text
+    assert "largest micro-batch like this: 8 (of 8 images per GPU and step)" in text
     names = ["weights", "gradients", "optimizer state", "stage 1 rgb", "fusion 4", "FPN", "RPN", "RoI heads"]
     for name in [*names, "logits and targets", "workspace", "margin", "peak"]:
         assert f"\n{name} " in text
@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_said() -> None:
     text = output_of("--gpu-memory", "600MiB", "--set", "train.micro_batch=auto")
     assert "DOES NOT FIT" in text
     assert "largest micro-batch like this: none" in text
-    assert "nothing fits: even one picture at a time needs" in text
+    assert "nothing fits: even one image at a time needs" in text
 
 
 def test_auto_takes_the_largest() -> None:
@@ -62,9 +62,9 @@ def test_auto_takes_the_largest() -> None:
         (("--gpus", "0"), "the number of workers wants 1 or more, got 0"),
         (("--gpus", "3"), "train.global_batch 8 does not divide among 3 workers"),
         (("--gpu-memory", "80"), "--gpu-memory wants a size with its unit"),
-        (("--objects", "-1"), "the number of objects per picture wants 0 or more"),
+        (("--objects", "-1"), "the number of objects per image wants 0 or more"),
         (("--set", "train.strategy=fsdp"), "train.strategy=fsdp wants several workers, got 1"),
-        (("--set", "train.micro_batch=3"), "train.micro_batch 3 does not divide the 8 pictures"),
+        (("--set", "train.micro_batch=3"), "train.micro_batch 3 does not divide the 8 images"),
         (("--recipe", "nothing"), "unknown recipe 'nothing'"),
     ],
 )

@@ -94,7 +94,7 @@ def test_plenty_of_memory_needs_nothing() -> None:
         "train.activation_checkpointing=none",
         "train.micro_batch=8",
     )
-    assert best.reason == "all pictures fit at once, nothing need be recomputed"
+    assert best.reason == "all images fit at once, nothing need be recomputed"
     assert recommend(DEMO, world_size=2, memory_bytes=80 * GIB).option.strategy == "ddp"
 
 
@@ -105,21 +105,21 @@ def test_a_little_less_accumulates() -> None:
 
 
 def test_little_recomputes() -> None:
-    # One picture at a time would fit as it is; sixteen of them with recomputing are faster.
+    # One image at a time would fit as it is; sixteen of them with recomputing are faster.
     best = recommend(big("b5"), world_size=1, memory_bytes=12 * GIB)
     assert best.option.activation_checkpointing == "block"
     assert best.option.micro_batch == 16
-    assert "without recomputing activations at most 1 of 16 pictures would fit at once" in best.reason
+    assert "without recomputing activations at most 1 of 16 images would fit at once" in best.reason
 
 
 def test_too_little_is_said() -> None:
     best = recommend(DEMO, world_size=1, memory_bytes=GIB // 2)
     assert not best.fits
-    assert best.reason.startswith("nothing fits: even one picture at a time needs")
+    assert best.reason.startswith("nothing fits: even one image at a time needs")
 
 
 def test_the_order_of_the_recommendation() -> None:
-    # A model whose weights are large and whose pictures are small: sharding is what helps.
+    # A model whose weights are large and whose images are small: sharding is what helps.
     run = apply_overrides(recipe("rgbte_mit_b5"), {"data.canvas_hw": [64, 64], "train.global_batch": 8})
     whole = ledger(run, world_size=8, strategy="ddp", micro_batch=1).peak_bytes
     best = recommend(run, world_size=8, memory_bytes=whole - 100 * MIB)

@@ -201,7 +201,7 @@ def test_rows_add_up_to_the_peak() -> None:
     assert len({row.name for row in found.rows}) == len(found.rows)
 
 
-def test_pictures_grow_linearly() -> None:
+def test_images_grow_linearly() -> None:
     one, two, four = (demo_ledger(micro_batch=images) for images in (1, 2, 4))
     assert [four.micro_batch, four.accumulation] == [4, 2]
     assert four.activation_bytes - two.activation_bytes == pytest.approx(
@@ -236,9 +236,9 @@ def test_more_objects_cost_more() -> None:
     [
         ({"world_size": 0}, "the number of workers wants 1 or more, got 0"),
         ({"micro_batch": -1}, "the micro-batch wants 1 or more, got -1"),
-        ({"num_objects": -1}, "the number of objects per picture wants 0 or more, got -1"),
+        ({"num_objects": -1}, "the number of objects per image wants 0 or more, got -1"),
         ({"world_size": 3}, "train.global_batch 8 does not divide among 3 workers"),
-        ({"micro_batch": 3}, "train.micro_batch 3 does not divide the 8 pictures"),
+        ({"micro_batch": 3}, "train.micro_batch 3 does not divide the 8 images"),
         ({"strategy": "fsdp"}, "train.strategy=fsdp wants several workers, got 1"),
     ],
 )
@@ -265,7 +265,7 @@ def test_measuring_leaves_no_trace_and_knows_no_threads() -> None:
 
 
 def test_the_smallest_canvas() -> None:
-    # A single cell in the last stage: batch norm refuses a single picture.
+    # A single cell in the last stage: batch norm refuses a single image.
     run = apply_overrides(DEMO, {"data.canvas_hw": [32, 32]})
     found = ledger(run, world_size=1, strategy="single", micro_batch=8)
     assert 0 < found.activation_bytes < demo_ledger().activation_bytes

@@ -26,7 +26,7 @@ from raydet.structures import Sample, collate
 
 
 def untrained_run(**model: Any) -> TrainedRun:
-    """With the weights as they were drawn; pictures of 48 x 128 on a canvas of 96 x 128, half of it padding."""
+    """With the weights as they were drawn; images of 48 x 128 on a canvas of 96 x 128, half of it padding."""
     settings: Mapping[str, Any] = {
         "data.source": {
             "kind": "synthetic",
@@ -172,9 +172,9 @@ def test_one_colour_scale_holds_for_all_maps() -> None:
     low, high = np.full((2, 2), 0.2), np.full((3, 4), 0.8)
     attention = made_by_hand([low, high])
     assert value_range(attention) == pytest.approx((0.2, 0.8))
-    picture = draw_attention(attention)
-    assert picture is not None
-    colours = {colour: count for count, colour in picture.getcolors(1 << 24) or ()}
+    image = draw_attention(attention)
+    assert image is not None
+    colours = {colour: count for count, colour in image.getcolors(1 << 24) or ()}
     ends = [tuple(colormaps["viridis"](end, bytes=True)[:3]) for end in (0.0, 1.0)]
     areas = [colours.get(end, 0) for end in ends]
     # Each map is of one colour, that of its end of the scale, and both are equally large.
@@ -192,9 +192,9 @@ def test_small_differences_look_small() -> None:
 @pytest.mark.parametrize("num_channels", [1, 3, 20])
 def test_any_shape_and_any_channels(size_hw: tuple[int, int], num_channels: int) -> None:
     attention = made_by_hand([np.eye(4)], size_hw=size_hw, num_channels=num_channels)
-    picture = draw_attention(attention, unread={"rgb"})
-    assert picture is not None
-    assert 250 < min(picture.size) <= max(picture.size) < 1400
+    image = draw_attention(attention, unread={"rgb"})
+    assert image is not None
+    assert 250 < min(image.size) <= max(image.size) < 1400
 
 
 @torch.no_grad()

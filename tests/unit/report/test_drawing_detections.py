@@ -17,7 +17,7 @@ from raydet.report.drawings.panels import INK, LINE_PX, MARGIN_PX
 from raydet.structures import Detections, Sample
 
 FACTOR, PANEL_W, PANEL_H = 3, 384, 288
-"""Of a picture of 96 x 128."""
+"""Of an image of 96 x 128."""
 TOP_PX = 2 * MARGIN_PX + 3 * LINE_PX
 CLASSES = ("circle", "square")
 CHANNELS = {"rgb": 3, "thermal": 1, "event": 1}
@@ -50,10 +50,10 @@ def detections(rows: list[tuple[list[float], float, int]]) -> Detections:
     )
 
 
-def pixel(picture: Image.Image, panel: int, x: float, y: float) -> tuple[int, int, int]:
-    """Of a panel, at picture coordinates."""
+def pixel(drawn: Image.Image, panel: int, x: float, y: float) -> tuple[int, int, int]:
+    """Of a panel, at image coordinates."""
     at = MARGIN_PX + panel * (PANEL_W + MARGIN_PX) + round(x * FACTOR), TOP_PX + round(y * FACTOR)
-    red, green, blue = picture.getpixel(at)
+    red, green, blue = drawn.getpixel(at)
     return red, green, blue
 
 
@@ -61,18 +61,18 @@ def test_boxes_stand_at_their_edges_in_every_panel() -> None:
     one = sample([[20, 30, 50, 60], [80, 10, 110, 40]], [0, 1])
     # Right, a pixel larger than the true box on each side; of the wrong class; too weak to be drawn.
     found = detections([([19, 29, 51, 61], 0.9, 0), ([79, 9, 111, 41], 0.8, 0), ([20, 70, 40, 90], 0.3, 0)])
-    picture = draw_detections(one, found, classes=CLASSES, score_threshold=0.5)
-    assert picture.size == (3 * PANEL_W + 4 * MARGIN_PX, TOP_PX + PANEL_H + MARGIN_PX)
+    drawn = draw_detections(one, found, classes=CLASSES, score_threshold=0.5)
+    assert drawn.size == (3 * PANEL_W + 4 * MARGIN_PX, TOP_PX + PANEL_H + MARGIN_PX)
     for panel in range(3):
         for x, y in ((19, 45), (35, 29), (50.6, 45), (35, 60.6)):
-            assert pixel(picture, panel, x, y) == RIGHT
+            assert pixel(drawn, panel, x, y) == RIGHT
         for x, y in ((79, 25), (95, 9), (110.6, 25), (95, 40.6)):
-            assert pixel(picture, panel, x, y) == WRONG
+            assert pixel(drawn, panel, x, y) == WRONG
         for x in (20, 49.7, 80, 109.7):
-            column = {pixel(picture, panel, x, y + 34) for y in np.arange(0, 4, 1 / FACTOR)}
+            column = {pixel(drawn, panel, x, y + 34) for y in np.arange(0, 4, 1 / FACTOR)}
             assert column <= {DASHES, INK, RIGHT, WRONG}
             assert {DASHES, INK} <= column
-        ground = {pixel(picture, panel, x, y) for x, y in ((10, 10), (20, 80), (35, 45), (95, 25))}
+        ground = {pixel(drawn, panel, x, y) for x, y in ((10, 10), (20, 80), (35, 45), (95, 25))}
         assert len(ground) == 1
 
 
@@ -127,9 +127,9 @@ def test_any_channels_and_any_shape(num_channels: int, size_hw: tuple[int, int])
     whole = [0.0, 0.0, float(width), float(height)]
     one = sample([whole], [0], channels={"rgb": 3, "event": num_channels}, size_hw=size_hw)
     found = detections([(whole, 0.9, 0), (whole, 0.8, 1), ([0, 0, 3, 3], 0.7, 1)])
-    picture = draw_detections(one, found, classes=CLASSES, score_threshold=0.5, unread={"event"})
-    assert max(picture.size) <= 1400
-    colours = {colour for _, colour in picture.getcolors(1 << 24) or ()}
+    drawn = draw_detections(one, found, classes=CLASSES, score_threshold=0.5, unread={"event"})
+    assert max(drawn.size) <= 1400
+    colours = {colour for _, colour in drawn.getcolors(1 << 24) or ()}
     assert {RIGHT, WRONG} <= colours
 
 
@@ -147,8 +147,8 @@ def test_a_modality_is_called_as_asked() -> None:
 
 
 def test_nothing_to_find_and_nothing_found() -> None:
-    picture = draw_detections(sample([], []), detections([]), classes=CLASSES, score_threshold=0.5)
-    panel = np.asarray(picture)[TOP_PX : TOP_PX + PANEL_H, MARGIN_PX : MARGIN_PX + PANEL_W]
+    drawn = draw_detections(sample([], []), detections([]), classes=CLASSES, score_threshold=0.5)
+    panel = np.asarray(drawn)[TOP_PX : TOP_PX + PANEL_H, MARGIN_PX : MARGIN_PX + PANEL_W]
     assert panel.shape == (PANEL_H, PANEL_W, 3)
     assert len(np.unique(panel)) == 1
 
@@ -169,16 +169,16 @@ HOSTILE = [
 def test_any_name_can_be_drawn(name: str) -> None:
     one = replace(sample([[20, 30, 50, 60], [80, 10, 110, 40]], [0, 0]), image_id=name)
     found = detections([([20, 30, 50, 60], 0.9, 0)])
-    picture = draw_detections(one, found, classes=(name,), score_threshold=0.5)
-    assert picture.size == (3 * PANEL_W + 4 * MARGIN_PX, TOP_PX + PANEL_H + MARGIN_PX)
+    drawn = draw_detections(one, found, classes=(name,), score_threshold=0.5)
+    assert drawn.size == (3 * PANEL_W + 4 * MARGIN_PX, TOP_PX + PANEL_H + MARGIN_PX)
 
 
 def test_labels_leave_the_boxes_to_be_seen() -> None:
     """Five objects side by side: every label is there, and none hides a box or another label."""
     boxes = [[float(x), 40.0, float(x + 8), 60.0] for x in range(10, 60, 10)]
     found = detections([(box, 0.9 - row / 100, 0) for row, box in enumerate(boxes)])
-    picture = draw_detections(sample(boxes, [0] * 5), found, classes=CLASSES, score_threshold=0.5)
-    panel = np.asarray(picture)[TOP_PX : TOP_PX + PANEL_H, MARGIN_PX : MARGIN_PX + PANEL_W]
+    drawn = draw_detections(sample(boxes, [0] * 5), found, classes=CLASSES, score_threshold=0.5)
+    panel = np.asarray(drawn)[TOP_PX : TOP_PX + PANEL_H, MARGIN_PX : MARGIN_PX + PANEL_W]
     inside = panel[43 * FACTOR : 57 * FACTOR, 11 * FACTOR : 17 * FACTOR]
     assert (inside == panel[0, 0]).all()
     alone = draw_detections(
@@ -190,4 +190,4 @@ def test_labels_leave_the_boxes_to_be_seen() -> None:
         below = np.asarray(image)[TOP_PX + 61 * FACTOR : TOP_PX + PANEL_H, MARGIN_PX : MARGIN_PX + PANEL_W]
         return sum(int((part == RIGHT).all(axis=-1).sum()) for part in (pixels, below))
 
-    assert inked(picture) >= 4.5 * inked(alone)
+    assert inked(drawn) >= 4.5 * inked(alone)

@@ -1,4 +1,4 @@
-"""Pictures of any number of channels become panels; text cannot break them."""
+"""Images of any number of channels become panels; text cannot break them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F1 of each picture, the threshold that it stands on, and who is best: by hand, and against trying everything."""
+"""F1 of each image, the threshold that it stands on, and who is best: by hand, and against trying everything."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from raydet.metrics.matches import MatchRecords
 from raydet.report.drawings.ranking import UNDECIDED, best_and_worst, image_scores
 
 Found = tuple[int, float, bool]
-"""Picture, score, whether right."""
+"""Image, score, whether right."""
 
 
 def records(objects: list[int], found: list[Found], groups: list[str] | None = None) -> MatchRecords:
-    ids = np.array([f"picture_{number}" for number in range(len(objects))])
+    ids = np.array([f"image_{number}" for number in range(len(objects))])
     right_NT = np.zeros((len(found), 10), bool)
     right_NT[:, 0] = [is_right for _, _, is_right in found]
     wrong_NT = np.ones((len(found), 10), bool)
@@ -30,7 +30,7 @@ def records(objects: list[int], found: list[Found], groups: list[str] | None = N
     )
 
 
-def test_scores_of_three_pictures_by_hand() -> None:
+def test_scores_of_three_images_by_hand() -> None:
     # From 0.6 on: 2 right of 4 objects, F1 4/6. With 0.4: 3 right, 6/7. With 0.2: 6/9.
     found = [(0, 0.9, True), (0, 0.6, True), (1, 0.4, True), (1, 0.2, False), (2, 0.2, False)]
     scores = image_scores(records([2, 2, 0], found))
@@ -53,7 +53,7 @@ def test_the_best_found_most_and_the_worst_has_most_mistakes() -> None:
     assert best_and_worst(records([1, 2, 0, 1, 3], found), 1) == ([1], [4])
 
 
-def test_equal_pictures_are_ordered_by_their_ids() -> None:
+def test_equal_images_are_ordered_by_their_ids() -> None:
     assert best_and_worst(records([1, 1, 1, 1], []), 2) == ([0, 1], [3, 2])
 
 

@@ -50,7 +50,7 @@ def random_set(
 def repeated(
     truth: GroundTruth, rows: NDArray[np.float64], times: NDArray[np.int64]
 ) -> tuple[GroundTruth, NDArray[np.float64]]:
-    """The set with every picture in it so many times."""
+    """The set with every image in it so many times."""
     assert truth.is_crowd is not None
     boxes, images, labels, crowd, found = [], [], [], [], [np.zeros((0, 7))]
     number = 0
@@ -90,8 +90,8 @@ def test_counted_once_it_is_the_ap_of_pycocotools(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_weight_is_a_repetition(seed: int) -> None:
-    """Against pycocotools on a set in which the pictures really stand several times; of equal scores within one
-    picture the order would be another.
+    """Against pycocotools on a set in which the images really stand several times; of equal scores within one
+    image the order would be another.
     """
     truth, rows = random_set(seed)
     rows[:, 5] = np.random.default_rng(seed).permutation(len(rows)) / len(rows)
@@ -113,7 +113,7 @@ def test_nothing_found_and_nothing_to_find() -> None:
 
 
 def test_records_survive_the_disk(tmp_path: Path) -> None:
-    names = [f"picture_{index}" for index in range(12)]
+    names = [f"image_{index}" for index in range(12)]
     _, records = evaluate_with_records(
         *random_set(0), CLASSES, image_ids=names, group_ids=[name[:9] for name in names]
     )
@@ -147,18 +147,18 @@ def test_a_model_does_not_differ_from_itself_and_a_better_one_does() -> None:
     np.testing.assert_array_equal(paired_differences([b], [a], count=200), -differences)
 
 
-def test_other_pictures_cannot_be_paired() -> None:
+def test_other_images_cannot_be_paired() -> None:
     (_, a), (_, b) = (
         evaluate_with_records(*random_set(seed, num_images=size), CLASSES)
         for seed, size in ((0, 12), (0, 13))
     )
-    with pytest.raises(ValueError, match="same pictures"):
+    with pytest.raises(ValueError, match="same images"):
         paired_differences([a], [b])
 
 
 @pytest.mark.exhaustive
 def test_the_interval_covers_what_it_should() -> None:
-    """The difference of two models on 80 pictures, against their difference on the whole population of 4000."""
+    """The difference of two models on 80 images, against their difference on the whole population of 4000."""
     generator = np.random.default_rng(2)
     truth, a_rows = random_set(1, num_images=4000, noise=5.0)
     _, b_rows = random_set(1, num_images=4000, noise=5.5)
@@ -176,7 +176,7 @@ def test_the_interval_covers_what_it_should() -> None:
 
 
 def only(records: MatchRecords, chosen: NDArray[np.int64]) -> MatchRecords:
-    """The records of some pictures."""
+    """The records of some images."""
     place = np.full(len(records.image_ids), -1)
     place[chosen] = np.arange(len(chosen))
     mine = place[records.image_index_N] >= 0

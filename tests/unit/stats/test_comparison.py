@@ -11,18 +11,18 @@ from raydet.stats.comparison import Comparison, Spread, compare, holm, pooled_sp
 NUM_STUDIES = 400
 NUM_FAMILIES = 120
 """Each has many comparisons."""
-NUM_PICTURES = 400
-SD_PICTURE = 0.08
-"""Of one picture's contribution to the difference."""
+NUM_IMAGES = 400
+SD_IMAGE = 0.08
+"""Of one image's contribution to the difference."""
 SD_SEED = 0.0066
 """Of a published run's mAP over repeats."""
 
 
 def simulated(
-    generator: np.random.Generator, *, gain: float, seeds: int, num_groups: int = NUM_PICTURES
+    generator: np.random.Generator, *, gain: float, seeds: int, num_groups: int = NUM_IMAGES
 ) -> Comparison:
-    """A study of two arms on one set of pictures; each group of them has its own liking for either arm."""
-    liking = generator.normal(0, SD_PICTURE / np.sqrt(NUM_PICTURES / num_groups), num_groups)
+    """A study of two arms on one set of images; each group of them has its own liking for either arm."""
+    liking = generator.normal(0, SD_IMAGE / np.sqrt(NUM_IMAGES / num_groups), num_groups)
     a = 0.5 + gain + liking.mean() + generator.normal(0, SD_SEED, seeds)
     b = 0.5 + generator.normal(0, SD_SEED, seeds)
     times = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=200)
@@ -30,7 +30,7 @@ def simulated(
     return compare([a.tolist()], [b.tolist()], resampled, num_groups=num_groups)
 
 
-@pytest.mark.parametrize("num_groups", [4, 20, NUM_PICTURES])
+@pytest.mark.parametrize("num_groups", [4, 20, NUM_IMAGES])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_equal_arms_are_called_different_in_one_of_twenty_studies_at_most(
     seeds: int, num_groups: int
@@ -60,7 +60,7 @@ def test_the_interval_holds_the_truth_in_93_to_97_percent(seeds: int) -> None:
     assert 0.93 <= held / len(studies) <= 0.975  # 800 studies: one standard deviation is 0.7 %
 
 
-def test_without_noise_of_pictures_it_is_the_t_test() -> None:
+def test_without_noise_of_images_it_is_the_t_test() -> None:
     a, b = [0.50, 0.52, 0.51], [0.48, 0.49, 0.47, 0.485]
     found = compare([a], [b], np.zeros(100), num_groups=10)
     expected = stats.ttest_ind(a, b)
@@ -80,17 +80,17 @@ def test_equal_bits_do_not_differ() -> None:
     assert compare([[0.5, 0.5]], [[0.5, 0.5]], np.zeros(10), num_groups=10).verdict == "not distinguishable"
 
 
-def test_one_group_of_pictures_knows_nothing_of_noise() -> None:
+def test_one_group_of_images_knows_nothing_of_noise() -> None:
     assert compare([[0.9, 0.8]], [[0.1, 0.2]], np.full(10, 0.7), num_groups=1).verdict == "unknown"
 
 
 def test_as_many_seeds_as_it_says_are_enough() -> None:
-    """A difference of 1.5 points, found with the chance that was asked for; one of 1 point drowns in the pictures."""
+    """A difference of 1.5 points, found with the chance that was asked for; one of 1 point drowns in the images."""
 
     def needed(difference: float) -> int | None:
-        sd_pictures = SD_PICTURE / np.sqrt(NUM_PICTURES)
+        sd_images = SD_IMAGE / np.sqrt(NUM_IMAGES)
         spread = Spread(SD_SEED, 4)
-        return seeds_needed(difference, spread=spread, sd_pictures=sd_pictures, num_groups=NUM_PICTURES)
+        return seeds_needed(difference, spread=spread, sd_images=sd_images, num_groups=NUM_IMAGES)
 
     assert needed(0.01) is None
     enough = needed(0.015)

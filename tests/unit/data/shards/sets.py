@@ -23,9 +23,7 @@ def data(num_sequences: int = 3, frames: int = 2) -> DataConfig:
     return DataConfig(source=source, classes=CLASSES, canvas_hw=(64, 64))
 
 
-def picture(
-    name: str, *, boxes: int = 2, is_float: bool = False, size_hw: tuple[int, int] = (7, 9)
-) -> Sample:
+def image(name: str, *, boxes: int = 2, is_float: bool = False, size_hw: tuple[int, int] = (7, 9)) -> Sample:
     """Random pixels; the thermal channel as 16-bit cameras give it, where `is_float`."""
     rgb = torch.randint(0, 256, (3, *size_hw), dtype=torch.uint8)
     thermal = torch.rand(1, *size_hw) if is_float else torch.randint(0, 256, (1, *size_hw), dtype=torch.uint8)
@@ -57,11 +55,11 @@ def write_set(samples: Sequence[Sample], root: Path, encoding: Encoding = "raw")
             encoding=encoding,
             classes=CLASSES,
             modalities=modality_entries([summary], ("rgb", "thermal")),
-            pictures=len(samples),
+            images=len(samples),
             boxes=dict.fromkeys(CLASSES, 0),
             left_out=0,
             index=file_entry(root / INDEX),
-            shards=(ShardEntry(**file_entry(root / shard_name(0)).model_dump(), pictures=len(samples)),),
+            shards=(ShardEntry(**file_entry(root / shard_name(0)).model_dump(), images=len(samples)),),
             plan={},
         ),
     )
@@ -73,7 +71,7 @@ def sealed(root: Path, manifest: Manifest) -> Manifest:
         exclude={"schema_version", "sha256", "content_sha256", "index", "shards", "modalities"}
     )
     shards = tuple(
-        ShardEntry(**file_entry(root / shard.name).model_dump(), pictures=shard.pictures)
+        ShardEntry(**file_entry(root / shard.name).model_dump(), images=shard.images)
         for shard in manifest.shards
     )
     fresh = Manifest.of(**kept, modalities=manifest.modalities, index=file_entry(root / INDEX), shards=shards)

@@ -17,7 +17,7 @@ from raydet.data.cache import ShardCache
 from raydet.data.shards.reader import ShardSet
 from raydet.data.storage import Store
 from raydet.errors import ConfigError, DataError
-from tests.unit.data.shards.sets import picture, write_set
+from tests.unit.data.shards.sets import image, write_set
 
 
 class Remote(Store):
@@ -141,7 +141,7 @@ def test_a_file_that_is_touched_meanwhile_stays(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_goes_before_it_is_open_is_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_set([picture("a")], tmp_path / "set")
+    write_set([image("a")], tmp_path / "set")
     store = Remote({path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()})
     monkeypatch.setenv("RAYDET_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("raydet.data.shards.reader.Store", lambda uri: store)

@@ -41,7 +41,7 @@ class StoppedError(Exception):
 
 
 def test_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = convert(data(), str(tmp_path / "whole"), pictures_per_shard=2)
+    whole = convert(data(), str(tmp_path / "whole"), images_per_shard=2)
     part = tmp_path / "part"
 
     def stop(done: int, total: int) -> None:
@@ -49,7 +49,7 @@ def test_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        convert(data(), str(part), pictures_per_shard=2, report=stop)
+        convert(data(), str(part), images_per_shard=2, report=stop)
     assert not (part / MANIFEST).exists()
     with pytest.raises(DataError, match="finish the conversion"):
         ShardSet(str(part))
@@ -60,18 +60,18 @@ def test_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "write_shard",
         lambda job, number, write=Job.write_shard: written.append(number) or write(job, number),
     )
-    again = convert(data(), str(part), pictures_per_shard=2)
+    again = convert(data(), str(part), images_per_shard=2)
     assert written == [1, 2]
     assert again == whole
     assert contents(part) == contents(tmp_path / "whole")
     assert sorted(contents(part)) == ["index.arrow", "manifest.json", *map(shard_name, range(3))]
-    assert convert(data(), str(part), pictures_per_shard=2) == whole
+    assert convert(data(), str(part), images_per_shard=2) == whole
     assert written == [1, 2], "what is finished is not done again"
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_another_source_or_setting_is_refused(is_finished: bool, tmp_path: Path) -> None:
-    convert(data(), str(tmp_path), pictures_per_shard=2)
+    convert(data(), str(tmp_path), images_per_shard=2)
     if not is_finished:
         plan = json.loads((tmp_path / MANIFEST).read_text())["plan"]
         (tmp_path / MANIFEST).unlink()
@@ -79,15 +79,15 @@ def test_another_source_or_setting_is_refused(is_finished: bool, tmp_path: Path)
         (tmp_path / PLAN).write_text(json.dumps(plan))
     for change, named in (
         ({"encoding": "raw"}, "encoding"),
-        ({"pictures_per_shard": 3}, "pictures_per_shard"),
+        ({"images_per_shard": 3}, "images_per_shard"),
     ):
         with pytest.raises(ConfigError, match=f"{named} differ.*--anew"):
-            convert(data(), str(tmp_path), **{"pictures_per_shard": 2} | change)
+            convert(data(), str(tmp_path), **{"images_per_shard": 2} | change)
     with pytest.raises(ConfigError, match="annotations_sha256"):
-        convert(data(num_sequences=2), str(tmp_path), pictures_per_shard=2)
-    found = convert(data(num_sequences=2), str(tmp_path), pictures_per_shard=2, anew=True)
+        convert(data(num_sequences=2), str(tmp_path), images_per_shard=2)
+    found = convert(data(num_sequences=2), str(tmp_path), images_per_shard=2, anew=True)
     assert sorted(contents(tmp_path)) == ["index.arrow", "manifest.json", *map(shard_name, range(2))]
-    assert found.pictures == len(ShardSet(str(tmp_path))) == 4
+    assert found.images == len(ShardSet(str(tmp_path))) == 4
 
 
 def test_shards_of_nobody_knows_what_are_not_overwritten(tmp_path: Path) -> None:
@@ -108,24 +108,24 @@ def test_what_is_left_out_is_listed_and_counted(tmp_path: Path) -> None:
         (root / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
     config = DataConfig(source=NpyYoloSource(root=str(root)), classes=("person",), canvas_hw=(64, 64))
     with pytest.raises(DataError, match=r"3\.npy"):
-        convert(config, str(tmp_path / "error"), pictures_per_shard=2)
-    found = convert(config, str(tmp_path / "skip"), pictures_per_shard=2, on_bad="skip")
-    assert (found.pictures, found.left_out, found.boxes) == (4, 1, {"person": 4})
+        convert(config, str(tmp_path / "error"), images_per_shard=2)
+    found = convert(config, str(tmp_path / "skip"), images_per_shard=2, on_bad="skip")
+    assert (found.images, found.left_out, found.boxes) == (4, 1, {"person": 4})
     [line] = (tmp_path / "skip" / LEFT_OUT).read_text().splitlines()
     assert json.loads(line)["name"] == "3"
     assert "3.npy" in json.loads(line)["reason"]
     source = ShardSet(str(tmp_path / "skip"))
     assert list(source.image_ids) == ["0", "1", "2", "4"]
     assert torch.all(source.read(3).modalities["rgb"] == 4 / 255)
-    assert [shard.pictures for shard in found.shards] == [2, 1, 1]
+    assert [shard.images for shard in found.shards] == [2, 1, 1]
 
 
 def test_a_set_of_which_nothing_is_left_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise DataError("no picture")
+        raise DataError("no image")
 
     monkeypatch.setattr("raydet.data.synthetic.SyntheticSet.read", broken)
-    with pytest.raises(DataError, match="all 6 were left out, the first: no picture"):
+    with pytest.raises(DataError, match="all 6 were left out, the first: no image"):
         convert(data(), str(tmp_path), on_bad="skip")
     assert not (tmp_path / MANIFEST).exists()
 
@@ -191,10 +191,10 @@ def spoil(path: Path) -> None:
 def test_a_finished_set_that_was_damaged_is_written_again(
     name: str, damage: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest = convert(data(), str(tmp_path), pictures_per_shard=2)
+    manifest = convert(data(), str(tmp_path), images_per_shard=2)
     before = contents(tmp_path)
     damage(tmp_path / name)
-    assert convert(data(), str(tmp_path), pictures_per_shard=2) == manifest
+    assert convert(data(), str(tmp_path), images_per_shard=2) == manifest
     assert f"{name} is gone or damaged" in caplog.text
     assert contents(tmp_path) == before
 
@@ -206,7 +206,7 @@ def test_a_record_of_another_conversion_ends_it(tmp_path: Path) -> None:
             (tmp_path / "set" / UNFINISHED / "000001.arrow").write_bytes(other)
 
     with pytest.raises(DataError, match=r"000001\.arrow is gone, or another's"):
-        convert(data(), str(tmp_path / "set"), pictures_per_shard=3, report=meddle)
+        convert(data(), str(tmp_path / "set"), images_per_shard=3, report=meddle)
 
 
 def test_what_cannot_be_cleared_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_what_cannot_be_cleared_is_left(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOTEMPTY, "Directory not empty")
 
     monkeypatch.setattr(Path, "rmdir", busy)
-    assert convert(data(), str(tmp_path)).pictures == len(ShardSet(str(tmp_path)))
+    assert convert(data(), str(tmp_path)).images == len(ShardSet(str(tmp_path)))
 
 
 def test_drafts_of_a_killed_process_are_cleared_away(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path) -> None:
         "data.source.size_hw=[480,640]",
     )
     command = [sys.executable, "-m", "raydet", "data", "convert", "synthetic", str(tmp_path / "killed")]
-    command += ["--pictures-per-shard", "1", *(part for text in sets for part in ("--set", text))]
+    command += ["--images-per-shard", "1", *(part for text in sets for part in ("--set", text))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 100
     while not list(tmp_path.glob("killed/shard-*")) and process.poll() is None:

@@ -1,4 +1,4 @@
-"""Pixels as differences of neighbours: nothing may be lost, and real pictures must become smaller."""
+"""Pixels as differences of neighbours: nothing may be lost, and real images must become smaller."""
 
 import zlib
 
@@ -41,7 +41,7 @@ def test_floats_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_smooth_pictures_pack_better(channels: int) -> None:
+def test_smooth_images_pack_better(channels: int) -> None:
     ramp = torch.arange(64)[:, None] * 2 + torch.arange(64)
     noise = random_pixels(channels, 64, 64) % 4
     pixels = (ramp + noise).to(torch.uint8)

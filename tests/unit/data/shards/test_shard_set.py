@@ -18,7 +18,7 @@ from raydet.data.shards.manifest import INDEX, MANIFEST, Encoding, Manifest
 from raydet.data.shards.reader import ShardSet
 from raydet.data.shards.writer import ChannelSums, ShardBuilder, read_part
 from raydet.errors import DataError
-from tests.unit.data.shards.sets import picture, sealed, write_set
+from tests.unit.data.shards.sets import image, sealed, write_set
 
 SHARD = shard_name(0)
 
@@ -26,8 +26,8 @@ SHARD = shard_name(0)
 @pytest.mark.parametrize("encoding", ["raw", "zstd"])
 @pytest.mark.parametrize("is_float", [False, True])
 def test_round_trip_to_the_last_bit(encoding: Encoding, is_float: bool, tmp_path: Path) -> None:
-    # Sizes that leave rows of floats at odd places; one picture without a box.
-    samples = [picture(f"{i}", boxes=i, is_float=is_float and i != 1, size_hw=(5, 7 + i)) for i in range(4)]
+    # Sizes that leave rows of floats at odd places; one image without a box.
+    samples = [image(f"{i}", boxes=i, is_float=is_float and i != 1, size_hw=(5, 7 + i)) for i in range(4)]
     write_set(samples, tmp_path, encoding)
     source = ShardSet(str(tmp_path))
     for index in (3, 0, 2, 1):
@@ -46,7 +46,7 @@ def test_round_trip_to_the_last_bit(encoding: Encoding, is_float: bool, tmp_path
 
 
 def test_equal_data_have_equal_content_whatever_the_encoding(tmp_path: Path) -> None:
-    samples = [picture("a"), picture("b")]
+    samples = [image("a"), image("b")]
     raw, zstd = write_set(samples, tmp_path / "raw"), write_set(samples, tmp_path / "zstd", "zstd")
     other = write_set(samples[::-1], tmp_path / "other")
     assert raw.content_sha256 == zstd.content_sha256 != other.content_sha256
@@ -54,7 +54,7 @@ def test_equal_data_have_equal_content_whatever_the_encoding(tmp_path: Path) -> 
 
 
 def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
-    samples = [picture(f"{i}", is_float=i == 1, size_hw=(5 + i, 6)) for i in range(3)]
+    samples = [image(f"{i}", is_float=i == 1, size_hw=(5 + i, 6)) for i in range(3)]
     found = write_set(samples, tmp_path).modalities
     rgb = torch.cat([s.modalities["rgb"].flatten(1) for s in samples], dim=1).double() / 255
     thermal = torch.cat(
@@ -70,14 +70,14 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
 
 
 def test_statistics_do_not_depend_on_the_number_of_threads() -> None:
-    pictures = torch.rand(4, 512, 640)
+    images = torch.rand(4, 512, 640)
     found = set()
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             sums = ChannelSums()
-            for pixels_HW in pictures:
+            for pixels_HW in images:
                 sums.add(pixels_HW)
             found.add(tuple(sums.as_row()))
     finally:
@@ -85,8 +85,8 @@ def test_statistics_do_not_depend_on_the_number_of_threads() -> None:
     assert len(found) == 1
 
 
-def test_a_picture_that_is_refused_is_not_counted() -> None:
-    good, bad = picture("good"), picture("bad")
+def test_an_image_that_is_refused_is_not_counted() -> None:
+    good, bad = image("good"), image("bad")
     bad = replace(bad, modalities={**bad.modalities, "thermal": bad.modalities["rgb"]})
     summaries = []
     for samples in ([good], [good, bad]):
@@ -102,13 +102,13 @@ def test_a_picture_that_is_refused_is_not_counted() -> None:
 def test_a_label_of_no_class_is_refused() -> None:
     builder = ShardBuilder(("rgb", "thermal"), "raw", num_classes=2)
     with pytest.raises(DataError, match=r"three boxes: wanted labels in 0\.\.1, got \[0, 1, 2\]"):
-        builder.add(picture("three boxes", boxes=3))
+        builder.add(image("three boxes", boxes=3))
 
 
 def test_a_relative_path_is_that_of_the_process_that_opened_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_set([picture("a")], tmp_path / "set")
+    write_set([image("a")], tmp_path / "set")
     monkeypatch.chdir(tmp_path)
     travelled = pickle.dumps(ShardSet("set"))
     monkeypatch.chdir("/")
@@ -116,7 +116,7 @@ def test_a_relative_path_is_that_of_the_process_that_opened_it(
 
 
 def test_travels_as_its_path(tmp_path: Path) -> None:
-    write_set([picture(f"{i}") for i in range(50)], tmp_path)
+    write_set([image(f"{i}") for i in range(50)], tmp_path)
     source = ShardSet(str(tmp_path), missing=("thermal",))
     source.read(0)
     travelled = pickle.dumps(source)
@@ -127,11 +127,11 @@ def test_travels_as_its_path(tmp_path: Path) -> None:
 
 
 def test_ids_are_sequences_that_are_read_when_looked_at(tmp_path: Path) -> None:
-    write_set([picture(f"picture {i}") for i in range(5)], tmp_path)
+    write_set([image(f"image {i}") for i in range(5)], tmp_path)
     source = ShardSet(str(tmp_path))
-    assert list(source.image_ids) == [f"picture {i}" for i in range(5)]
-    assert source.image_ids[-1] == "picture 4"
-    assert source.image_ids[1:3] == ["picture 1", "picture 2"]
+    assert list(source.image_ids) == [f"image {i}" for i in range(5)]
+    assert source.image_ids[-1] == "image 4"
+    assert source.image_ids[1:3] == ["image 1", "image 2"]
     assert list(source.group_ids) == ["a group"] * 5
     assert source.group_ids[0] is source.group_ids[4]
     with pytest.raises(IndexError):
@@ -171,7 +171,7 @@ def in_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path
     ],
 )
 def test_what_was_altered_is_refused(spoil: Callable[[Path], object], message: str, tmp_path: Path) -> None:
-    write_set([picture("a"), picture("b")], tmp_path)
+    write_set([image("a"), image("b")], tmp_path)
     ShardSet(str(tmp_path)).read(1)  # what was verified once is looked at again where it has changed
     spoil(tmp_path)
     with pytest.raises(DataError) as caught:
@@ -181,8 +181,8 @@ def test_what_was_altered_is_refused(spoil: Callable[[Path], object], message: s
 
 
 def test_another_set_in_its_place_is_refused(tmp_path: Path) -> None:
-    before = write_set([picture("a")], tmp_path)
-    write_set([picture("b")], tmp_path)
+    before = write_set([image("a")], tmp_path)
+    write_set([image("b")], tmp_path)
     with pytest.raises(DataError, match="wanted the set with sha256"):
         ShardSet(str(tmp_path), sha256=before.sha256)
 
@@ -232,7 +232,7 @@ def wild_offsets(offsets: list[int]) -> pa.Array:
 def test_a_forged_shard_is_refused_by_row(
     encoding: Encoding, name: str, values: object, tmp_path: Path
 ) -> None:
-    manifest = write_set([picture("a"), picture("b")], tmp_path, encoding)
+    manifest = write_set([image("a"), image("b")], tmp_path, encoding)
     forged(tmp_path, manifest, SHARD, column(name, values))
     with pytest.raises(DataError) as caught:
         ShardSet(str(tmp_path)).read(1)
@@ -242,7 +242,7 @@ def test_a_forged_shard_is_refused_by_row(
 
 
 def test_a_zstd_bomb_is_not_unpacked(tmp_path: Path) -> None:
-    manifest = write_set([picture("a"), picture("b")], tmp_path, "zstd")
+    manifest = write_set([image("a"), image("b")], tmp_path, "zstd")
     bomb = pa.Codec("zstd").compress(bytes(2**28), asbytes=True)
     forged(tmp_path, manifest, SHARD, column("rgb", [bomb, bomb]))
     before = pa.default_memory_pool().max_memory()
@@ -254,8 +254,8 @@ def test_a_zstd_bomb_is_not_unpacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("height", [7, 2**30], "no picture is"),
-        ("height", [7, 0], "no picture is"),
+        ("height", [7, 2**30], "no image is"),
+        ("height", [7, 0], "no image is"),
         ("labels", [[0, 1], [0, 3]], "a label in 0..2"),
         ("labels", [[0, 1], [0]], "four finite numbers"),
         ("boxes_xyxy", [[0.0] * 8, [0.0] * 7 + [float("nan")]], "four finite numbers"),
@@ -263,7 +263,7 @@ def test_a_zstd_bomb_is_not_unpacked(tmp_path: Path) -> None:
     ],
 )
 def test_a_forged_index_is_refused_by_row(name: str, values: object, message: str, tmp_path: Path) -> None:
-    manifest = write_set([picture("a"), picture("b")], tmp_path)
+    manifest = write_set([image("a"), image("b")], tmp_path)
     forged(tmp_path, manifest, INDEX, column(name, values))
     with pytest.raises(DataError, match=message) as caught:
         ShardSet(str(tmp_path)).read(1)
@@ -271,7 +271,7 @@ def test_a_forged_index_is_refused_by_row(name: str, values: object, message: st
 
 
 def test_an_index_of_other_columns_is_refused(tmp_path: Path) -> None:
-    manifest = write_set([picture("a")], tmp_path)
+    manifest = write_set([image("a")], tmp_path)
     forged(tmp_path, manifest, INDEX, lambda batch: batch.select(INDEX_SCHEMA.names[:-1]))
     with pytest.raises(DataError, match="wanted one batch of the columns"):
         ShardSet(str(tmp_path))
@@ -279,7 +279,7 @@ def test_an_index_of_other_columns_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [SHARD, INDEX])
 def test_a_file_that_arrow_would_unpack_is_refused(name: str, tmp_path: Path) -> None:
-    manifest = write_set([picture("a"), picture("b")], tmp_path)
+    manifest = write_set([image("a"), image("b")], tmp_path)
     batch = pa.ipc.open_file(tmp_path / name).get_batch(0)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_file(tmp_path / name, batch.schema, options=options) as writer:
@@ -291,7 +291,7 @@ def test_a_file_that_arrow_would_unpack_is_refused(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1\0\0", b"\x80\x04K\x01."], ids=["empty", "cut", "pickle"])
 def test_no_arrow_file_is_refused(content: bytes, tmp_path: Path) -> None:
-    manifest = write_set([picture("a")], tmp_path)
+    manifest = write_set([image("a")], tmp_path)
     (tmp_path / SHARD).write_bytes(content)
     sealed(tmp_path, manifest)
     with pytest.raises(DataError, match="wanted an Arrow file"):

@@ -18,7 +18,7 @@ Tree = dict[str, list[dict[str, Any]]]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Two pictures, 20 x 10 pixels; the categories' ids have a gap."""
+    """Two images, 20 x 10 pixels; the categories' ids have a gap."""
     rng = np.random.RandomState(0)
     for number in (1, 2):
         Image.fromarray(rng.randint(0, 256, (10, 20, 3)).astype(np.uint8)).save(tmp_path / f"v{number}.jpg")
@@ -61,7 +61,7 @@ def test_groups_come_from_the_images(tree: Tree, tmp_path: Path, key: str) -> No
     assert CocoSet(write(tree, tmp_path)).group_ids == ["", "0"]
 
 
-def test_pictures_may_lie_elsewhere(tree: Tree, tmp_path: Path) -> None:
+def test_images_may_lie_elsewhere(tree: Tree, tmp_path: Path) -> None:
     (tmp_path / "jsons").mkdir()
     path = write(tree, tmp_path / "jsons")
     assert CocoSet(path, root=tmp_path).read(0).source_hw == (10, 20)
@@ -100,15 +100,15 @@ def test_16_bits_want_a_range(tree: Tree, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["v1.jpg", "t1.png"])
-def test_a_truncated_picture_is_found_on_reading(tree: Tree, tmp_path: Path, name: str) -> None:
+def test_a_truncated_image_is_found_on_reading(tree: Tree, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-40])
     source = CocoSet(write(tree, tmp_path))
-    with pytest.raises(DataError, match=rf"{name}: the picture is truncated or damaged"):
+    with pytest.raises(DataError, match=rf"{name}: the image is truncated or damaged"):
         source.read(0)
 
 
-def test_the_modalities_of_a_picture_have_one_size(tree: Tree, tmp_path: Path) -> None:
+def test_the_modalities_of_an_image_have_one_size(tree: Tree, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((5, 20), np.uint8)).save(tmp_path / "t2.png")
     with pytest.raises(DataError, match=r"image 2: wanted one size .* rgb 20 x 10, thermal 20 x 5"):
         CocoSet(write(tree, tmp_path))
@@ -123,7 +123,7 @@ BAD: dict[str, tuple[Callable[[Tree], Any], str]] = {
     "one modality less": (lambda t: t["images"][1].pop("thermal"), "image 2: wanted a thermal file"),
     "a path upwards": (lambda t: t["images"][0].update(visible="x/../../v1.jpg"), "wanted a path below"),
     "an absolute path": (lambda t: t["images"][0].update(visible="/etc/passwd"), "wanted a path below"),
-    "not a picture": (lambda t: t["images"][0].update(visible="set.json"), "it is no picture"),
+    "not an image": (lambda t: t["images"][0].update(visible="set.json"), "it is no image"),
     "no id": (lambda t: t["images"][0].pop("id"), "an id for every image"),
     "an image twice": (lambda t: t["images"][1].update(id=1), "different image ids, got 1 twice"),
     "an annotation twice": (lambda t: t["annotations"].append(t["annotations"][0]), "annotation 5: .* twice"),

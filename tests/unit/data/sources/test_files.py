@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from raydet.data.sources.files import (
+    IMAGES,
     MAX_TEXT_BYTES,
-    PICTURES,
     Root,
     checked_name,
     files_in,
@@ -68,12 +68,12 @@ def test_files_are_found_by_their_names(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     root = Root(tmp_path)
-    assert files_in(root, tmp_path, PICTURES) == {
+    assert files_in(root, tmp_path, IMAGES) == {
         "a": tmp_path / "deep" / "er" / "a.jpg",
         "b": tmp_path / "b.PNG",
     }
     (tmp_path / "a.png").write_bytes(b"")
-    twins = files_in(root, tmp_path, PICTURES)
+    twins = files_in(root, tmp_path, IMAGES)
     assert list(twins) == ["a", "b"]
     assert re.search(r"a\.png: wanted one file of the name a, got another, .*a\.jpg; rename", str(twins["a"]))
 
@@ -81,7 +81,7 @@ def test_files_are_found_by_their_names(tmp_path: Path) -> None:
 def test_a_name_that_breaks_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a\nb.png").write_bytes(b"")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")  # latin-1
-    found = files_in(Root(tmp_path), tmp_path, PICTURES)
+    found = files_in(Root(tmp_path), tmp_path, IMAGES)
     assert [str(error).split(": ", 1)[1] for error in found.values()] == [
         f"wanted a name without control characters, got {name}; rename it"
         for name in (r"'a\nb.png'", r"'caf\udce9.png'")
@@ -94,7 +94,7 @@ def test_the_name_of_a_directory_that_breaks_lines_is_refused(tmp_path: Path) ->
         place = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"deep", name)))
         place.mkdir(parents=True)
         (place / f"{len(name)}.png").write_bytes(b"")
-    found = files_in(Root(tmp_path), tmp_path, PICTURES)
+    found = files_in(Root(tmp_path), tmp_path, IMAGES)
     assert [str(error) for error in found.values()] == [
         f"{tmp_path}/deep: wanted a name without control characters, got {name}; rename it"
         for name in (r"'a\nb'", r"'caf\udce9'")
@@ -103,7 +103,7 @@ def test_the_name_of_a_directory_that_breaks_lines_is_refused(tmp_path: Path) ->
 
 def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="wanted a directory, No such file"):
-        files_in(Root(tmp_path), tmp_path / "nowhere", PICTURES)
+        files_in(Root(tmp_path), tmp_path / "nowhere", IMAGES)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Sets that are damaged or made to do harm, in every format: one line that names the file, or the picture is left out.
+"""Sets that are damaged or made to do harm, in every format: one line that names the file, or the image is left out.
 
-Three pictures each, the middle one is spoiled.
+Three images each, the middle one is spoiled.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ THERMAL = {
     "flir": f"JPEGImages/{MIDDLE}_PreviewData.jpeg",
     "kaist": f"images/{VIDEO}/lwir/{STEM}.jpg",
 }
-"""The picture to spoil."""
+"""The image to spoil."""
 ANNOTATION = {
     "npy_yolo": f"labels/{MIDDLE}.txt",
     "coco": "annotations.json",
@@ -56,7 +56,7 @@ ANNOTATION = {
 """What holds its boxes."""
 
 each_format = pytest.mark.parametrize("format_", FILE_FORMATS, ids=lambda f: f.name)
-each_picture_format = pytest.mark.parametrize(
+each_image_format = pytest.mark.parametrize(
     "format_", [f for f in FILE_FORMATS if f.name != "npy_yolo"], ids=lambda f: f.name
 )
 each_text_format = pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def is_one_line(text: str) -> bool:
 
 
 def check_refused(format_: Format, root: Path, *names: str) -> str:
-    """One line that has all the names; and the other two pictures survive."""
+    """One line that has all the names; and the other two images survive."""
     with pytest.raises(DataError) as caught:
         opened(format_, root)
     line = str(caught.value)
@@ -127,10 +127,10 @@ def link_outside(path: Path) -> None:
     path.symlink_to(outside)
 
 
-SPOILT_PICTURES: dict[str, Callable[[Path], Any]] = {
+SPOILT_IMAGES: dict[str, Callable[[Path], Any]] = {
     "nothing": lambda path: path.write_bytes(b""),
     "cut in its header": lambda path: path.write_bytes(path.read_bytes()[:20]),
-    "a text": lambda path: path.write_text("I am no picture"),
+    "a text": lambda path: path.write_text("I am no image"),
     "60,000 x 60,000": lambda path: path.write_bytes(huge_png()),
     "another size": lambda path: Image.new("L", (32, 31)).save(path),
     "a link out of the root": link_outside,
@@ -139,35 +139,35 @@ SPOILT_PICTURES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@each_picture_format
-@pytest.mark.parametrize("case", SPOILT_PICTURES)
-def test_a_spoilt_picture(format_: Format, case: str, tmp_path: Path) -> None:
+@each_image_format
+@pytest.mark.parametrize("case", SPOILT_IMAGES)
+def test_a_spoilt_image(format_: Format, case: str, tmp_path: Path) -> None:
     root = written(format_, tmp_path / "some" / "where" / "deep" / "below" / "set")
-    SPOILT_PICTURES[case](root / THERMAL[format_.name])
+    SPOILT_IMAGES[case](root / THERMAL[format_.name])
     check_refused(format_, root, MIDDLE if format_.name != "kaist" else STEM)
 
 
 @each_format
-def test_a_picture_that_is_not_there(format_: Format, tmp_path: Path) -> None:
+def test_an_image_that_is_not_there(format_: Format, tmp_path: Path) -> None:
     root = written(format_, tmp_path)
     (root / THERMAL[format_.name]).unlink()
     check_refused(format_, root, kaist_id(MIDDLE) if format_.name == "kaist" else MIDDLE)
 
 
 @each_format
-def test_a_truncated_picture_is_found_at_the_latest_on_reading(format_: Format, tmp_path: Path) -> None:
+def test_a_truncated_image_is_found_at_the_latest_on_reading(format_: Format, tmp_path: Path) -> None:
     root = written(format_, tmp_path)
     path = root / THERMAL[format_.name]
     path.write_bytes(path.read_bytes()[:-30])
     if format_.name == "npy_yolo":
         check_refused(format_, root, path.name, "truncated")
         return
-    with pytest.raises(DataError, match=rf"{path.name}: the picture is truncated or damaged"):
+    with pytest.raises(DataError, match=rf"{path.name}: the image is truncated or damaged"):
         opened(format_, root).read(1)
 
 
 def spoil_boxes(format_: Format, root: Path, name: str, boxes: list[tuple[str, ...]]) -> None:
-    """Give the middle picture these boxes, four numbers each, in the format's own meaning."""
+    """Give the middle image these boxes, four numbers each, in the format's own meaning."""
     path = root / ANNOTATION[format_.name]
     match format_.name:
         case "npy_yolo" | "yolo":
@@ -230,7 +230,7 @@ def test_an_unknown_class(format_: Format, tmp_path: Path) -> None:
 
 
 @each_format
-def test_more_boxes_than_any_picture_has(format_: Format, tmp_path: Path) -> None:
+def test_more_boxes_than_any_image_has(format_: Format, tmp_path: Path) -> None:
     root = written(format_, tmp_path)
     spoil_boxes(format_, root, class_of(format_), [("1", "1", "4", "4")] * (MAX_BOXES + 1))
     check_refused(format_, root, f"at most {MAX_BOXES} boxes", Path(ANNOTATION[format_.name]).stem)
@@ -386,7 +386,7 @@ PATHS = [
     ["a"],
     7,
 ]
-"""Of a picture, in the json."""
+"""Of an image, in the json."""
 ENTRIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     **{f"the path {path!r}": lambda e, path=path: e.update(thermal=path) for path in PATHS},  # type: ignore[misc]
     "a width that is none": lambda e: e.update(width=[]),

@@ -14,7 +14,7 @@ from raydet.data.sources.voc import VocSet
 from raydet.errors import DataError
 
 
-def picture(path: Path) -> None:
+def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.zeros((20, 40), np.uint8)).save(path, format="PNG")
 
@@ -37,7 +37,7 @@ BOX = "<xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>20</ymax>"
 def voc(tmp_path: Path) -> Path:
     for stem in ("010001", "020001"):
         for name in ("visible", "infrared"):
-            picture(tmp_path / name / "train" / f"{stem}.jpg")
+            image(tmp_path / name / "train" / f"{stem}.jpg")
         text(tmp_path / "Annotations" / f"{stem}.xml", xml(("person", BOX), ("dog", BOX)))
     return tmp_path
 
@@ -67,10 +67,10 @@ def test_voc_names_may_say_the_place(voc: Path) -> None:
 @pytest.fixture
 def flir(tmp_path: Path) -> Path:
     for stem in ("FLIR_00001", "FLIR_00002"):
-        picture(tmp_path / "JPEGImages" / f"{stem}_RGB.jpg")
-        picture(tmp_path / "JPEGImages" / f"{stem}_PreviewData.jpeg")
+        image(tmp_path / "JPEGImages" / f"{stem}_RGB.jpg")
+        image(tmp_path / "JPEGImages" / f"{stem}_PreviewData.jpeg")
         text(tmp_path / "Annotations" / f"{stem}_PreviewData.xml", xml(("person", BOX), ("dog", BOX)))
-    picture(tmp_path / "JPEGImages" / "FLIR_00003_RGB.jpg")
+    image(tmp_path / "JPEGImages" / "FLIR_00003_RGB.jpg")
     text(tmp_path / "align_train.txt", "FLIR_00002_PreviewData\nFLIR_00001\n")
     return tmp_path
 
@@ -109,7 +109,7 @@ person 1 2 10 12 0 0 0 0 0 1 0
 def kaist(tmp_path: Path) -> Path:
     for place in ("set00/V000", "set06/V002"):
         for name in ("visible", "lwir"):
-            picture(tmp_path / place / name / "I00000.jpg")
+            image(tmp_path / place / name / "I00000.jpg")
         text(tmp_path / "annotations" / place / "I00000.txt", ROWS)
     return tmp_path
 

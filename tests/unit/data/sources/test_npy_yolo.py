@@ -36,7 +36,7 @@ def test_rows_become_pixels(tmp_path: Path) -> None:
     assert size_hw == (8, 16)
     assert boxes.tolist() == [[4, 3, 12, 5], [8, 4, 16, 8]]
     assert labels.tolist() == [1, 0]
-    assert source.targets(1)[0].shape == (0, 4)  # a picture without objects is kept
+    assert source.targets(1)[0].shape == (0, 4)  # an image without objects is kept
 
 
 def test_floats_come_on_the_unit_scale(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_truncated_array_is_found_at_opening(tmp_path: Path, length: int) -> N
         ("0.5 0.5 0.5 0.1 0.1", r"class id in 0\.\.1, got 0\.5"),
         ("nan 0.5 0.5 0.1 0.1", r"class id in 0\.\.1, got nan"),
         ("0 0.5 0.5 0.1 nan", "four finite numbers"),
-        ("0 0.96 0.5 0.1 0.1", "leaves the picture"),
+        ("0 0.96 0.5 0.1 0.1", "leaves the image"),
         ("0 0.5 0.5 0 0.1", "above 0, got 0 x"),
         ("0 0.5 0.5 0.1 -0.1", "above 0"),
     ],
@@ -172,7 +172,7 @@ def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
         open_set(tmp_path)
 
 
-def test_pictures_without_labels_are_counted_and_named(tmp_path: Path) -> None:
+def test_images_without_labels_are_counted_and_named(tmp_path: Path) -> None:
     for stem in "abcdef":
         write(tmp_path, stem, label=ROW if stem == "a" else None)
     (tmp_path / "labels" / "z.txt").write_text(ROW)
@@ -184,13 +184,13 @@ def test_pictures_without_labels_are_counted_and_named(tmp_path: Path) -> None:
         open_set(tmp_path)
 
 
-def test_drop_leaves_out_every_picture_without_a_box(tmp_path: Path) -> None:
+def test_drop_leaves_out_every_image_without_a_box(tmp_path: Path) -> None:
     write(tmp_path, "a")
     write(tmp_path, "b", label=None)
     write(tmp_path, "c", label="\n")
     assert open_set(tmp_path, unlabelled="drop").image_ids == ["a"]
     write(tmp_path, "a", label="")
-    with pytest.raises(DataError, match="no picture has a box"):
+    with pytest.raises(DataError, match="no image has a box"):
         open_set(tmp_path, unlabelled="drop")
 
 

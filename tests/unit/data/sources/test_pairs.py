@@ -18,6 +18,6 @@ def test_what_lacks_a_file_is_left_out_with_the_kinds_that_it_lacks() -> None:
     good = paired(listings, where=Path("set"), remedy="add it", sieve=sieve)
     assert good == {"a": {"rgb": Path("a.png"), "thermal": Path("a.tif"), "label": Path("a.txt")}}
     assert [left.reason for left in sieve.left_out] == [
-        "set: picture b has no thermal and label file; add it",
-        "set: picture c has no rgb and thermal file; add it",
+        "set: image b has no thermal and label file; add it",
+        "set: image c has no rgb and thermal file; add it",
     ]

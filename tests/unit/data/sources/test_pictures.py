@@ -52,7 +52,7 @@ def refused(path: Path, message: str) -> None:
 
 
 @pytest.mark.parametrize("format_", ["PNG", "BMP", "TIFF", "WEBP"])
-def test_the_bytes_say_what_a_picture_is(tmp_path: Path, format_: str) -> None:
+def test_the_bytes_say_what_an_image_is(tmp_path: Path, format_: str) -> None:
     options = {"lossless": True} if format_ == "WEBP" else {}
     Image.fromarray(COLOUR).save(tmp_path / "a.jpg", format=format_, **options)
     assert np.array_equal(decode(tmp_path / "a.jpg", "rgb").permute(1, 2, 0).numpy(), COLOUR)
@@ -61,7 +61,7 @@ def test_the_bytes_say_what_a_picture_is(tmp_path: Path, format_: str) -> None:
 
 @pytest.mark.parametrize("format_", ["PNG", "TIFF"])
 def test_one_range_for_all_counts(tmp_path: Path, format_: str) -> None:
-    """The same count is the same value, whatever else the picture shows."""
+    """The same count is the same value, whatever else the image shows."""
     paths = {
         "a": saved(tmp_path / "a.png", COUNTS, format_),
         "b": saved(tmp_path / "b.png", COUNTS + 10, format_),
@@ -83,7 +83,7 @@ def test_degrees_are_a_range_too(tmp_path: Path) -> None:
         decode(tmp_path / "a.tif", "thermal", thermal_range=(270, 320))
 
 
-def test_deep_pictures_say_what_to_set(tmp_path: Path) -> None:
+def test_deep_images_say_what_to_set(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", COUNTS)
     with pytest.raises(
         DataError, match=r"a\.png: .*with values 7000\.\.7047; set thermal_range=\[low, high\]"
@@ -101,14 +101,14 @@ def test_a_size_that_no_camera_has(tmp_path: Path, size: tuple[int, int]) -> Non
     path.write_bytes(png(*size))
     with pytest.raises(DataError, match=r"a\.png"):
         read_header(path, "here")
-    refused(path, "pixels|it is no picture")
+    refused(path, "pixels|it is no image")
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
 def test_text_that_unpacks_to_gigabytes(tmp_path: Path, kind: bytes) -> None:
     prefix = b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0"
     (tmp_path / "a.png").write_bytes(png(8, 6, chunk(kind, prefix + BOMB)))
-    refused(tmp_path / "a.png", r"it is no picture .*too large")
+    refused(tmp_path / "a.png", r"it is no image .*too large")
 
 
 def test_no_program_is_started(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_no_program_is_started(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     text = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n({witness}) (w) file closefile\nshowpage\n"
     (tmp_path / "a.png").write_text(text)
-    refused(tmp_path / "a.png", "it is no picture")
+    refused(tmp_path / "a.png", "it is no image")
     assert not witness.exists()
 
 
@@ -131,9 +131,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0\x08\0\0\0", b"GIF89a"]
 )
-def test_what_is_no_picture(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_image(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    refused(tmp_path / "a.png", "it is no picture|truncated or damaged|pixels")
+    refused(tmp_path / "a.png", "it is no image|truncated or damaged|pixels")
 
 
 VALID = [encoded(COLOUR, name) for name in ("PNG", "JPEG", "TIFF", "BMP", "WEBP")] + [encoded(COUNTS, "TIFF")]
@@ -141,7 +141,7 @@ VALID = [encoded(COLOUR, name) for name in ("PNG", "JPEG", "TIFF", "BMP", "WEBP"
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A picture with some bytes changed, cut, or put in."""
+    """An image with some bytes changed, cut, or put in."""
     content = bytearray(draw(st.sampled_from(VALID)))
     for _ in range(draw(st.integers(1, 6))):
         place = draw(st.integers(0, len(content) - 1))
@@ -162,7 +162,7 @@ def read(path: Path, modality: str, thermal_range: tuple[float, float] | None) -
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=mutated() | st.binary(max_size=200), modality=st.sampled_from(["rgb", "thermal"]))
-def test_any_bytes_are_a_picture_or_one_line(tmp_path: Path, content: bytes, modality: str) -> None:
+def test_any_bytes_are_an_image_or_one_line(tmp_path: Path, content: bytes, modality: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     for thermal_range in (None, (0.0, 100.0)):

@@ -11,7 +11,7 @@ from raydet.errors import DataError
 
 def check(*xyxy: float) -> Box:
     assert len(xyxy) == 4
-    return checked_box(xyxy, picture_hw=(10, 20), slack_hw=(0.5, 0.5), where="a.txt, row 2")
+    return checked_box(xyxy, image_hw=(10, 20), slack_hw=(0.5, 0.5), where="a.txt, row 2")
 
 
 def test_a_good_box_stays() -> None:
@@ -24,12 +24,12 @@ def test_rounding_beyond_the_edge_is_clipped() -> None:
 
 @pytest.mark.parametrize("xyxy", [(-0.6, 0, 5, 5), (0, -0.6, 5, 5), (0, 0, 20.6, 5), (0, 0, 5, 10.6)])
 def test_a_box_outside_is_refused(xyxy: Box) -> None:
-    with pytest.raises(DataError, match=r"a\.txt, row 2: the box leaves the picture: .* 0\.\.20 .* 0\.\.10"):
+    with pytest.raises(DataError, match=r"a\.txt, row 2: the box leaves the image: .* 0\.\.20 .* 0\.\.10"):
         check(*xyxy)
 
 
 def test_a_box_within_the_slack_only_is_refused() -> None:
-    with pytest.raises(DataError, match="leaves the picture"):
+    with pytest.raises(DataError, match="leaves the image"):
         check(-0.4, 0, -0.1, 5)
 
 

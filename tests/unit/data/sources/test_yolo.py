@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import box_iou
 
-from raydet.data.sources.yolo import YoloSet, find_labels, find_pictures, union
+from raydet.data.sources.yolo import YoloSet, find_images, find_labels, union
 from raydet.errors import DataError
 
 A, B = "0 0.25 0.5 0.5 0.5\n", "1 0.75 0.5 0.5 0.5\n"
 
 
-def write(root: Path, pictures: dict[str, str], labels: dict[str, str]) -> Path:
-    """One picture `a`: directories by modality, and label texts by directory."""
-    for name in pictures.values():
+def write(root: Path, images: dict[str, str], labels: dict[str, str]) -> Path:
+    """One image `a`: directories by modality, and label texts by directory."""
+    for name in images.values():
         (root / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((8, 16), np.uint8)).save(root / name / "a.png")
     for name, text in labels.items():
@@ -37,13 +37,13 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("pictures", "labels"), LAYOUTS)
-def test_common_names_are_found(tmp_path: Path, pictures: dict[str, str], labels: dict[str, str]) -> None:
-    write(tmp_path, pictures, dict.fromkeys(labels.values(), A))
-    assert find_pictures(tmp_path) == pictures
+@pytest.mark.parametrize(("images", "labels"), LAYOUTS)
+def test_common_names_are_found(tmp_path: Path, images: dict[str, str], labels: dict[str, str]) -> None:
+    write(tmp_path, images, dict.fromkeys(labels.values(), A))
+    assert find_images(tmp_path) == images
     assert find_labels(tmp_path) == labels
     source = YoloSet(tmp_path, classes=("a", "b"), labels=next(iter(labels)))
-    assert source.modalities == tuple(pictures)
+    assert source.modalities == tuple(images)
     assert source.targets(0)[0].tolist() == [[0, 2, 8, 6]]
 
 
@@ -53,15 +53,15 @@ def test_other_names_can_be_given(tmp_path: Path) -> None:
         tmp_path,
         classes=("a",),
         labels="thermal",
-        picture_directories={"rgb": "day", "thermal": "heat"},
+        image_directories={"rgb": "day", "thermal": "heat"},
         label_directories={"thermal": "boxes"},
     )
     assert (source.modalities, source.image_ids) == (("rgb", "thermal"), ["a"])
 
 
 def test_each_policy_reads_its_own_labels(tmp_path: Path) -> None:
-    pictures, labels = LAYOUTS[0]
-    write(tmp_path, pictures, {labels["rgb"]: A, labels["thermal"]: A + B, labels["fused"]: ""})
+    images, labels = LAYOUTS[0]
+    write(tmp_path, images, {labels["rgb"]: A, labels["thermal"]: A + B, labels["fused"]: ""})
     counts = {
         policy: len(YoloSet(tmp_path, classes=("a", "b"), labels=policy).targets(0)[1])
         for policy in ("rgb", "thermal", "union", "fused")
@@ -77,7 +77,7 @@ def test_a_label_set_that_is_not_there_is_named(tmp_path: Path) -> None:
         YoloSet(tmp_path, classes=("a",), labels="union")
 
 
-def test_a_picture_without_labels_is_refused(tmp_path: Path) -> None:
+def test_an_image_without_labels_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"rgb": "vi", "thermal": "ir"}, {"labels": A})
     for name in ("vi", "ir"):
         Image.fromarray(np.zeros((8, 16), np.uint8)).save(tmp_path / name / "b.png")

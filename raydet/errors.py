@@ -2,40 +2,40 @@
 
     RaydetError
     |-- ConfigError       what the user asked for is wrong                     exit 2
-    |   |-- StudyError    a study asks for something that cannot be            exit 2
+    |   |-- StudyError    a study is invalid                                   exit 2
     |   `-- TrackingError the tracking server cannot be used                   exit 2
-    |       `-- TrackerAwayError it does not answer now                        exit 2
-    |-- DataError         what lies on disk is wrong                           exit 3
+    |       `-- TrackerUnavailableError it does not answer now                 exit 2
+    |-- DataError         files on disk are wrong                              exit 3
     |-- CheckpointError   a checkpoint cannot be written or read               exit 3
     |   `-- OtherFormatError it was written by another version of raydet       exit 3
-    |-- OutOfMemoryError  a worker has no memory left                          exit 4
-    |   `-- HostMemoryError its host is about to have none; it has saved       exit 4
+    |-- OutOfMemoryError  a worker is out of memory                            exit 4
+    |   `-- HostMemoryError its host is almost out of memory; it has saved     exit 4
     |-- PreemptedError    a run was asked to stop, and has saved               exit 143
-    |   |-- StoppedEarlyError enough is known about it                         exit 143
-    |   `-- RestartRequestedError it is to go on with other workers            exit 143
-    `-- TrainingError     a run cannot go on                                   exit 1
-        |-- NonFiniteLossError a loss is not a number                          exit 1
+    |   |-- StoppedEarlyError other runs are far better                        exit 143
+    |   `-- RestartRequestedError it must restart with other workers           exit 143
+    `-- TrainingError     a run cannot continue                                exit 1
+        |-- NonFiniteLossError a loss is infinite or NaN                       exit 1
         |-- WorkerLostError another worker of the run is gone                  exit 1
-        `-- StalledError  a worker stands still                                exit 5
+        `-- StalledError  a worker has stalled                                 exit 5
 
-A message says what was wanted, what came, where (file, row, sample, rank) and what to do. The command line prints
-it on one line and leaves with the exit code; a traceback is for our own mistakes only.
+A message says what was expected, what was found, where (file, row, sample, rank) and what to do. The command line
+prints it on one line and exits with the exit code; only internal errors show a traceback.
 
-All of them are built from one string, so that they travel between processes unchanged. Secrets are struck out of it
-at once, so that they reach no log, journal or record of Ray's, whoever writes the message down.
+All errors are built from one string, so that they can be sent between processes unchanged. Its secrets are masked at
+once, so that they never reach a log, a journal or a record of Ray.
 """
 
 from raydet.redact import redact
 
 EXIT_OK = 0
 EXIT_TRIALS_FAILED = 1
-EXIT_OUR_MISTAKE = 1
+EXIT_INTERNAL_ERROR = 1
 EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_STALLED = 5
 EXIT_BUDGET_SPENT = 6
-"""A study has taken what it may take; nothing of it is lost."""
+"""The budget of a study is exhausted; nothing is lost."""
 EXIT_INTERRUPTED = 130
 """The shell's convention for a program ended by Ctrl-C (128 + SIGINT)."""
 EXIT_PREEMPTED = 143
@@ -58,15 +58,15 @@ class ConfigError(RaydetError, ValueError):
 
 
 class StudyError(ConfigError):
-    """A study cannot be what it is asked to be."""
+    """A study, or a request to one, is invalid."""
 
 
 class TrackingError(ConfigError):
     """The experiment tracker cannot be reached or refuses the request."""
 
 
-class TrackerAwayError(TrackingError):
-    """The experiment tracker does not answer now: the same request may be made again."""
+class TrackerUnavailableError(TrackingError):
+    """The experiment tracker does not answer now; the request may be repeated."""
 
 
 class DataError(RaydetError, ValueError):
@@ -82,21 +82,21 @@ class CheckpointError(RaydetError):
 
 
 class OtherFormatError(CheckpointError):
-    """A checkpoint that another version of raydet can read."""
+    """A checkpoint was written by another version of raydet, which can read it."""
 
 
 class OutOfMemoryError(RaydetError):
-    """A worker's device, or its host, has no memory left."""
+    """A worker's device, or its host, is out of memory."""
 
     exit_code = EXIT_OUT_OF_MEMORY
 
 
 class HostMemoryError(OutOfMemoryError):
-    """The memory of a host, not of a GPU, was about to end; the run has finished its step and saved."""
+    """A host, not a GPU, was almost out of memory; the run has finished its step and saved."""
 
 
 class PreemptedError(RaydetError):
-    """A run was asked to stop; it has finished its step and saved where it stands."""
+    """A run was asked to stop; it has finished its step and saved."""
 
     exit_code = EXIT_PREEMPTED
 
@@ -106,26 +106,26 @@ class StoppedEarlyError(PreemptedError):
 
 
 class RestartRequestedError(PreemptedError):
-    """A run was asked to stop so that it can go on elsewhere, or with more workers."""
+    """A run was asked to stop so that it can resume on other nodes, or with more workers."""
 
 
 class TrainingError(RaydetError):
-    """A run cannot go on: its loss is not finite, or its workers died."""
+    """A run cannot continue: its loss is not finite, or its workers died."""
 
 
 class NonFiniteLossError(TrainingError):
-    """A loss is infinite or not a number; the images are named."""
+    """A loss is infinite or NaN; the message names the images."""
 
 
 class WorkerLostError(TrainingError):
-    """Another worker of the run is gone; what it raised, if it could, says why."""
+    """Another worker of the run is gone; the error that it raised, if any, says why."""
 
 
 class StalledError(TrainingError):
-    """A worker stands still; it is named with what it was last seen doing."""
+    """A worker has stalled; the message names it and its last phase."""
 
     exit_code = EXIT_STALLED
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: what was to be done at Ctrl-C is to be done, with another exit code."""
+    """SIGTERM was received; handled like Ctrl-C, with another exit code."""

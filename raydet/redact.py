@@ -1,18 +1,17 @@
-"""Secrets never leave the environment: here is how they are known, and how they are struck out of what is written.
+"""Redaction: secrets never leave the environment. How they are recognized, and how they are masked in all output.
 
-A text is clean after `redact`: what raydet raises, logs, prints, writes into a journal or hands to the tracker goes
-through it. Two things give a secret away:
+Everything that raydet raises, logs, prints, writes into a journal or sends to the tracker goes through `redact`.
+A secret is recognized by
 
-    where it stands   passwords of URIs, signatures in queries, `password=...`, `Authorization: ...`, PEM private keys,
-                      ids and tokens whose form is known (AWS, GitHub, Hugging Face, Google, JWT)
-    what it is        the value of an environment variable whose name says so (MLFLOW_TRACKING_PASSWORD,
-                      AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN, ...), wherever it turns up
+    its context       passwords of URIs, signatures in queries, `password=...`, `Authorization: ...`, PEM private keys,
+                      ids and tokens of known formats (AWS, GitHub, Hugging Face, Google, JWT)
+    its value         that of an environment variable with a telling name (MLFLOW_TRACKING_PASSWORD,
+                      AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN, ...), anywhere in the text
 
-What cannot be known: a secret of no known form that stands nowhere in the environment and has no name beside it, and a
-value of the environment of fewer than 8 letters, which would strike out common words. Hashes, fingerprints and ids of
-runs stay.
+Not recognized: a secret of unknown format that is not in the environment and has no name beside it, and a value in the
+environment of fewer than 8 letters, which would mask common words. Hashes, fingerprints and run ids stay.
 
-Configs and command lines are not struck out but refused, see `secret_in`: a config must start the same run again.
+Configs and command lines with secrets are refused, see `secret_in`: a config must start the same run again.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from urllib.parse import quote
 
 HIDDEN = "***"
 SHORTEST_VALUE = 8
-"""Letters of an environment variable's value from which on it is looked for."""
+"""Minimum length of an environment variable's value that is masked."""
 
 _NAME = (
     r"(?:pass(?:word|wd|phrase)|secret|token|credentials?|signature"
@@ -35,7 +34,7 @@ _QUOTE = r"""\\?["']"""
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
 )
-# A password may hold a slash or an @ that nobody has quoted; digits and a slash after a colon are a port.
+# A password may contain an unquoted slash or @; digits and a slash after a colon are a port.
 _PASSWORD = re.compile(r"""(?<=://)[^\s"'<>/@:]*:(?!\d+/)[^\s"'<>]+@""")
 _SCHEME = re.compile(r"([a-z0-9]+)(?:\+\w+)?://$", re.I)
 _USER = re.compile(r"""(?<=://)[^\s"'<>/@]+@""")
@@ -50,7 +49,7 @@ _FORMS = re.compile(
     r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"
     r")(?![A-Za-z0-9])"
 )
-_STRUCK_OUT = (
+_REPLACEMENTS = (
     (_PRIVATE_KEY, HIDDEN),
     (_PASSWORD, f"{HIDDEN}@"),
     (_USER, f"{HIDDEN}@"),
@@ -59,7 +58,7 @@ _STRUCK_OUT = (
     (re.compile(r"([?&]sig=)[^\s\"'&]{6,}", re.I), rf"\1{HIDDEN}"),
     (re.compile(rf"({_NAME}(?:{_QUOTE})?\s*=\s*(?:{_QUOTE})?)[^\s\"'&;\\]{{6,}}", re.I), rf"\1{HIDDEN}"),
     (re.compile(rf"({_NAME}(?:{_QUOTE})?\s*:\s*{_QUOTE})[^\"'\\]{{6,}}", re.I), rf"\1{HIDDEN}"),
-    # Without quotes it may be a sentence: "token: unexpected".
+    # An unquoted value may be a sentence: "token: unexpected".
     (re.compile(rf"({_NAME}\s*:\s*)(?=[^\s\"']*\d)[^\s\"'&;\\]{{6,}}", re.I), rf"\1{HIDDEN}"),
     (_FORMS, HIDDEN),
 )
@@ -77,18 +76,18 @@ _SECRET_WORDS = {
 }
 _HARMLESS_NAMES = {"PWD", "OLDPWD"}
 _HARMLESS_ENDINGS = {"dir", "file", "mode", "path", "type", "uri", "url", "user", "username"}
-_PLACES = {
+_VARIABLES = {
     "http": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     "https": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     "postgresql": "PGPASSWORD",
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
 }
-"""The environment variables that hold what must not stand in a URI, by its scheme."""
+"""Environment variables for credentials, by the scheme of the URI."""
 
 
 def redact(text: str) -> str:
-    """The text without its secrets; a clean text comes back as it was, and cleaning twice changes nothing more.
+    """The text with its secrets masked; a text without secrets is returned unchanged, and redacting twice is the same.
 
     >>> redact("postgresql://raydet:hunter2@db/mlflow does not answer")
     'postgresql://***@db/mlflow does not answer'
@@ -97,38 +96,38 @@ def redact(text: str) -> str:
     """
     for value in secret_values(os.environ):
         text = text.replace(value, HIDDEN)
-    for pattern, replacement in _STRUCK_OUT:
+    for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """Values of variables whose names say that they are secret, as they are and as a URI quotes them; longest first."""
+    """Values of variables with secret names, plain and URI-quoted; longest first."""
     values = {
         value
         for name, value in environment.items()
-        if _is_secret_name(name) and len(value) >= SHORTEST_VALUE and not _is_harmless(value)
+        if _is_secret_name(name) and len(value) >= SHORTEST_VALUE and not _is_existing_path(value)
     }
     return sorted(values | {quote(value, safe="") for value in values}, key=len, reverse=True)
 
 
 def secret_in(text: str) -> str | None:
-    """What of a text is secret and where it belongs, as the end of a sentence; None: it may be stored and shown.
+    """Which secret a text contains and where to put it instead, as the end of a sentence; None: it contains none.
 
-    Only what can hardly be anything else counts: passwords and signatures in URIs, private keys, known tokens.
+    Only unambiguous cases count: passwords and signatures in URIs, private keys, known tokens.
     """
     if found := _PASSWORD.search(text):
         scheme = _SCHEME.search(text[: found.start()])
-        return f"a password in it; give it in the environment ({_places(scheme and scheme[1])})"
+        return f"a password in it; give it in the environment ({_variables(scheme and scheme[1])})"
     if _SIGNATURE.search(text):
-        return f"a signature in it; give s3://BUCKET/PATH, and keys in the environment ({_places('s3')})"
+        return f"a signature in it; give s3://BUCKET/PATH, and keys in the environment ({_variables('s3')})"
     if _PRIVATE_KEY.search(text) or _FORMS.search(text):
-        return f"a key or a token in it; give it in the environment ({_places('s3')}, ...)"
+        return f"a key or a token in it; give it in the environment ({_variables('s3')}, ...)"
     return None
 
 
 class RedactingFormatter(logging.Formatter):
-    """Log lines, their tracebacks included, without secrets."""
+    """Formats log lines and tracebacks with their secrets masked."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
@@ -148,10 +147,10 @@ def _is_secret_name(name: str) -> bool:
     return not _SECRET_WORDS.isdisjoint(words) or words[-1].endswith("password")
 
 
-def _is_harmless(value: str) -> bool:
-    """A place where a secret lies is none."""
+def _is_existing_path(value: str) -> bool:
+    """Whether a value is the path of a file with a secret, not a secret."""
     return value.startswith(("/", "~", "./")) and os.path.exists(os.path.expanduser(value))
 
 
-def _places(scheme: str | None) -> str:
-    return _PLACES.get(scheme or "") or ", ".join(dict.fromkeys(_PLACES.values()))
+def _variables(scheme: str | None) -> str:
+    return _VARIABLES.get(scheme or "") or ", ".join(dict.fromkeys(_VARIABLES.values()))

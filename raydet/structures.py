@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +71,10 @@ class Batch:
     counts: Tensor
     """int64 [B]: number of boxes of each sample."""
     image_ids: tuple[str, ...]
+    clip_frames: int = 1
+    """T: rows are the first frame of every clip, then the second one of every clip, and so on."""
+    is_first: Tensor | None = None
+    """bool [B / T]: clips that begin their lane's sequence, where a model's memory starts from zero; None: no clips."""
     dropped: dict[str, Tensor] = field(default_factory=dict)
     """bool [B] by modality that is dropped anywhere in the batch: images to which it is fed as a missing one is."""
 
@@ -115,6 +120,7 @@ class Batch:
             boxes_xyxy=change(self.boxes_xyxy),
             labels=change(self.labels),
             counts=change(self.counts),
+            is_first=None if self.is_first is None else change(self.is_first),
             dropped={name: change(x) for name, x in self.dropped.items()},
         )
 
@@ -137,8 +143,39 @@ class Detections:
         return replace(self, boxes_xyxy=self.boxes_xyxy * factors)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+Carry = dict[str, Tensor]
+"""A model's memory by name, one row per lane: [L, ...], detached. Zeros are no memory; empty for models without any."""
+
+Want = Literal["losses", "predictions", "both"]
+"""What a model's forward pass has to return."""
+
+
+class HeadOutput(NamedTuple):
+    """What a head returns."""
+
+    losses: dict[str, Tensor]
+    """Scalars by name; empty if only predictions were wanted."""
+    predictions: Any
+    """None if not wanted."""
+
+
+class Output(NamedTuple):
+    """What a model's forward pass returns; a tuple, so that wrappers of parallel training find its tensors."""
+
+    losses: dict[str, Tensor]
+    """Scalars by name; empty if only predictions were wanted."""
+    predictions: Any
+    """What the task's scorer takes, e.g. one `Detections` per image in canvas pixels; None if not wanted."""
+    carry: Carry
+
+
+def collate(
+    samples: Sequence[Sample], *, clip_frames: int = 1, is_first: Sequence[bool] | None = None
+) -> Batch:
     """Stack samples of one canvas size into a batch.
+
+    Args:
+        clip_frames, is_first: see `Batch`.
 
     Raises:
         ValueError: the samples differ in canvas size, in their modalities or in the type of one (our own mistake, not
@@ -169,6 +206,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         labels=labels,
         counts=counts,
         image_ids=tuple(s.image_id for s in samples),
+        clip_frames=clip_frames,
+        is_first=None if is_first is None else torch.tensor(is_first),
         dropped={
             name: torch.tensor([name in s.dropped for s in samples])
             for name in names

@@ -1,4 +1,4 @@
-"""Studies that ship with raydet, one module each; the module's name is what `--space` takes.
+"""Studies that ship with raydet, one module each; `--space` takes the module's name.
 
 A space is a function `study(base: Experiment) -> Study`.
 """

@@ -1,7 +1,7 @@
-"""Which family of encoders: mit_b1, resnet50 and convnext_tiny, of about the same depth, with the base's fusion.
+"""Families of backbones: mit_b1, resnet50 and convnext_tiny, of about the same depth, with the base's fusion.
 
-All start from random weights. Fusions grow with the square of the maps' widths, so with large fusions it is those that
-are compared; `add` and `concat` keep them small.
+All start from random weights. The cost of a fusion grows with the square of the channels, so a large fusion dominates
+the comparison; `add` and `concat` are small.
 """
 
 from __future__ import annotations

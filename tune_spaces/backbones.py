@@ -1,4 +1,4 @@
-"""How deep the encoder should be: mit_b0 to mit_b5 with the base's fusion."""
+"""Depth of the backbone: mit_b0 to mit_b5 with the base's fusion."""
 
 from __future__ import annotations
 

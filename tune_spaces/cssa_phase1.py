@@ -1,4 +1,4 @@
-"""CSSA, phase 1: at which encoder stages does it help? Eight sets of stages at threshold 0.5 and 3 taps."""
+"""CSSA, phase 1: the stages at which it helps. Eight sets of stages at threshold 0.5 and kernel size 3."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""CSSA, phase 2: the three best sets of stages, each with three thresholds and three filter lengths.
+"""CSSA, phase 2: the three best sets of stages, each with three thresholds and three kernel sizes.
 
-27 cells, of which the three defaults have run in phase 1: 24 new runs. What is missing of phase 1 runs first.
+27 cells, of which the three defaults have run in phase 1: 24 new trials. Missing trials of phase 1 run first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ PHASE = gaff_phase2.PHASE.model_copy(
 
 
 def study(base: Experiment) -> Study:
-    """Phase 1, phase 2, and the winner once more with fresh seeds."""
+    """Phase 1, phase 2, and the confirmation of the winner with fresh seeds."""
     first = cssa_phase1.study(base)
     return first.model_copy(update={"phases": (*first.phases, PHASE, ConfirmationPhase())})

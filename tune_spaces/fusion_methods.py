@@ -1,4 +1,4 @@
-"""Every fusion at all four stages, and the controls that a fusion must beat: each sensor alone, and each twice."""
+"""Every fusion at all four stages, and the controls that it must beat: each sensor alone, and each twice."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "cross_attention": {"kind": "cross_attention"},
 }
 BASELINE = "cmx"
-TWINS = (("gaff_shared", "gaff"),)
-"""One convolution or two of half the width: what differs between these two arms is noise."""
+EQUIVALENT_ARMS = (("gaff_shared", "gaff"),)
+"""Equivalent arms, one convolution or two of half the width: their difference is noise."""
 EARLY, LATE = "cmx_early", "cmx_late"
 STAGES = {EARLY: [1, 2], LATE: [3, 4]}
-"""The baseline at two of the stages; at the others the first stream goes to the detector as it is."""
+"""The baseline at two of the stages; at the others the detector gets the first stream unchanged."""
 PHASE = "methods"
 
 
@@ -39,19 +39,19 @@ def fused(fusion: dict[str, Any], *, rgb: tuple[Modality, ...], aux: tuple[Modal
 
 
 def arms(base: Experiment) -> dict[str, dict[str, Any]]:
-    """Settings of every fusion by its name."""
+    """Settings of every arm by name."""
     rgb, aux = streams(base)
-    whole = {name: fused(fusion, rgb=rgb, aux=aux) for name, fusion in FUSIONS.items()}
+    all_stages = {name: fused(fusion, rgb=rgb, aux=aux) for name, fusion in FUSIONS.items()}
     identity = {"model.elsewhere": {"kind": "identity"}}
-    parts = {
-        name: {**whole[BASELINE], **identity, "model.fusion_stages": stages}
+    two_stages = {
+        name: {**all_stages[BASELINE], **identity, "model.fusion_stages": stages}
         for name, stages in STAGES.items()
     }
-    return whole | parts
+    return all_stages | two_stages
 
 
 def controls(base: Experiment) -> dict[str, dict[str, Any]]:
-    """Each sensor alone; and twice: two streams and a fusion, but nothing new to fuse."""
+    """Each sensor alone, and twice: two streams and a fusion, but no other sensor to fuse."""
     twice = {
         f"{name}_twice": fused(FUSIONS[BASELINE], rgb=(name,), aux=(name,))
         for name in present_modalities(base)
@@ -60,10 +60,10 @@ def controls(base: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def hypotheses(names: tuple[str, ...]) -> tuple[Hypothesis, ...]:
-    """What a fusion is for.
+    """Expectations of fusion.
 
     Args:
-        names: of the controls, the first sensor's first.
+        names: names of the controls, starting with the first sensor.
     """
 
     def beats(better: str, kind: str, worse: str) -> Claim:
@@ -97,12 +97,17 @@ def hypotheses(names: tuple[str, ...]) -> tuple[Hypothesis, ...]:
 
 
 def study(base: Experiment) -> Study:
-    """One cell per arm. What enters the next stage (`model.flow`) is the base's, where an arm has a choice: late
-    concatenation and single sensors keep their streams apart.
+    """One cell per arm. `model.flow`, the input of the next stage, is the base's, but late concatenation and single
+    sensors keep their streams separate.
     """
     methods, beaten = arms(base), controls(base)
     method = Factor(
-        path="method", letter="", default=BASELINE, values=tuple(methods), arms=methods, twins=TWINS
+        path="method",
+        letter="",
+        default=BASELINE,
+        values=tuple(methods),
+        arms=methods,
+        equivalent_values=EQUIVALENT_ARMS,
     )
     return Study(
         name="fusion_methods",

@@ -7,12 +7,12 @@ from typing import Any
 from raydet.config import Experiment, apply_overrides
 from raydet.tune.study import Factor, GridPhase, Study
 
-TWINS = (("gaff_shared", "gaff"),)
-"""The same functions in another form: what differs between these two arms is noise."""
+EQUIVALENT_ARMS = (("gaff_shared", "gaff"),)
+"""Equivalent arms: their difference is noise."""
 
 
 def arms(base: Experiment) -> dict[str, dict[str, Any]]:
-    """What every arm adds to the block, by its name."""
+    """Settings that each arm adds to the block, by name."""
     return {
         "gaff": {},
         "gaff_shared": {"inter_shared": True},
@@ -29,10 +29,15 @@ def arms(base: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def study(base: Experiment) -> Study:
-    """Eleven cells at the base's stages, under the rectified flow, where a fused map may have any width."""
+    """Eleven cells at the base's stages, with the rectified flow, where a fused map may have any number of channels."""
     fusions = {name: {"model.fusion": {"kind": "gaff", **added}} for name, added in arms(base).items()}
     extension = Factor(
-        path="extension", letter="", default="gaff", values=tuple(fusions), arms=fusions, twins=TWINS
+        path="extension",
+        letter="",
+        default="gaff",
+        values=tuple(fusions),
+        arms=fusions,
+        equivalent_values=EQUIVALENT_ARMS,
     )
     return Study(
         name="gaff_extensions",

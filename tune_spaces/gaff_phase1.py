@@ -1,4 +1,4 @@
-"""GAFF, phase 1: at which encoder stages does it help? Eight sets of stages at the default hyper-parameters."""
+"""GAFF, phase 1: the stages at which it helps. Eight sets of stages at the default hyper-parameters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from raydet.tune.study import Claim, ControlPhase, Factor, GridPhase, Hypothesis
 STAGE_SETS = ((1,), (2,), (3,), (4,), (2, 3), (3, 4), (2, 3, 4), (1, 2, 3, 4))
 STAGES = Factor(path="model.fusion_stages", letter="s", default=(1, 2, 3, 4), values=STAGE_SETS)
 SE_REDUCTION = Factor(path="model.fusion.se_reduction", letter="r", default=4, values=(4, 8))
-# One convolution or two of half the width: the same functions, so that pairs of cells are repeats.
+# Equivalent values, one convolution or two of half the width: pairs of cells are repeats.
 INTER_SHARED = Factor(
     path="model.fusion.inter_shared",
     letter="is",
     default=False,
     values=(False, True),
-    twins=((True, False),),
+    equivalent_values=((True, False),),
 )
 MERGE_BOTTLENECK = Factor(
     path="model.fusion.merge_bottleneck", letter="mb", default=False, values=(False, True)
@@ -25,7 +25,7 @@ PHASE = GridPhase(name="phase1_stage_selection", vary=(STAGES.path,), is_screeni
 
 
 def stages_beat(better: tuple[int, ...], *worse: tuple[int, ...]) -> tuple[Claim, ...]:
-    """One set of stages is better than each of some others."""
+    """Claims that one set of stages beats each of some others."""
     return tuple(
         Claim(phase=PHASE.name, better={STAGES.path: (better,)}, worse={STAGES.path: (other,)})
         for other in worse
@@ -59,7 +59,7 @@ HYPOTHESES = (
         claims=stages_beat((1, 2, 3, 4), *STAGE_SETS[:-1]),
     ),
 )
-"""What the study's guide expects of phase 1."""
+"""Expectations of phase 1 by the study's guide."""
 
 
 def controls(base: Experiment) -> ControlPhase:
@@ -70,8 +70,8 @@ def controls(base: Experiment) -> ControlPhase:
 def study(base: Experiment) -> Study:
     """Eight cells and the controls.
 
-    Stages without GAFF keep the baseline's FRM + FFM, and the fused map enters both streams at every stage, in every
-    arm alike: as in the published runs.
+    As in the published runs, stages without GAFF keep the baseline's FRM + FFM, and the fused map enters both streams
+    at every stage of every cell.
     """
     gaff = apply_overrides(base, {"model.fusion": {"kind": "gaff"}, "model.flow": "fused"})
     return Study(

@@ -1,6 +1,6 @@
 """GAFF, phase 2: the three best sets of stages, each with every combination of the block's hyper-parameters.
 
-24 cells, of which the three defaults have run in phase 1: 21 new runs. What is missing of phase 1 runs first; at the
+24 cells, of which the three defaults have run in phase 1: 21 new trials. Missing trials of phase 1 run first; at the
 end the winner runs against the best control with fresh seeds.
 """
 
@@ -15,7 +15,7 @@ PHASE = PromotionPhase(
     source=gaff_phase1.PHASE.name,
     promote=gaff_phase1.STAGES.path,
     top=3,
-    # Repeats of the published runs differ by 0.0066 mAP (one standard deviation): less than this is no difference.
+    # One standard deviation of repeats of the published runs; smaller differences are noise.
     margin=0.0066,
     vary=(
         gaff_phase1.SE_REDUCTION.path,
@@ -26,7 +26,7 @@ PHASE = PromotionPhase(
 
 
 def one_beats(factor: Factor, better: Value, worse: Value) -> Claim:
-    """One value is better than another, over all cells of this phase."""
+    """The claim that one value beats another, over all cells of this phase."""
     return Claim(phase=PHASE.name, better={factor.path: (better,)}, worse={factor.path: (worse,)})
 
 
@@ -53,11 +53,11 @@ HYPOTHESES = (
         measure="gap",
     ),
 )
-"""What the study's guide expects of phase 2."""
+"""Expectations of phase 2 by the study's guide."""
 
 
 def study(base: Experiment) -> Study:
-    """Phase 1, phase 2, and the winner once more with fresh seeds."""
+    """Phase 1, phase 2, and the confirmation of the winner with fresh seeds."""
     first = gaff_phase1.study(base)
     return first.model_copy(
         update={

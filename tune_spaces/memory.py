@@ -1,4 +1,4 @@
-"""What precision, activation checkpointing and the pyramid's width cost in accuracy: twelve cells."""
+"""The cost in accuracy of precision, activation checkpointing and the width of the pyramid: twelve cells."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CHECKPOINTING = Factor(
     letter="ac_",
     default="none",
     values=("none", "block", "selective"),
-    twins=(("block", "none"), ("selective", "none")),
+    equivalent_values=(("block", "none"), ("selective", "none")),
 )
 CHANNELS = Factor(path="model.neck.channels", letter="fpn", default=256, values=(256, 128))
 FACTORS = (PRECISION, CHECKPOINTING, CHANNELS)
 
 
 def study(base: Experiment) -> Study:
-    """Every combination. Checkpointing changes nothing but the memory: its cells are repeats."""
+    """Every combination. Checkpointing changes only the memory: its cells are repeats."""
     return Study(
         name="memory",
         base=base,

@@ -1,4 +1,4 @@
-"""Which sensors help: every pair, and all of them, under the base's fusion, against each alone."""
+"""Sets of sensors: every pair, and all of them, with the base's fusion, against each sensor alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raydet.tune.study import Factor, GridPhase, Study
 
 
 def study(base: Experiment) -> Study:
-    """One cell per set of sensors that the data have; the first of a set has a stream of its own."""
+    """One cell per set of sensors in the data; the first sensor of a set has its own stream."""
     rgb, aux = streams(base)
     present = (*rgb, *aux)
     arms: dict[str, dict[str, Any]] = {

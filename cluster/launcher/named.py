@@ -1,4 +1,4 @@
-"""What a manifest must name itself, so that Ray's launcher creates nothing in the account."""
+"""Keys that a manifest must set, so that Ray's launcher creates nothing in the account."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def require_named(cluster_config: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """Every node type has the keys, and the SSH key is given.
+    """Check that every node type has the keys, and that the SSH key is set.
 
-    Ray would make what is missing: keys for the whole project, open ports, accounts with wide rights.
+    Ray would create what is missing: keys for the whole project, open ports, accounts with wide permissions.
 
     Raises:
-        ValueError: something is not named.
+        ValueError: something is missing.
     """
     if not cluster_config.get("auth", {}).get("ssh_private_key"):
         raise ValueError("auth: ssh_private_key is missing; name the file of the private key")

@@ -1,12 +1,12 @@
-"""EC2 nodes for Ray's cluster launcher: spot, and on demand where there is no spot.
+"""EC2 nodes for Ray's cluster launcher: spot, and on demand if there is no spot.
 
-Ray has no such fallback: its autoscaler (v2, 2.60) asks again for the same node type when a launch is refused. Here
-the decision is made where the refusal arrives. A node type with `InstanceMarketOptions` is asked for as spot; if the
-answer is that there is no capacity or no quota for spot, the same machine is asked for on demand, at its full price.
-Every other refusal (rights, a wrong image) is passed on: on demand it would be the same.
+Ray has no such fallback: its autoscaler (v2, 2.60) requests the same node type again when a launch is refused. This
+provider decides when the refusal arrives. A node type with `InstanceMarketOptions` is requested as spot; if there is
+no capacity or no quota for spot, the same machine is requested on demand, at its full price. Every other refusal
+(permissions, a wrong image) is passed on: on demand it would be the same.
 
-Ray loads the class by name (`provider.module` of aws.yaml), on the machine of `ray up` and on the head node. It stands
-on a private class of Ray and belongs to the Ray version of the image.
+Ray loads the class by name (`provider.module` of aws.yaml), on the machine of `ray up` and on the head node. It is
+based on a private class of Ray and works with the Ray version of the image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 logger = logging.getLogger(__name__)
 
 NO_SPOT = {"InsufficientInstanceCapacity", "MaxSpotInstanceCountExceeded", "SpotMaxPriceTooLow"}
-"""EC2's error codes that on-demand machines may not meet with."""
+"""EC2's error codes that may not occur for on-demand machines."""
 
 NAMED = ("ImageId", "KeyName", "SubnetIds", "SecurityGroupIds", "IamInstanceProfile")
 
@@ -30,7 +30,7 @@ class SpotFirst(AWSNodeProvider):
     """Ray's provider for EC2 with a fallback to on-demand machines; creates no roles, keys or firewall rules."""
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
-        """Starts up to `count` machines; what is spot may become on demand, all of them together.
+        """Start up to `count` machines; spot machines may become on-demand ones, all of them together.
 
         Raises:
             NodeLaunchException: EC2 refused, with its code as category.
@@ -50,10 +50,10 @@ class SpotFirst(AWSNodeProvider):
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """Ray's own look at the account, once everything that it would create is named.
+        """Ray's own check of the account, if everything that it would create is set.
 
         Raises:
-            ValueError: something is not named.
+            ValueError: something is missing.
         """
         require_named(cluster_config, NAMED)
         return AWSNodeProvider.bootstrap_config(cluster_config)

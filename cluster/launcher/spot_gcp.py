@@ -1,6 +1,6 @@
-"""Compute Engine nodes for Ray's cluster launcher: spot, and on demand where there is no spot.
+"""Compute Engine nodes for Ray's cluster launcher: spot, and on demand if there is no spot.
 
-As spot_aws.py, for node types with `scheduling.provisioningModel: SPOT`.
+Like spot_aws.py, for node types with `scheduling.provisioningModel: SPOT`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray.autoscaler._private.gcp.node_provider import GCPNodeProvider
 logger = logging.getLogger(__name__)
 
 NO_SPOT = ("ZONE_RESOURCE_POOL_EXHAUSTED", "STOCKOUT", "QUOTA_EXCEEDED", "quotaExceeded")
-"""Reasons within Google's answers that on-demand machines may not meet with; spot has quotas of its own."""
+"""Reasons in Google's errors that may not occur for on-demand machines; spot has quotas of its own."""
 
 NAMED = ("disks", "networkInterfaces", "serviceAccounts", "metadata")
 
@@ -27,10 +27,10 @@ class SpotFirst(GCPNodeProvider):
     """Ray's provider for Compute Engine with a fallback to on demand; creates no accounts, keys or networks."""
 
     def create_node(self, base_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
-        """Starts `count` machines, one by one: an answer for several would not say which of them are there.
+        """Start `count` machines, one by one: an error for several would not say which of them exist.
 
         Raises:
-            Exception: Google refused; Ray has no type of its own for it.
+            Exception: Google refused; Ray has no exception type for it.
         """
         nodes: dict[str, Any] = {}
         for _ in range(count):
@@ -51,12 +51,12 @@ class SpotFirst(GCPNodeProvider):
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """The config as it is, once everything is named.
+        """The config unchanged, if everything is set.
 
-        Ray's own step is left out: it makes a service account that may do everything with Compute Engine.
+        Ray's own step is skipped: it creates a service account with all permissions on Compute Engine.
 
         Raises:
-            ValueError: something is not named.
+            ValueError: something is missing.
         """
         require_named(cluster_config, NAMED)
         return copy.deepcopy(cluster_config) | {"head_node": {}}

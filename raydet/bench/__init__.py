@@ -1,1 +1,1 @@
-"""Measurements: what a train step costs, and against what."""
+"""Benchmarks of the train step, the loader, checkpoints, evaluation and inference."""

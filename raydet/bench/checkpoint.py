@@ -1,4 +1,4 @@
-"""How long a checkpoint keeps the training waiting, against the copy to the host that it cannot do without."""
+"""How long a checkpoint blocks training, compared with the bare copy of its tensors to the host."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydet.bench.machine import synchronize
 from raydet.checkpoint.load import checkpoint_tensors, load_checkpoint
 from raydet.checkpoint.manifest import read_manifest
 from raydet.checkpoint.retention import checkpoint_name
 from raydet.checkpoint.writer import CheckpointWriter
 from raydet.config import Experiment
 from raydet.engine.optim import build_optimizer
-from raydet.models.build import build_detector
+from raydet.models.build import build_model
 from raydet.parallel.collectives import World
 
 
 def checkpoint_stall(
     experiment: Experiment, *, directory: Path, repeats: int, device: torch.device | None = None
 ) -> dict[str, Any]:
-    """Write checkpoints of an experiment's model and optimizer, one process.
+    """Write checkpoints of an experiment's model and optimizer from one process.
 
     Args:
-        directory: on the disk to measure; what is written there is removed.
-        repeats: checkpoints that count; one more before them allocates the host memory.
+        directory: a directory on the disk to measure; the checkpoints are removed afterwards.
+        repeats: checkpoints that count, after one that allocates the host memory.
 
     Returns:
-        Medians, times in seconds: `blocked_s` the caller waits, `copy_s` the bare copy of the same tensors to
-        host memory that is there already, `stall_over_copy` their ratio, `first_blocked_s` the first time,
-        `committed_s` until all is on the disk, `write_gb_per_s` meanwhile, `load_s` to verify and load it; `bytes`.
+        Medians, times in seconds: `blocked_s` for which the caller waits, `copy_s` of a bare copy of the same tensors
+        to allocated host memory, `stall_over_copy` their ratio, `first_blocked_s` of the first checkpoint,
+        `committed_s` until all is on disk, `write_gb_per_s` until then, `load_s` to verify and load it; `bytes`.
 
     Raises:
         CheckpointError: the directory cannot be written.
     """
     world = World(device=device or torch.device("cpu"))
-    model = build_detector(experiment).to(world.device)
+    model = build_model(experiment).to(world.device)
     optimizer = build_optimizer(experiment.optim, model.parameters())
     _fill_state(optimizer)
     tensors = [x for part in checkpoint_tensors(model, optimizer) for x in part.values()]
@@ -47,15 +48,15 @@ def checkpoint_stall(
     _copy_s(tensors, host)
     copies, blocked, committed = [], [], []
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="raydet-bench-", dir=directory) as drafts:
-        with CheckpointWriter(Path(drafts), keep=1, world=world) as writer:
+    with tempfile.TemporaryDirectory(prefix="raydet-bench-", dir=directory) as root:
+        with CheckpointWriter(Path(root), keep=1, world=world) as writer:
             for epoch in range(repeats + 1):
                 copies.append(_copy_s(tensors, host))
                 started = time.perf_counter()
                 blocked.append(writer.save(epoch, model=model, optimizer=optimizer, state={}, score=epoch))
                 writer.wait()
                 committed.append(time.perf_counter() - started)
-        newest = Path(drafts) / checkpoint_name(repeats)
+        newest = Path(root) / checkpoint_name(repeats)
         num_bytes = read_manifest(newest).num_bytes
         started = time.perf_counter()
         load_checkpoint(newest, model=model, optimizer=optimizer)
@@ -78,7 +79,7 @@ def checkpoint_stall(
 
 
 def _fill_state(optimizer: torch.optim.Optimizer) -> None:
-    """The state that the first step makes, without a step's memory for activations."""
+    """Create the state of the first step without the activations of a step."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
@@ -88,12 +89,10 @@ def _fill_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _copy_s(tensors: list[Tensor], host: list[Tensor]) -> float:
-    if tensors[0].is_cuda:
-        torch.cuda.synchronize()
+    synchronize(tensors[0].device)
     started = time.perf_counter()
     with torch.no_grad():
         for source, target in zip(tensors, host, strict=True):
             target.copy_(source, non_blocking=True)
-    if tensors[0].is_cuda:
-        torch.cuda.synchronize()
+    synchronize(tensors[0].device)
     return time.perf_counter() - started

@@ -1,7 +1,7 @@
-"""What the evaluation of a set costs, against pycocotools.
+"""The cost of evaluating a data set, compared with pycocotools.
 
-Both take turns, and the ratio is the median over the turns: a busy machine slows both. Memory is measured in
-processes of their own, because a process only knows the most that it has ever had.
+Both alternate, and the ratio is the median over the rounds, so that load on the machine affects both. Memory is
+measured in separate processes, because a process only knows its peak since its start.
 """
 
 from __future__ import annotations
@@ -17,49 +17,45 @@ import psutil
 from numpy.typing import NDArray
 
 from raydet.bench.machine import peak_process_bytes
-from raydet.metrics.coco import GroundTruth, evaluate_with_records
+from raydet.metrics.coco import GroundTruth, evaluate_coco
 from raydet.metrics.matches import MatchRecords
 from raydet.metrics.reference import evaluate_with_pycocotools
 
 Engine = Literal["raydet", "pycocotools"]
-ENGINES = {"raydet": evaluate_with_records, "pycocotools": evaluate_with_pycocotools}
-OBJECTS_PER_IMAGE = 7
-"""As COCO has them."""
+ENGINES = {"raydet": evaluate_coco, "pycocotools": evaluate_with_pycocotools}
+OBJECTS_PER_IMAGE = 7  # as in COCO
 SIZE_HW = (480, 640)
 
 
 @dataclass(frozen=True, slots=True)
 class SetSize:
-    """Of a random evaluation set."""
+    """Size of a random evaluation set; detections are per image."""
 
     images: int
     detections: int
-    """Per image."""
     classes: int
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """Times are of `evaluate_with_records` and its witness: from arrays to metrics and match records."""
+    """Median times from arrays to metrics and match records, and memory."""
 
     size: SetSize
     repeats: int
     seconds: dict[Engine, float]
-    """Median."""
     ratio: float
-    """pycocotools' time over ours: median over the turns."""
+    """Median ratio of pycocotools' time to ours, with its range."""
     ratio_low: float
     ratio_high: float
     set_bytes: int
-    """The process before it evaluates: Python, the libraries and the set."""
+    """Memory of a process before it evaluates: Python, the libraries and the set."""
     peak_bytes: dict[Engine, int]
-    """The most it has had in the end."""
     is_equal: bool
-    """All numbers and records of both, to the last bit."""
+    """Both engines give bit-identical numbers and records."""
 
 
 def bench_evaluation(size: SetSize, *, repeats: int, seed: int = 0) -> EvaluationReport:
-    """Evaluate a random set by both engines, in turns."""
+    """Evaluate a random set with both engines alternately."""
     truth, rows, classes = random_set(size, seed=seed)
     seconds: dict[Engine, list[float]] = {"raydet": [], "pycocotools": []}
     outcomes = {}
@@ -70,7 +66,10 @@ def bench_evaluation(size: SetSize, *, repeats: int, seed: int = 0) -> Evaluatio
             times.append(time.perf_counter() - started)
     ratios = [theirs / ours for ours, theirs in zip(seconds["raydet"], seconds["pycocotools"], strict=True)]
     (result, records), (other_result, other_records) = outcomes["raydet"], outcomes["pycocotools"]
-    peaks = {engine: _in_own_process(engine, size, seed) for engine in seconds}
+    peaks = {}
+    for engine in seconds:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peaks[engine] = pool.apply(_memory, (engine, size, seed))
     return EvaluationReport(
         size=size,
         repeats=repeats,
@@ -85,16 +84,12 @@ def bench_evaluation(size: SetSize, *, repeats: int, seed: int = 0) -> Evaluatio
 
 
 def is_equal(a: MatchRecords, b: MatchRecords) -> bool:
-    """Every column, to the last bit."""
+    """True if all columns are bit-identical."""
     return all(np.array_equal(getattr(a, column.name), getattr(b, column.name)) for column in fields(a))
 
 
 def random_set(size: SetSize, *, seed: int = 0) -> tuple[GroundTruth, NDArray[np.float64], tuple[str, ...]]:
-    """Objects of all sizes, and a detector's output: of each object a few boxes, more or less apart, and background.
-
-    Returns:
-        Truth, detections and class names as `evaluate_with_records` takes them.
-    """
+    """Random truth, detections (a few shifted boxes per object, and background) and class names for `evaluate_coco`."""
     generator = np.random.default_rng(seed)
     num_objects = size.images * OBJECTS_PER_IMAGE
     boxes = _random_boxes(generator, num_objects)
@@ -122,13 +117,8 @@ def _random_boxes(generator: np.random.Generator, count: int) -> NDArray[np.floa
     return np.concatenate([corners, sides], axis=1)
 
 
-def _in_own_process(engine: Engine, size: SetSize, seed: int) -> tuple[int, int]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peaks, (engine, size, seed))
-
-
-def _peaks(engine: Engine, size: SetSize, seed: int) -> tuple[int, int]:
-    """What this process has before it evaluates, and the most that it has had after."""
+def _memory(engine: Engine, size: SetSize, seed: int) -> tuple[int, int]:
+    """Bytes of this process before the evaluation, and its peak after it."""
     truth, rows, classes = random_set(size, seed=seed)
     before = psutil.Process().memory_info().rss
     ENGINES[engine](truth, rows, classes)

@@ -1,7 +1,7 @@
-"""How many images per second finished runs look at, one beside the other.
+"""Inference speed of finished runs, side by side.
 
-Timed is the detector alone, from a batch on the device to detections: no disk, no drawing, no way back to source
-pixels. The runs take turns, and the device has done everything that it was asked for before the clock is read.
+Only the detector is timed, from a batch on the device to detections: no disk, drawing or conversion to source pixels.
+The runs alternate, and the device is synchronized before the clock is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from raydet.bench.machine import device_name, wait_for
+from raydet.bench.machine import device_name, synchronize
 from raydet.data.loader import EvalLoader
 from raydet.engine.open_run import TrainedRun, open_trained
 from raydet.plan.flops import forward_flops
@@ -23,28 +23,23 @@ from raydet.structures import Batch
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of one run, over the rounds."""
+    """Images per second of one run in fp32: median, slowest and fastest round of `images` images."""
 
     run: str
     images_per_s: float
-    """Median."""
     slowest: float
-    """Round, images/s."""
     fastest: float
     of_first: float
     """Median ratio to the first run's speed in the same round."""
     images: int
-    """Per round."""
     canvas_hw: tuple[int, int]
     parameters: int
     gflops: float
-    """Forward, per image: see `raydet.plan.flops`."""
+    """Forward pass of one image, see `raydet.plan.flops`."""
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceReport:
-    """Everything that was measured; fp32, as runs are evaluated."""
-
     device: str
     torch_version: str
     batch: int
@@ -63,11 +58,11 @@ def bench_inference(
     """Time the detectors of finished runs on their own validation images.
 
     Args:
-        num_images: of each run's images, at most; repeated where they do not fill the last batch.
-        rounds: that count; one more before them warms up.
+        num_images: most images per run; some are repeated to fill the last batch.
+        rounds: rounds that count, after one for warm-up.
 
     Raises:
-        ConfigError: a directory holds no run, or one without a checkpoint.
+        ConfigError: a directory is not a run, or has no checkpoint.
         DataError: an image cannot be read.
     """
     device = device or torch.device("cpu")
@@ -93,7 +88,7 @@ def bench_inference(
                 of_first=statistics.median(a / b for a, b in zip(mine, turns[0], strict=True)),
                 images=len(loaded) * batch_size,
                 canvas_hw=run.experiment.data.canvas_hw,
-                parameters=sum(parameter.numel() for parameter in run.detector.parameters()),
+                parameters=sum(parameter.numel() for parameter in run.model.parameters()),
                 gflops=forward_flops(run.experiment)["total"] / 1e9,
             )
             for run, loaded, mine in zip(runs, batches, turns, strict=True)
@@ -102,7 +97,6 @@ def bench_inference(
 
 
 def _batches(run: TrainedRun, batch_size: int, num_images: int) -> list[Batch]:
-    """Full batches on the device."""
     indices = run.val_indices[:num_images]
     missing = -len(indices) % batch_size
     indices = [*indices, *(indices * missing)[:missing]]
@@ -112,9 +106,9 @@ def _batches(run: TrainedRun, batch_size: int, num_images: int) -> list[Batch]:
 
 @torch.no_grad()
 def _pass_s(run: TrainedRun, batches: Sequence[Batch]) -> float:
-    wait_for(run.device)
+    synchronize(run.device)
     started = time.perf_counter()
     for batch in batches:
-        run.detector(batch)
-    wait_for(run.device)
+        run.model(batch)
+    synchronize(run.device)
     return time.perf_counter() - started

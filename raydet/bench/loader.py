@@ -1,16 +1,15 @@
-"""How fast images come from the disk, against one array per image turned to floats, and how much memory it takes.
+"""Speed and memory of reading images, compared with one float array per image.
 
-The images are those of any source, brought to one size and five channels; where it has no event camera, events are
-simulated from edges. Read at random, from the page cache, by one thread; the ways take turns. Times are those of the
-processor, not of the clock, so that a busy machine does not decide; torch has one thread, as others would spin.
+The images of any source are resized to one size and five channels; without an event camera, events are simulated from
+edges. They are read in random order, from the page cache, by one thread; the methods alternate. Times are processor
+times, so that load on the machine has no influence; torch has one thread, because further ones would spin.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,54 +28,53 @@ from raydet.data.loader import TrainLoader
 from raydet.data.shards.manifest import Encoding
 from raydet.data.sources.base import Source
 from raydet.data.transforms import resize
+from raydet.plan.measure import single_cpu_thread
 from raydet.structures import Sample
 
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 EVENT_EDGE = 48
-"""Difference of brightness between an image and itself two pixels aside that makes a simulated event."""
+"""Brightness difference between pixels two columns apart that makes a simulated event."""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to read an image."""
+class ReadMethod:
+    """One method of reading an image; medians over the rounds."""
 
     name: str
     images_per_s: float
-    """Of one core: median over the rounds."""
+    """Images per second and core."""
     of_seeds: float
-    """Median ratio to the seeds' way in the same round."""
+    """Speed relative to the published runs' method in the same round."""
     bytes_per_image: int
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSpeed:
-    """The whole path to collated, augmented batches."""
+    """Speed of the whole loader, with collated, augmented batches."""
 
     encoding: str
     loader_processes: int
     images_per_s: float
-    """By the clock."""
+    """Images per second of wall-clock time."""
     step_share: float | None
-    """The time of a batch over that of a train step with it: below 1 it hides behind the step."""
+    """Ratio of a batch's time to that of a train step; below 1 loading is hidden by the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderReport:
-    """Everything that was measured."""
-
     images: int
     size_hw: tuple[int, int]
     is_event_simulated: bool
     rounds: int
-    ways: list[Way]
+    ways: list[ReadMethod]
     batches: list[BatchSpeed]
     memory_processes: int
     memory_bytes: list[int]
-    """Of all loader processes together after each epoch; a page that several share counts once."""
+    """Memory of all loader processes after each epoch; shared pages count once."""
 
     @property
     def memory_growth(self) -> float:
-        """Last against the second epoch, by when everything has been touched."""
+        """Relative growth from the second epoch, when all pages have been touched, to the last."""
         return self.memory_bytes[-1] / self.memory_bytes[min(1, len(self.memory_bytes) - 1)] - 1
 
 
@@ -101,26 +99,28 @@ def bench_loader(
         config, is_simulated = write_arrays(experiment.data, root / "npy", num_images, size_hw)
         for encoding in ENCODINGS:
             convert(config, str(root / encoding), encoding=encoding)
-        sources = {encoding: open_source(_on(config, root / encoding)) for encoding in ENCODINGS}
-        with _one_thread():
-            ways = _ways(root, open_source(config), sources, rounds)
+        configs = {
+            encoding: config.model_copy(update={"source": ShardsSource(path=str(root / encoding))})
+            for encoding in ENCODINGS
+        }
+        sources = {encoding: open_source(shards) for encoding, shards in configs.items()}
+        with single_cpu_thread():
+            ways = _read_methods(root, open_source(config), sources, rounds)
         step_s = _step_s(experiment, size_hw) if with_step else None
         batches = [
-            _whole_path(experiment, _on(config, root / encoding), loader_processes, step_s)
-            for encoding in ENCODINGS
+            _batch_speed(experiment, encoding, shards, loader_processes, step_s)
+            for encoding, shards in configs.items()
         ]
-        memory = _memory(experiment, _on(config, root / "zstd"), memory_processes, memory_epochs)
+        memory = _memory(experiment, configs["zstd"], memory_processes, memory_epochs)
     return LoaderReport(num_images, size_hw, is_simulated, rounds, ways, batches, memory_processes, memory)
-
-
-def _on(config: DataConfig, root: Path) -> DataConfig:
-    return config.model_copy(update={"source": ShardsSource(path=str(root))})
 
 
 def write_arrays(
     data: DataConfig, root: Path, count: int, size_hw: tuple[int, int]
 ) -> tuple[DataConfig, bool]:
-    """One uint8 array of five channels per image, with its labels; what opens them, and whether events are simulated.
+    """Write one uint8 array of five channels, and its labels, per image.
+
+    Returns the config that opens them, and whether events are simulated.
 
     Raises:
         DataError: the images cannot be read.
@@ -145,37 +145,36 @@ def write_arrays(
         "source": NpyYoloSource(root=str(root)),
         "missing": (),
         "canvas_hw": size_hw,
-        "simulate_events": None,  # the arrays have events, whoever made them
+        "simulate_events": None,  # the arrays have events
     }
     return data.model_copy(update=update), "event" not in source.modalities or "event" in data.simulated
 
 
 def _five_channels(sample: Sample) -> Tensor:
-    """uint8 [5, H, W]; what is missing is made from what is there."""
-    given = {name: _as_uint8(pixels) for name, pixels in sample.modalities.items()}
+    """uint8 [5, H, W]; missing modalities are made from the others."""
+    given = {
+        name: pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+        for name, pixels in sample.modalities.items()
+    }
     first = next(iter(given.values()))
     rgb = given.get("rgb", first[:1].expand(3, -1, -1))
     thermal = given.get("thermal", rgb[:1])
-    event = given.get("event", _simulated_events(rgb))
+    event = given.get("event")
+    if event is None:
+        brightness = rgb.int().sum(dim=0, keepdim=True) // 3
+        difference = (brightness - brightness.roll(2, dims=-1)).abs()
+        event = torch.where(difference > EVENT_EDGE, difference.clamp(max=255), 0).to(torch.uint8)
     return torch.cat([rgb, thermal, event[:1]])
 
 
-def _as_uint8(pixels: Tensor) -> Tensor:
-    return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
-
-
-def _simulated_events(rgb_CHW: Tensor) -> Tensor:
-    brightness = rgb_CHW.int().sum(dim=0, keepdim=True) // 3
-    difference = (brightness - brightness.roll(2, dims=-1)).abs()
-    return torch.where(difference > EVENT_EDGE, difference.clamp(max=255), 0).to(torch.uint8)
-
-
-def _ways(root: Path, arrays: Source, shards: dict[Encoding, Source], rounds: int) -> list[Way]:
+def _read_methods(
+    root: Path, arrays: Source, shards: dict[Encoding, Source], rounds: int
+) -> list[ReadMethod]:
     files = sorted((root / "npy" / "images").glob("*.npy"))
     reads: dict[str, Callable[[int], object]] = {
         "npy to float (seeds)": lambda index: torch.from_numpy(np.load(files[index])).float().div_(255),
         "npy, uint8": arrays.read,
-        # A raw image is a view of the file: its bytes are copied here, as a batch would do.
+        # A raw image is a view of the file; its bytes are copied here, as in a batch.
         "raw shards": lambda index: [x.clone() for x in shards["raw"].read(index).modalities.values()],
         "zstd shards": shards["zstd"].read,
     }
@@ -187,28 +186,18 @@ def _ways(root: Path, arrays: Source, shards: dict[Encoding, Source], rounds: in
             started = time.process_time()
             for index in order:
                 read(index)
-            if turn:  # the first one warms up
+            if turn:  # the first is a warm-up
                 seconds[name].append((time.process_time() - started) / len(files))
-    slowest = seconds["npy to float (seeds)"]
+    reference = seconds["npy to float (seeds)"]
     return [
-        Way(
+        ReadMethod(
             name,
-            1 / statistics.median(mine),
-            statistics.median(theirs / own for theirs, own in zip(slowest, mine, strict=True)),
+            1 / statistics.median(times),
+            statistics.median(theirs / own for theirs, own in zip(reference, times, strict=True)),
             sizes.get(name, _size(root / "npy" / "images")) // len(files),
         )
-        for name, mine in seconds.items()
+        for name, times in seconds.items()
     ]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _size(directory: Path) -> int:
@@ -216,7 +205,7 @@ def _size(directory: Path) -> int:
 
 
 def _step_s(experiment: Experiment, size_hw: tuple[int, int]) -> float:
-    """A train step of the experiment's global batch, fp32."""
+    """Seconds of an fp32 train step with the experiment's global batch."""
     data = experiment.data.model_copy(update={"canvas_hw": size_hw})
     report = bench_train_step(
         experiment.model_copy(update={"data": data}),
@@ -230,17 +219,16 @@ def _step_s(experiment: Experiment, size_hw: tuple[int, int]) -> float:
     return report.runs[0].step_s
 
 
-def _whole_path(
-    experiment: Experiment, config: DataConfig, processes: int, step_s: float | None
+def _batch_speed(
+    experiment: Experiment, encoding: str, config: DataConfig, processes: int, step_s: float | None
 ) -> BatchSpeed:
     loader = _loader(experiment, config, processes)
-    sum(1 for _ in loader.epoch(0))  # the processes start
+    sum(1 for _ in loader.epoch(0))  # starts the processes
     started = time.perf_counter()
     epochs = 3
     for epoch in range(1, epochs + 1):
         sum(1 for _ in loader.epoch(epoch))
     batch_s = (time.perf_counter() - started) / (epochs * loader.steps_per_epoch)
-    encoding = Path(config.source.path).name if isinstance(config.source, ShardsSource) else ""
     share = None if step_s is None else batch_s / step_s
     return BatchSpeed(encoding, processes, loader.share / batch_s, share)
 
@@ -262,17 +250,12 @@ def _loader(experiment: Experiment, config: DataConfig, processes: int) -> Train
 
 
 def _memory(experiment: Experiment, config: DataConfig, processes: int, epochs: int) -> list[int]:
-    """Of the loader processes, after each epoch."""
+    """Bytes of all loader processes after each epoch."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    found = []
+    memory_bytes = []
     loader = _loader(experiment, config, processes)
     for epoch in range(epochs):
         sum(1 for _ in loader.epoch(epoch))
-        found.append(
-            sum(
-                child.memory_full_info().pss
-                for child in psutil.Process().children(recursive=True)
-                if child.pid not in before
-            )
-        )
-    return found
+        children = psutil.Process().children(recursive=True)
+        memory_bytes.append(sum(c.memory_full_info().pss for c in children if c.pid not in before))
+    return memory_bytes

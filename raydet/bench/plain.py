@@ -1,8 +1,8 @@
-"""The same detector written the plain way: witness for the numbers, baseline for the speed.
+"""A plain implementation of the same detector: the reference for the numbers, the baseline for the speed.
 
-A restatement of the published runs' step: attention with its N x M weights in memory, maps flattened and made
-contiguous at every turn, gates on concatenated maps, torchvision's own RPN, RoI heads and list of images. It reads
-the layers of a `Detector` (weights and names are the same) and calls none of the detector's own forward functions.
+It follows the published runs' step: attention with its N x M weights in memory, maps made contiguous after every
+operation, gates on concatenated maps, torchvision's own RPN, RoI heads and image list. It uses the layers of a
+detector (same weights and names), but none of its forward functions.
 
 Legend: B batch, C channels, H W map, N = H W tokens, M tokens after the reduction, A attention heads, D = C / A.
 """
@@ -13,7 +13,7 @@ import copy
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- the usual name
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.image_list import ImageList
@@ -24,13 +24,14 @@ from torchvision.ops.poolers import LevelMapper, MultiScaleRoIAlign
 
 from raydet.config import Experiment, FasterRCNNConfig
 from raydet.models.backbones.mit import Block, EfficientAttention, MiTStage, MixFFN
-from raydet.models.detector import Detector
 from raydet.models.fusion.base import Fusion, FusionOutput, Guides, route
 from raydet.models.fusion.cmx import CMX, FFM, FRM
 from raydet.models.fusion.gaff import GAFF, InterModalityGates, SqueezeExcitation
 from raydet.models.fusion.guided import guide_losses
+from raydet.models.heads.faster_rcnn import FasterRCNN
 from raydet.models.heads.targets import Targets
-from raydet.structures import Batch
+from raydet.models.model import Model
+from raydet.structures import Batch, Carry, Output, Want
 
 SEEDS_MIN_SIZE = 800
 SEEDS_MAX_SIZE = 1333
@@ -38,34 +39,39 @@ LEVELS = ("0", "1", "2", "3", "pool")
 
 
 class PlainDetector(nn.Module):
-    """Losses of a batch, the plain way; training only.
+    """Losses of a batch; training only.
 
     Args:
-        detector: its layers are copied, so both start from the same weights. `parts` has its state-dict keys.
+        detector: its layers are copied to `parts`, with the same state-dict keys.
         experiment: settings of the head and of the normalisation.
-        min_size: None works on the batch's canvas; a number resizes the shorter side to it first, as the published
-            runs did with 800.
+        min_size: None: the batch's canvas; a number: resize the shorter side to it (the published runs: 800).
     """
 
-    def __init__(self, detector: Detector, experiment: Experiment, *, min_size: int | None = None) -> None:
+    def __init__(self, detector: Model, experiment: Experiment, *, min_size: int | None = None) -> None:
         super().__init__()
         self.parts = copy.deepcopy(detector)
-        head = experiment.model.head
-        # Kept out of the registry: their parameters stand in `parts` already.
+        head, own_head = experiment.model.head, self.parts.head
+        assert isinstance(own_head, FasterRCNN)
+        # In a tuple, so that their parameters, which are in `parts`, are not registered twice.
         self.stages: tuple[RegionProposalNetwork, RoIHeads] = (
-            _rpn(self.parts, head),
-            _roi_heads(self.parts, head),
+            _rpn(own_head, head),
+            _roi_heads(own_head, head),
         )
         num_channels = sum(self.parts.rgb_input.num_channels.values()) + sum(
             self.parts.aux_input.num_channels.values()
         )
-        # Images come normalised: the resize is all that is left to do.
+        # Images are already normalised, so this only resizes.
         self.resize = min_size and GeneralizedRCNNTransform(
             min_size, SEEDS_MAX_SIZE, image_mean=[0.0] * num_channels, image_std=[1.0] * num_channels
         )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses by name."""
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """As the model's."""
+        return self.parts.loss_names
+
+    def forward(self, batch: Batch, carry: Carry | None = None, *, want: Want = "losses") -> Output:
+        """The losses; called as the model itself."""
         unpadded = _unpadded(self.parts, batch)
         targets = [
             {"boxes": boxes[:count], "labels": labels[:count] + 1}
@@ -76,21 +82,26 @@ class PlainDetector(nn.Module):
         if self.resize:
             images, targets = self.resize(unpadded, targets)
         else:
-            images = _on_canvas(unpadded, batch.canvas_hw)
+            height, width = batch.canvas_hw
+            padded = [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in unpadded]
+            images = ImageList(torch.stack(padded), [(x.shape[1], x.shape[2]) for x in unpadded])
         num_rgb = sum(self.parts.rgb_input.num_channels.values())
         maps, guides = _encode(self.parts, images.tensors[:, :num_rgb], images.tensors[:, num_rgb:])
         pyramid = self.parts.neck.fpn(OrderedDict(zip(LEVELS, maps, strict=False)))
         rpn, roi_heads = self.stages
         proposals, rpn_losses = rpn.train()(images, pyramid, targets)
         _, box_losses = roi_heads.train()(pyramid, proposals, images.image_sizes, targets)
-        return {**rpn_losses, **box_losses, **_guide_losses(guides, targets, images)}
+        return Output({**rpn_losses, **box_losses, **_guide_losses(guides, targets, images)}, None, {})
 
 
 # --- images
 
 
-def _unpadded(parts: Detector, batch: Batch) -> list[Tensor]:
+def _unpadded(parts: Model, batch: Batch) -> list[Tensor]:
     """One normalised image [C, H, W] per row, without padding."""
+    mean = torch.cat([parts.rgb_input.mean, parts.aux_input.mean])
+    std = torch.cat([parts.rgb_input.std, parts.aux_input.std])
+    is_present = torch.cat([parts.rgb_input.is_present, parts.aux_input.is_present])
     unpadded = []
     for row, (height, width) in enumerate(batch.valid_hw.tolist()):
         streams = []
@@ -101,24 +112,14 @@ def _unpadded(parts: Detector, batch: Batch) -> list[Tensor]:
                     continue
                 x_CHW = batch.modalities[name][row, :, :height, :width]
                 streams.append(x_CHW.float() / 255 if x_CHW.dtype == torch.uint8 else x_CHW)
-        x_CHW = torch.cat(streams)
-        mean = torch.cat([parts.rgb_input.mean, parts.aux_input.mean])
-        std = torch.cat([parts.rgb_input.std, parts.aux_input.std])
-        is_present = torch.cat([parts.rgb_input.is_present, parts.aux_input.is_present])
-        unpadded.append(((x_CHW - mean) / std) * is_present)
+        unpadded.append(((torch.cat(streams) - mean) / std) * is_present)
     return unpadded
-
-
-def _on_canvas(unpadded: list[Tensor], canvas_hw: tuple[int, int]) -> ImageList:
-    height, width = canvas_hw
-    padded = [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in unpadded]
-    return ImageList(torch.stack(padded), [(x.shape[1], x.shape[2]) for x in unpadded])
 
 
 # --- encoder
 
 
-def _encode(parts: Detector, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[list[Tensor], list[Guides]]:
+def _encode(parts: Model, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[list[Tensor], list[Guides]]:
     encoder, outputs = parts.encoder, []
     for stage, fusion in enumerate(encoder.fusions):
         assert isinstance(fusion, Fusion)
@@ -131,25 +132,21 @@ def _encode(parts: Detector, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[list[T
 
 
 def _stage(stage: nn.Module, x_BCHW: Tensor) -> Tensor:
-    if not isinstance(stage, MiTStage):  # timm's are written the plain way already
-        plain_BCHW: Tensor = stage(x_BCHW.contiguous())
-        return plain_BCHW
+    if not isinstance(stage, MiTStage):  # timm's stages are plain already
+        return stage(x_BCHW.contiguous())
     x_BCHW = stage.patch_embed.proj(x_BCHW.contiguous())
     hw = (x_BCHW.shape[2], x_BCHW.shape[3])
     x_BNC = stage.patch_embed.norm(x_BCHW.flatten(2).transpose(1, 2))
     for block, rate in zip(stage.blocks, stage.drop_path_rates, strict=True):
-        x_BNC = _block(block, x_BNC, hw, rate if stage.training else 0.0)
+        assert isinstance(block, Block)
+        rate = rate if stage.training else 0.0
+        x_BNC = x_BNC + _drop_path(_attention(block.attention, block.norm1(x_BNC), hw), rate)
+        x_BNC = x_BNC + _drop_path(_ffn(block.ffn, block.norm2(x_BNC), hw), rate)
     return _map(stage.norm(x_BNC), hw)
 
 
 def _map(x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
     return x_BNC.transpose(1, 2).reshape(len(x_BNC), -1, *hw).contiguous()
-
-
-def _block(block: nn.Module, x_BNC: Tensor, hw: tuple[int, int], rate: float) -> Tensor:
-    assert isinstance(block, Block)
-    x_BNC = x_BNC + _drop_path(_attention(block.attention, block.norm1(x_BNC), hw), rate)
-    return x_BNC + _drop_path(_ffn(block.ffn, block.norm2(x_BNC), hw), rate)
 
 
 def _drop_path(x_BNC: Tensor, rate: float) -> Tensor:
@@ -188,9 +185,8 @@ def _fuse(fusion: Fusion, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> FusionOutput:
             fused_BCHW = _ffm(fusion.ffm, rgb_BCHW, aux_BCHW)
         case GAFF():
             fused_BCHW, rgb_BCHW, aux_BCHW = _gaff(fusion, rgb_BCHW, aux_BCHW)
-        case _:  # the others are written the plain way already
-            output: FusionOutput = fusion(rgb_BCHW, aux_BCHW)
-            return output
+        case _:  # the others are plain already
+            return fusion(rgb_BCHW, aux_BCHW)
     return route(fusion.flow, fused=fused_BCHW, rgb_rectified=rgb_BCHW, aux_rectified=aux_BCHW)
 
 
@@ -215,8 +211,8 @@ def _ffm(ffm: FFM, x1_BCHW: Tensor, x2_BCHW: Tensor) -> Tensor:
     heads = path.cross.num_heads
     context1 = _context(path.cross.key_value1, u1_BNC, heads)
     context2 = _context(path.cross.key_value2, u2_BNC, heads)
-    v1_BNC = (_headed(u1_BNC, heads) @ context2).permute(0, 2, 1, 3).reshape(u1_BNC.shape).contiguous()
-    v2_BNC = (_headed(u2_BNC, heads) @ context1).permute(0, 2, 1, 3).reshape(u2_BNC.shape).contiguous()
+    v1_BNC = (_split_heads(u1_BNC, heads) @ context2).permute(0, 2, 1, 3).reshape(u1_BNC.shape).contiguous()
+    v2_BNC = (_split_heads(u2_BNC, heads) @ context1).permute(0, 2, 1, 3).reshape(u2_BNC.shape).contiguous()
     out1_BNC = path.norm1(x1_BNC + path.end1(torch.cat((y1_BNC, v1_BNC), dim=-1)))
     out2_BNC = path.norm2(x2_BNC + path.end2(torch.cat((y2_BNC, v2_BNC), dim=-1)))
     merged = _map(torch.cat((out1_BNC, out2_BNC), dim=-1), hw)
@@ -224,7 +220,7 @@ def _ffm(ffm: FFM, x1_BCHW: Tensor, x2_BCHW: Tensor) -> Tensor:
     return embed.norm(embed.shortcut(merged) + embed.branch(merged))
 
 
-def _headed(x_BNC: Tensor, heads: int) -> Tensor:
+def _split_heads(x_BNC: Tensor, heads: int) -> Tensor:
     return x_BNC.reshape(*x_BNC.shape[:2], heads, -1).permute(0, 2, 1, 3).contiguous()
 
 
@@ -246,10 +242,8 @@ def _gaff(gaff: GAFF, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tenso
 
 
 def _gates(inter: InterModalityGates, both_BCHW: Tensor) -> Tensor:
-    levels, (height, width) = (
-        [torch.cat([conv(both_BCHW) for conv in inter.convs], dim=1)],
-        both_BCHW.shape[2:],
-    )
+    height, width = both_BCHW.shape[2:]
+    levels = [torch.cat([conv(both_BCHW) for conv in inter.convs], dim=1)]
     for scale, convs in enumerate(inter.coarse, 1):
         assert isinstance(convs, nn.ModuleList)
         pooled = F.avg_pool2d(both_BCHW, 2**scale, ceil_mode=True)
@@ -282,10 +276,10 @@ def _guide_losses(
 # --- head
 
 
-def _rpn(parts: Detector, config: FasterRCNNConfig) -> RegionProposalNetwork:
+def _rpn(head: FasterRCNN, config: FasterRCNNConfig) -> RegionProposalNetwork:
     return RegionProposalNetwork(
-        parts.head.rpn.anchor_generator,
-        parts.head.rpn.head,
+        head.rpn.anchor_generator,
+        head.rpn.head,
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=config.rpn_batch_size_per_image,
@@ -296,16 +290,16 @@ def _rpn(parts: Detector, config: FasterRCNNConfig) -> RegionProposalNetwork:
     )
 
 
-def _roi_heads(parts: Detector, config: FasterRCNNConfig) -> RoIHeads:
+def _roi_heads(head: FasterRCNN, config: FasterRCNNConfig) -> RoIHeads:
     levels = LEVELS if config.pool_level_rois else LEVELS[:-1]
     pooling = MultiScaleRoIAlign(list(levels), output_size=7, sampling_ratio=2)
-    # Given, because torchvision guesses them from the valid part of the first batch.
+    # Set here, because torchvision would infer them from the valid part of the first batch.
     pooling.scales = [0.5**level for level in range(2, 2 + len(levels))]
     pooling.map_levels = LevelMapper(k_min=2, k_max=1 + len(levels))
     return RoIHeads(
         pooling,
-        parts.head.roi_heads.box_head,
-        parts.head.roi_heads.box_predictor,
+        head.roi_heads.box_head,
+        head.roi_heads.box_predictor,
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
         batch_size_per_image=config.box_batch_size_per_image,

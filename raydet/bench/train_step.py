@@ -1,7 +1,7 @@
-"""What a train step costs, where the time goes, and how it compares with the plain way to write it.
+"""Time, memory and operations of a train step, compared with a plain implementation.
 
-The contestants take turns, step by step, and ratios are medians over the turns: a busy machine slows all of them.
-Nothing is learnt on the way (learning rate 0), so every turn does the same work.
+The candidates alternate step by step, and ratios are medians over the rounds, so that load on the machine affects all
+of them. The learning rate is 0, so every step does the same work.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -20,14 +21,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from raydet.bench.machine import device_name, matrix_peak, peak_process_bytes, wait_for
+from raydet.bench.machine import device_name, matrix_peak, peak_process_bytes, synchronize
 from raydet.bench.plain import SEEDS_MIN_SIZE, PlainDetector
 from raydet.config import MODALITY_CHANNELS, AdamWConfig, Experiment, Precision, SGDConfig, apply_overrides
 from raydet.engine.optim import build_optimizer
 from raydet.engine.step import seed_slot, train_step
-from raydet.models.build import build_detector
-from raydet.models.detector import Detector
-from raydet.models.units import units_of
+from raydet.models.build import build_model
+from raydet.models.model import Model
 from raydet.parallel.collectives import World
 from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import parallelize
@@ -35,56 +35,52 @@ from raydet.parallel.precision import autocast, check_precision
 from raydet.plan.ledger import ledger
 from raydet.structures import Batch
 
-Opponent = Literal["plain", "seeds"]
-"""plain: the plain way on the same canvas, fp32. seeds: the same, after the published runs' resize to 800 pixels."""
+Baseline = Literal["plain", "seeds"]
+"""plain: the plain implementation in fp32. seeds: the same, after the published runs' resize to 800 pixels."""
 
 BACKWARD_FLOPS = 2
-"""Times the forward's. PyTorch's counter overstates the backward of depthwise convolutions by an order of magnitude."""
+"""Relative to the forward pass; PyTorch's counter overstates depthwise convolutions by an order of magnitude."""
 NUM_OPERATORS = 8
 GRADIENT_FLOOR = 1e-9
-"""Of the largest gradient: what is smaller is an exact zero (a bias before a batch norm) and its rounding."""
+"""Relative to the largest gradient; smaller ones are rounding errors of zero (a bias before a batch norm)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One contestant."""
+    """Results of one candidate, with its median step time; some are None on a CPU or for baselines."""
 
     name: str
     step_s: float
-    """Median."""
     images_per_s: float
     mfu: float | None
-    """Share of the measured matrix peak; None for opponents, whose operations are not these."""
+    """Share of the measured peak FLOP/s."""
     saved_bytes: int
-    """Tensors that the forward pass leaves to the backward pass, weights left out."""
+    """Tensors saved for the backward pass, without weights."""
     peak_bytes: int | None
-    """Allocated on the GPU at most; None on a CPU."""
     planned_bytes: int | None = None
-    """What `raydet plan` says of `peak_bytes`; None on a CPU, and for opponents."""
+    """`peak_bytes` as predicted by `raydet plan`."""
     faster_than: dict[str, float] = field(default_factory=dict)
-    """Median ratio of step times, by opponent."""
+    """Median ratio of step times, by baseline."""
     phases_s: dict[str, float] = field(default_factory=dict)
     operators: dict[str, float] = field(default_factory=dict)
-    """Share of one profiled step of its most expensive operators, what they call left out."""
+    """Share of the most expensive operators in one profiled step, self time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Largest relative differences between a step and its plain restatement, in fp64, on one image.
+    """Largest relative differences to the plain implementation on one image.
 
-    fp64, because in fp32 single units of a ReLU flip at zero, and near-equal proposals change places, in either.
+    In fp64, because in fp32 a ReLU near zero or two near-equal proposals may fall to either side.
     """
 
     loss: float
     gradient: float
-    """Of each tensor's largest gradient."""
+    """Relative to each tensor's largest gradient."""
     fp32_loss: float
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Everything that was measured."""
-
     experiment: str
     canvas_hw: tuple[int, int]
     batch: int
@@ -94,12 +90,11 @@ class StepReport:
     torch_version: str
     activation_checkpointing: str
     forward_flops_per_image: int
-    """Of the plain way: what the mathematics asks, whatever shortcut is taken."""
+    """Counted for the plain implementation, which takes no shortcuts."""
     peak_flops: Mapping[str, float]
     runs: list[Run]
     agreement: Agreement | None
     process_peak_bytes: int
-    """All contestants together."""
 
 
 def bench_train_step(
@@ -107,7 +102,7 @@ def bench_train_step(
     *,
     batch_size: int,
     precisions: Sequence[Precision],
-    against: Sequence[Opponent] = (),
+    against: Sequence[Baseline] = (),
     repeats: int = 5,
     num_objects: int = 8,
     device: torch.device | None = None,
@@ -121,42 +116,39 @@ def bench_train_step(
     for precision in precisions:
         check_precision(experiment.train.model_copy(update={"precision": precision}), world.device)
     torch.manual_seed(experiment.seed)
-    detector = build_detector(experiment)
+    detector = build_model(experiment)
     batch = random_batch(experiment, batch_size, num_objects).to(world.device)
     agreement = _agreement(detector, experiment, batch) if "plain" in against else None
     flops = _forward_flops(detector, experiment, batch)
-    opponents = [_opponent(name, detector, experiment, world) for name in against]
-    model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
+    baselines = [_baseline(name, detector, experiment, world) for name in against]
+    model = parallelize(detector, world, units=detector.units(), train=experiment.train)
     optimizer = build_optimizer(experiment.optim, model.parameters())
-    ours = [Contestant(precision, precision, model, optimizer) for precision in precisions]
-    contestants = [*ours, *opponents]
+    ours = [Candidate(precision, precision, model, optimizer) for precision in precisions]
+    candidates = [*ours, *baselines]
     with deterministic_kernels(world.device, exact=experiment.train.exact):  # as in training
-        turns = _take_turns(contestants, batch, world, repeats)
+        turns = _take_turns(candidates, batch, world, repeats)
     peaks: Mapping[str, float] = {precision: matrix_peak(precision, world.device) for precision in precisions}
     runs = []
-    for contestant in contestants:
-        step_s, is_ours = statistics.median(turns[contestant.name]), contestant in ours
+    for candidate in candidates:
+        times = turns[candidate.name]
+        step_s = statistics.median(times)
         run = Run(
-            name=contestant.name,
+            name=candidate.name,
             step_s=step_s,
             images_per_s=batch_size / step_s,
-            mfu=(
-                (1 + BACKWARD_FLOPS) * flops * batch_size / step_s / peaks[contestant.precision]
-                if is_ours
-                else None
-            ),
-            saved_bytes=_saved_bytes(contestant, batch, world),
-            peak_bytes=_peak_bytes(contestant, batch, world),
+            mfu=None,
+            saved_bytes=_saved_bytes(candidate, batch, world),
+            peak_bytes=_peak_bytes(candidate, batch, world) if world.device.type == "cuda" else None,
         )
-        if is_ours:
+        if candidate in ours:
+            ratios = {b.name: [x / y for x, y in zip(turns[b.name], times, strict=True)] for b in baselines}
             run = replace(
                 run,
-                planned_bytes=_planned_bytes(
-                    experiment, contestant.precision, batch_size, num_objects, world
-                ),
-                faster_than={o.name: _ratio(turns[o.name], turns[contestant.name]) for o in opponents},
-                phases_s=_phases(contestant, detector, batch, world),
-                operators=_operators(contestant, batch, world),
+                mfu=(1 + BACKWARD_FLOPS) * flops * batch_size / step_s / peaks[candidate.precision],
+                planned_bytes=_planned_bytes(experiment, candidate.precision, batch_size, num_objects, world),
+                faster_than={name: statistics.median(values) for name, values in ratios.items()},
+                phases_s=_phases(candidate, detector, batch, world),
+                operators=_operators(candidate, batch, world),
             )
         runs.append(run)
     return StepReport(
@@ -177,8 +169,8 @@ def bench_train_step(
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A model that takes a turn."""
+class Candidate:
+    """A model and optimizer to be timed."""
 
     name: str
     precision: Precision
@@ -186,7 +178,7 @@ class Contestant:
     optimizer: torch.optim.Optimizer
 
     def step(self, batch: Batch, world: World, turn: int) -> None:
-        """One whole train step; the same random choices for all at the same turn."""
+        """One train step; all candidates draw the same random numbers in the same turn."""
         train_step(
             self.model,
             [batch],
@@ -201,7 +193,7 @@ class Contestant:
 
 
 def random_batch(experiment: Experiment, size: int, num_objects: int, *, seed: int = 0) -> Batch:
-    """Noise on the whole canvas, with boxes from 16 pixels to a third of each side."""
+    """Noise on the whole canvas, with boxes from 16 pixels to a third of each side long."""
     generator = torch.Generator().manual_seed(seed)
     height, width = canvas_hw = experiment.data.canvas_hw
     modalities = {
@@ -222,69 +214,58 @@ def random_batch(experiment: Experiment, size: int, num_objects: int, *, seed: i
     )
 
 
-def _opponent(name: Opponent, detector: Detector, experiment: Experiment, world: World) -> Contestant:
+def _baseline(name: Baseline, detector: Model, experiment: Experiment, world: World) -> Candidate:
     min_size = SEEDS_MIN_SIZE if name == "seeds" else None
     plain = PlainDetector(detector, experiment, min_size=min_size).to(world.device)
-    return Contestant(name, "fp32", plain, _plain_optimizer(experiment, plain.parameters()))
-
-
-def _plain_optimizer(experiment: Experiment, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """PyTorch's defaults."""
+    parameters = plain.parameters()
+    optimizer: torch.optim.Optimizer
     match experiment.optim:
-        case SGDConfig() as config:
-            return torch.optim.SGD(
-                parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-            )
-        case AdamWConfig() as config:
-            return torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
+        case SGDConfig(lr=lr, momentum=momentum, weight_decay=decay):
+            optimizer = torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=decay)
+        case AdamWConfig(lr=lr, betas=betas, weight_decay=decay):
+            optimizer = torch.optim.AdamW(parameters, lr, betas, weight_decay=decay)
+    return Candidate(name, "fp32", plain, optimizer)
 
 
 def _take_turns(
-    contestants: Sequence[Contestant], batch: Batch, world: World, repeats: int
+    candidates: Sequence[Candidate], batch: Batch, world: World, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of every step by contestant; the first turn warms up and does not count."""
-    turns: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    """Seconds of every step by candidate, without the first turn, which is a warm-up."""
+    turns: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for turn in range(repeats + 1):
-        for contestant in contestants:
-            wait_for(world.device)
+        for candidate in candidates:
+            synchronize(world.device)
             started = time.perf_counter()
-            contestant.step(batch, world, turn)
-            wait_for(world.device)
+            candidate.step(batch, world, turn)
+            synchronize(world.device)
             if turn:
-                turns[contestant.name].append(time.perf_counter() - started)
+                turns[candidate.name].append(time.perf_counter() - started)
     return turns
-
-
-def _ratio(theirs_s: Sequence[float], ours_s: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(theirs_s, ours_s, strict=True))
 
 
 # --- memory, operations, phases
 
 
-def _saved_bytes(contestant: Contestant, batch: Batch, world: World) -> int:
-    weights = {tensor.untyped_storage().data_ptr() for tensor in contestant.model.state_dict().values()}
+def _saved_bytes(candidate: Candidate, batch: Batch, world: World) -> int:
+    weights = {tensor.untyped_storage().data_ptr() for tensor in candidate.model.state_dict().values()}
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             seen[storage.data_ptr()] = storage.nbytes()
-        # Itself, the output of an operation would keep that operation, and it its output, for ever.
-        return tensor.detach()
+        return tensor.detach()  # the tensor itself could form a reference cycle with its own operation
 
     seed_slot(0, 0, slot=0)
-    with saved_tensors_hooks(note, lambda tensor: tensor), autocast(contestant.precision, world.device):
-        losses = contestant.model(batch)
-    del losses  # until here the graph was alive: no storage was used twice
+    with saved_tensors_hooks(note, lambda tensor: tensor), autocast(candidate.precision, world.device):
+        losses = candidate.model(batch).losses
+    del losses  # the graph was alive until here, so no storage was reused
     return sum(seen.values())
 
 
-def _peak_bytes(contestant: Contestant, batch: Batch, world: World) -> int | None:
-    if world.device.type != "cuda":
-        return None
+def _peak_bytes(candidate: Candidate, batch: Batch, world: World) -> int:
     torch.cuda.reset_peak_memory_stats(world.device)
-    contestant.step(batch, world, 0)
+    candidate.step(batch, world, 0)
     return torch.cuda.max_memory_allocated(world.device)
 
 
@@ -294,73 +275,76 @@ def _planned_bytes(
     if world.device.type != "cuda":
         return None
     settings = {"train.precision": precision, "train.global_batch": batch_size}
-    planned = ledger(
+    return ledger(
         apply_overrides(experiment, settings),
         world_size=1,
         strategy="single",
         micro_batch=batch_size,
         num_objects=num_objects,
-    )
-    return planned.allocated_bytes
+    ).allocated_bytes
 
 
-def _forward_flops(detector: Detector, experiment: Experiment, batch: Batch) -> int:
+def _forward_flops(detector: Model, experiment: Experiment, batch: Batch) -> int:
     plain = PlainDetector(detector, experiment).to(batch.counts.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         plain(batch)
     return int(counter.get_total_flops()) // batch.size
 
 
-def _phases(contestant: Contestant, detector: Detector, batch: Batch, world: World) -> dict[str, float]:
-    """Seconds of one step's parts."""
+def _phases(candidate: Candidate, detector: Model, batch: Batch, world: World) -> dict[str, float]:
+    """Seconds of the phases of one step."""
     marks: list[tuple[str, float]] = []
 
-    def mark(phase: str) -> Callable[..., None]:
-        """A hook: the phase ends here."""
-
-        def note(*_: object) -> None:
-            wait_for(world.device)
-            marks.append((phase, time.perf_counter()))
-
-        return note
+    def mark(phase: str, *_: object) -> None:
+        """Mark the end of a phase."""
+        synchronize(world.device)
+        marks.append((phase, time.perf_counter()))
 
     hooks = [
-        detector.encoder.register_forward_pre_hook(mark("forward: images")),
-        detector.encoder.register_forward_hook(mark("forward: encoder")),
-        detector.neck.register_forward_hook(mark("forward: neck")),
-        detector.head.register_forward_hook(mark("forward: head")),
-        contestant.optimizer.register_step_pre_hook(mark("backward")),
-        contestant.optimizer.register_step_post_hook(mark("optimizer")),
+        detector.encoder.register_forward_pre_hook(partial(mark, "forward: images")),
+        detector.encoder.register_forward_hook(partial(mark, "forward: encoder")),
+        detector.neck.register_forward_hook(partial(mark, "forward: neck")),
+        detector.head.register_forward_hook(partial(mark, "forward: head")),
+        candidate.optimizer.register_step_pre_hook(partial(mark, "backward")),
+        candidate.optimizer.register_step_post_hook(partial(mark, "optimizer")),
     ]
-    wait_for(world.device)
-    marks.append(("", time.perf_counter()))
-    contestant.step(batch, world, 0)
+    mark("")
+    candidate.step(batch, world, 0)
     for hook in hooks:
         hook.remove()
     return {phase: at - before for (_, before), (phase, at) in pairwise(marks)}
 
 
-def _operators(contestant: Contestant, batch: Batch, world: World) -> dict[str, float]:
+def _operators(candidate: Candidate, batch: Batch, world: World) -> dict[str, float]:
     is_cuda = world.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with profile(activities=activities) as profiler:
-        contestant.step(batch, world, 0)
+        candidate.step(batch, world, 0)
     times = {
         event.key: event.self_device_time_total if is_cuda else event.self_cpu_time_total
         for event in profiler.key_averages()
     }
     total = sum(times.values())
-    dearest = sorted(times, key=lambda name: -times[name])[:NUM_OPERATORS]
-    return {name: times[name] / total for name in dearest}
+    slowest = sorted(times, key=lambda name: -times[name])[:NUM_OPERATORS]
+    return {name: times[name] / total for name in slowest}
 
 
 # --- equality
 
 
-def _agreement(detector: Detector, experiment: Experiment, batch: Batch) -> Agreement:
+def _agreement(detector: Model, experiment: Experiment, batch: Batch) -> Agreement:
     detector = copy.deepcopy(detector).to(batch.counts.device)
     plain = PlainDetector(detector, experiment).to(batch.counts.device)
-    one = _first_image(batch)
+    one = replace(
+        batch,
+        modalities={name: images[:1] for name, images in batch.modalities.items()},
+        valid_hw=batch.valid_hw[:1],
+        source_hw=batch.source_hw[:1],
+        boxes_xyxy=batch.boxes_xyxy[:1],
+        labels=batch.labels[:1],
+        counts=batch.counts[:1],
+        image_ids=batch.image_ids[:1],
+    )
     fp32 = _relative(_losses(detector, one)[0], _losses(plain, one)[0])
     exact = replace(
         one,
@@ -381,9 +365,9 @@ def _agreement(detector: Detector, experiment: Experiment, batch: Batch) -> Agre
 
 
 def _losses(model: nn.Module, batch: Batch) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Losses, and gradients by name."""
+    """Losses and gradients by name."""
     seed_slot(0, 0, slot=0)
-    losses = model(batch)
+    losses = model(batch).losses
     sum(losses.values()).backward()
     gradients = {
         name.removeprefix("parts."): parameter.grad
@@ -396,15 +380,3 @@ def _losses(model: nn.Module, batch: Batch) -> tuple[dict[str, float], dict[str,
 
 def _relative(ours: dict[str, float], theirs: dict[str, float]) -> float:
     return max(abs(ours[name] - value) / max(abs(value), 1e-12) for name, value in theirs.items())
-
-
-def _first_image(batch: Batch) -> Batch:
-    return Batch(
-        modalities={name: images[:1] for name, images in batch.modalities.items()},
-        valid_hw=batch.valid_hw[:1],
-        source_hw=batch.source_hw[:1],
-        boxes_xyxy=batch.boxes_xyxy[:1],
-        labels=batch.labels[:1],
-        counts=batch.counts[:1],
-        image_ids=batch.image_ids[:1],
-    )

@@ -1,35 +1,33 @@
-"""Do two modalities of an image show the same scene at the same place, or can nobody tell?
+"""Estimate whether two modalities of an image are aligned, misaligned, or cannot be compared.
 
-A person is brighter than the road in thermal and darker in RGB, but the outline runs the same way. So the images are
-compared by their gradients with the angle doubled, which forgets the sign: z = g² / |g| for the gradient g as a complex
-number, divided by its own size in the neighbourhood, so that a lamp counts no more than a kerb. The real part of the
-correlation of two such fields says how well outlines agree.
+A person is brighter than the road in thermal and darker in RGB, but the outline has the same orientation. So images are
+compared by their gradients with doubled angle, which removes the sign: z = g² / |g| for the gradient g as a complex
+number, normalised by the local gradient magnitude, so that a lamp counts no more than a kerb. The real part of the
+correlation of two such fields measures how well outlines agree.
 
-The field is cut into blocks, and each is correlated with its surroundings in the other image. The blocks' surfaces
-are then added up along a *pose*: a shift, a rotation and a change of scale, which is what a badly calibrated rig and
-most careless exports do; what is bent is followed as far as a pose comes near it. The highest sum over the noise of the
-surface (its median absolute deviation, as that of a normal distribution) is the pose's *strength*; it needs no unit and
-no knowledge of the sensors. Three things can come out:
+The field is divided into blocks, and each is correlated with its surroundings in the other image. The blocks'
+correlation surfaces are summed along a *pose*: a shift, a rotation and a change of scale, as caused by a badly
+calibrated rig and most faulty exports; distortions are found as far as a pose approximates them. The maximum of the sum
+over the noise of the surface (its median absolute deviation, scaled to a standard deviation) is the *strength* of the
+pose; it needs no unit and no knowledge of the sensors. There are three verdicts:
 
-- `misaligned`: the strongest pose reaches `STRONG`, is carried by several blocks, moves the image by more than the
-  tolerance, and there is no agreement of its own in place.
+- `misaligned`: the strongest pose reaches `STRONG`, is supported by several blocks, moves the image by more than the
+  tolerance, and there is no separate agreement in place.
 - `aligned`: a shift within the tolerance, without rotation and scale, reaches `PRESENT`.
-- `cannot_tell`: neither; a night in which one of the sensors sees nothing, or two images of different places.
+- `cannot_tell`: neither; for example one sensor sees nothing at night, or the images show different scenes.
 
-`PRESENT` and `STRONG` come from measurements on MSRS, RoadScene and LLVIP, 256 true pairs and 424 made of different
-images, tolerance 0.0125. Chance between different images reached 6.8 anywhere, and in place 4.1 (once 5.0, which
-was called aligned). True pairs reached at least 4.4 in place, all but one of them 4.5; three strongly warped ones 9.1
-to 13. `tests/integration/test_data_check.py` holds the verdicts.
+`PRESENT` and `STRONG` come from measurements on MSRS, RoadScene and LLVIP, 256 true pairs and 424 pairs of different
+images, tolerance 0.0125. Different images reached by chance 6.8 anywhere, and 4.1 in place (once 5.0, which was
+called aligned). True pairs reached at least 4.4 in place, all but one of them 4.5; three strongly warped ones 9.1
+to 13. `tests/integration/test_data_check.py` checks the verdicts.
 
-Whole true pairs that were shifted (38 of MSRS, 26 of RoadScene, 8 of LLVIP): at 1.5 % of the longer side 54 of 72
-were flagged and 17 still called aligned; at 2.5 % 61 were flagged, at 6 % 58, and none was called aligned: of the
-rest nothing could be told. So a misaligned pair with little in common ends as `cannot_tell`. The estimated shift
-was wrong by 0.01 to 0.04 % in the median, by 0.2 % at most from 2.5 % on. Thresholds and figures
-come from the same images.
+True pairs that were shifted as a whole (38 of MSRS, 26 of RoadScene, 8 of LLVIP): at 1.5 % of the longer side 54 of 72
+were flagged and 17 still called aligned; at 2.5 % 61 were flagged, at 6 % 58, and none was called aligned: the rest
+were `cannot_tell`. So a misaligned pair with little in common ends as `cannot_tell`. The median error of the estimated
+shift was 0.01 to 0.04 %, the largest from 2.5 % on was 0.2 %. Thresholds and figures come from the same images.
 
-What cannot be seen: a misalignment below the tolerance, an object that is displaced alone (parallax), and anything
-where both images carry the same thing that is not the scene, such as a black border or a printed clock: it agrees
-in place, whatever the rest does.
+Not detected: a misalignment below the tolerance, a single displaced object (parallax), and any misalignment if both
+images contain the same overlay, such as a black border or a printed clock: it agrees in place, whatever the rest does.
 
 Legend: H W working image, B blocks, D D shifts within the search range.
 """
@@ -37,7 +35,7 @@ Legend: H W working image, B blocks, D D shifts within the search range.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -53,64 +51,64 @@ Field = NDArray[np.complex64]
 Floats = NDArray[np.float32]
 
 PRESENT = 4.5
-"""Strength from which an agreement in place is one: chance has reached 4.1 there, once 5.0."""
+"""Minimum strength of an agreement in place: chance has reached 4.1 there, once 5.0."""
 STRONG = 7.5
-"""Strength from which an agreement elsewhere is one: more shifts and poses are tried, so chance reaches more."""
+"""Minimum strength of an agreement elsewhere: more shifts and poses are tried, so chance reaches more."""
 MIN_AGREEING = 3.0
-"""So many blocks have to carry a displacement: one object's outline may fit another's by chance. Three warped pairs
-have 18 to 23, chance among the few objects of the synthetic set 1 to 1.5."""
+"""Minimum number of blocks that support a displacement: the outlines of two objects may match by chance. Three warped
+pairs have 18 to 23, chance among the few objects of the synthetic set 1 to 1.5."""
 MIN_TOLERANCE_PX = 4.0
-"""Working pixels; the tolerance of small images."""
+"""Tolerance of small images, in working pixels."""
 IN_PLACE_RATIO = 0.75
-"""An agreement in place that is so strong, compared with the strongest, is believed: fences agree with themselves
-one post further."""
+"""Relative strength from which an agreement in place wins over the strongest pose: repetitive structures such as fences
+also agree with a shifted copy of themselves."""
 POSE_GAIN = 1.15
-"""By so much a rotation or a change of scale has to be stronger than a mere shift to be believed."""
+"""Minimum gain in strength over the best pure shift for a rotation or change of scale to be accepted."""
 WORKING_PX = 400
-"""The longer side at which images are compared; larger ones are reduced to it."""
+"""The longer side at which images are compared; larger ones are downscaled to it."""
 SEARCH = 0.1
-"""Shifts are searched up to this part of the longer side, in each direction."""
+"""Range of shifts in each direction, as a fraction of the longer side."""
 MIN_SEARCH_PX = 8
 BLOCK_PX = 50
 POSE_STEP, POSE_STEPS = 0.03, 4
-"""Rotations (radians) and changes of scale: so many steps to either side, up to 0.12 or 7 degrees."""
+"""Step and number of steps to either side for rotations (radians) and changes of scale: up to 0.12 or 7 degrees."""
 STRIDE = 2
-"""Working pixels between the shifts that are tried along poses."""
+"""Working pixels between the shifts that are tried for a pose."""
 GRADIENT_SIGMA, NEIGHBOURHOOD_SIGMA, SURFACE_SIGMA = 1.0, 20.0, 1.0
 NOISE_FLOOR = 0.45
-"""Grey levels per pixel: slopes below are taken for noise of the sensor or of 8 bits."""
+"""Gradients below are taken for sensor or quantisation noise, in grey levels per pixel."""
 MAD_TO_SIGMA = 1.4826
 
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """How the second modality lies on the first. Lengths are source pixels."""
+    """The estimated displacement of the second modality relative to the first. Lengths are source pixels."""
 
     first: str
     second: str
     verdict: Verdict
     shift_xy: tuple[float, float]
-    """Where the second image shows what the first has in its middle: to the right, downwards."""
+    """Shift of the image centre, to the right and down."""
     rotation_deg: float
     """Clockwise."""
     scale: float
-    """Above 1, the second image shows things larger."""
+    """Above 1, objects are larger in the second image."""
     displacement_px: float
-    """Length of the displacement, the median over the image."""
+    """Median length of the displacement over the image."""
     strength: float
-    """Of the strongest pose, which the above describe."""
+    """Strength of the strongest pose, which the fields above describe."""
     strength_in_place: float
-    """The strongest within the tolerance around no shift at all."""
+    """Strength of the best shift within the tolerance."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Surfaces:
-    """Correlation of every block with its surroundings."""
+    """Correlation of every block with its surroundings in the other image."""
 
     values_BDD: Floats
-    """Every `STRIDE` pixels, without its median, smoothed."""
+    """Sampled every `STRIDE` pixels, median removed, smoothed."""
     centres_B2: Floats
-    """y, x from the middle of the image, working pixels."""
+    """y, x relative to the image centre, working pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ class _Pose:
     stretch: float
 
     def displacements(self, centres_B2: Floats) -> Floats:
-        """[B, 2], y and x: first order in rotation and stretch."""
+        """Displacement y, x of each block, [B, 2], to first order in rotation and stretch."""
         y_B, x_B = centres_B2.T
         dy = self.shift_yx[0] + self.stretch * y_B + self.rotation * x_B
         dx = self.shift_yx[1] + self.stretch * x_B - self.rotation * y_B
@@ -152,11 +150,11 @@ def outline_field(x_CHW: Tensor) -> tuple[Field, float]:
 def compared(
     first: str, second: str, fields: tuple[Field, Field], factor: float, *, tolerance: float
 ) -> Alignment:
-    """How the second field lies on the first; both of one shape.
+    """The alignment of two fields of the same shape.
 
     Args:
         factor: working pixels per source pixel.
-        tolerance: displacement up to which a pair is aligned, as part of the longer side; at least
+        tolerance: largest displacement of an aligned pair, as a fraction of the longer side; at least
             `MIN_TOLERANCE_PX`.
     """
     surfaces = _correlated(*fields)
@@ -171,8 +169,8 @@ def compared(
     is_flank = best is shift_only and distance_px <= 2 * STRIDE
     agrees_in_place = in_place >= PRESENT and in_place >= IN_PLACE_RATIO * best.strength and not is_flank
     verdict: Verdict = "cannot_tell"
-    is_carried = _num_agreeing(surfaces, best) >= MIN_AGREEING
-    if best.strength >= STRONG and is_carried and moved_px > tolerance_px and not agrees_in_place:
+    is_supported = _num_agreeing(surfaces, best) >= MIN_AGREEING
+    if best.strength >= STRONG and is_supported and moved_px > tolerance_px and not agrees_in_place:
         verdict = "misaligned"
     elif in_place >= PRESENT:
         verdict = "aligned"
@@ -190,7 +188,7 @@ def compared(
 
 
 def _correlated(first_HW: Field, second_HW: Field) -> _Surfaces:
-    """Each block of the first field, moved over its surroundings in the second."""
+    """Correlate each block of the first field with its surroundings in the second."""
     height, width = first_HW.shape
     reach = max(MIN_SEARCH_PX, STRIDE * round(SEARCH * max(height, width) / STRIDE))
     rows, columns = max(1, round(height / BLOCK_PX)), max(1, round(width / BLOCK_PX))
@@ -223,7 +221,8 @@ def _along_poses(surfaces: _Surfaces) -> tuple[dict[tuple[float, float], Floats]
     margin = int(2 * largest * float(np.abs(surfaces.centres_B2).max()) / STRIDE) + 2
     padded_BDD = np.pad(surfaces.values_BDD, ((0, 0), (margin, margin), (margin, margin)))
     totals = {}
-    for rotation, stretch in _poses():
+    steps = [round(step * POSE_STEP, 6) for step in range(-POSE_STEPS, POSE_STEPS + 1)]
+    for rotation, stretch in product(steps, steps):
         offsets_B2 = _Pose(0.0, (0.0, 0.0), rotation, stretch).displacements(surfaces.centres_B2) / STRIDE
         total = np.zeros((length, length), np.float32)
         for block, (top, left) in enumerate((np.rint(offsets_B2).astype(int) + margin).tolist()):
@@ -234,7 +233,7 @@ def _along_poses(surfaces: _Surfaces) -> tuple[dict[tuple[float, float], Floats]
 
 
 def _num_agreeing(surfaces: _Surfaces, pose: _Pose) -> float:
-    """How many blocks carry a pose: (sum v)² / sum v² over what each contributes, 1 where it is a single one."""
+    """Effective number of blocks that support a pose: (sum v)² / sum v² over their contributions v."""
     length = surfaces.values_BDD.shape[1]
     steps_B2 = np.rint(pose.displacements(surfaces.centres_B2) / STRIDE).astype(int) + length // 2
     rows, columns = np.clip(steps_B2, 0, length - 1).T
@@ -242,14 +241,8 @@ def _num_agreeing(surfaces: _Surfaces, pose: _Pose) -> float:
     return float(values_B.sum() ** 2 / max(float((values_B**2).sum()), 1e-12))
 
 
-@cache
-def _poses() -> tuple[tuple[float, float], ...]:
-    steps = [round(step * POSE_STEP, 6) for step in range(-POSE_STEPS, POSE_STEPS + 1)]
-    return tuple((rotation, stretch) for rotation in steps for stretch in steps)
-
-
 def _strongest(totals: dict[tuple[float, float], Floats], noise: float) -> tuple[_Pose, _Pose]:
-    """The strongest pose and the strongest mere shift; one and the same where rotation and scale gain little."""
+    """The strongest pose and the strongest pure shift; the same object if rotation and scale gain little."""
     peaks = {pose: float(total.max()) for pose, total in totals.items()}
     shift_only = _peak(totals[0.0, 0.0], (0.0, 0.0), noise)
     pose = max(peaks, key=lambda key: peaks[key])
@@ -259,7 +252,7 @@ def _strongest(totals: dict[tuple[float, float], Floats], noise: float) -> tuple
 
 
 def _peak(total_DD: Floats, pose: tuple[float, float], noise: float) -> _Pose:
-    """The highest point, between the grid's points by a parabola through its neighbours."""
+    """The maximum, with subpixel position from a parabola through its neighbours."""
     length = len(total_DD)
     row, column = divmod(int(total_DD.argmax()), length)
     y = row + _vertex(total_DD[:, column], row)
@@ -270,16 +263,16 @@ def _peak(total_DD: Floats, pose: tuple[float, float], noise: float) -> _Pose:
 
 
 def _vertex(values: Floats, at: int) -> float:
-    """Where between -0.5 and 0.5 of its place the maximum of a line of values lies."""
+    """Offset in -0.5..0.5 of the vertex of the parabola through the values around a maximum."""
     if not 0 < at < len(values) - 1:
         return 0.0
-    before, here, after = values[at - 1 : at + 2].astype(float)
-    bend = before - 2 * here + after
-    return float(np.clip(0.5 * (before - after) / bend, -0.5, 0.5)) if bend < 0 else 0.0
+    before, peak, after = values[at - 1 : at + 2].astype(float)
+    curvature = before - 2 * peak + after
+    return float(np.clip(0.5 * (before - after) / curvature, -0.5, 0.5)) if curvature < 0 else 0.0
 
 
 def _in_place(total_DD: Floats, noise: float, tolerance_px: float) -> tuple[float, tuple[float, float]]:
-    """The strongest shift within the tolerance (y and x each), and where it is."""
+    """Strength and position (y, x) of the best shift within the tolerance in each direction."""
     middle = len(total_DD) // 2
     reach = min(middle, int(tolerance_px / STRIDE))
     zone = total_DD[middle - reach : middle + reach + 1, middle - reach : middle + reach + 1]

@@ -1,4 +1,4 @@
-"""Boxes of one image that cannot be right."""
+"""Find invalid and suspicious boxes of one image."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from raydet.structures import Sample
 SLACK_PX = 0.01
 """How far rounding to float32 may push an edge out of the image."""
 SAME_OBJECT_IOU = 0.95
-"""Boxes that overlap so much are taken for one object; chosen, not measured."""
+"""Smallest IoU of two boxes of the same object; chosen, not measured."""
 NUM_SHOWN = 5
 MANY_BOXES = 2000
-"""Above, pairs of boxes are looked for among boxes that are equal to the pixel only."""
+"""In images with more boxes, only boxes that are equal after rounding to pixels count as the same object."""
 
 
 def box_findings(
     sample: Sample, index: int, *, classes: Sequence[str], min_box_px: float
 ) -> Iterator[Finding]:
-    """One finding per kind, with the places of all boxes concerned.
+    """One finding per kind, with the indices of all boxes concerned.
 
     Args:
-        min_box_px: a shorter side below is `box_tiny`.
+        min_box_px: boxes with a shorter side below are `box_tiny`.
     """
     boxes_N4 = sample.boxes_xyxy.double().numpy()
     labels_N = sample.labels.numpy()
@@ -38,45 +38,49 @@ def box_findings(
         known_N4 <= np.array([width, height] * 2) + SLACK_PX
     ).all(axis=1)
     is_good = is_finite & ~is_empty & is_inside
-    is_tiny = is_good & (sides_N2 < min_box_px).any(axis=1)
-    is_unknown = (labels_N < 0) | (labels_N >= len(classes))
+
+    def finding(kind: str, indices: Sequence[int], detail: str) -> Finding:
+        boxes, badness = tuple(indices), float(len(indices))
+        return Finding(kind, sample.image_id, detail, index, boxes=boxes, badness=badness)
+
     masks = {
         "box_not_finite": ~is_finite,
         "box_empty": is_empty,
         "box_outside": is_finite & ~is_empty & ~is_inside,
-        "box_tiny": is_tiny,
+        "box_tiny": is_good & (sides_N2 < min_box_px).any(axis=1),
     }
     for kind, mask in masks.items():
         if mask.any():
-            at = np.flatnonzero(mask).tolist()
-            shown = [f"box {i} {_shown(boxes_N4[i])}" for i in at]
-            yield _finding(kind, sample, index, at, f"{_listed(shown)}; image {width} x {height}")
-    if is_unknown.any():
-        at = np.flatnonzero(is_unknown).tolist()
-        shown = [f"box {i} has label {labels_N[i]}" for i in at]
-        yield _finding(
-            "unknown_class", sample, index, at, f"{_listed(shown)}; labels go to {len(classes) - 1}"
-        )
+            indices = np.flatnonzero(mask).tolist()
+            shown = [f"box {i} {_shown(boxes_N4[i])}" for i in indices]
+            yield finding(kind, indices, f"{_listed(shown)}; image {width} x {height}")
+    indices = np.flatnonzero((labels_N < 0) | (labels_N >= len(classes))).tolist()
+    if indices:
+        shown = [f"box {i} has label {labels_N[i]}" for i in indices]
+        yield finding("unknown_class", indices, f"{_listed(shown)}; the largest label is {len(classes) - 1}")
     pairs = same_objects(known_N4, is_good)
-    for kind, wants_same in (("box_twice", True), ("box_two_classes", False)):
-        chosen = [(i, j) for i, j in pairs if (labels_N[i] == labels_N[j]) == wants_same]
+    for kind, same_class in (("box_twice", True), ("box_two_classes", False)):
+        chosen = [(i, j) for i, j in pairs if (labels_N[i] == labels_N[j]) == same_class]
         if chosen:
             shown = [f"boxes {i} and {j} {_shown(boxes_N4[i])}" for i, j in chosen]
-            yield _finding(kind, sample, index, sorted({i for pair in chosen for i in pair}), _listed(shown))
+            yield finding(kind, sorted({i for pair in chosen for i in pair}), _listed(shown))
 
 
 def same_objects(boxes_N4: NDArray[np.float64], is_good_N: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Pairs of good boxes that lie on one object, each box with the first one before it.
+    """Pairs (i, j) of good boxes of the same object: for each box j, the first such box i < j.
 
     >>> boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 10, 10.1]])
     >>> same_objects(boxes, np.ones(3, bool))
     [(0, 2)]
     """
+    good = np.flatnonzero(is_good_N).tolist()
     if len(boxes_N4) > MANY_BOXES:
-        return _equal_to_the_pixel(boxes_N4, is_good_N)
+        first: dict[bytes, int] = {}
+        candidates = [(first.setdefault(np.rint(boxes_N4[j]).tobytes(), j), j) for j in good]
+        return [(i, j) for i, j in candidates if i != j]
     areas_N = np.prod(boxes_N4[:, 2:] - boxes_N4[:, :2], axis=1)
     pairs = []
-    for j in np.flatnonzero(is_good_N).tolist():
+    for j in good:
         low = np.maximum(boxes_N4[:j, :2], boxes_N4[j, :2])
         high = np.minimum(boxes_N4[:j, 2:], boxes_N4[j, 2:])
         shared = np.prod(np.clip(high - low, 0, None), axis=1)
@@ -84,20 +88,6 @@ def same_objects(boxes_N4: NDArray[np.float64], is_good_N: NDArray[np.bool_]) ->
         if is_same.any():
             pairs.append((int(is_same.argmax()), j))
     return pairs
-
-
-def _equal_to_the_pixel(boxes_N4: NDArray[np.float64], is_good_N: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    first: dict[bytes, int] = {}
-    pairs = []
-    for j in np.flatnonzero(is_good_N).tolist():
-        i = first.setdefault(np.rint(boxes_N4[j]).tobytes(), j)
-        if i != j:
-            pairs.append((i, j))
-    return pairs
-
-
-def _finding(kind: str, sample: Sample, index: int, at: Sequence[int], detail: str) -> Finding:
-    return Finding(kind, sample.image_id, detail, index, boxes=tuple(at), badness=float(len(at)))
 
 
 def _shown(xyxy: NDArray[np.float64]) -> str:

@@ -1,11 +1,11 @@
-"""Images that are there twice, exactly or nearly, and above all on both sides of the split.
+"""Find exact and near duplicates of images, in particular across the split.
 
-Exactly: a hash of the pixels of each modality. Nearly: a difference hash of 64 bits per modality: the image averaged
-to 8 rows of 9 cells, and for each pair of neighbours whether the right one is brighter. It survives recompression,
-resizing and small motion. A flat image, whose cells tell noise, has none.
+Exact: a hash of the pixels of each modality. Near: a 64-bit difference hash of each modality: the image is averaged to
+8 rows of 9 cells, and each bit tells whether the right one of two neighbours is brighter. It is robust to
+recompression, resizing and small motion. A flat image has no hash, because its cells contain only noise.
 
-Two images are near duplicates when the same modalities have a hash in both, and each differs in at most `NEAR_BITS`
-of its 64 bits. The lookup is exact: 64 bits are cut into `NEAR_BITS` + 1 bands, of which at least one is then equal
+Two images are near duplicates if the same modalities have a hash in both, and each differs in at most `NEAR_BITS`
+of its 64 bits. The lookup is exact: 64 bits are divided into `NEAR_BITS` + 1 bands, of which at least one is then equal
 (pigeonhole), so only images that share a band are compared.
 """
 
@@ -24,24 +24,24 @@ from raydet.check.findings import Finding
 from raydet.check.grey import grey_levels
 
 NEAR_BITS = 4
-"""Of 64, per modality."""
+"""Largest number of differing bits of 64, per modality."""
 HASH_ROWS, HASH_COLUMNS = 8, 9
 MIN_CONTRAST = 4.0
-"""Deviation of the cells, grey levels, below which an image has no hash."""
+"""Smallest standard deviation of the cells of an image with a hash, in grey levels."""
 BAND_BITS = (13, 13, 13, 13, 12)
 
 Words = NDArray[np.uint64]
 
 
 def pixel_hash(x_CHW: Tensor) -> bytes:
-    """16 bytes that differ where a pixel, the shape or the type differs."""
+    """A 16-byte hash of pixels, shape and type."""
     array = np.ascontiguousarray(x_CHW.numpy())
     head = f"{array.dtype}{array.shape}".encode()
     return hashlib.blake2b(head + array.tobytes(), digest_size=16).digest()
 
 
 def difference_hash(x_CHW: Tensor) -> int | None:
-    """64 bits, or None where the image is flat.
+    """The 64-bit difference hash; None: the image is flat.
 
     Args:
         x_CHW: see `grey_levels`.
@@ -58,18 +58,18 @@ def difference_hash(x_CHW: Tensor) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class NearPair:
-    """Two images that resemble one another."""
+    """Indices of two similar images."""
 
     first: int
     second: int
     bits: int
-    """How many bits differ, all modalities together."""
+    """Number of differing bits, summed over the modalities."""
 
 
 def near_pairs(
     hashes: Sequence[Mapping[str, int]], first_side: Sequence[int], second_side: Sequence[int]
 ) -> list[NearPair]:
-    """For each image of the second side, the nearest near duplicate on the first, in the order of the second side.
+    """For each image of the second side, its nearest near duplicate on the first, in the order of the second side.
 
     Args:
         hashes: difference hashes by modality, for each image.
@@ -78,29 +78,29 @@ def near_pairs(
     names = sorted({name for found in hashes for name in found})
     best: dict[int, NearPair] = {}
     for name in names:
-        # Where the first modality has no hash in either image, a later one is what they are found by.
+        # A later modality finds pairs for which this one has no hash.
         for query, candidates in _candidates(hashes, name, first_side, second_side):
-            for pair in _nearest(hashes, query, candidates):
-                if query not in best or pair.bits < best[query].bits:
-                    best[query] = pair
+            pair = _nearest(hashes, query, candidates)
+            if pair is not None and (query not in best or pair.bits < best[query].bits):
+                best[query] = pair
     return [best[index] for index in second_side if index in best]
 
 
 def _candidates(
     hashes: Sequence[Mapping[str, int]], name: str, first_side: Sequence[int], second_side: Sequence[int]
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each image of the second side with those of the first that differ in at most `NEAR_BITS` in this modality."""
+    """Each image of the second side, with those of the first that differ in at most `NEAR_BITS` in this modality."""
     known = np.array([i for i in first_side if name in hashes[i]], dtype=np.int64)
     queries = [i for i in second_side if name in hashes[i]]
     if not len(known) or not queries:
         return
     words = np.array([hashes[i][name] for i in known.tolist()], dtype=np.uint64)
-    asked = np.array([hashes[i][name] for i in queries], dtype=np.uint64)
+    query_words = np.array([hashes[i][name] for i in queries], dtype=np.uint64)
     bands = [(np.argsort(part, kind="stable"), part) for part in _bands(words)]
     ordered = [(order, part[order]) for order, part in bands]
     ranges = [
         (np.searchsorted(keys, part, "left"), np.searchsorted(keys, part, "right"))
-        for (_, keys), part in zip(ordered, _bands(asked), strict=True)
+        for (_, keys), part in zip(ordered, _bands(query_words), strict=True)
     ]
     for position, query in enumerate(queries):
         found = np.concatenate(
@@ -109,7 +109,7 @@ def _candidates(
                 for (order, _), (left, right) in zip(ordered, ranges, strict=True)
             ]
         )
-        near = found[np.bitwise_count(words[found] ^ asked[position]) <= NEAR_BITS]
+        near = found[np.bitwise_count(words[found] ^ query_words[position]) <= NEAR_BITS]
         if len(near):
             yield query, known[np.unique(near)]
 
@@ -124,51 +124,50 @@ def _bands(words: Words) -> list[Words]:
 
 def _nearest(
     hashes: Sequence[Mapping[str, int]], query: int, candidates: NDArray[np.int64]
-) -> Iterator[NearPair]:
-    """The nearest of the candidates that are near in every modality; the earliest of equals."""
+) -> NearPair | None:
+    """The nearest of the candidates that are near in every modality; the first of equals."""
     best: NearPair | None = None
-    asked = hashes[query]
+    hash_of = hashes[query]
     for index in candidates.tolist():
         other = hashes[index]
-        if asked.keys() != other.keys():  # a modality in which only one of them is flat tells them apart
+        if hash_of.keys() != other.keys():  # they differ if only one of them is flat in a modality
             continue
-        bits = [(asked[name] ^ other[name]).bit_count() for name in asked]
+        bits = [(hash_of[name] ^ other[name]).bit_count() for name in hash_of]
         if max(bits) <= NEAR_BITS and (best is None or sum(bits) < best.bits):
             best = NearPair(index, query, sum(bits))
-    if best is not None:
-        yield best
+    return best
 
 
-def twin_findings(
+def duplicate_findings(
     pixel_hashes: Sequence[Mapping[str, bytes]],
     image_ids: Sequence[str],
     side_of: Mapping[int, str],
     constant: Sequence[frozenset[str]],
 ) -> Iterator[Finding]:
-    """Images whose pixels were there before.
+    """Images with the same pixels as an earlier image, in all modalities or in one.
 
     Args:
-        side_of: `train` or `val` by index; images on different sides are a leak.
-        constant: modalities that hold one value in the image: two blank images are no duplicates.
+        side_of: `train` or `val` by index; equal images on different sides are a leak.
+        constant: for each image, the modalities with one value: two blank images are not duplicates.
     """
-    whole: dict[tuple[tuple[str, bytes], ...], int] = {}
-    single: dict[tuple[str, bytes], int] = {}
+
+    def finding(kind: str, detail: str, index: int, other: int) -> Finding:
+        if side_of.get(other) != side_of.get(index):
+            kind = "leak" if kind == "duplicate" else kind
+            detail += f" ({side_of[index]} and {side_of[other]})"
+        return Finding(kind, image_ids[index], detail, index, other)
+
+    seen: dict[tuple[tuple[str, bytes], ...], int] = {}
+    seen_modality: dict[tuple[str, bytes], int] = {}
     for index, hashes in enumerate(pixel_hashes):
-        telling = {name: value for name, value in hashes.items() if name not in constant[index]}
-        if not telling:
+        informative = {name: value for name, value in hashes.items() if name not in constant[index]}
+        if not informative:
             continue
-        twin = whole.setdefault(tuple(sorted(hashes.items())), index)
-        if twin != index:
-            is_leak = side_of.get(twin) != side_of.get(index)
-            detail = f"equals {image_ids[twin]}"
-            if is_leak:
-                detail += f" ({side_of[index]} and {side_of[twin]})"
-            yield Finding("leak" if is_leak else "duplicate", image_ids[index], detail, index, twin)
+        original = seen.setdefault(tuple(sorted(hashes.items())), index)
+        if original != index:
+            yield finding("duplicate", f"equals {image_ids[original]}", index, original)
             continue
-        for name, value in telling.items():
-            other = single.setdefault((name, value), index)
+        for name, value in informative.items():
+            other = seen_modality.setdefault((name, value), index)
             if other != index:
-                detail = f"{name} is that of {image_ids[other]}"
-                if side_of.get(other) != side_of.get(index):
-                    detail += f" ({side_of[index]} and {side_of[other]})"
-                yield Finding("shared_file", image_ids[index], detail, index, other)
+                yield finding("shared_file", f"{name} is that of {image_ids[other]}", index, other)

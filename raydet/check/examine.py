@@ -1,4 +1,4 @@
-"""One image, read once: everything that can be said of it alone."""
+"""Check one image on its own, reading it once."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ SIZE_NAMES = ("small", "medium", "large")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a check goes by."""
+    """The settings of a check."""
 
     classes: tuple[str, ...]
     size_edges: tuple[float, float] = (32.0, 96.0)
-    """Sides of squares: an area up to that of the first is small, from that of the second on it is large."""
+    """Sides of squares: areas up to the first are small, from the second on large."""
     edges_are_fractions: bool = False
-    """Of the square root of the image's area; else source pixels."""
+    """Whether edges are fractions of the square root of the image's area instead of source pixels."""
     min_box_px: float = 2.0
     tolerance: float = DEFAULT_TOLERANCE
-    """Displacement up to which two modalities are aligned, as part of the longer side."""
+    """Largest displacement of two aligned modalities, as a fraction of the longer side."""
     align: bool = True
-    """Estimate alignment: most of the time that a check takes."""
+    """Whether to estimate alignment, which takes most of a check's time."""
     simulated: tuple[str, ...] = ()
-    """Modalities that were made from another one: their alignment and their pixels say nothing."""
+    """Modalities computed from another one: their alignment and their pixel hashes carry no information."""
 
 
 @dataclass(slots=True)
 class ImageRecord:
-    """What is kept of an image; no pixel."""
+    """The results of an image, without its pixels."""
 
     index: int
     image_id: str
@@ -58,7 +58,7 @@ class ImageRecord:
 
 
 def examined(source: Source, index: int, settings: Settings) -> ImageRecord:
-    """Read one image and look at everything that it alone can tell."""
+    """Read and check one image; an unreadable one gives a finding."""
     image_id = source.image_ids[index]
     try:
         sample = source.read(index)
@@ -68,11 +68,14 @@ def examined(source: Source, index: int, settings: Settings) -> ImageRecord:
     record = ImageRecord(index, image_id, sample.source_hw)
     record.channels = {name: channel_sums(x) for name, x in sample.modalities.items()}
     record.constant = frozenset(name for name, sums in record.channels.items() if (sums.constant_C > 0).all())
-    # What is simulated is drawn anew for a copy: it would hide that the copy is one.
+    # Simulated events depend on the image id, and so would hide that an image is a copy.
     record.pixel_hashes = {
         name: pixel_hash(x) for name, x in sample.modalities.items() if name not in settings.simulated
     }
-    record.difference_hashes = _difference_hashes(sample)
+    # Events show what moved, not what a place looks like: they are used only if there is nothing else.
+    names = [name for name in sample.modalities if name != "event"] or list(sample.modalities)
+    hashes = {name: difference_hash(sample.modalities[name]) for name in names}
+    record.difference_hashes = {name: value for name, value in hashes.items() if value is not None}
     record.findings += image_findings(sample, index, record.channels)
     record.findings += box_findings(sample, index, classes=settings.classes, min_box_px=settings.min_box_px)
     if not len(sample.labels):
@@ -80,18 +83,18 @@ def examined(source: Source, index: int, settings: Settings) -> ImageRecord:
     record.boxes = _counted(sample, settings)
     record.findings += _size_findings(sample, index)
     if settings.align:
-        record.alignments = alignments_of(
-            sample, settings.tolerance, flat=record.constant | {*settings.simulated}
-        )
-        told = (_alignment_finding(record, found) for found in record.alignments)
-        record.findings += [finding for finding in told if finding is not None]
+        excluded = record.constant | {*settings.simulated}
+        record.alignments = _alignments(sample, settings.tolerance, excluded)
+        record.findings += [
+            _alignment_finding(record, found) for found in record.alignments if found.verdict != "aligned"
+        ]
     return record
 
 
-def alignments_of(sample: Sample, tolerance: float, *, flat: frozenset[str] = frozenset()) -> list[Alignment]:
-    """Of every two modalities of one size that are not flat."""
+def _alignments(sample: Sample, tolerance: float, excluded: frozenset[str]) -> list[Alignment]:
+    """The alignment of every two modalities of the same size."""
     shapes = {name: x.shape[-2:] for name, x in sample.modalities.items()}
-    fields = {name: outline_field(x) for name, x in sample.modalities.items() if name not in flat}
+    fields = {name: outline_field(x) for name, x in sample.modalities.items() if name not in excluded}
     return [
         compared(first, second, (fields[first][0], fields[second][0]), fields[first][1], tolerance=tolerance)
         for first, second in combinations(fields, 2)
@@ -100,7 +103,7 @@ def alignments_of(sample: Sample, tolerance: float, *, flat: frozenset[str] = fr
 
 
 def size_name(area_px: float, image_hw: tuple[int, int], settings: Settings) -> str:
-    """small, medium or large.
+    """The size class of a box: small, medium or large.
 
     >>> size_name(32 * 32, (480, 640), Settings(classes=()))
     'small'
@@ -108,13 +111,6 @@ def size_name(area_px: float, image_hw: tuple[int, int], settings: Settings) -> 
     area = area_px / (image_hw[0] * image_hw[1]) if settings.edges_are_fractions else area_px
     small, large = (edge**2 for edge in settings.size_edges)
     return SIZE_NAMES[(area > small) + (area >= large)]
-
-
-def _difference_hashes(sample: Sample) -> dict[str, int]:
-    """Events are where something moved, not what a place looks like: they count where there is nothing else."""
-    names = [name for name in sample.modalities if name != "event"] or list(sample.modalities)
-    hashes = {name: difference_hash(sample.modalities[name]) for name in names}
-    return {name: value for name, value in hashes.items() if value is not None}
 
 
 def _counted(sample: Sample, settings: Settings) -> Counter[tuple[int, str]]:
@@ -131,26 +127,20 @@ def _size_findings(sample: Sample, index: int) -> Iterator[Finding]:
     if len(set(shapes.values())) > 1:
         shown = ", ".join(f"{name} {width} x {height}" for name, (height, width) in shapes.items())
         ratios = {round(width / height, 2) for height, width in shapes.values()}
-        aspect = "; other aspect ratios, too" if len(ratios) > 1 else ""
+        aspect = "; aspect ratios differ as well" if len(ratios) > 1 else ""
         yield Finding("size_mismatch", sample.image_id, f"{shown} (width x height){aspect}", index)
 
 
-def _alignment_finding(record: ImageRecord, found: Alignment) -> Finding | None:
+def _alignment_finding(record: ImageRecord, found: Alignment) -> Finding:
+    """The finding for a pair that is misaligned or cannot be compared."""
     pair = f"{found.first}-{found.second}"
-    match found.verdict:
-        case "misaligned":
-            x, y = found.shift_xy
-            turned = f", turned by {found.rotation_deg:+.1f} degrees" if found.rotation_deg else ""
-            scaled = f", scaled by {found.scale:.2f}" if found.scale != 1 else ""
-            detail = (
-                f"{pair}: {found.displacement_px:.0f} px (x {x:+.0f}, y {y:+.0f}{turned}{scaled}); "
-                f"strength {found.strength:.1f}, in place {found.strength_in_place:.1f}"
-            )
-            return Finding("misaligned", record.image_id, detail, record.index, badness=found.displacement_px)
-        case "cannot_tell":
-            detail = f"{pair}: strength {found.strength:.1f}, in place {found.strength_in_place:.1f}"
-            return Finding(
-                "cannot_tell", record.image_id, detail, record.index, badness=-found.strength_in_place
-            )
-        case "aligned":
-            return None
+    strengths = f"strength {found.strength:.1f}, in place {found.strength_in_place:.1f}"
+    if found.verdict == "cannot_tell":
+        detail, badness = f"{pair}: {strengths}", -found.strength_in_place
+    else:
+        x, y = found.shift_xy
+        rotated = f", rotated by {found.rotation_deg:+.1f} degrees" if found.rotation_deg else ""
+        scaled = f", scaled by {found.scale:.2f}" if found.scale != 1 else ""
+        shift = f"{found.displacement_px:.0f} px (x {x:+.0f}, y {y:+.0f}{rotated}{scaled})"
+        detail, badness = f"{pair}: {shift}; {strengths}", found.displacement_px
+    return Finding(found.verdict, record.image_id, detail, record.index, badness=badness)

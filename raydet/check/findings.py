@@ -1,4 +1,4 @@
-"""What can be wrong with a set: every kind of finding with its severity and its remedy."""
+"""Every kind of finding, with its severity and its remedy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Literal
 
 Severity = Literal["error", "warning", "note"]
 DEFAULT_TOLERANCE = 0.0125
-"""Of the longer side: how far modalities may be apart. 5 px of the 400 at which alignment is estimated: the largest
-displacement of any true pair of MSRS, RoadScene and LLVIP that was found with certainty is 0.0114."""
+"""Largest displacement of aligned modalities, as a fraction of the longer side: 5 px of the 400 at which alignment is
+estimated. The largest certain displacement of a true pair of MSRS, RoadScene and LLVIP is 0.0114."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A way in which a set can be wrong."""
+    """A kind of finding."""
 
     severity: Severity
     title: str
@@ -25,7 +25,7 @@ KINDS: dict[str, Kind] = {
     "left_out": Kind(
         "error",
         "images that cannot be used",
-        "the reason names file and field; mend them, or leave them out knowingly",
+        "the reason names file and field; fix them, or leave the images out deliberately",
     ),
     "unreadable": Kind("error", "images that cannot be decoded", "copy the files again, or leave them out"),
     "not_finite": Kind(
@@ -41,8 +41,8 @@ KINDS: dict[str, Kind] = {
     ),
     "misaligned": Kind(
         "error",
-        "modalities that do not lie on one another",
-        "look at the checkerboard; register the pair anew, or leave it out",
+        "modalities that are not aligned",
+        "look at the checkerboard; register the pair again, or leave it out",
     ),
     "box_not_finite": Kind("error", "boxes with infinite coordinates or NaN", "correct or delete the box"),
     "box_empty": Kind("error", "boxes without width or height", "correct or delete the box"),
@@ -50,13 +50,13 @@ KINDS: dict[str, Kind] = {
         "error", "boxes that leave the image", "clip the box, or check that it belongs to this image"
     ),
     "unknown_class": Kind(
-        "error", "labels that no class stands for", "correct the label, or name all classes in data.classes"
+        "error", "labels without a class", "correct the label, or name all classes in data.classes"
     ),
     "no_boxes": Kind("error", "no image has a box", "check that the labels belong to these images"),
     "dead_channel": Kind(
         "error",
         "channels that hold one value in every image",
-        "check the export; name a modality that is not there in data.missing",
+        "check the export; list a modality that does not exist in data.missing",
     ),
     "bad_split": Kind("error", "the split leaves a side empty", "change data.split, or add images"),
     "leak": Kind(
@@ -72,30 +72,30 @@ KINDS: dict[str, Kind] = {
     "duplicate": Kind("warning", "the same image twice", "delete one of the two"),
     "shared_file": Kind(
         "warning",
-        "the same pixels in one modality, other ones in another",
-        "one of the two is wrongly paired: compare the file names",
+        "images with the same pixels in one modality only",
+        "one of the two is paired wrongly: compare the file names",
     ),
     "box_twice": Kind("warning", "an object that is labelled twice", "delete one of the boxes"),
     "box_two_classes": Kind("warning", "an object with two classes", "delete the wrong one of the boxes"),
-    "constant": Kind("warning", "modalities that hold one value", "leave the image out, or record it anew"),
+    "constant": Kind("warning", "modalities that hold one value", "leave the image out, or record it again"),
     "saturated": Kind(
         "warning",
         "modalities with most pixels at full scale",
         "check exposure, or the scaling of 16-bit values",
     ),
-    "class_unused": Kind("warning", "classes without a box", "check the labels, or take the class out"),
+    "class_unused": Kind("warning", "classes without a box", "check the labels, or remove the class"),
     "class_one_sided": Kind(
         "warning",
         "classes on one side of the split only",
-        "change data.split, so that every class is trained on and validated",
+        "change data.split, so that every class is on both sides",
     ),
     "offset": Kind(
         "warning", "the same displacement in most pairs", "calibrate the rig, or shift one modality by it"
     ),
     "cannot_tell": Kind(
         "note",
-        "pairs of which nobody can tell whether they are aligned",
-        "their outlines have too little in common; look at a few: dark or blank images, or images of two places",
+        "pairs whose alignment cannot be determined",
+        "their outlines have too little in common; look at a few: dark or blank images, or different scenes",
     ),
     "empty": Kind(
         "note", "images without a box", "fine as background; check that their labels are not missing"
@@ -107,36 +107,35 @@ KINDS: dict[str, Kind] = {
     ),
     "odd_shape": Kind(
         "note",
-        "images of another shape than nearly all others",
-        "check that they are not turned or cropped",
+        "images with an unusual aspect ratio",
+        "check that they are not rotated or cropped",
     ),
     "no_events": Kind("note", "event images without an event", "nothing moved; nothing to do"),
     "grey_rgb": Kind(
         "note",
         "RGB whose channels are equal everywhere",
-        "the set may hold a grey image in place of colours",
+        "the set may contain grey images instead of colour",
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, and where."""
+    """A problem, and where it is."""
 
     kind: str
     name: str
-    """The image's id; a class, a channel or a pair of modalities where it is about all of them."""
+    """The image's id; for findings about the whole set a class, a channel or a pair of modalities."""
     detail: str
     index: int | None = None
-    """Of the image in the source."""
+    """Index of the image in the source."""
     other_index: int | None = None
-    """Of the second image, where there is one."""
+    """Index of the second image, if there is one."""
     boxes: tuple[int, ...] = ()
-    """Places of the boxes concerned."""
+    """Indices of the boxes concerned."""
     badness: float = 0.0
-    """Larger is worse; within one kind only."""
+    """Larger is worse; comparable within one kind only."""
 
     @property
     def severity(self) -> Severity:
-        """How bad its kind is."""
         return KINDS[self.kind].severity

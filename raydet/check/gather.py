@@ -1,4 +1,4 @@
-"""From the records of all images to what is wrong with the set."""
+"""Combine the records of all images into the findings and statistics of the set."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from raydet.check.alignment import Alignment
-from raydet.check.duplicates import near_pairs, twin_findings
+from raydet.check.alignment import Alignment, Verdict
+from raydet.check.duplicates import duplicate_findings, near_pairs
 from raydet.check.examine import SIZE_NAMES, ImageRecord, Settings
 from raydet.check.findings import KINDS, SEVERITIES, Finding
 from raydet.check.statistics import ChannelSums, set_findings
 from raydet.data.sources.bad_samples import LeftOut
 
 ODD_SHAPE_SHARE = 0.05
-"""Shapes that fewer images than this have are odd, where one shape prevails."""
+"""A shape is odd if at most this share of the images has it, and `PREVAILING_SHARE` have the most common one."""
 PREVAILING_SHARE = 0.8
 ASPECT_SLACK = 0.1
 OFFSET_MIN_PX = 2.0
 OFFSET_MIN_PAIRS = 20
 OFFSET_SHARE = 0.8
-"""An offset of the set: so many of the pairs that can be told lie within half of it around the median."""
+"""The set has an offset if this share of the determined pairs deviates from the median shift by at most half of it."""
 
 
 @dataclass(slots=True)
 class Gathered:
-    """A set after the last image."""
+    """The findings and statistics of a set."""
 
     num_images: int = 0
     num_unread: int = 0
@@ -47,11 +47,10 @@ class Gathered:
     left_out: list[LeftOut] = field(default_factory=list)
 
     def count(self, severity: str) -> int:
-        """Findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     def by_kind(self) -> dict[str, list[Finding]]:
-        """Errors first; within a kind in the order of the images."""
+        """Findings by kind, errors first; within a kind in the order of the images."""
         ranked = sorted(KINDS, key=lambda kind: SEVERITIES.index(KINDS[kind].severity))
         groups: dict[str, list[Finding]] = {kind: [] for kind in ranked}
         for finding in self.findings:
@@ -59,7 +58,7 @@ class Gathered:
         return {kind: found for kind, found in groups.items() if found}
 
     def class_rows(self) -> list[dict[str, Any]]:
-        """Boxes of each class by size and by side of the split."""
+        """Number of boxes of each class by size and by side of the split."""
         return [
             {
                 "class": name,
@@ -74,9 +73,16 @@ class Gathered:
     def alignment_rows(self) -> list[dict[str, Any]]:
         """Verdicts and the median displacement for every two modalities."""
         pairs: dict[str, list[Alignment]] = {}
-        for _, _, found in self.alignments:
-            pairs.setdefault(f"{found.first}-{found.second}", []).append(found)
-        return [{"pair": pair, **_summed(found)} for pair, found in pairs.items()]
+        for _, _, each in self.alignments:
+            pairs.setdefault(f"{each.first}-{each.second}", []).append(each)
+        rows = []
+        for pair, found in pairs.items():
+            counts = Counter(each.verdict for each in found)
+            shifts = [each.shift_xy for each in found if each.verdict != "cannot_tell"]
+            x, y = np.median(shifts, axis=0).round(2).tolist() if shifts else (None, None)
+            verdicts = {name: counts[name] for name in get_args(Verdict)}
+            rows.append({"pair": pair, **verdicts, "median_x_px": x, "median_y_px": y})
+        return rows
 
 
 def gather(
@@ -87,15 +93,15 @@ def gather(
     left_out: Sequence[LeftOut],
     sides: Mapping[int, str] | str,
 ) -> Gathered:
-    """Everything about a set.
+    """Combine the records of a set.
 
     Args:
-        records: in the order of the source; each is dropped after it was looked at, but for its hashes.
-        sides: `train`, `val` or, where validation is on the training images, `both`, by index; or why there is no
-            split.
+        records: in the order of the source; only the hashes of each are kept.
+        sides: `train`, `val` or, if validation is on the training images, `both`, by index; or the reason why there
+            is no split.
     """
     all_ = Gathered(classes=settings.classes, modalities=tuple(modalities), left_out=list(left_out))
-    all_.findings += (_left_out_finding(item) for item in left_out)
+    all_.findings += (Finding("left_out", item.name, item.reason) for item in left_out)
     side_of: Mapping[int, str] = {} if isinstance(sides, str) else sides
     if isinstance(sides, str):
         all_.findings.append(Finding("bad_split", "data.split", sides))
@@ -105,15 +111,15 @@ def gather(
     difference_hashes: list[dict[str, int]] = []
     shapes: list[tuple[int, int]] = []
     for record in records:
-        _take(all_, record, side_of.get(record.index, "train"))
+        _add(all_, record, side_of.get(record.index, "train"))
         image_ids.append(record.image_id)
         pixel_hashes.append(record.pixel_hashes)
         constant.append(record.constant)
         difference_hashes.append(record.difference_hashes)
         shapes.append(record.size_hw)
-    twins = list(twin_findings(pixel_hashes, image_ids, side_of, constant))
-    all_.findings += twins
-    all_.findings += _near_findings(difference_hashes, image_ids, side_of, twins)
+    duplicates = list(duplicate_findings(pixel_hashes, image_ids, side_of, constant))
+    all_.findings += duplicates
+    all_.findings += _near_findings(difference_hashes, image_ids, side_of, duplicates)
     all_.findings += _odd_shapes(shapes, image_ids, all_.sizes_hw)
     all_.findings += set_findings(all_.channels)
     all_.findings += _class_findings(all_, has_split=not isinstance(sides, str))
@@ -122,21 +128,17 @@ def gather(
 
 
 def cause_of(reason: str) -> str:
-    """What many reasons have in common: without file, row and numbers.
+    """The part of a reason that similar ones share, without file, row and numbers.
 
-    >>> cause_of("/data/a.txt, row 3: a box wants a width and a height above 0, got 0 x 4; delete the box")
-    'a box wants a width and a height above 0'
+    >>> cause_of("/data/a.txt, row 3: a box must have a width and a height above 0, got 0 x 4; delete the box")
+    'a box must have a width and a height above 0'
     """
-    _, _, said = reason.partition(": ")
-    said = re.split(r", got |; ", said or reason)[0]
-    return re.sub(r"\S*/\S+", "a file", said).strip()
+    _, _, message = reason.partition(": ")
+    message = re.split(r", got |; ", message or reason)[0]
+    return re.sub(r"\S*/\S+", "a file", message).strip()
 
 
-def _left_out_finding(item: LeftOut) -> Finding:
-    return Finding("left_out", item.name, item.reason)
-
-
-def _take(all_: Gathered, record: ImageRecord, side: str) -> None:
+def _add(all_: Gathered, record: ImageRecord, side: str) -> None:
     all_.num_images += 1
     all_.findings += record.findings
     if not record.is_read:
@@ -152,7 +154,7 @@ def _take(all_: Gathered, record: ImageRecord, side: str) -> None:
             all_.boxes_by_side[each, label] += count
     all_.alignments += [(record.index, record.image_id, found) for found in record.alignments]
     for name, sums in record.channels.items():
-        # An image with another number of channels would be a mistake of the source.
+        # Every source checks that the number of channels is the same in all images.
         if name in all_.channels:
             all_.channels[name].add(sums)
         else:
@@ -163,21 +165,16 @@ def _near_findings(
     hashes: Sequence[Mapping[str, int]],
     image_ids: Sequence[str],
     side_of: Mapping[int, str],
-    twins: Sequence[Finding],
+    duplicates: Sequence[Finding],
 ) -> Iterator[Finding]:
     train = [index for index in range(len(hashes)) if side_of.get(index) == "train"]
     val = [index for index in range(len(hashes)) if side_of.get(index) == "val"]
-    known = {frozenset((twin.index, twin.other_index)) for twin in twins if twin.kind == "leak"}
+    known = {frozenset((each.index, each.other_index)) for each in duplicates if each.kind == "leak"}
     for pair in near_pairs(hashes, train, val):
         if frozenset((pair.first, pair.second)) not in known:
-            yield Finding(
-                "near_leak",
-                image_ids[pair.second],
-                f"resembles {image_ids[pair.first]} (train); {pair.bits} bits differ",
-                pair.second,
-                pair.first,
-                badness=-float(pair.bits),
-            )
+            name, badness = image_ids[pair.second], -float(pair.bits)
+            detail = f"resembles {image_ids[pair.first]} (train); {pair.bits} bits differ"
+            yield Finding("near_leak", name, detail, pair.second, pair.first, badness=badness)
 
 
 def _odd_shapes(
@@ -211,22 +208,8 @@ def _class_findings(all_: Gathered, *, has_split: bool) -> Iterator[Finding]:
             yield Finding("class_one_sided", row["class"], detail)
 
 
-def _summed(found: Sequence[Alignment]) -> dict[str, Any]:
-    told = [each for each in found if each.verdict != "cannot_tell"]
-    counts = Counter(each.verdict for each in found)
-    shifts = np.array([each.shift_xy for each in told]).reshape(-1, 2)
-    x, y = np.median(shifts, axis=0).round(2).tolist() if told else (None, None)
-    return {
-        "aligned": counts["aligned"],
-        "misaligned": counts["misaligned"],
-        "cannot_tell": counts["cannot_tell"],
-        "median_x_px": x,
-        "median_y_px": y,
-    }
-
-
 def _offsets(all_: Gathered) -> Iterator[Finding]:
-    """A displacement that most pairs share is the rig's."""
+    """Displacements that most pairs share, and which the rig must have."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     for _, _, found in all_.alignments:
         if found.verdict != "cannot_tell":

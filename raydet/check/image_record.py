@@ -1,25 +1,25 @@
-"""`check.json`: everything that a check has found, for programs.
+"""`check.json`: all results of a check, machine-readable.
 
     format            1
-    source            the source's config, as in config.json
+    source            the source's config as in config.json
     images          {"seen", "unread", "left_out", "train", "val"}
     modalities        names
     counts            {"error", "warning", "note"}: number of findings
     findings          one object per kind, errors first:
                       {"kind", "severity", "title", "remedy", "count",
                        "items": [{"name", "detail", "index", "other_index", "boxes"}]}, all of them, in source order
-    causes            what images were left out for, with counts: {cause: count}
-    classes           [{"class", "small", "medium", "large", "train", "val", "all"}]: boxes
-    size_edges        {"unit": "px" or "fraction", "edges": [small ends, large begins]}
-    boxes_per_image {number of boxes: images}
-    image_sizes     {"640 x 480": images}, width x height
+    causes            why images were left out: {cause: count}
+    classes           [{"class", "small", "medium", "large", "train", "val", "all"}]: number of boxes
+    size_edges        {"unit": "px" or "fraction", "edges": [end of small, start of large]}
+    boxes_per_image   {number of boxes: images}
+    image_sizes       {"640 x 480": images}, width x height
     channels          {modality: [{"channel", "mean", "std", "min", "max", "share_zero", "share_full"}]}, 0..1
-    alignment         {"tolerance": part of the longer side,
+    alignment         {"tolerance": fraction of the longer side,
                        "pairs": [{"pair", "aligned", "misaligned", "cannot_tell", "median_x_px", "median_y_px"}],
                        "images": [{"index", "name", "first", "second", "verdict", "shift_xy", "rotation_deg",
                        "scale", "displacement_px", "strength", "strength_in_place"}]}
 
-Names are as the source has them. There is no time and no path of the output in it: equal sets give equal files.
+Names are those of the source. The file contains no time and no output path: equal sets give equal files.
 """
 
 from __future__ import annotations
@@ -29,16 +29,14 @@ from dataclasses import asdict
 from typing import Any
 
 from raydet.check.examine import Settings
-from raydet.check.findings import KINDS, SEVERITIES, Finding
+from raydet.check.findings import KINDS, SEVERITIES
 from raydet.check.gather import Gathered, cause_of
-
-FORMAT = 1
 
 
 def as_json(found: Gathered, settings: Settings, source: dict[str, Any]) -> dict[str, Any]:
-    """The content of check.json; see the head of this file."""
+    """The content of check.json, as described above."""
     return {
-        "format": FORMAT,
+        "format": 1,
         "source": source,
         "images": {
             "seen": found.num_images,
@@ -49,7 +47,24 @@ def as_json(found: Gathered, settings: Settings, source: dict[str, Any]) -> dict
         },
         "modalities": list(found.modalities),
         "counts": {severity: found.count(severity) for severity in SEVERITIES},
-        "findings": [_kind(kind, items) for kind, items in found.by_kind().items()],
+        "findings": [
+            {
+                "kind": kind,
+                **asdict(KINDS[kind]),
+                "count": len(items),
+                "items": [
+                    {
+                        "name": item.name,
+                        "detail": item.detail,
+                        "index": item.index,
+                        "other_index": item.other_index,
+                        "boxes": list(item.boxes),
+                    }
+                    for item in items
+                ],
+            }
+            for kind, items in found.by_kind().items()
+        ],
         "causes": dict(Counter(cause_of(item.reason) for item in found.left_out).most_common()),
         "classes": found.class_rows(),
         "size_edges": {
@@ -67,25 +82,4 @@ def as_json(found: Gathered, settings: Settings, source: dict[str, Any]) -> dict
                 for index, name, estimate in found.alignments
             ],
         },
-    }
-
-
-def _kind(kind: str, items: list[Finding]) -> dict[str, Any]:
-    about = KINDS[kind]
-    return {
-        "kind": kind,
-        "severity": about.severity,
-        "title": about.title,
-        "remedy": about.remedy,
-        "count": len(items),
-        "items": [
-            {
-                "name": item.name,
-                "detail": item.detail,
-                "index": item.index,
-                "other_index": item.other_index,
-                "boxes": list(item.boxes),
-            }
-            for item in items
-        ],
     }

@@ -1,6 +1,6 @@
-"""Images of the worst cases: modalities side by side with boxes, and checkerboards of misaligned pairs.
+"""Draw the worst cases: modalities side by side with boxes, and checkerboards of misaligned pairs.
 
-There is no text in them: what they show is said beside them, where it is escaped and can be read by machines.
+The images contain no text: captions are in the page, where they are escaped and machine-readable.
 
 Legend: C channels, H W image.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -56,16 +55,16 @@ JPEG_QUALITY = 82
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A finding with what it looks like."""
+    """A finding with an image of it."""
 
     finding: Finding
     caption: str
     uri: str
-    """`data:`."""
+    """The image as a `data:` URI."""
 
 
 def worst_cases(found: Gathered, source: Source) -> Iterator[Case]:
-    """The worst `PER_KIND` images of each kind that can be seen, read again."""
+    """The worst `PER_KIND` images of each kind in `WITH_IMAGES`; they are read again."""
     estimates: dict[int, list[Alignment]] = {}
     for index, _, estimate in found.alignments:
         if estimate.verdict == "misaligned":
@@ -77,7 +76,7 @@ def worst_cases(found: Gathered, source: Source) -> Iterator[Case]:
             try:
                 yield _case(finding, source, estimates)
             except DataError:
-                continue  # it has changed since it was checked, or its twin cannot be read
+                continue  # it has changed since it was checked, or the other image cannot be read
 
 
 def _case(finding: Finding, source: Source, estimates: dict[int, list[Alignment]]) -> Case:
@@ -89,8 +88,8 @@ def _case(finding: Finding, source: Source, estimates: dict[int, list[Alignment]
         )
         panels = misalignment_panels(sample, estimate)
         caption = (
-            f"{estimate.first}, {estimate.second}, a checkerboard of both as they are, and one with "
-            f"{estimate.second} moved back by the estimate; brightness stretched"
+            f"{estimate.first}, {estimate.second}, a checkerboard of both, and one with {estimate.second} moved back "
+            "by the estimate; contrast stretched"
         )
         return Case(finding, caption, as_uri(side_by_side(panels)))
     panels = modality_panels(sample, bad=finding.boxes)
@@ -107,14 +106,14 @@ def modality_panels(sample: Sample, *, bad: Sequence[int] = ()) -> list[Image.Im
 
 
 def misalignment_panels(sample: Sample, estimate: Alignment) -> list[Image.Image]:
-    """Both modalities, a checkerboard as they are, and one with the second moved back."""
+    """Both modalities, a checkerboard of them, and one with the second moved back."""
     first, second = (_stretched(sample.modalities[name]) for name in (estimate.first, estimate.second))
     panels = [first, second, checkerboard(first, second), checkerboard(first, moved_back(second, estimate))]
     return [_reduced(panel) for panel in panels]
 
 
 def checkerboard(first: Image.Image, second: Image.Image) -> Image.Image:
-    """Squares of both by turns: outlines run on where the two are aligned."""
+    """Alternating squares of both: outlines are continuous if the two are aligned."""
     side = max(1, round(max(first.size) / TILES))
     rows, columns = np.arange(first.height) // side, np.arange(first.width) // side
     mask = ((rows[:, None] + columns[None, :]) % 2 * 255).astype(np.uint8)
@@ -122,18 +121,18 @@ def checkerboard(first: Image.Image, second: Image.Image) -> Image.Image:
 
 
 def moved_back(image: Image.Image, estimate: Alignment) -> Image.Image:
-    """The second modality where the first has it."""
-    turn, grow = np.radians(estimate.rotation_deg), estimate.scale
-    middle = np.array([image.width / 2, image.height / 2])
-    # A point p of the first lies at grow * p turned, plus the shift, in the second, all from the middle.
-    matrix = np.array([[grow, -turn], [turn, grow]])
-    offset = middle + np.array(estimate.shift_xy) - matrix @ middle
+    """The second modality, warped to be aligned with the first."""
+    angle, scale = np.radians(estimate.rotation_deg), estimate.scale
+    centre = np.array([image.width / 2, image.height / 2])
+    # Relative to the centre, a point of the first, scaled, rotated and shifted, gives its position in the second.
+    matrix = np.array([[scale, -angle], [angle, scale]])
+    offset = centre + np.array(estimate.shift_xy) - matrix @ centre
     data = (*matrix[0].tolist(), float(offset[0]), *matrix[1].tolist(), float(offset[1]))
     return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
 
 
 def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    """On white, two and two where there are more than three."""
+    """The panels on white: in one row, or if there are more than three, in two columns."""
     columns = len(panels) if len(panels) <= 3 else 2
     width = max(panel.width for panel in panels) + GAP_PX
     height = max(panel.height for panel in panels) + GAP_PX
@@ -145,7 +144,7 @@ def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
 
 
 def as_uri(image: Image.Image) -> str:
-    """A JPEG in a `data:` address."""
+    """The image as a JPEG in a `data:` URI."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -158,20 +157,14 @@ def _with_boxes(x_CHW: Tensor, sample: Sample, bad: Sequence[int]) -> Image.Imag
     draw = ImageDraw.Draw(panel)
     boxes_N4 = sample.boxes_xyxy.double().numpy()
     wrong = frozenset(bad)
-    for place in sorted(range(len(boxes_N4)), key=wrong.__contains__):  # bad ones on top
-        corners = _drawable(boxes_N4[place], full.size, factor)
-        draw.rectangle(corners, outline=BAD if place in wrong else GOOD, width=2 if place in wrong else 1)
+    for i in sorted(range(len(boxes_N4)), key=wrong.__contains__):  # bad ones on top
+        (x1, x2), (y1, y2) = (  # clipped to the image, in panel pixels
+            np.sort(np.nan_to_num(boxes_N4[i, axis::2], nan=0.0).clip(0, full.size[axis])) * factor
+            for axis in (0, 1)
+        )
+        corners = float(x1), float(y1), float(max(x2 - 1, x1)), float(max(y2 - 1, y1))
+        draw.rectangle(corners, outline=BAD if i in wrong else GOOD, width=2 if i in wrong else 1)
     return panel
-
-
-def _drawable(
-    xyxy: NDArray[np.float64], size: tuple[int, int], factor: float
-) -> tuple[float, float, float, float]:
-    """The box in panel pixels, cut at the image's edge, of one pixel at least."""
-    (x1, x2), (y1, y2) = (
-        np.sort(np.nan_to_num(xyxy[axis::2], nan=0.0).clip(0, size[axis])) * factor for axis in (0, 1)
-    )
-    return float(x1), float(y1), float(max(x2 - 1, x1)), float(max(y2 - 1, y1))
 
 
 def _reduced(image: Image.Image) -> Image.Image:
@@ -181,7 +174,7 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def _stretched(x_CHW: Tensor) -> Image.Image:
-    """Between the 1st and the 99th percentile, so that outlines can be followed at night, too."""
+    """Stretch contrast from the 1st to the 99th percentile, so that outlines are visible at night."""
     colours = as_colours(x_CHW).astype(np.float32)
     low, high = np.percentile(colours, (1, 99))
     stretched = (colours - low) / max(float(high - low), 1.0) * 255

@@ -1,10 +1,10 @@
-"""`check.html`: one page; nothing outside of it is needed, nothing in it runs, everything is escaped."""
+"""`check.html`: one self-contained page without scripts, in which everything is escaped."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,7 +17,7 @@ from raydet.check.images import Case
 from raydet.check.summary import worst_first
 
 NUM_LISTED = 20
-"""Findings of a kind on the page; check.json has all."""
+"""Largest number of findings of a kind on the page; check.json has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
             (name, sum(found.boxes[label, name] for label in range(len(found.classes))))
             for name in SIZE_NAMES
         ],
-        size_text=f"small: an area up to that of a square of {small:g}{unit}; large: from {large:g}{unit} on",
+        size_text=f"small: areas up to that of a square of {small:g}{unit}; large: from {large:g}{unit} on",
         per_image=_bars(sorted(found.boxes_per_image.items())),
         image_sizes=found.sizes_hw.most_common(10),
         channels=[(name, row) for name, sums in found.channels.items() for row in sums.rows()],
@@ -61,7 +61,7 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
         strengths=(PRESENT, STRONG),
         num_listed=NUM_LISTED,
     )
-    # File names may be bytes that are no UTF-8: Python carries them as halves of characters, which no file can hold.
+    # Python represents bytes of file names that are not UTF-8 by lone surrogates, which cannot be encoded.
     return page.encode(errors="backslashreplace").decode()
 
 
@@ -79,14 +79,11 @@ def _facts(found: Gathered) -> list[tuple[str, str]]:
 def _groups(found: Gathered, cases: Sequence[Case]) -> list[Group]:
     groups = []
     for kind, items in found.by_kind().items():
-        about = KINDS[kind]
         causes = Counter(cause_of(item.detail) for item in items) if kind == "left_out" else Counter[str]()
         groups.append(
             Group(
                 kind=kind,
-                severity=about.severity,
-                title=about.title,
-                remedy=about.remedy,
+                **asdict(KINDS[kind]),
                 count=len(items),
                 items=worst_first(items)[:NUM_LISTED],
                 causes=causes.most_common(),
@@ -102,7 +99,7 @@ def _with_bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _bars(counts: Sequence[tuple[int, int]]) -> list[tuple[str, int, float]]:
-    """Label, count and length in percent of the longest; from 20 boxes on in one row."""
+    """Rows (label, count, length in percent of the longest); 20 boxes and more share a row."""
     merged: Counter[str] = Counter()
     for number, count in counts:
         merged[str(number) if number < 20 else "20 or more"] += count

@@ -1,4 +1,4 @@
-"""The check of a whole source, image by image, in this process or in several."""
+"""Check a whole source image by image, in this process or in several."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import torch
 from raydet.check.examine import ImageRecord, Settings, examined
 from raydet.check.findings import DEFAULT_TOLERANCE
 from raydet.check.gather import Gathered, gather
-from raydet.config import DataConfig, EvaluateConfig, FirstSplit, FrameSplit, GroupSplit
+from raydet.config import DataConfig, DetectionTask, FirstSplit, FrameSplit, GroupSplit
 from raydet.data.build import left_out_of
 from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
 from raydet.errors import DataError, RaydetError
 
 CHUNK = 8
-"""Images that a process takes at a time."""
+"""Images per task of a process."""
 WAITING_PER_PROCESS = 4
-"""Chunks that are handed out ahead: their results wait until those before them are there."""
+"""Chunks submitted ahead: their results wait for those of earlier chunks."""
 
 _opened: tuple[Source, Settings] | None = None
 
 
 def settings_of(
-    data: DataConfig, evaluate: EvaluateConfig, *, tolerance: float = DEFAULT_TOLERANCE, align: bool = True
+    data: DataConfig, task: DetectionTask, *, tolerance: float = DEFAULT_TOLERANCE, align: bool = True
 ) -> Settings:
-    """What a check of these images goes by: sizes as they are measured in evaluation."""
-    fractions = evaluate.size_bins_fraction
+    """The settings of a check, with the size classes of evaluation."""
+    fractions = task.size_bins_fraction
     return Settings(
         classes=data.classes,
-        size_edges=evaluate.size_bins_px if fractions is None else fractions,
+        size_edges=task.size_bins_px if fractions is None else fractions,
         edges_are_fractions=fractions is not None,
         min_box_px=data.augmentation.min_box_px,
         tolerance=tolerance,
@@ -52,14 +52,20 @@ def check_source(
     workers: int = 0,
     on_image: Callable[[], None] = lambda: None,
 ) -> Gathered:
-    """Look at every image once. The result does not depend on the number of processes.
+    """Check every image once. The result does not depend on the number of processes.
 
     Args:
-        workers: processes that read and look; 0 does it here.
+        workers: number of processes that read and check; 0: this process.
         on_image: called after each image.
     """
+
+    def records() -> Iterator[ImageRecord]:
+        for record in _records(source, settings, workers):
+            on_image()
+            yield record
+
     return gather(
-        _told(_records(source, settings, workers), on_image),
+        records(),
         settings=settings,
         modalities=source.modalities,
         left_out=left_out_of(source),
@@ -67,14 +73,8 @@ def check_source(
     )
 
 
-def _told(records: Iterator[ImageRecord], on_image: Callable[[], None]) -> Iterator[ImageRecord]:
-    for record in records:
-        on_image()
-        yield record
-
-
 def _sides(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> dict[int, str] | str:
-    """The side of each image, or why there are none."""
+    """The side of each image, or the reason why there is no split."""
     try:
         train, val = split_indices(source, split)
     except DataError as error:
@@ -90,7 +90,7 @@ def _records(source: Source, settings: Settings, workers: int) -> Iterator[Image
         for index in range(len(source)):
             yield examined(source, index, settings)
         return
-    # A Pool would wait for ever for what a killed process had in hand.
+    # A multiprocessing.Pool would wait forever for the task of a killed process.
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("forkserver"),
@@ -101,15 +101,15 @@ def _records(source: Source, settings: Settings, workers: int) -> Iterator[Image
         yield from _in_order(pool, len(source), WAITING_PER_PROCESS * workers)
     except BrokenProcessPool as error:
         raise RaydetError(
-            f"data check: wanted {workers} processes that read images, one of them was killed; if memory ran out, "
-            "give fewer --workers, else find the image with --workers 0"
+            f"data check: one of {workers} worker processes was killed; if memory ran out, use fewer --workers, "
+            "otherwise find the image with --workers 0"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _in_order(pool: ProcessPoolExecutor, count: int, most_waiting: int) -> Iterator[ImageRecord]:
-    """In the order of the source, because sums of floats depend on it."""
+    """Records in the order of the source, because sums of floats depend on it."""
     waiting: deque[Future[list[ImageRecord]]] = deque()
     for start in range(0, count, CHUNK):
         waiting.append(pool.submit(_examined, range(count)[start : start + CHUNK]))
@@ -121,14 +121,13 @@ def _in_order(pool: ProcessPoolExecutor, count: int, most_waiting: int) -> Itera
 
 def _open(source: Source, settings: Settings) -> None:
     global _opened
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the first one ends the others
+    # Ctrl-C reaches all processes; the main process stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     _opened = source, settings
 
 
 def _examined(indices: Sequence[int]) -> list[ImageRecord]:
-    assert _opened is not None, "the pool's initializer comes first"
+    assert _opened is not None, "the pool's initializer runs first"
     source, settings = _opened
     return [examined(source, index, settings) for index in indices]

@@ -1,4 +1,4 @@
-"""Values of every modality and channel: dead, constant, saturated, not finite; means and deviations of the set.
+"""Statistics of every modality and channel, and findings: dead, constant, saturated or not finite values.
 
 Legend: C channels, H W image.
 """
@@ -18,7 +18,7 @@ from raydet.check.findings import Finding
 from raydet.structures import Sample
 
 SATURATED_SHARE = 0.5
-"""Share of a channel's pixels at full scale from which an image counts as saturated."""
+"""Smallest share of pixels at full scale, in every channel, of a saturated image."""
 FLOAT_SLACK = 1e-6
 
 Floats = NDArray[np.float64]
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(slots=True)
 class ChannelSums:
-    """Sums over the pixels of one or many images, per channel [C], on a 0..1 scale, of finite values."""
+    """Sums over the finite pixel values of one or many images, per channel [C], on a 0..1 scale."""
 
     count_C: Floats
     sum_C: Floats
@@ -38,16 +38,15 @@ class ChannelSums:
     is_grey: bool
     """All channels are equal."""
     constant_C: Floats
-    """Images in which the channel holds one value."""
+    """Number of images in which the channel has one value."""
     images: int = 1
 
     @property
     def num_channels(self) -> int:
-        """Channels of the modality."""
         return len(self.count_C)
 
     def add(self, other: ChannelSums) -> None:
-        """Take in the pixels of more images."""
+        """Add the pixels of more images."""
         for name in ("count_C", "sum_C", "squares_C", "zeros_C", "full_C", "constant_C"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low_C = np.minimum(self.low_C, other.low_C)
@@ -56,7 +55,7 @@ class ChannelSums:
         self.images += other.images
 
     def rows(self) -> list[dict[str, Any]]:
-        """One per channel: mean, std, min, max on a 0..1 scale, shares of pixels at 0 and at full scale."""
+        """One row per channel: mean, std, min, max on a 0..1 scale, shares of pixels at 0 and at full scale."""
         count_C = np.maximum(self.count_C, 1)
         mean_C = self.sum_C / count_C
         std_C = np.sqrt(np.maximum(self.squares_C / count_C - mean_C**2, 0))
@@ -75,13 +74,13 @@ class ChannelSums:
 
 
 def channel_sums(x_CHW: Tensor) -> ChannelSums:
-    """Of one image.
+    """The sums of one image.
 
     Args:
         x_CHW: uint8 in 0..255 or float in 0..1.
     """
     if x_CHW.dtype == torch.uint8:
-        return _of_bytes(x_CHW)
+        return _sums_of_uint8(x_CHW)
     flat_CN = x_CHW.flatten(1).double().numpy()
     is_finite = np.isfinite(flat_CN)
     known_CN = np.where(is_finite, flat_CN, 0.0)
@@ -100,8 +99,8 @@ def channel_sums(x_CHW: Tensor) -> ChannelSums:
     )
 
 
-def _of_bytes(x_CHW: Tensor) -> ChannelSums:
-    """The same from the histogram, which is exact."""
+def _sums_of_uint8(x_CHW: Tensor) -> ChannelSums:
+    """The sums of a uint8 image, from its exact histogram."""
     flat_CN = x_CHW.flatten(1).numpy()
     counts_CV = np.stack([np.bincount(row, minlength=256) for row in flat_CN])
     levels_V = np.arange(256) / 255
@@ -121,48 +120,35 @@ def _of_bytes(x_CHW: Tensor) -> ChannelSums:
 
 
 def image_findings(sample: Sample, index: int, sums: dict[str, ChannelSums]) -> Iterator[Finding]:
-    """What is wrong with the values of one image."""
+    """Findings about the values of one image."""
+
+    def finding(kind: str, detail: str, badness: float = 0.0) -> Finding:
+        return Finding(kind, sample.image_id, detail, index, badness=badness)
+
     for name, sum_ in sums.items():
         x_CHW = sample.modalities[name]
         num_pixels = x_CHW.shape[1] * x_CHW.shape[2]
         bad = int(x_CHW.numel() - sum_.count_C.sum())
         if bad:
-            yield Finding(
-                "not_finite",
-                sample.image_id,
-                f"{name}: {bad} of {x_CHW.numel()} values",
-                index,
-                badness=float(bad),
-            )
+            yield finding("not_finite", f"{name}: {bad} of {x_CHW.numel()} values", float(bad))
         low, high = float(sum_.low_C.min()), float(sum_.high_C.max())
         if not bad and not (low >= -FLOAT_SLACK and high <= 1 + FLOAT_SLACK):
-            yield Finding("out_of_range", sample.image_id, f"{name}: {low:g}..{high:g}", index, badness=high)
+            yield finding("out_of_range", f"{name}: {low:g}..{high:g}", high)
         if (sum_.constant_C > 0).all():
-            is_quiet = name == "event" and high == 0
-            kind = "no_events" if is_quiet else "constant"
-            yield Finding(kind, sample.image_id, f"{name}: every pixel is {low:.3g} of full scale", index)
+            kind = "no_events" if name == "event" and high == 0 else "constant"
+            yield finding(kind, f"{name}: every pixel is {low:.3g} of full scale")
         elif float(sum_.full_C.min()) >= SATURATED_SHARE * num_pixels:
             share = float(sum_.full_C.min()) / num_pixels
-            yield Finding(
-                "saturated",
-                sample.image_id,
-                f"{name}: {share:.0%} of the pixels at full scale",
-                index,
-                badness=share,
-            )
+            yield finding("saturated", f"{name}: {share:.0%} of the pixels at full scale", share)
 
 
 def set_findings(sums: dict[str, ChannelSums]) -> Iterator[Finding]:
-    """What is wrong with a channel in all images together."""
+    """Findings about a channel over all images."""
     for name, sum_ in sums.items():
-        for channel in range(sum_.num_channels):
-            if sum_.low_C[channel] == sum_.high_C[channel]:
-                value = float(sum_.low_C[channel])
-                yield Finding(
-                    "dead_channel",
-                    f"{name} {channel}",
-                    f"{value:.3g} of full scale in all {sum_.images} images",
-                )
-        is_alive = bool((sum_.low_C < sum_.high_C).all())
-        if sum_.num_channels == 3 and sum_.is_grey and is_alive:
+        for channel, (low, high) in enumerate(zip(sum_.low_C.tolist(), sum_.high_C.tolist(), strict=True)):
+            if low == high:
+                detail = f"{low:.3g} of full scale in all {sum_.images} images"
+                yield Finding("dead_channel", f"{name} {channel}", detail)
+        has_no_dead_channel = bool((sum_.low_C < sum_.high_C).all())
+        if sum_.num_channels == 3 and sum_.is_grey and has_no_dead_channel:
             yield Finding("grey_rgb", name, f"all three channels are equal in all {sum_.images} images")

@@ -1,4 +1,4 @@
-"""What a check says in a terminal."""
+"""The summary of a check in a terminal."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ def summary_lines(found: Gathered) -> Iterator[str]:
     for row in found.alignment_rows():
         yield (
             f"{row['pair']}: {row['aligned']} aligned, {row['misaligned']} misaligned, "
-            f"{row['cannot_tell']} cannot be told"
+            f"{row['cannot_tell']} undetermined"
         )
     for kind, items in found.by_kind().items():
-        yield f"{KINDS[kind].severity}: {len(items)} x {KINDS[kind].title}: {_named(items)}"
+        worst = [
+            f"{printable(each.name)} ({printable(each.detail)})" for each in worst_first(items)[:NUM_NAMED]
+        ]
+        named = "; ".join(worst) + ("; ..." if len(items) > NUM_NAMED else "")
+        yield f"{KINDS[kind].severity}: {len(items)} x {KINDS[kind].title}: {named}"
         if kind == "left_out":
             causes = Counter(cause_of(item.detail) for item in items)
             yield from (f"    {count} x {printable(cause)}" for cause, count in causes.most_common())
@@ -38,19 +42,14 @@ def summary_lines(found: Gathered) -> Iterator[str]:
 
 
 def worst_first(items: list[Finding]) -> list[Finding]:
-    """Of one kind; equals in the order of the images."""
+    """Findings of one kind by badness; equal ones in the order of the images."""
     return sorted(items, key=lambda finding: -finding.badness)
 
 
 def printable(text: str) -> str:
-    """On one line, without what steers a terminal or turns the direction of writing.
+    """The text on one line, without control characters and changes of writing direction.
 
     >>> printable("a\\x1b[31mb")
     'a?[31mb'
     """
     return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def _named(items: list[Finding]) -> str:
-    shown = [f"{printable(item.name)} ({printable(item.detail)})" for item in worst_first(items)[:NUM_NAMED]]
-    return "; ".join(shown) + ("; ..." if len(items) > NUM_NAMED else "")

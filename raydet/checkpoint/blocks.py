@@ -1,10 +1,10 @@
 """The tensors of a checkpoint as files: every rank writes the blocks it holds, any number of ranks reads them back.
 
-A shard is an ordinary safetensors file; where each block begins in its whole tensor stands in the file's metadata, as
-`torch.distributed.checkpoint` writes it, which therefore reads our shards as we read its own. We do not write through
-it: it copies replicated tensors to the host of every rank, builds the file twice more in memory while holding the
-interpreter's lock (training waits for both), and sends pickled plans between the ranks. Here each rank knows its part
-without asking, copies nothing else, and the memory it copies to is the file.
+A shard is an ordinary safetensors file; its metadata hold the offsets of each block in the whole tensor, in the format
+of `torch.distributed.checkpoint`, so either reads the shards of the other. We do not write through it: it copies
+replicated tensors to the host of every rank, builds the file twice more in memory while holding the GIL (training
+waits for both), and sends pickled plans between the ranks. Here each rank knows its part without communication, copies
+nothing else, and the memory that it copies to is the file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from raydet.parallel.collectives import World
 
 SUFFIX = ".safetensors"
 OFFSETS_KEY, OFFSETS_FIELD = "DCP_SHARDING_INFO", "saved_offsets"
-"""The names by which torch.distributed.checkpoint stores where a block begins."""
-BLOCK_BYTES = 1 << 24
-"""Written and hashed at a time; both let other threads run meanwhile."""
+"""Names under which torch.distributed.checkpoint stores the offsets of a block."""
+CHUNK_BYTES = 1 << 24
+"""Bytes written and hashed at a time; both release the GIL."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -50,17 +51,17 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A box of a tensor that is on this rank."""
+    """A box of a tensor, held by this rank."""
 
     name: str
     values: Tensor
     offsets: tuple[int, ...]
-    """Where the box begins in the whole tensor."""
+    """First index of the box in the whole tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
-    """A box of a tensor that is in a file."""
+    """A box of a tensor, stored in a file."""
 
     path: Path
     offsets: tuple[int, ...]
@@ -69,7 +70,7 @@ class StoredBlock:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor, spread over files."""
+    """A tensor whose blocks are stored in one or more files."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -88,18 +89,18 @@ def describe(shape: Iterable[int], dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
 
 
-# --- what a rank writes -----------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def blocks_to_write(
     tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor], world: World
 ) -> list[Block]:
-    """What this rank writes, so that all ranks together write everything once.
+    """The blocks that this rank writes; all ranks together write everything once.
 
     Args:
-        tensors: the same names on every rank. Pieces (`DTensor`) are written by those who hold them, what all ranks
-            hold alike by one of them, chosen so that all write about as much.
-        buffers: tensors that may differ between the ranks; rank 0's count, as they do for DistributedDataParallel.
+        tensors: the same names on every rank. Shards (`DTensor`) are written by the ranks that hold them, replicated
+            tensors by one rank, chosen so that all write about equally much.
+        buffers: tensors that may differ between the ranks; rank 0's are written, as in DistributedDataParallel.
     """
     blocks = [
         Block(name, local_part(tensor), offsets)
@@ -107,18 +108,26 @@ def blocks_to_write(
         if isinstance(tensor, DTensor) and (offsets := _my_offsets(tensor)) is not None
     ]
     mine = dict(buffers) if world.is_main else {}
-    alike = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
+    replicated = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
     written = [0] * world.world_size
-    for name in sorted(alike, key=lambda name: (-alike[name].nbytes, name)):
+    for name in sorted(replicated, key=lambda name: (-replicated[name].nbytes, name)):
         rank = written.index(min(written))
-        written[rank] += alike[name].nbytes
+        written[rank] += replicated[name].nbytes
         if rank == world.rank:
-            mine[name] = alike[name]
+            mine[name] = replicated[name]
     return [*blocks, *(Block(name, tensor, offsets_of(tensor)) for name, tensor in mine.items())]
 
 
+def lane_blocks(carry: Mapping[str, Tensor], world: World) -> list[Block]:
+    """The blocks of a model's memory, of which every rank holds as many lanes, rank 0 the first ones."""
+    return [
+        Block(name, rows.detach(), (world.rank * len(rows), *[0] * (rows.ndim - 1)))
+        for name, rows in carry.items()
+    ]
+
+
 def _my_offsets(tensor: DTensor) -> tuple[int, ...] | None:
-    """Where this rank's piece begins; None where it is empty or another rank writes it."""
+    """Offsets of this rank's shard; None: it is empty, or another rank writes it."""
     coordinate = tensor.device_mesh.get_coordinate()
     if coordinate is None or tensor.to_local().numel() == 0:
         return None
@@ -129,7 +138,7 @@ def _my_offsets(tensor: DTensor) -> tuple[int, ...] | None:
 
 
 def offsets_of(tensor: Tensor) -> tuple[int, ...]:
-    """Where this rank's part of a tensor begins in the whole."""
+    """Offsets of this rank's part in the whole tensor."""
     if isinstance(tensor, DTensor):
         return tuple(tensor.__create_chunk_list__()[0].offsets)
     return (0,) * tensor.ndim
@@ -144,7 +153,7 @@ def local_part(tensor: Tensor) -> Tensor:
 class HostCopy:
     """Host memory with a rank's blocks in the order of their file.
 
-    Kept from one checkpoint to the next: to allocate it anew would take longer than to fill it.
+    Kept from one checkpoint to the next: allocating it again would take longer than filling it.
     """
 
     def __init__(self, *, pinned: bool) -> None:
@@ -155,7 +164,7 @@ class HostCopy:
 
     def take(self, blocks: list[Block]) -> None:
         """Copy the blocks; training may change them afterwards."""
-        # The widest first: each one then begins at a multiple of its width.
+        # The widest dtype first, so that each block is aligned to its item size.
         blocks = sorted(blocks, key=lambda block: (-block.values.dtype.itemsize, block.name))
         self._size = sum(block.values.nbytes for block in blocks)
         if self._memory.numel() < self._size:
@@ -170,20 +179,20 @@ class HostCopy:
             torch.cuda.synchronize()
 
     def write(self, path: Path) -> dict[str, Any]:
-        """Write the shard through to the disk.
+        """Write the shard and flush it to the disk.
 
         Returns:
-            Its sha256 and its size in bytes.
+            `sha256` and `bytes`, its size.
         """
         data = self._memory.numpy().data[: self._size]
         header = _header(self._blocks)
         digest = hashlib.sha256(header)
         with path.open("xb", buffering=0) as file:
             _write_all(file.fileno(), memoryview(header))
-            for start in range(0, self._size, BLOCK_BYTES):
-                block = data[start : start + BLOCK_BYTES]
-                _write_all(file.fileno(), block)
-                digest.update(block)
+            for start in range(0, self._size, CHUNK_BYTES):
+                chunk = data[start : start + CHUNK_BYTES]
+                _write_all(file.fileno(), chunk)
+                digest.update(chunk)
             os.fsync(file.fileno())
         return {"sha256": digest.hexdigest(), "bytes": len(header) + self._size}
 
@@ -200,23 +209,23 @@ def _header(blocks: list[Block]) -> bytes:
             "data_offsets": [start, end],
         }
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data start at a multiple of 8
     return struct.pack("<Q", len(text)) + text
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
     while data.nbytes:
-        data = data[os.write(descriptor, data) :]  # near a full disk a part is written first, then it fails
+        data = data[os.write(descriptor, data) :]  # a nearly full disk writes a part first, then fails
 
 
-# --- what any rank reads ----------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_index(paths: Iterable[Path]) -> dict[str, StoredTensor]:
     """The tensors that these shards hold together.
 
     Raises:
-        CheckpointError: a file is no shard, or a tensor is not whole.
+        CheckpointError: a file is not a shard, or a tensor is incomplete.
     """
     blocks: dict[str, list[StoredBlock]] = {}
     dtypes: dict[str, torch.dtype] = {}
@@ -225,7 +234,7 @@ def read_index(paths: Iterable[Path]) -> dict[str, StoredTensor]:
             if dtypes.setdefault(name, dtype) != dtype:
                 raise CheckpointError(f"{path}: {name} is {dtype} here and {dtypes[name]} in another shard")
             blocks.setdefault(name, []).append(block)
-    return {name: _whole(name, dtypes[name], parts) for name, parts in blocks.items()}
+    return {name: _merged(name, dtypes[name], parts) for name, parts in blocks.items()}
 
 
 def _read_header(path: Path) -> list[tuple[str, torch.dtype, StoredBlock]]:
@@ -233,48 +242,52 @@ def _read_header(path: Path) -> list[tuple[str, torch.dtype, StoredBlock]]:
     try:
         with safe_open(path, framework="pt") as file:
             offsets = json.loads((file.metadata() or {}).get(OFFSETS_KEY, "{}"))
-            for name in file.keys():  # noqa: SIM118 -- the file is no dict
+            for name in file.keys():  # noqa: SIM118 -- the file is not a dict
                 part = file.get_slice(name)
                 shape = tuple(part.get_shape())
-                begin = tuple(offsets[name][OFFSETS_FIELD]) if name in offsets else (0,) * len(shape)
-                found.append((name, DTYPES[part.get_dtype()], StoredBlock(path, begin, shape)))
+                start = tuple(offsets[name][OFFSETS_FIELD]) if name in offsets else (0,) * len(shape)
+                found.append((name, DTYPES[part.get_dtype()], StoredBlock(path, start, shape)))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no shard of a checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is not a shard of a checkpoint: {error}") from error
     return found
 
 
-def _whole(name: str, dtype: torch.dtype, blocks: list[StoredBlock]) -> StoredTensor:
+def _merged(name: str, dtype: torch.dtype, blocks: list[StoredBlock]) -> StoredTensor:
     corners = [[at + size for at, size in zip(block.offsets, block.shape, strict=True)] for block in blocks]
     shape = tuple(max(sizes) for sizes in zip(*corners, strict=True))
     if sum(math.prod(block.shape) for block in blocks) != math.prod(shape):
         raise CheckpointError(
-            f"{blocks[0].path.parent}: the shards do not hold the whole of {name} {list(shape)}"
+            f"{blocks[0].path.parent}: the shards do not contain all of {name} {list(shape)}"
         )
     return StoredTensor(dtype, shape, tuple(blocks))
 
 
 class ShardReader:
-    """Fills tensors from shards; keeps the files open meanwhile."""
+    """Fills tensors from shards, whose files it keeps open."""
 
     def __init__(self) -> None:
         self._files: dict[Path, Any] = {}
-        self._opened: list[Any] = []
+        self._open = ExitStack()
 
     def __enter__(self) -> ShardReader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for file in self._opened:
-            file.__exit__(*exception)
+        self._open.close()
 
     @torch.no_grad()
-    def fill(self, name: str, target: Tensor, stored: StoredTensor) -> None:
-        """Copy this rank's part of a stored tensor into `target`, however it was cut when it was written.
+    def fill(
+        self, name: str, target: Tensor, stored: StoredTensor, offsets: tuple[int, ...] | None = None
+    ) -> None:
+        """Copy this rank's part of a stored tensor into `target`, however it was sharded when it was written.
+
+        Args:
+            offsets: where `target` begins in the whole tensor; default: as its sharding says.
 
         Raises:
             CheckpointError: a file cannot be read.
         """
-        mine, offsets = local_part(target), offsets_of(target)
+        mine, offsets = local_part(target), offsets or offsets_of(target)
         if mine.numel() == 0:
             return
         for block in stored.blocks:
@@ -296,9 +309,7 @@ class ShardReader:
     def _read(self, name: str, block: StoredBlock, box: tuple[slice, ...]) -> Tensor:
         try:
             if block.path not in self._files:
-                opened = safe_open(block.path, framework="pt")
-                self._files[block.path] = opened.__enter__()
-                self._opened.append(opened)
+                self._files[block.path] = self._open.enter_context(safe_open(block.path, framework="pt"))
             file = self._files[block.path]
             tensor: Tensor = file.get_slice(name)[box] if box else file.get_tensor(name)
         except (OSError, SafetensorError) as error:

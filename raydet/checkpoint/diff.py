@@ -1,4 +1,4 @@
-"""Two checkpoints tensor by tensor, whatever numbers of ranks wrote them."""
+"""Comparison of two checkpoints tensor by tensor, written by any numbers of ranks."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from raydet.checkpoint.manifest import verify_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class TensorDifference:
-    """How far apart the tensors of one name are."""
+    """The difference of two tensors of the same name."""
 
     name: str
     max_abs: float
-    """Infinite where shape or type differ, or one of them alone is not a number."""
+    """Infinite if shape or dtype differ, or if an element is NaN in only one of them."""
     max_rel: float
     """`max_abs` over the largest magnitude in the first tensor."""
     text: str
-    """What is there on either side."""
+    """Shape and dtype; of both tensors if they differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDifference:
-    """What two checkpoints do not have in common."""
+    """The differences of two checkpoints."""
 
     only_in_first: list[str]
     only_in_second: list[str]
     different: list[TensorDifference]
-    """The most different first."""
+    """Largest difference first."""
     num_equal: int
 
     @property
     def is_empty(self) -> bool:
-        """The checkpoints hold the same, to the last bit."""
+        """Whether the checkpoints are bit-identical."""
         return not (self.only_in_first or self.only_in_second or self.different)
 
 
 def compare_checkpoints(first: Path, second: Path) -> CheckpointDifference:
-    """Compare all tensors; state.json is left out, as it holds times.
+    """Compare all tensors; not state.json, which holds times.
 
     Raises:
         CheckpointError: one of them is damaged.
@@ -56,13 +56,13 @@ def compare_checkpoints(first: Path, second: Path) -> CheckpointDifference:
     names = sorted(a.keys() & b.keys())
     with ShardReader() as reader:
         for name in names:
-            text = f"{a[name]} {b[name]}" if str(a[name]) != str(b[name]) else str(a[name])
-            if str(a[name]) != str(b[name]):
-                found.append(TensorDifference(name, math.inf, math.inf, text))
-            else:
-                max_abs, max_rel = _distance(reader.whole(name, a[name]), reader.whole(name, b[name]))
-                if max_abs > 0:
-                    found.append(TensorDifference(name, max_abs, max_rel, text))
+            text, other = str(a[name]), str(b[name])
+            if text != other:
+                found.append(TensorDifference(name, math.inf, math.inf, f"{text} {other}"))
+                continue
+            max_abs, max_rel = _distance(reader.whole(name, a[name]), reader.whole(name, b[name]))
+            if max_abs > 0:
+                found.append(TensorDifference(name, max_abs, max_rel, text))
     return CheckpointDifference(
         only_in_first=sorted(a.keys() - b.keys()),
         only_in_second=sorted(b.keys() - a.keys()),
@@ -83,6 +83,6 @@ def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
     same = (a == b) | (a.isnan() & b.isnan())
     distances = torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     max_abs, scale = float(distances.max()), float(a.nan_to_num().abs().max())
-    if max_abs == 0:  # not a number on both sides
+    if max_abs == 0:  # equal but for NaN on both sides
         return 0.0, 0.0
     return max_abs, max_abs / scale if scale > 0 else math.inf

@@ -1,12 +1,4 @@
-"""A checkpoint is a directory of tensors and JSON; nothing in it can run code.
-
-shard-00001-of-00002.safetensors   what rank 0 of 2 held of `model.<name>` and `optimizer.<parameter>.<state>`
-state.json                         everything that is not a tensor
-manifest.json                      size and sha256 of every other file, and of itself; written last, so a directory
-                                   without it is not a checkpoint
-
-It is read by any number of ranks, sharded or not, whatever number wrote it.
-"""
+"""Loading checkpoints into a model and an optimizer, and exporting weights. `raydet.checkpoint` has the format."""
 
 from __future__ import annotations
 
@@ -22,21 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raydet.checkpoint.blocks import (
-    SUFFIX,
-    ShardReader,
-    StoredTensor,
-    describe,
-    read_index,
-)
+from raydet.checkpoint.blocks import SUFFIX, ShardReader, StoredTensor, describe, read_index
 from raydet.checkpoint.manifest import read_manifest, read_state, sync_directory, verify_checkpoint
 from raydet.errors import CheckpointError
 from raydet.parallel.collectives import World, broadcast_text, gather_rows
 from raydet.parallel.parallelize import unwrapped
+from raydet.structures import Carry
 
-MODEL, OPTIMIZER = "model.", "optimizer."
+MODEL, OPTIMIZER, CARRY = "model.", "optimizer.", "carry."
 AVERAGE = "average"
-"""State of a parameter: see `raydet.engine.averaging`."""
+"""Optimizer state with the average of a parameter, see `raydet.engine.averaging`."""
 
 T = TypeVar("T")
 
@@ -47,20 +34,20 @@ T = TypeVar("T")
 def checkpoint_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a checkpoint holds, by its names there: what the ranks hold alike or in pieces, and their buffers."""
+    """The tensors of a checkpoint by name: parameters with their optimizer state, and buffers."""
     parameters = dict(model.named_parameters())
     weights = model.state_dict()
     tensors = {f"{MODEL}{name}": weights[name] for name in weights if name in parameters}
     buffers = {f"{MODEL}{name}": weights[name] for name in weights if name not in parameters}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if value is not None:  # SGD without momentum
+            if value is not None:  # None for SGD without momentum
                 tensors[f"{OPTIMIZER}{name}.{key}"] = value
     return tensors, buffers
 
 
 def shard_name(rank: int, world_size: int) -> str:
-    """File with the tensors that a rank wrote."""
+    """Name of the file that a rank writes."""
     return f"shard-{rank + 1:05d}-of-{world_size:05d}{SUFFIX}"
 
 
@@ -75,20 +62,20 @@ def load_checkpoint(
     world: World | None = None,
     is_verified: bool = False,
 ) -> dict[str, Any]:
-    """Put a verified checkpoint into the model and, if given, the optimizer; called on every rank.
+    """Load a verified checkpoint into the model and, if given, the optimizer; called on every rank.
 
     Args:
         model: sharded or not, over any number of ranks; on its device.
-        optimizer: of this model's parameters; any state that it has is replaced. Its hyper-parameters are not in the
-            checkpoint: they follow from the config and the step.
-        world: whom to agree with: where one rank fails, all of them raise its error. None: nobody.
+        optimizer: of this model's parameters; its state is replaced. Its hyper-parameters are not in the checkpoint:
+            they follow from the config and the step.
+        world: if one rank fails, all of these ranks raise its error. None: this process alone.
         is_verified: the files have just been compared with the manifest.
 
     Returns:
-        The `state` that was saved.
+        The saved `state`.
 
     Raises:
-        CheckpointError: a file is missing or differs from the manifest, or the model or optimizer is another one.
+        CheckpointError: a file is missing or differs from the manifest, or model or optimizer do not match.
     """
     world = world or World()
     if not is_verified:
@@ -96,8 +83,35 @@ def load_checkpoint(
     return _on_all_ranks(lambda: _load(directory, unwrapped(model), optimizer), world)
 
 
+def load_carry(directory: Path, world: World) -> Carry:
+    """`read_carry`, called on every rank: where one rank fails, all of them raise its error."""
+    return _on_all_ranks(lambda: read_carry(directory, world), world)
+
+
+def read_carry(directory: Path, world: World) -> Carry:
+    """What a model remembers of a rank's lanes, on its device; empty if it has no memory.
+
+    Raises:
+        CheckpointError: a shard cannot be read, or the lanes do not divide among the ranks.
+    """
+    carry = {}
+    with ShardReader() as reader:
+        for name, stored in stored_tensors(directory).items():
+            if not name.startswith(CARRY):
+                continue
+            share, rest = divmod(stored.shape[0], world.world_size)
+            if rest:
+                raise CheckpointError(
+                    f"{directory}: {stored.shape[0]} lanes do not divide among {world.world_size} workers"
+                )
+            rows = torch.empty((share, *stored.shape[1:]), dtype=stored.dtype, device=world.device)
+            reader.fill(name, rows, stored, (world.rank * share, *[0] * (rows.ndim - 1)))
+            carry[name.removeprefix(CARRY)] = rows
+    return carry
+
+
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint, by their names there.
+    """The tensors of a checkpoint by name, unread.
 
     Raises:
         CheckpointError: the manifest or a shard cannot be read.
@@ -115,8 +129,8 @@ def export_weights(
     """Write the model's weights as one safetensors file for `model.load_state_dict`.
 
     Args:
-        is_averaged: the averages of the weights over the steps, where there are some.
-        destination: replaced where it exists, whole or not at all.
+        destination: replaced atomically if it exists.
+        is_averaged: write the averaged weights, if there are any.
         metadata: stored in the file beside the tensors.
 
     Raises:
@@ -155,16 +169,16 @@ def _load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
     return read_state(directory)
 
 
-def _check_model(directory: Path, wanted: Mapping[str, Tensor], index: Mapping[str, StoredTensor]) -> None:
-    want = {name: describe(tensor.shape, tensor.dtype) for name, tensor in wanted.items()}
-    have = {name: str(stored) for name, stored in index.items() if name.startswith(MODEL)}
-    differing = sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
+def _check_model(directory: Path, weights: Mapping[str, Tensor], index: Mapping[str, StoredTensor]) -> None:
+    expected = {name: describe(tensor.shape, tensor.dtype) for name, tensor in weights.items()}
+    found = {name: str(stored) for name, stored in index.items() if name.startswith(MODEL)}
+    differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if differing:
         first = differing[0]
         raise CheckpointError(
             f"{directory} belongs to another model: {len(differing)} tensors differ in name, shape or type, "
-            f"first {first.removeprefix(MODEL)}: wanted {want.get(first, 'nothing')}, got "
-            f"{have.get(first, 'nothing')}; use the config.json of its own run"
+            f"first {first.removeprefix(MODEL)}: expected {expected.get(first, 'nothing')}, got "
+            f"{found.get(first, 'nothing')}; use the config.json of its own run"
         )
 
 
@@ -178,7 +192,7 @@ def _load_optimizer(
     saved_with, kind = read_manifest(directory).optimizer, type(optimizer).__name__
     if saved_with != kind:
         raise CheckpointError(
-            f"{directory} holds the state of {saved_with}, wanted that of {kind}; use the config.json of its own run"
+            f"{directory} holds the state of {saved_with}, expected that of {kind}; use the config.json of its own run"
         )
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     optimizer.state.clear()
@@ -195,15 +209,15 @@ def _load_optimizer(
 
 
 def _state_like(parameter: nn.Parameter, group: Mapping[str, Any], stored: StoredTensor) -> Tensor:
-    """Room for state as the optimizer itself would make it, in pieces where the parameter is."""
+    """An empty tensor for state, as the optimizer itself would create it: sharded if the parameter is."""
     if stored.shape == tuple(parameter.shape):
         return torch.zeros_like(parameter.detach(), dtype=stored.dtype)
-    on_device = group.get("fused") or group.get("capturable")  # else step counts are kept on the host
+    on_device = group.get("fused") or group.get("capturable")  # otherwise step counts are on the host
     return torch.zeros(stored.shape, dtype=stored.dtype, device=parameter.device if on_device else "cpu")
 
 
 def _on_all_ranks(action: Callable[[], T], world: World) -> T:
-    """Every rank's result, or on every rank the error of the first that failed."""
+    """The result of this rank, or on every rank the error of the first that failed."""
     result, error = None, ""
     try:
         result = action()

@@ -1,4 +1,4 @@
-"""What a checkpoint's directory holds, and whether it is as it was written: files and their hashes, no tensors."""
+"""The manifest of a checkpoint: its files and their hashes, and whether they are intact."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from raydet.errors import CheckpointError, OtherFormatError
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 3
-"""Rises when an older raydet could not read what this one writes, or the other way round."""
+"""Incremented when this and an older raydet cannot read each other's checkpoints."""
 HASH_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint consists of."""
+    """The content of a checkpoint."""
 
     world_size: int
     """Ranks that wrote it."""
     optimizer: str
-    """Class whose state is in the shards."""
+    """Class name of the optimizer whose state is in the shards."""
     score: float | None
-    """The higher the better; None where the model was not evaluated."""
+    """The higher the better; None: the model was not evaluated."""
     files: Mapping[str, Mapping[str, Any]]
     """`sha256` and `bytes` of every file but the manifest."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of all files but the manifest."""
+        """Total size of the files, without the manifest."""
         return sum(file["bytes"] for file in self.files.values())
 
     def as_text(self) -> str:
-        """JSON that carries its own sha256."""
+        """JSON with its own sha256."""
         body = {
             "format": FORMAT,
             "world_size": self.world_size,
@@ -52,7 +52,7 @@ class Manifest:
 
 
 def write_durably(path: Path, text: str) -> dict[str, Any]:
-    """Write a new file through to the disk; its `sha256` and `bytes`."""
+    """Write a new file and flush it to the disk; returns its `sha256` and `bytes`."""
     content = text.encode()
     with path.open("xb") as file:
         file.write(content)
@@ -62,7 +62,7 @@ def write_durably(path: Path, text: str) -> dict[str, Any]:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
+    """Flush the entries of a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,7 +71,7 @@ def sync_directory(path: Path) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """What the checkpoint should consist of.
+    """The manifest of a checkpoint.
 
     Raises:
         CheckpointError: the manifest is missing, damaged or of another version.
@@ -82,8 +82,8 @@ def read_manifest(directory: Path) -> Manifest:
         content = json.loads(text)
         if content.get("format") != FORMAT:
             raise OtherFormatError(
-                f"{path}: wanted format {FORMAT}, got {content.get('format')}: written by another version of raydet; "
-                "go on with that version, or in another run directory"
+                f"{path}: expected format {FORMAT}, got {content.get('format')}: written by another version of raydet; "
+                "continue with that version, or in another run directory"
             )
         manifest = Manifest(
             world_size=content["world_size"],
@@ -100,7 +100,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def damaged_files(directory: Path) -> list[str]:
-    """One line for every file that is missing or not as it was written."""
+    """One line for every file that is missing or damaged."""
     try:
         files = read_manifest(directory).files
     except OtherFormatError:
@@ -128,14 +128,14 @@ def _damage(path: Path, *, sha256: str, bytes: int) -> str:
     try:
         size = path.stat().st_size
         if size != bytes:
-            return f"{path}: wanted {bytes} bytes, got {size}: file damaged"
+            return f"{path}: expected {bytes} bytes, got {size}: file damaged"
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
         return f"{path} cannot be read: {error}"
-    return "" if digest == sha256 else f"{path}: wanted sha256 {sha256}, got {digest}: file damaged"
+    return "" if digest == sha256 else f"{path}: expected sha256 {sha256}, got {digest}: file damaged"
 
 
 def read_state(directory: Path) -> dict[str, Any]:

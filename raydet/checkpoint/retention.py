@@ -1,4 +1,4 @@
-"""The checkpoints of a run by their names: which is the newest whole one, which may go. Reads no tensor."""
+"""The newest intact checkpoint of a run, and which checkpoints to delete. Reads no tensor."""
 
 from __future__ import annotations
 
@@ -9,47 +9,46 @@ from pathlib import Path
 from raydet.checkpoint.manifest import verify_checkpoint
 from raydet.errors import CheckpointError, OtherFormatError
 
+WITHIN_EPOCH = "_step_"
+"""Part of the names of checkpoints within an epoch."""
+
 logger = logging.getLogger("raydet")
 
 
 def checkpoints_to_drop(scores: Mapping[Path, float], *, newest: Path, keep: int) -> list[Path]:
     """Which checkpoints to delete so that the `keep` best and the newest remain.
 
-    One from within an epoch serves to continue only: it goes as soon as there is a newer one, and the last whole epoch
-    stays beside it.
+    A checkpoint within an epoch is only for resuming: it is deleted as soon as there is a newer one, and until then the
+    last one at the end of an epoch stays beside it.
     """
     ranked = sorted(scores, key=lambda path: (scores[path], path.name), reverse=True)
-    whole = [path for path in ranked if not _is_within_epoch(path)]
-    within = [path for path in ranked if _is_within_epoch(path)]
+    within = [path for path in ranked if WITHIN_EPOCH in path.name]
+    at_end = [path for path in ranked if WITHIN_EPOCH not in path.name]
     needed = {newest}
-    if _is_within_epoch(newest):
-        needed.add(max(whole, key=lambda path: path.name, default=newest))
-    return [path for path in [*within, *whole[keep:]] if path not in needed]
+    if WITHIN_EPOCH in newest.name:
+        needed.add(max(at_end, key=lambda path: path.name, default=newest))
+    return [path for path in [*within, *at_end[keep:]] if path not in needed]
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """Directory name of a checkpoint; by name they sort as they were made.
+    """Directory name of a checkpoint; names sort by age.
 
     Args:
         epoch: epochs completed.
-        step: steps completed, where the checkpoint was taken within an epoch.
+        step: steps completed, if the checkpoint is within an epoch.
     """
-    return f"epoch_{epoch:04d}" + ("" if step is None else f"_step_{step:08d}")
-
-
-def _is_within_epoch(path: Path) -> bool:
-    return "_step_" in path.name
+    return f"epoch_{epoch:04d}" + ("" if step is None else f"{WITHIN_EPOCH}{step:08d}")
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint of the latest epoch whose files are all as they were written; damaged ones are passed over."""
+    """The newest intact checkpoint of a run; damaged ones are skipped with a warning."""
     for path in sorted(run_dir.glob("checkpoints/epoch_*"), reverse=True):
         try:
             verify_checkpoint(path)
-        except OtherFormatError:  # it is good: to start again without it would lose it
+        except OtherFormatError:  # it is intact: restarting without it would lose it
             raise
         except CheckpointError as error:
-            logger.warning("passing over a checkpoint: %s", error)
+            logger.warning("skipping a damaged checkpoint: %s", error)
         else:
             return path
     return None

@@ -1,8 +1,7 @@
-"""The command line. Imports torch, ray and the configs (whose types take a quarter of a second to make) only inside the
-commands that need them.
+"""The command line. Commands import torch, ray and the configs (a quarter of a second) only when they run.
 
-Exit codes: 0 done, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 5 stalled, 6 the budget is spent,
-130 interrupted, 143 asked to stop and saved.
+Exit codes: 0 success, 1 a run failed, 2 usage or config, 3 data, 4 out of memory, 5 stalled, 6 budget spent,
+130 interrupted, 143 stopped on request, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from raydet.cli.compare import compare
 from raydet.cli.data import app as data
 from raydet.cli.doctor import doctor
 from raydet.cli.evaluate import evaluate
-from raydet.cli.listing import recipes, spaces
 from raydet.cli.plan import plan
 from raydet.cli.predict import predict
 from raydet.cli.report import report
 from raydet.cli.robustness import robustness
 from raydet.cli.score import app as score
+from raydet.cli.spaces import recipes, spaces
 from raydet.cli.train import train
 from raydet.cli.tune import tune
 from raydet.cli.verify import app as verify
-from raydet.errors import EXIT_OK, EXIT_OUR_MISTAKE, ConfigError, RaydetError
+from raydet.errors import EXIT_INTERNAL_ERROR, EXIT_OK, ConfigError, RaydetError
 from raydet.redact import redact, secret_in
 
 app = typer.Typer(
@@ -62,7 +61,7 @@ app.add_typer(verify)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and leave with its exit code."""
+    """Run a command line and exit with its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _refuse_secrets(arguments)
@@ -70,22 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RaydetError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except Exception:  # a mistake of ours
+    except Exception:  # a bug in raydet
         typer.echo(redact(traceback.format_exc()), err=True, nl=False)
-        sys.exit(EXIT_OUR_MISTAKE)
+        sys.exit(EXIT_INTERNAL_ERROR)
 
 
 def _refuse_secrets(arguments: Sequence[str]) -> None:
-    """A command line stands in the list of processes, in the shell's history and in Ray's list of jobs."""
+    """Refuse secrets: command lines appear in process lists, the shell's history and Ray's list of jobs."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if secret := secret_in(argument):
             flag = argument.split("=")[0] if argument.startswith("--") else before
-            where = f"{flag} wants" if flag.startswith("--") else "wanted"
-            raise ConfigError(f"{where} a URI without keys or passwords, got {secret}")
+            where = f"{flag}: " if flag.startswith("--") else ""
+            raise ConfigError(f"{where}expected a URI without keys or passwords, got {secret}")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"raydet {__version__}")
         raise typer.Exit(EXIT_OK)
 
@@ -93,7 +92,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass

@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raydet.cli.options import (
-    BackboneOption,
-    ConfigOption,
-    RecipeOption,
-    SetOption,
-    adjusted,
-    interruptible,
-    starting_experiment,
-)
+from raydet.cli import options
+from raydet.cli.options import adjusted, interruptible, starting_experiment
 from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,52 +20,48 @@ if TYPE_CHECKING:
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Measure what a step, a checkpoint, an image, its loading or an evaluation costs.",
+    help="Benchmark training steps, checkpoints, inference, data loading and evaluation.",
 )
 
 
 @bench.command("train-step")
 def train_step(
-    recipe: RecipeOption = None,
-    config: ConfigOption = None,
-    backbone: BackboneOption = None,
-    sets: SetOption = None,
+    recipe: options.RecipeOption = None,
+    config: options.ConfigOption = None,
+    backbone: options.BackboneOption = None,
+    sets: options.SetOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per step.")] = 4,
     objects: Annotated[int, typer.Option(min=0, help="Boxes per image.")] = 8,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, bf16, or both, with a comma; default: fp32, and bf16 where the device has it."
+            help="fp32, bf16, or both, separated by a comma; default: fp32, and bf16 if the device supports it."
         ),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="plain: the same step written the plain way, fp32; seeds: the same, resized to 800 pixels as "
-            "in the published runs; or both, with a comma."
+            help="plain: a plain fp32 implementation of the step; seeds: the same, resized to 800 pixels as in the "
+            "published runs; or both, separated by a comma."
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Steps that count, per contestant.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps per implementation.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's.")] = None,
-    use_gpu: Annotated[
-        bool | None, typer.Option("--gpu/--cpu", help="Default: the GPU where there is one.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    use_gpu: options.DeviceOption = None,
+    as_json: options.AsJsonOption = False,
 ) -> None:
-    """Time a train step on random images: images/s, memory, operations, and where the time goes."""
-    experiment = adjusted(
-        starting_experiment(recipe, config), backbone=backbone, data=None, epochs=None, sets=sets
-    )
+    """Time a training step on random images: images/s, memory, operations, and a breakdown of the time."""
+    experiment = adjusted(starting_experiment(recipe, config), backbone=backbone, sets=sets)
     precisions: Any = _choices("--precision", precision or "fp32,bf16", ("fp32", "bf16"))
     opponents: Any = _choices("--against", against, ("plain", "seeds")) if against else []
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports every machine without a GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler warns on machines without a GPU
     import torch
 
     from raydet.bench.train_step import bench_train_step
-    from raydet.parallel.collectives import wanted_device
+    from raydet.parallel.collectives import select_device
     from raydet.parallel.precision import check_precision
 
-    device = wanted_device(use_gpu)
+    device = select_device(use_gpu)
     if precision is None:
         try:
             check_precision(experiment.train.model_copy(update={"precision": "bf16"}), device)
@@ -97,12 +86,12 @@ def train_step(
 def _choices(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
     chosen = text.split(",")
     if set(chosen) - set(known) or len(set(chosen)) < len(chosen):
-        raise ConfigError(f"{flag} wants one or more of {', '.join(known)}, got {text!r}")
+        raise ConfigError(f"{flag} must be one or more of {', '.join(known)}, got {text!r}")
     return chosen
 
 
 def lines_of(report: StepReport) -> Iterator[str]:
-    """The report as a person reads it."""
+    """The report as lines of text."""
     height, width = report.canvas_hw
     yield (
         f"{report.experiment}: {report.batch} x {height} x {width}, {report.objects} objects, "
@@ -115,11 +104,11 @@ def lines_of(report: StepReport) -> Iterator[str]:
     yield f"{head}  median of {report.repeats}"
     for run in report.runs:
         yield _row(run)
-    yield f"process, all of them: {report.process_peak_bytes / 2**30:.2f} GiB at most"
+    yield f"whole process: {report.process_peak_bytes / 2**30:.2f} GiB at its peak"
     for run in report.runs:
         if run.phases_s:
             yield ""
-            yield f"{run.name}: where the time goes"
+            yield f"{run.name}: breakdown of the time"
             total_s = sum(run.phases_s.values())
             for name, value_s in run.phases_s.items():
                 yield f"  {name:58} {value_s:8.3f} s {value_s / total_s:6.1%}"

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def evaluation(
-    images: Annotated[int, typer.Option(min=1, help="Images of the random set.")] = 5000,
-    detections: Annotated[int, typer.Option(min=1, help="Per image.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="Images of the random data set.")] = 5000,
+    detections: Annotated[int, typer.Option(min=1, help="Detections per image.")] = 100,
     classes: Annotated[int, typer.Option(min=1, help="Object classes.")] = 10,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of either engine.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats per engine.")] = 3,
     as_json: AsJsonOption = False,
 ) -> None:
-    """Time COCO metrics and match records of a random set against pycocotools."""
+    """Time COCO metrics and match records of a random data set against pycocotools."""
     from raydet.bench.evaluation import SetSize, bench_evaluation
 
     with interruptible():
@@ -31,7 +31,7 @@ def evaluation(
 
 
 def lines_of(report: EvaluationReport) -> Iterator[str]:
-    """The report as a person reads it."""
+    """The report as lines of text."""
     size = report.size
     yield (
         f"{size.images} images x {size.detections} detections, {size.classes} classes; median of {report.repeats}, "
@@ -39,5 +39,5 @@ def lines_of(report: EvaluationReport) -> Iterator[str]:
     )
     for engine, seconds in report.seconds.items():
         added = report.peak_bytes[engine] - report.set_bytes
-        yield f"{engine:11} {seconds:8.2f} s   {added / 2**30:6.2f} GiB beside {report.set_bytes / 2**30:.2f} GiB"
+        yield f"{engine:11} {seconds:8.2f} s   {added / 2**30:6.2f} GiB on top of {report.set_bytes / 2**30:.2f} GiB"
     yield f"ratio       {report.ratio:8.1f}     {report.ratio_low:.1f} to {report.ratio_high:.1f}"

@@ -9,42 +9,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raydet.cli.options import (
-    AsJsonOption,
-    BackboneOption,
-    DataOption,
-    RecipeOption,
-    SetOption,
-    adjusted,
-    interruptible,
-    starting_experiment,
-)
+from raydet.cli import options
+from raydet.cli.options import adjusted, interruptible, starting_experiment
 
 if TYPE_CHECKING:
     from raydet.bench.loader import LoaderReport
 
 
 def loader(
-    recipe: RecipeOption = None,
-    data: DataOption = None,
-    backbone: BackboneOption = None,
-    sets: SetOption = None,
-    images: Annotated[int, typer.Option(min=4, help="Images that are read.")] = 64,
-    height: Annotated[int, typer.Option(min=32, help="They are brought to this size.")] = 512,
-    width: Annotated[int, typer.Option(min=32)] = 640,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of every way to read.")] = 5,
-    processes: Annotated[int, typer.Option(min=1, help="Loader processes on the whole path.")] = 2,
+    recipe: options.RecipeOption = None,
+    data: options.DataOption = None,
+    backbone: options.BackboneOption = None,
+    sets: options.SetOption = None,
+    images: Annotated[int, typer.Option(min=4, help="Number of images.")] = 64,
+    height: Annotated[int, typer.Option(min=32, help="Height of the images after resizing.")] = 512,
+    width: Annotated[int, typer.Option(min=32, help="Width of the images after resizing.")] = 640,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds per storage format.")] = 5,
+    processes: Annotated[int, typer.Option(min=1, help="Loader processes in the end-to-end benchmark.")] = 2,
     memory_processes: Annotated[
-        int, typer.Option(min=1, help="Loader processes whose memory is looked at.")
+        int, typer.Option(min=1, help="Loader processes in the memory benchmark.")
     ] = 4,
-    memory_epochs: Annotated[int, typer.Option(min=2, help="For so many epochs.")] = 20,
-    step: Annotated[bool, typer.Option("--step/--no-step", help="Time a train step beside it.")] = True,
-    as_json: AsJsonOption = False,
+    memory_epochs: Annotated[int, typer.Option(min=2, help="Epochs of the memory benchmark.")] = 20,
+    step: Annotated[bool, typer.Option("--step/--no-step", help="Also time a training step.")] = True,
+    as_json: options.AsJsonOption = False,
 ) -> None:
-    """Time reading and loading against one array per image, and watch the memory of the loader processes."""
-    experiment = adjusted(
-        starting_experiment(recipe, None), backbone=backbone, data=data, epochs=None, sets=sets
-    )
+    """Time reading and loading, relative to one array per image, and track the memory of loader processes."""
+    experiment = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, sets=sets)
     from raydet.bench.loader import bench_loader
 
     with interruptible():
@@ -65,7 +55,7 @@ def loader(
 
 
 def lines_of(report: LoaderReport) -> Iterator[str]:
-    """The report as a person reads it."""
+    """The report as lines of text."""
     events = ", events simulated" if report.is_event_simulated else ""
     height, width = report.size_hw
     yield (
@@ -78,7 +68,7 @@ def lines_of(report: LoaderReport) -> Iterator[str]:
             f"{way.bytes_per_image / 1e3:8,.0f} kB per image"
         )
     for batch in report.batches:
-        share = "" if batch.step_share is None else f", {batch.step_share:.1%} of a train step"
+        share = "" if batch.step_share is None else f", {batch.step_share:.1%} of a training step"
         yield (
             f"batches, {batch.encoding:4}, {batch.loader_processes} processes {batch.images_per_s:8.1f} images/s{share}"
         )

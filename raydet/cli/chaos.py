@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raydet.cli.options import choices, interruptible, local_directory
+from raydet.cli.options import AsJsonOption, interruptible, local_directory, parse_choices
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, ConfigError
 
 if TYPE_CHECKING:
@@ -26,42 +26,41 @@ def chaos(
     command: Annotated[
         list[str], typer.Argument(help="A study's command without --storage, e.g. tune --space gaff_phase1.")
     ],
-    kills: Annotated[int, typer.Option(help="How many.")] = 6,
+    kills: Annotated[int, typer.Option(help="Number of kills.")] = 6,
     targets: Annotated[
-        str, typer.Option(help="Of worker, node, trial, driver, preemption; with commas, or all.")
+        str, typer.Option(help="Any of worker, node, trial, driver, preemption, separated by commas; or all.")
     ] = "all",
     phases: Annotated[
         str,
         typer.Option(
-            help="Where: load, forward, backward, update, save-write, save-commit, evaluate; with commas, or all."
+            help="Where to kill: load, forward, backward, update, save-write, save-commit, evaluate, separated by "
+            "commas; or all."
         ),
     ] = "all",
-    seed: Annotated[int, typer.Option(help="Of the random choices.")] = 0,
-    nodes: Annotated[int, typer.Option(help="Nodes of the local cluster, beside its head.")] = 3,
-    cpus_per_node: Annotated[int, typer.Option(help="CPUs of each.")] = 1,
-    replace: Annotated[bool, typer.Option(help="Replace nodes that were killed.")] = True,
-    pause: Annotated[
-        float, typer.Option(help="Longest undisturbed time between two kills, in seconds.")
-    ] = 5.0,
+    seed: Annotated[int, typer.Option(help="Seed of the random choices.")] = 0,
+    nodes: Annotated[int, typer.Option(help="Nodes of the local cluster, in addition to its head.")] = 3,
+    cpus_per_node: Annotated[int, typer.Option(help="CPUs per node.")] = 1,
+    replace: Annotated[bool, typer.Option(help="Replace killed nodes.")] = True,
+    pause: Annotated[float, typer.Option(help="Longest pause between two kills, in seconds.")] = 5.0,
     patience: Annotated[
-        float, typer.Option(help="Seconds without any training after which the study counts as hung.")
+        float, typer.Option(help="Seconds without progress after which the study counts as hung.")
     ] = 600.0,
     storage: Annotated[
         str | None, typer.Option(help="Keep the study in this directory; it must be empty.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Kill workers, nodes, trials and drivers of a study at random, on a local cluster; check that nothing is lost.
 
-    Unless the command says otherwise, it gets --checkpoint-minutes 0.1, and --max-failures beyond the number of kills.
+    By default, the study runs with --checkpoint-minutes 0.1, and --max-failures above the number of kills.
     """
     from raydet.resilience.fault_injection import FAULT_PHASES
     from raydet.verify.chaos import TARGETS, Chaos, ChaosOptions
 
     options = ChaosOptions(
         kills=kills,
-        targets=choices(targets, TARGETS, "--targets"),
-        phases=choices(phases, FAULT_PHASES, "--phases"),
+        targets=parse_choices(targets, TARGETS, "--targets"),
+        phases=parse_choices(phases, FAULT_PHASES, "--phases"),
         seed=seed,
         nodes=nodes,
         cpus_per_node=cpus_per_node,
@@ -69,7 +68,7 @@ def chaos(
         longest_pause_s=pause,
         patience_s=patience,
     )
-    with interruptible("nothing is proven"), _directory(storage) as directory:
+    with interruptible("nothing has been verified"), _directory(storage) as directory:
         disturbed = Chaos(
             study_arguments(command),
             storage=directory,
@@ -82,7 +81,7 @@ def chaos(
 
 
 def study_arguments(command: Sequence[str]) -> list[str]:
-    """What stands after `raydet tune`, or `python -m raydet.tune`.
+    """The arguments after `raydet tune`, or `python -m raydet.tune`.
 
     >>> study_arguments(["python", "-m", "raydet.tune", "--space", "gaff_phase1"])
     ['--space', 'gaff_phase1']
@@ -93,7 +92,7 @@ def study_arguments(command: Sequence[str]) -> list[str]:
         if word not in WORDS_BEFORE:
             break
     raise ConfigError(
-        f"chaos wants a study's command, e.g. tune --space gaff_phase1, got {' '.join(command)!r}"
+        f"chaos: expected a study's command, e.g. tune --space gaff_phase1, got {' '.join(command)!r}"
     )
 
 
@@ -115,6 +114,6 @@ def _print_report(report: ChaosReport, as_json: bool) -> None:
     if len(report.kills) < report.ordered:
         typer.echo(f"the study ended after {len(report.kills)} of {report.ordered} kills")
     if report.exit_code:
-        typer.echo(f"BAD the last driver left with exit code {report.exit_code}")
+        typer.echo(f"BAD the last driver exited with code {report.exit_code}")
     typer.echo(f"{report.wall_s:.0f} s, {len(report.kills)} kills: {report.study}")
     typer.echo("nothing was lost" if report.is_proof else "SOMETHING WAS LOST")

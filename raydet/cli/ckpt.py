@@ -1,4 +1,4 @@
-"""`raydet ckpt`: what checkpoints there are, whether they are whole, what is in them."""
+"""`raydet ckpt`: list, verify, export and compare checkpoints."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from raydet.cli.options import AsJsonOption
 from raydet.errors import EXIT_DATA, CheckpointError, ConfigError
-
-if TYPE_CHECKING:
-    from raydet.checkpoint.diff import CheckpointDifference
 
 EXIT_DIFFERENT = 1
 
@@ -25,14 +23,12 @@ app = typer.Typer(
     help="List, verify, export and compare checkpoints.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
-
 
 @app.command("ls")
 def list_checkpoints(
     directory: Annotated[Path, typer.Argument(help="A run's directory, or its checkpoints/.")],
-    verify: Annotated[bool, typer.Option(help="Read every byte to tell good ones from damaged ones.")] = True,
-    as_json: JsonOption = False,
+    verify: Annotated[bool, typer.Option(help="Verify the hashes of all files.")] = True,
+    as_json: AsJsonOption = False,
 ) -> None:
     """List the checkpoints of a run."""
     rows = [_row(path, verify) for path in _checkpoints(directory)]
@@ -53,10 +49,10 @@ def list_checkpoints(
 @app.command()
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(help="Checkpoints, or run directories: all their checkpoints.")
+        list[Path], typer.Argument(help="Checkpoints, or run directories for all their checkpoints.")
     ],
 ) -> None:
-    """Compare every file with the manifest; exit code 3 where one is damaged."""
+    """Compare every file with the manifest; exit code 3 if one is damaged."""
     from raydet.checkpoint.manifest import damaged_files
 
     checkpoints = [found for path in paths for found in _checkpoints_at(path)]
@@ -65,7 +61,7 @@ def verify(
         typer.echo(line, err=True)
     if damaged:
         raise typer.Exit(EXIT_DATA)
-    typer.echo(f"{len(checkpoints)} of {len(checkpoints)} checkpoints are as they were written")
+    typer.echo(f"{len(checkpoints)} of {len(checkpoints)} checkpoints are intact")
 
 
 @app.command()
@@ -89,15 +85,19 @@ def export(
 @app.command()
 def diff(
     first: Annotated[Path, typer.Argument(help="A checkpoint's directory.")],
-    second: Annotated[Path, typer.Argument(help="Another one's.")],
-    as_json: JsonOption = False,
+    second: Annotated[Path, typer.Argument(help="Directory of another checkpoint.")],
+    as_json: AsJsonOption = False,
 ) -> None:
-    """Compare two checkpoints tensor by tensor, whatever workers wrote them; exit code 0 equal, 1 different."""
+    """Compare two checkpoints tensor by tensor, for any numbers of workers; exit code 0 if equal, 1 if different."""
     from raydet.checkpoint.diff import compare_checkpoints
 
     found = compare_checkpoints(first, second)
     if as_json:
-        typer.echo(json.dumps(_as_json(found)))
+        content = {"equal": found.is_empty, **asdict(found)}
+        for each in content["different"]:
+            for key in ("max_abs", "max_rel"):
+                each[key] = each[key] if math.isfinite(each[key]) else None  # JSON has no infinity
+        typer.echo(json.dumps(content))
     else:
         for name in found.only_in_first:
             typer.echo(f"only in {first}: {name}")
@@ -110,24 +110,16 @@ def diff(
         raise typer.Exit(EXIT_DIFFERENT)
 
 
-def _as_json(found: CheckpointDifference) -> dict[str, Any]:
-    content = {"equal": found.is_empty, **asdict(found)}
-    for each in content["different"]:
-        for key in ("max_abs", "max_rel"):
-            each[key] = each[key] if math.isfinite(each[key]) else None  # JSON has no infinity
-    return content
-
-
 def _checkpoints(directory: Path) -> list[Path]:
     inside = directory / "checkpoints"
     found = sorted((inside if inside.is_dir() else directory).glob("epoch_*"))
     if not found:
-        raise ConfigError(f"no checkpoints in {directory}; it wants a run's directory or its checkpoints/")
+        raise ConfigError(f"no checkpoints in {directory}; expected a run's directory or its checkpoints/")
     return found
 
 
 def _checkpoints_at(path: Path) -> list[Path]:
-    """A checkpoint itself, damaged or not, or those of a run."""
+    """A checkpoint itself, damaged or not, or the checkpoints of a run."""
     return (
         [path] if path.name.startswith("epoch_") or (path / "manifest.json").exists() else _checkpoints(path)
     )
@@ -153,7 +145,7 @@ def _row(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _origin(checkpoint: Path) -> dict[str, str]:
-    """Which run's weights they are, as far as the directories around the checkpoint tell."""
+    """Metadata of the run that wrote the checkpoint, as far as known from its directory."""
     from raydet.config import Experiment
 
     origin = {"checkpoint": checkpoint.absolute().name}

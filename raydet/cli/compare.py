@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raydet.cli.options import AsJsonOption
+
 if TYPE_CHECKING:
     from raydet.stats.comparison import Comparison
 
 
 def compare(
     a: Annotated[
-        Path, typer.Argument(help="A run's directory; its repeats `<run>_seed<n>` beside it count, too.")
+        Path, typer.Argument(help="A run's directory; repeats `<run>_seed<n>` next to it are included.")
     ],
-    b: Annotated[Path, typer.Argument(help="Another one's.")],
-    resamples: Annotated[int, typer.Option(min=100, help="Resampled sets of images.")] = 1000,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Compare runs of unlike settings.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    b: Annotated[Path, typer.Argument(help="Directory of another run.")],
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the images.")] = 1000,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare runs even if their settings differ.")
+    ] = False,
+    as_json: AsJsonOption = False,
 ) -> None:
-    """Is one detector better than another, or is it noise of images and seeds?"""
+    """Test whether one detector is better than another, or the difference is noise of images and seeds."""
     from raydet.report.compare import compare_arms, open_arm
 
     arms = open_arm(a.absolute()), open_arm(b.absolute())
@@ -33,18 +37,20 @@ def compare(
         typer.echo(json.dumps(content))
         return
     for label, arm, mean in (("A", arms[0], found.mean_a), ("B", arms[1], found.mean_b)):
-        typer.echo(f"{label}  mAP {mean:.4f}  {arm.name}, {_runs(len(arm.runs))}")
+        typer.echo(
+            f"{label}  mAP {mean:.4f}  {arm.name}, {len(arm.runs)} {'run' if len(arm.runs) == 1 else 'runs'}"
+        )
     typer.echo(_in_words(found))
 
 
 def _in_words(found: Comparison) -> str:
     difference = f"A - B {found.difference:+.4f}"
     if found.num_groups < 2:
-        return f"{difference}: unknown, one group of images says nothing about the noise of the set"
+        return f"{difference}: unknown: the noise of the images cannot be estimated from one group of images"
     if found.low is None or found.high is None or found.sd_seeds is None or found.p_value is None:
-        return f"{difference}: unknown, one run on a side says nothing about the noise of training; run --seeds 3"
+        return f"{difference}: unknown: the noise of training cannot be estimated from one run per side; run --seeds 3"
     interval = f"{difference}, 95 % interval {found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"
-    noise = f"noise: {found.sd_seeds:.4f} per seed, {found.sd_images:.4f} of the images ({found.num_groups} groups)"
+    noise = f"noise: {found.sd_seeds:.4f} per seed, {found.sd_images:.4f} from the images ({found.num_groups} groups)"
     return f"{interval}; {noise}\n{found.verdict}{_advice(found)}"
 
 
@@ -52,9 +58,5 @@ def _advice(found: Comparison) -> str:
     if found.verdict != "not distinguishable":
         return ""
     if found.seeds_needed is None:
-        return ": not even 100 seeds would find a difference of this size, or it takes more images"
-    return f": a difference of this size would take about {found.seeds_needed} seeds on either side"
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
+        return ": even 100 seeds would not detect a difference of this size; more images may"
+    return f": a difference of this size would need about {found.seeds_needed} seeds per side"

@@ -1,4 +1,4 @@
-"""`raydet data`: sets of images."""
+"""`raydet data`: check and convert data sets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ app = typer.Typer(
     name="data",
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Check sets of images, and convert them.",
+    help="Check and convert data sets.",
 )
 app.command()(check)
 app.command()(convert)
-
-
-@app.callback()
-def _root() -> None:
-    pass

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from raydet.cli.options import AsJsonOption, SetOption, adjusted, choices, interruptible, starting_experiment
+from raydet.cli.options import (
+    AsJsonOption,
+    SetOption,
+    adjusted,
+    interruptible,
+    parse_choices,
+    starting_experiment,
+)
 from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,19 +24,19 @@ if TYPE_CHECKING:
 
 
 def convert(
-    spec: Annotated[str, typer.Argument(help="The source, as for `raydet train --data`.")],
+    spec: Annotated[str, typer.Argument(help="The data set, as for `raydet train --data`.")],
     destination: Annotated[
         str, typer.Argument(metavar="DEST", help="A directory, s3://BUCKET/... or gs://...")
     ],
     workers: Annotated[
-        int, typer.Option(min=0, help="Ray workers that read and write; 0: this process, without Ray.")
+        int, typer.Option(min=0, help="Ray workers that convert; 0: convert in this process, without Ray.")
     ] = 0,
     encoding: Annotated[
-        str, typer.Option(help="zstd: lossless, a quarter of the bytes; raw: fastest from a fast local disk.")
+        str, typer.Option(help="zstd: lossless, a quarter of the size; raw: fastest from a fast local disk.")
     ] = "zstd",
     on_bad: Annotated[
         str,
-        typer.Option(help="error: the first bad image ends it; skip: bad ones are left out and listed."),
+        typer.Option(help="error: stop at the first bad image; skip: leave bad images out and list them."),
     ] = "error",
     images_per_shard: Annotated[
         int,
@@ -37,28 +44,26 @@ def convert(
             "--images-per-shard",
             "--pictures-per-shard",  # its name until 2026-11
             min=1,
-            help="The last shard may have fewer.",
+            help="Images per shard; the last one may have fewer.",
         ),
     ] = 64,
     anew: Annotated[
         bool,
         typer.Option(
             "--anew",
-            help="Replace what another conversion left in DEST; to go on after an interruption, leave it out.",
+            help="Replace an earlier conversion in DEST; leave it out to continue an interrupted conversion.",
         ),
     ] = False,
     sets: SetOption = None,
     as_json: AsJsonOption = False,
 ) -> None:
-    """Write a set as hashed Arrow shards, once. The same command again continues an interrupted conversion."""
+    """Write a data set as hashed Arrow shards, once. The same command continues an interrupted conversion."""
     from raydet.data.shards.manifest import Encoding
     from raydet.data.sources.bad_samples import OnBad
 
     chosen: Any = _one_of(encoding, get_args(Encoding), "--encoding")
     policy: Any = _one_of(on_bad, get_args(OnBad), "--on-bad")
-    experiment = adjusted(
-        starting_experiment(None, None), backbone=None, data=spec, epochs=None, sets=sets, on_bad=policy
-    )
+    experiment = adjusted(starting_experiment(None, None), data=spec, sets=sets, on_bad=policy)
     from raydet.data.convert import convert as convert_source
 
     hint = "the same command without --anew continues" if anew else "the same command continues"
@@ -77,7 +82,7 @@ def convert(
 
 
 def _report(done: int, total: int) -> None:
-    """A counter on a terminal, one line in a log."""
+    """Print a counter to a terminal, or one line to a log."""
     if sys.stderr.isatty() or done == total:
         typer.echo(f"\r{done}/{total} shards", nl=done == total, err=True)
 
@@ -89,9 +94,9 @@ def _cluster() -> Any:
 
 
 def _one_of(text: str, known: tuple[str, ...], flag: str) -> str:
-    chosen = choices(text, known, flag)
+    chosen = parse_choices(text, known, flag)
     if len(chosen) != 1:
-        raise ConfigError(f"{flag} wants one of {', '.join(known)}, got {text!r}")
+        raise ConfigError(f"{flag} must be one of {', '.join(known)}, got {text!r}")
     return chosen[0]
 
 

@@ -20,24 +20,24 @@ def doctor(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="The Ray head, or `auto`; default: RAY_ADDRESS, and without it this machine alone.",
+            help="The Ray head, or `auto`; default: RAY_ADDRESS if set, else this machine alone.",
         ),
     ] = None,
     storage: Annotated[
-        str, typer.Option(help="Where studies or shards are to be kept: a directory, s3://... or gs://...")
+        str, typer.Option(help="Storage of studies or shards: a directory, s3://... or gs://...")
     ] = "runs",
     tracking_uri: TrackingOption = None,
     as_json: AsJsonOption = False,
 ) -> None:
-    """Is this machine, is this cluster fit for a study? One line per finding, with its remedy."""
+    """Check whether this machine or cluster is ready for a study. Prints one line per finding, with its remedy."""
     if address is not None:
-        os.environ["RAY_ADDRESS"] = address  # before anything of Ray is imported
+        os.environ["RAY_ADDRESS"] = address  # before Ray is imported
     from raydet.doctor.examine import examine
-    from raydet.doctor.finding import exit_code, in_one_object
-    from raydet.runs.terminal import own_terminal
+    from raydet.doctor.finding import exit_code, findings_as_json
+    from raydet.runs.terminal import exclusive_terminal
 
     findings: list[Finding] = []
-    with interruptible("nothing is left behind"), own_terminal(Path(os.devnull)) as console:
+    with interruptible("nothing is left behind"), exclusive_terminal(Path(os.devnull)) as console:
         for finding in examine(
             address=os.environ.get("RAY_ADDRESS") or None, storage=storage, tracking_uri=tracking_uri
         ):
@@ -45,5 +45,5 @@ def doctor(
             if not as_json:
                 console.print(finding.as_line(), highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        typer.echo(json.dumps(in_one_object(findings)))
+        typer.echo(json.dumps(findings_as_json(findings)))
     raise typer.Exit(exit_code(findings))

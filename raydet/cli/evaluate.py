@@ -9,27 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from raydet.cli.options import (
-    AsJsonOption,
-    DeviceOption,
-    OtherDataOption,
-    RunArgument,
-    describe_run,
-    interruptible,
-    opened_run,
-    output_directory,
-)
+from raydet.cli import options
+from raydet.cli.options import describe_run, interruptible, open_run, output_directory
 
 
 def evaluate(
-    run: RunArgument,
-    data: OtherDataOption = None,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON object to this file, too.")] = None,
-    use_gpu: DeviceOption = None,
-    as_json: AsJsonOption = False,
+    run: options.RunArgument,
+    data: options.OtherDataOption = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")] = None,
+    use_gpu: options.DeviceOption = None,
+    as_json: options.AsJsonOption = False,
 ) -> None:
-    """COCO metrics of a run's newest checkpoint; the run's own files stay as they are."""
-    opened = opened_run(run, data=data, use_gpu=use_gpu)
+    """Compute the COCO metrics of a run's newest checkpoint; the run's own files stay unchanged."""
+    opened = open_run(run, data=data, use_gpu=use_gpu)
     if output is not None:
         output_directory(output.parent)
     from raydet.engine.open_run import evaluated
@@ -37,7 +29,7 @@ def evaluate(
 
     with interruptible("nothing was written"):
         result = evaluated(opened)
-    found = describe_run(opened) | {"size_bins": SizeBins.of(opened.experiment.evaluate).as_json()}
+    found = describe_run(opened) | {"size_bins": SizeBins.of(opened.experiment.task).as_json()}
     found |= {"metrics": result.metrics, "per_class_ap": result.per_class_ap}
     if output is not None:
         output.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they make of them: an experiment."""
+"""Options shared by several commands, and the experiment that they describe."""
 
 from __future__ import annotations
 
@@ -25,87 +25,90 @@ DEFAULT_RECIPE = "rgbte_mit_b1"
 
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", help=f"A run to start from, see `raydet recipes`; default: {DEFAULT_RECIPE}."),
+    typer.Option(
+        "--recipe", help=f"The recipe to start from, see `raydet recipes`; default: {DEFAULT_RECIPE}."
+    ),
 ]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(
-        help="mit_b0 ... mit_b5, or a model of timm, e.g. resnet50: replaces the recipe's backbone."
-    ),
+    typer.Option(help="mit_b0 ... mit_b5, or a timm model, e.g. resnet50; replaces the recipe's backbone."),
 ]
 DataOption = Annotated[
     str | None,
     typer.Option(
-        help="coco:PATH (or npy_yolo, voc, yolo, flir, kaist, shards), shards:URI, a path, or synthetic: replaces the "
-        "recipe's data; settings of the format after a question mark, 'yolo:PATH?labels=fused'."
+        help="coco:PATH (or npy_yolo, voc, yolo, flir, kaist, shards), shards:URI, a path, or synthetic; replaces the "
+        "recipe's data. Settings of the format follow a question mark, 'yolo:PATH?labels=fused'."
     ),
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Replaces the recipe's number of epochs.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a config value; may be repeated."),
 ]
-WorkersOption = Annotated[
-    int, typer.Option(help="Training workers per run; they share the global batch and one result.")
-]
-CpusOption = Annotated[int | None, typer.Option(help="CPU threads per worker; default: an even share.")]
+WorkersOption = Annotated[int, typer.Option(help="Training workers per run; they share the global batch.")]
+CpusOption = Annotated[int | None, typer.Option(help="CPU threads per worker; default: an equal share.")]
 GpuOption = Annotated[
     bool | None,
     typer.Option(
         "--gpu/--cpu",
-        help="One GPU per worker, or none; default: if the cluster has GPUs, or scales to them.",
+        help="One GPU per worker, or none; default: GPUs if the cluster has them or scales to them.",
     ),
 ]
 MinWorkersOption = Annotated[
     int | None,
-    typer.Option(help="After the loss of nodes, go on with as few as this; default: wait for all --workers."),
+    typer.Option(
+        help="After losing nodes, continue with as few workers as this; default: wait for all --workers."
+    ),
 ]
 WaitMinutesOption = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="How long to wait at the start for nodes to join the cluster; default: 30, if it scales to what is asked.",
+        help="How long to wait at the start for nodes to join the cluster; default: 30, if it scales to the request.",
     ),
 ]
 MaxFailuresOption = Annotated[
-    int, typer.Option(min=0, help="Restarts of a run after the loss of a worker; pre-emption is not counted.")
+    int, typer.Option(min=0, help="Restarts of a run after losing a worker; preemption does not count.")
 ]
 CheckpointMinutesOption = Annotated[
     float,
-    typer.Option(min=0.0, help="Save within an epoch after this long; the end of an epoch is always saved."),
+    typer.Option(
+        min=0.0, help="Interval of checkpoints within an epoch; the end of an epoch is always saved."
+    ),
 ]
 CheckpointStepsOption = Annotated[
-    int | None, typer.Option(min=1, help="Save within an epoch whenever this many optimiser steps are done.")
+    int | None, typer.Option(min=1, help="Interval of checkpoints within an epoch, in optimizer steps.")
 ]
 HostMemoryOption = Annotated[
     float,
-    typer.Option(
-        help="Part of a host's memory that may be in use, in percent; beyond, runs save and start again."
-    ),
+    typer.Option(help="Limit of a host's memory use, in percent; above it, runs save and restart."),
 ]
 HeartbeatOption = Annotated[
     float,
-    typer.Option(min=0.1, help="A worker that is silent for one and a half of these seconds is stalled."),
+    typer.Option(
+        min=0.1, help="A worker without a heartbeat for 1.5 times as many seconds counts as stalled."
+    ),
 ]
 StallMinutesOption = Annotated[
-    float, typer.Option(min=0.0, help="Workers that stand in the same place for so long are stalled.")
+    float, typer.Option(min=0.0, help="Workers without progress for this long count as stalled.")
 ]
 TrackingOption = Annotated[
     str | None,
     typer.Option(help="MLflow tracking URI, or `none`; default: sqlite in the storage directory."),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would run, run nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would run, without running it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
 OtherDataOption = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Other images with the same classes, all of them (see `raydet train --data`); default: those that "
-        "the run was validated on.",
+        help="All images of another data set with the same classes, as for `raydet train --data`; default: the "
+        "run's validation images.",
     ),
 ]
 DeviceOption = Annotated[
-    bool | None, typer.Option("--gpu/--cpu", help="Default: the GPU where there is one.")
+    bool | None, typer.Option("--gpu/--cpu", help="Device; default: the GPU if there is one.")
 ]
 AsJsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 ConfigOption = Annotated[Path | None, typer.Option(help="A run's config.json, instead of a recipe.")]
@@ -113,7 +116,7 @@ ConfigOption = Annotated[Path | None, typer.Option(help="A run's config.json, in
 
 @contextmanager
 def interruptible(hint: str = "the same command continues") -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block with a hint. Typer would leave without a word."""
+    """Ctrl-C and SIGTERM end the block with a hint; Typer would exit without a message."""
 
     is_terminated = False
 
@@ -125,7 +128,7 @@ def interruptible(hint: str = "the same command continues") -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except KeyboardInterrupt:  # Ray Tune turns ours into a plain one
+    except KeyboardInterrupt:  # Ray Tune raises a plain one for `Terminated`
         if is_terminated:
             typer.echo(f"stopped by SIGTERM; {hint}", err=True)
             raise typer.Exit(EXIT_PREEMPTED) from None
@@ -136,57 +139,57 @@ def interruptible(hint: str = "the same command continues") -> Iterator[None]:
 
 
 def starting_experiment(recipe_name: str | None, config: Path | None) -> Experiment:
-    """What `--recipe` or `--config` names."""
+    """The experiment of `--recipe` or `--config`."""
     from raydet.config import Experiment
     from raydet.recipes import recipe
 
     if config is None:
         return recipe(recipe_name or DEFAULT_RECIPE)
     if recipe_name is not None:
-        raise ConfigError("--recipe and --config exclude one another; leave one out")
+        raise ConfigError("--recipe and --config exclude each other; leave one out")
     try:
         text = config.read_text()
     except OSError as error:
-        raise ConfigError(f"--config {config}: {error.strerror}; it wants a run's config.json") from error
+        raise ConfigError(f"--config {config}: {error.strerror}; expected a run's config.json") from error
     return Experiment.from_json(text, where=str(config))
 
 
 def local_directory(text: str, flag: str) -> Path:
-    """A path on this machine's file system, absolute."""
+    """An absolute path on this machine's file system."""
     if "://" in text:
-        raise ConfigError(f"{flag} wants a directory, got {text}; object storage is not supported yet")
+        raise ConfigError(f"{flag} must be a directory, got {text}; object storage is not supported yet")
     return Path(text).absolute()
 
 
-def opened_run(run: Path, *, data: str | None, use_gpu: bool | None) -> TrainedRun:
-    """The run that a command was given, with its own images or others."""
+def open_run(run: Path, *, data: str | None, use_gpu: bool | None) -> TrainedRun:
+    """Open the run of a command, with its validation images or another data set."""
     from raydet.data.build import detect_source
     from raydet.engine.open_run import open_trained
-    from raydet.parallel.collectives import wanted_device
+    from raydet.parallel.collectives import select_device
 
     source = None if data is None else detect_source(data)
-    return open_trained(run.absolute(), data=source, device=wanted_device(use_gpu))
+    return open_trained(run.absolute(), data=source, device=select_device(use_gpu))
 
 
 def describe_run(run: TrainedRun) -> dict[str, Any]:
-    """Which detector, on which images."""
+    """The detector and the images of a run, for JSON output."""
     data = run.experiment.data
     return {
         "run": str(run.run_dir),
         "checkpoint": run.checkpoint.name,
         "data": data.source.model_dump(mode="json"),
         "images": len(run.val_indices),
-        "modalities": list(run.detector.modalities),
+        "modalities": list(run.model.modalities),
         "simulated": list(data.simulated),
         "device": str(run.device),
     }
 
 
 def output_directory(path: Path) -> Path:
-    """Make a directory that a flag names: before the work, not after it.
+    """Create the output directory before any work starts.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the directory cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -198,21 +201,21 @@ def output_directory(path: Path) -> Path:
 
 
 def check_json(as_json: bool, dry_run: bool) -> None:
-    """`--json` speaks of a plan only."""
+    """Refuse `--json` without `--dry-run`."""
     if as_json and not dry_run:
-        raise ConfigError("--json goes with --dry-run")
+        raise ConfigError("--json requires --dry-run")
 
 
 def adjusted(
     experiment: Experiment,
     *,
-    backbone: str | None,
-    data: str | None,
-    epochs: int | None,
-    sets: Sequence[str] | None,
+    backbone: str | None = None,
+    data: str | None = None,
+    epochs: int | None = None,
+    sets: Sequence[str] | None = None,
     on_bad: OnBad = "error",
 ) -> Experiment:
-    """The experiment with the command line's changes, `--set` last."""
+    """The experiment with the options of the command line applied, `--set` last."""
     from raydet.config import apply_overrides
 
     if data is not None:
@@ -226,11 +229,11 @@ def adjusted(
         flags["name"] = experiment.name.replace(experiment.model.backbone.label, label)
     if epochs is not None:
         flags["train.epochs"] = epochs
-    return apply_overrides(apply_overrides(experiment, flags), parsed(sets))
+    return apply_overrides(apply_overrides(experiment, flags), parse_overrides(sets))
 
 
 def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, dict[str, Any]]:
-    """The label of a backbone, and what it sets; another variant of a MiT keeps the rest of it."""
+    """The label and the settings of `--backbone`; another MiT variant keeps the other settings of a MiT."""
     from raydet.config import MiTConfig, MiTVariant
 
     variant = text.removeprefix("mit_")
@@ -241,17 +244,17 @@ def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, dict[str
     return f"mit_{variant}", {"model.backbone": {"kind": "mit", "variant": variant}}
 
 
-def parsed(sets: Sequence[str] | None) -> dict[str, Any]:
-    """`--set` options as overrides."""
+def parse_overrides(sets: Sequence[str] | None) -> dict[str, Any]:
+    """Overrides by config path, from `--set` options."""
     from raydet.config import parse_override
 
     return dict(parse_override(text) for text in sets or ())
 
 
-def choices(text: str, known: Sequence[Choice], flag: str) -> list[Choice]:
-    """Several of `known`, with commas, or `all`.
+def parse_choices(text: str, known: Sequence[Choice], flag: str) -> list[Choice]:
+    """Parse names of `known` separated by commas, or `all`.
 
-    >>> choices("all", ("load", "forward"), "--phases")
+    >>> parse_choices("all", ("load", "forward"), "--phases")
     ['load', 'forward']
     """
     if text == "all":

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raydet.cli.options import (
-    BackboneOption,
-    ConfigOption,
-    RecipeOption,
-    SetOption,
-    adjusted,
-    interruptible,
-    starting_experiment,
-)
+from raydet.cli import options
+from raydet.cli.options import adjusted, interruptible, starting_experiment
 from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,30 +20,28 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: RecipeOption = None,
-    config: ConfigOption = None,
-    backbone: BackboneOption = None,
-    sets: SetOption = None,
-    gpus: Annotated[int, typer.Option(help="GPUs that share the global batch.")] = 1,
+    recipe: options.RecipeOption = None,
+    config: options.ConfigOption = None,
+    backbone: options.BackboneOption = None,
+    sets: options.SetOption = None,
+    gpus: Annotated[int, typer.Option(help="Number of GPUs that share the global batch.")] = 1,
     gpu_memory: Annotated[
         str, typer.Option(help="Memory of each GPU, with its unit: 80GiB, 24GB, 16000MiB.")
     ] = "80GiB",
     objects: Annotated[
-        int, typer.Option(help="Ground truths per image in the worst batch; the data are not opened.")
+        int, typer.Option(help="Ground-truth boxes per image in the worst batch; the data are not read.")
     ] = 50,
     table: Annotated[
         bool,
         typer.Option(
             "--table",
-            help="Every MiT and this backbone, ddp and fsdp, with and without checkpointing; takes longer.",
+            help="Tabulate every MiT and this backbone, ddp and fsdp, with and without checkpointing; takes longer.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object; sizes in bytes.")] = False,
 ) -> None:
-    """Will it fit? One GPU's memory in a training step, row by row; needs no GPU and no data."""
-    experiment = adjusted(
-        starting_experiment(recipe, config), backbone=backbone, data=None, epochs=None, sets=sets
-    )
+    """Estimate the memory of one GPU in a training step, by category; needs neither GPU nor data."""
+    experiment = adjusted(starting_experiment(recipe, config), backbone=backbone, sets=sets)
     with interruptible():
         answer = _answer(experiment, gpus, gpu_memory, objects, table)
     if as_json:
@@ -61,7 +52,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Answer:
-    """Everything that the planner says about one experiment; sizes in bytes."""
+    """The plan of an experiment; sizes in bytes."""
 
     experiment: Experiment
     gpus: int
@@ -71,7 +62,7 @@ class _Answer:
     """Images per GPU and step."""
     ledger: Ledger
     largest: int | None
-    """Micro-batch; None: not even one image fits."""
+    """Largest micro-batch; None: not even one image fits."""
     recommendation: Recommendation
     table: list[tuple[str, Option]] | None
 
@@ -119,7 +110,7 @@ class _Answer:
         return answer
 
     def as_text(self) -> str:
-        from raydet.plan.sizes import in_words
+        from raydet.plan.sizes import format_bytes
 
         train, found, best = self.experiment.train, self.ledger, self.recommendation
         height, width = self.experiment.data.canvas_hw
@@ -127,7 +118,7 @@ class _Answer:
         lines = [
             f"{self.experiment.name}: {self.experiment.model.backbone.label}, canvas {height} x {width}, "
             f"{train.precision}, activation checkpointing {train.activation_checkpointing}",
-            f"{self.gpus} x {in_words(self.memory_bytes)}, {found.layout.kind}, global batch {train.global_batch} "
+            f"{self.gpus} x {format_bytes(self.memory_bytes)}, {found.layout.kind}, global batch {train.global_batch} "
             f"({images}), {self.objects} objects per image",
             "",
             *_aligned(
@@ -135,21 +126,22 @@ class _Answer:
                 [
                     (
                         row.name,
-                        in_words(row.bytes),
-                        in_words(row.image_bytes) if row.image_bytes else "",
-                        in_words(row.peak_bytes) if row.peak_bytes else "",
+                        format_bytes(row.bytes),
+                        format_bytes(row.image_bytes) if row.image_bytes else "",
+                        format_bytes(row.peak_bytes) if row.peak_bytes else "",
                     )
                     for row in found.rows
                     if row.bytes
                 ]
-                + [("peak", "", "", in_words(found.peak_bytes))],
+                + [("peak", "", "", format_bytes(found.peak_bytes))],
             ),
             "",
-            f"peak in the {found.moment}: {in_words(found.peak_bytes)} of {in_words(self.memory_bytes)}, "
+            f"peak in the {found.moment}: {format_bytes(found.peak_bytes)} of {format_bytes(self.memory_bytes)}, "
             + ("fits" if self.fits else "DOES NOT FIT"),
-            f"largest micro-batch like this: {self.largest or 'none'} (of {self.share} images per GPU and step)",
+            f"largest micro-batch with these settings: {self.largest or 'none'} (of {self.share} images per GPU and "
+            "step)",
             ("recommended: " if best.fits else "least: ")
-            + f"{' '.join(best.settings)}, peak {in_words(best.option.ledger.peak_bytes)}",
+            + f"{' '.join(best.settings)}, peak {format_bytes(best.option.ledger.peak_bytes)}",
             f"because {best.reason}" if best.fits else best.reason,
         ]
         if self.table is not None:
@@ -157,7 +149,7 @@ class _Answer:
         return "\n".join(lines)
 
     def _table_lines(self) -> list[str]:
-        from raydet.plan.sizes import in_words
+        from raydet.plan.sizes import format_bytes
 
         assert self.table is not None
         return _aligned(
@@ -167,9 +159,9 @@ class _Answer:
                     backbone,
                     option.strategy,
                     option.activation_checkpointing,
-                    in_words(option.ledger.bytes_of("weights")),
+                    format_bytes(option.ledger.bytes_of("weights")),
                     f"{option.ledger.micro_batch} x {option.ledger.accumulation}",
-                    in_words(option.ledger.peak_bytes),
+                    format_bytes(option.ledger.peak_bytes),
                     "fits" if option.micro_batch else "does not fit",
                 )
                 for backbone, option in self.table
@@ -188,12 +180,14 @@ def _answer(experiment: Experiment, gpus: int, gpu_memory: str, objects: int, wi
     check_numbers(world_size=gpus, num_objects=objects)
     layout = layout_of(train.strategy, world_size=gpus, shard_ranks=train.shard_ranks)
     if layout.kind == "hsdp" and train.shard_ranks is None:
-        raise ConfigError("the plan does not know the nodes: train.strategy=hsdp wants train.shard_ranks")
+        raise ConfigError(
+            "train.strategy=hsdp requires train.shard_ranks, as the plan does not know the nodes"
+        )
     share = rank_share(experiment, gpus)
     largest = largest_micro_batch(
         experiment, world_size=gpus, strategy=layout.kind, memory_bytes=memory_bytes, num_objects=objects
     )
-    wanted = (largest or 1) if train.micro_batch == "auto" else train.micro_batch
+    micro_batch = (largest or 1) if train.micro_batch == "auto" else train.micro_batch
     return _Answer(
         experiment=experiment,
         gpus=gpus,
@@ -204,7 +198,7 @@ def _answer(experiment: Experiment, gpus: int, gpu_memory: str, objects: int, wi
             experiment,
             world_size=gpus,
             strategy=layout.kind,
-            micro_batch=share if wanted is None else wanted,
+            micro_batch=share if micro_batch is None else micro_batch,
             shard_ranks=train.shard_ranks,
             num_objects=objects,
         ),
@@ -229,7 +223,7 @@ def _option_json(option: Option) -> dict[str, Any]:
 
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns under their heads: words to the left, numbers to the right."""
+    """Rows under their heads in aligned columns: text to the left, numbers to the right."""
     columns = [[head, *cells] for head, *cells in zip(heads, *rows, strict=True)]
     padded = []
     for cells in columns:

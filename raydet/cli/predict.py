@@ -14,7 +14,7 @@ from raydet.cli.options import (
     OtherDataOption,
     RunArgument,
     interruptible,
-    opened_run,
+    open_run,
     output_directory,
 )
 
@@ -31,19 +31,17 @@ def predict(
     run: RunArgument,
     output: Annotated[Path, typer.Option(help="Directory for detections.json and pictures/.")],
     data: OtherDataOption = None,
-    draw: Annotated[int, typer.Option(min=0, help="Images to draw, the first ones.")] = 0,
-    draw_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Draw detections from this score on.")
-    ] = 0.5,
+    draw: Annotated[int, typer.Option(min=0, help="Number of images to draw.")] = 0,
+    draw_score: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of drawn detections.")] = 0.5,
     use_gpu: DeviceOption = None,
 ) -> None:
-    """Detections of a run's newest checkpoint as COCO json, in source pixels."""
-    opened = opened_run(run, data=data, use_gpu=use_gpu)
+    """Write detections of a run's newest checkpoint as COCO JSON, in source pixels."""
+    opened = open_run(run, data=data, use_gpu=use_gpu)
     path = output_directory(output) / DETECTIONS
     from raydet.engine.open_run import detected
     from raydet.export.coco_results import category_ids_of, coco_results
 
-    with interruptible("the same command begins again"):
+    with interruptible("the same command restarts"):
         rows = detected(opened)
         results = coco_results(
             rows,
@@ -60,12 +58,12 @@ def predict(
 def _draw(run: TrainedRun, rows: NDArray[np.float64], *, count: int, directory: Path) -> None:
     from PIL import Image
 
-    from raydet.export.drawing import drawn
+    from raydet.export.drawing import draw_boxes
 
     directory.mkdir(exist_ok=True)
     for position, index in enumerate(run.val_indices[:count]):
         sample = run.source.read(index)
         name = re.sub(r"[^\w.-]", "_", sample.image_id)
-        image = drawn(sample, rows[rows[:, 0] == position], run.source.classes)
+        image = draw_boxes(sample, rows[rows[:, 0] == position], run.source.classes)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / f"{position:05d}_{name}.png")
     typer.echo(f"{min(count, len(run.val_indices))} images: {directory}")

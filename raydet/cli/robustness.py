@@ -9,44 +9,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raydet.cli.options import (
-    AsJsonOption,
-    DeviceOption,
-    OtherDataOption,
-    RunArgument,
-    choices,
-    describe_run,
-    interruptible,
-    opened_run,
-    output_directory,
-)
+from raydet.cli import options
+from raydet.cli.options import describe_run, interruptible, open_run, output_directory, parse_choices
 
 if TYPE_CHECKING:
     from raydet.report.robustness import Robustness
 
 
 def robustness(
-    run: RunArgument,
-    data: OtherDataOption = None,
-    severities: Annotated[int, typer.Option(min=1, max=5, help="How many, from the mildest on.")] = 5,
+    run: options.RunArgument,
+    data: options.OtherDataOption = None,
+    severities: Annotated[
+        int, typer.Option(min=1, max=5, help="Number of severities, from the mildest.")
+    ] = 5,
     kinds: Annotated[
         str,
-        typer.Option(help="noise, blur, shift, absent, ... with commas, or all that a modality can have."),
+        typer.Option(
+            help="noise, blur, shift, absent, ..., separated by commas; or all that apply to a modality."
+        ),
     ] = "all",
-    seed: Annotated[int, typer.Option(min=0, help="Of the corruptions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the corruptions.")] = 0,
     output: Annotated[
-        Path | None, typer.Option(help="Directory of robustness.json and .csv; default: the run's.")
+        Path | None, typer.Option(help="Directory for robustness.json and .csv; default: the run's.")
     ] = None,
-    use_gpu: DeviceOption = None,
-    as_json: AsJsonOption = False,
+    use_gpu: options.DeviceOption = None,
+    as_json: options.AsJsonOption = False,
 ) -> None:
-    """How AP falls as one modality gets worse: noise, blur, dead rows, lost events, a shift, or nothing of it left."""
+    """Measure AP as one modality degrades: noise, blur, dead rows, lost events, a shift, or its absence."""
     from raydet.data.corruptions import STRENGTHS
     from raydet.report.robustness import ABSENT, CurveKind, measure_robustness
 
     known: list[CurveKind] = [*STRENGTHS, ABSENT]
-    chosen = choices(kinds, known, "--kinds")
-    opened = opened_run(run, data=data, use_gpu=use_gpu)
+    chosen = parse_choices(kinds, known, "--kinds")
+    opened = open_run(run, data=data, use_gpu=use_gpu)
     directory = output_directory(output or opened.run_dir)
     with interruptible("nothing was written"):
         found = measure_robustness(

@@ -1,4 +1,4 @@
-"""`raydet score`: detections of any tool, scored as runs are."""
+"""`raydet score`: score detections of any tool like those of a run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raydet.cli.options import AsJsonOption, SetOption, parsed
+from raydet.cli.options import AsJsonOption, SetOption, parse_overrides
 from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raydet.config import EvaluateConfig
+    from raydet.config import DetectionTask
 
 app = typer.Typer(
     name="score",
@@ -34,7 +34,7 @@ def coco(
     as_json: AsJsonOption = False,
 ) -> None:
     """COCO metrics and AP per class; --set evaluate.* measures as a run with that config does."""
-    config = _settings(parsed(sets))
+    config = _settings(parse_overrides(sets))
     from raydet.metrics.files import read_coco
     from raydet.metrics.measure import measure
     from raydet.metrics.sizes import SizeBins
@@ -42,7 +42,7 @@ def coco(
     ground, rows, classes = read_coco(truth, detections)
     bins = SizeBins.of(config)
     if bins.unit == "fraction" and ground.sizes_hw is None:
-        raise ConfigError(f"evaluate.size_bins_fraction wants the height and width of every image of {truth}")
+        raise ConfigError(f"task.size_bins_fraction requires the height and width of every image of {truth}")
     result, _ = measure(config, ground, rows, classes)
     counts = {"images": ground.num_images, "objects": len(ground.labels), "detections": len(rows)}
     if as_json:
@@ -57,10 +57,12 @@ def coco(
 @app.command()
 def kaist(
     annotations: Annotated[Path, typer.Argument(help="KAIST_annotation.json of the benchmark.")],
-    detections: Annotated[Path, typer.Argument(help="Lines of image,x,y,width,height,score; images from 1.")],
+    detections: Annotated[
+        Path, typer.Argument(help="Lines of image,x,y,width,height,score; images count from 1.")
+    ],
     as_json: AsJsonOption = False,
 ) -> None:
-    """KAIST's log-average miss rate of the reasonable set; lower is better."""
+    """Compute KAIST's log-average miss rate of the reasonable set; lower is better."""
     from raydet.metrics.kaist import miss_rates_of, read_annotations, read_detections
 
     test_set = read_annotations(annotations)
@@ -70,20 +72,23 @@ def kaist(
         typer.echo(json.dumps({"as_published": published, "all_objects": complete}))
         return
     typer.echo("log-average miss rate, reasonable set, 0..1, lower is better")
-    typer.echo("as the benchmark's script counts, without objects in images in which nothing was detected:")
+    typer.echo("as the benchmark's script counts, without the objects in images without detections:")
     typer.echo("\n".join(_lines(published)))
     typer.echo("all objects counted:")
     typer.echo("\n".join(_lines(complete)))
 
 
-def _settings(overrides: Mapping[str, object]) -> EvaluateConfig:
-    from raydet.config import apply_overrides
+def _settings(overrides: Mapping[str, object]) -> DetectionTask:
+    from raydet.config import DetectionTask, apply_overrides
+    from raydet.config.moved import current_path
     from raydet.recipes import recipe
 
     for path in overrides:
-        if path.split(".")[0] != "evaluate":
-            raise ConfigError(f"--set {path}: only evaluate.* changes how detections are scored")
-    return apply_overrides(recipe("demo"), overrides).evaluate
+        if current_path(path).split(".")[0] != "task":
+            raise ConfigError(f"--set {path}: only task.* changes how detections are scored")
+    task = apply_overrides(recipe("demo"), overrides).task
+    assert isinstance(task, DetectionTask)
+    return task
 
 
 def _lines(metrics: Mapping[str, float | None]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Spaces by name: the modules of the package `tune_spaces`, and Python files like them."""
+"""`raydet recipes` and `raydet spaces`; spaces by name: modules of `tune_spaces`, or Python files like them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pkgutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import tune_spaces
-from raydet.errors import StudyError
+import typer
+
+from raydet.cli import options
+from raydet.cli.options import adjusted, starting_experiment
+from raydet.errors import RaydetError, StudyError
 
 if TYPE_CHECKING:
     from raydet.config import Experiment
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
 
 
 def space_names() -> tuple[str, ...]:
-    """Names that `--space` takes."""
+    """Names that `--space` accepts."""
+    import tune_spaces
+
     return tuple(sorted(module.name for module in pkgutil.iter_modules(tune_spaces.__path__)))
 
 
 def space_summary(name: str) -> str:
-    """The first line of the space's documentation."""
+    """The first line of the docstring of a space."""
     return (importlib.import_module(f"tune_spaces.{name}").__doc__ or "").splitlines()[0]
 
 
@@ -37,29 +42,28 @@ def load_space(
     chosen: Collection[str] = (),
     arms: Collection[str] | None = None,
 ) -> Study:
-    """The study of that name over a base experiment, with its controls; see `raydet.tune.spaces.study_of`.
+    """Build the study of a space, with its controls; see `raydet.tune.spaces.study_of`.
 
     Args:
-        name: of a module in `tune_spaces`, or the path of a Python file with a function `study` like theirs.
+        name: a module in `tune_spaces`, or the path of a Python file with a function `study` like theirs.
 
     Raises:
-        StudyError: there is no such space, or its file is no space.
+        StudyError: there is no such space, or its file is not a space.
     """
     from raydet.tune.spaces import study_of
 
-    module = _from_file(Path(name)) if name.endswith(".py") else _by_name(name)
-    return study_of(module.study, name, base, overrides, chosen=chosen, arms=arms)
-
-
-def _by_name(name: str) -> ModuleType:
-    if name not in space_names():
+    if name.endswith(".py"):
+        module = _module_in_file(Path(name))
+    elif name in space_names():
+        module = importlib.import_module(f"tune_spaces.{name}")
+    else:
         close = difflib.get_close_matches(name, space_names(), n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(space_names())}"
         raise StudyError(f"unknown space {name!r}; {hint}")
-    return importlib.import_module(f"tune_spaces.{name}")
+    return study_of(module.study, name, base, overrides, chosen=chosen, arms=arms)
 
 
-def _from_file(path: Path) -> ModuleType:
+def _module_in_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -73,3 +77,46 @@ def _from_file(path: Path) -> ModuleType:
     if not hasattr(module, "study"):
         raise StudyError(f"--space {path} has no function `study(base)`; see the modules of tune_spaces")
     return module
+
+
+def recipes() -> None:
+    """List the recipes."""
+    from raydet.recipes import RECIPES
+
+    for name, make in RECIPES.items():
+        experiment = make()
+        typer.echo(
+            f"{name:16}  {experiment.model.backbone.label:8}  canvas {experiment.data.canvas_hw}  "
+            f"{experiment.train.epochs} epochs, batch {experiment.train.global_batch}"
+        )
+
+
+def spaces(
+    recipe: options.RecipeOption = None,
+    backbone: options.BackboneOption = None,
+    data: options.DataOption = None,
+    epochs: options.EpochsOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trials per cell.")] = 3,
+    tflops: Annotated[
+        float,
+        typer.Option(
+            min=0.001, help="Sustained rate of your GPU in training, in 10^12 operations per second."
+        ),
+    ] = 30.0,
+) -> None:
+    """List the studies with their cost on your data: trials and GPU-hours."""
+    from raydet.tune.cost import study_cost
+
+    base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs)
+    for name in space_names():
+        try:
+            cost = study_cost(load_space(name, base, {}), num_seeds=seeds)
+        except RaydetError as error:
+            typer.echo(f"{name:18} not applicable: {error}")
+            continue
+        hours = f"{cost.hours(tflops):.3g}"
+        typer.echo(f"{name:18} {cost.num_trials:4} trials {hours:>7} h  {space_summary(name)}")
+    typer.echo(
+        f"{base.name}, {seeds} seeds per cell, {base.train.epochs} epochs of the {base.data.source.kind} data; hours "
+        f"of one GPU at {tflops:g} TFLOP/s sustained, without waiting for data"
+    )

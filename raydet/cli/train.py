@@ -7,65 +7,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raydet.cli.options import (
-    BackboneOption,
-    CheckpointMinutesOption,
-    CheckpointStepsOption,
-    ConfigOption,
-    CpusOption,
-    DataOption,
-    DryRunOption,
-    EpochsOption,
-    GpuOption,
-    HeartbeatOption,
-    HostMemoryOption,
-    JsonOption,
-    MaxFailuresOption,
-    MinWorkersOption,
-    RecipeOption,
-    SetOption,
-    StallMinutesOption,
-    TrackingOption,
-    WaitMinutesOption,
-    adjusted,
-    check_json,
-    interruptible,
-    local_directory,
-    starting_experiment,
-)
+from raydet.cli import options
+from raydet.cli.options import adjusted, check_json, interruptible, local_directory, starting_experiment
 
 if TYPE_CHECKING:
     from raydet.config import Experiment
 
 
 def train(
-    recipe: RecipeOption = None,
-    config: ConfigOption = None,
-    backbone: BackboneOption = None,
-    data: DataOption = None,
-    epochs: EpochsOption = None,
-    sets: SetOption = None,
+    recipe: options.RecipeOption = None,
+    config: options.ConfigOption = None,
+    backbone: options.BackboneOption = None,
+    data: options.DataOption = None,
+    epochs: options.EpochsOption = None,
+    sets: options.SetOption = None,
     workers: Annotated[
-        int, typer.Option(help="Ray Train workers; 0 runs in this process, or under torchrun, without Ray.")
+        int, typer.Option(help="Ray Train workers; 0: train in this process, or under torchrun, without Ray.")
     ] = 1,
-    min_workers: MinWorkersOption = None,
-    cpus_per_worker: CpusOption = None,
-    use_gpu: GpuOption = None,
-    wait_minutes: WaitMinutesOption = None,
+    min_workers: options.MinWorkersOption = None,
+    cpus_per_worker: options.CpusOption = None,
+    use_gpu: options.GpuOption = None,
+    wait_minutes: options.WaitMinutesOption = None,
     run_dir: Annotated[
-        str | None, typer.Option(help="Where the run lives; default: runs/<name>-<fingerprint>.")
+        str | None, typer.Option(help="The run's directory; default: runs/<name>-<fingerprint>.")
     ] = None,
-    checkpoint_minutes: CheckpointMinutesOption = 5.0,
-    checkpoint_steps: CheckpointStepsOption = None,
-    max_failures: MaxFailuresOption = 3,
-    host_memory_percent: HostMemoryOption = 93.0,
-    heartbeat_seconds: HeartbeatOption = 30.0,
-    stall_minutes: StallMinutesOption = 30.0,
-    tracking_uri: TrackingOption = None,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
+    checkpoint_minutes: options.CheckpointMinutesOption = 5.0,
+    checkpoint_steps: options.CheckpointStepsOption = None,
+    max_failures: options.MaxFailuresOption = 3,
+    host_memory_percent: options.HostMemoryOption = 93.0,
+    heartbeat_seconds: options.HeartbeatOption = 30.0,
+    stall_minutes: options.StallMinutesOption = 30.0,
+    tracking_uri: options.TrackingOption = None,
+    dry_run: options.DryRunOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
-    """Train one detector. The same command again continues an interrupted run."""
+    """Train one detector. The same command continues an interrupted run."""
     check_json(as_json, dry_run)
     experiment = starting_experiment(recipe, config)
     experiment = adjusted(experiment, backbone=backbone, data=data, epochs=epochs, sets=sets)

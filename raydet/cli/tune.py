@@ -9,33 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raydet.cli import options
 from raydet.cli.options import (
-    BackboneOption,
-    CheckpointMinutesOption,
-    CpusOption,
-    DataOption,
-    DryRunOption,
-    EpochsOption,
-    GpuOption,
-    HeartbeatOption,
-    HostMemoryOption,
-    JsonOption,
-    MaxFailuresOption,
-    MinWorkersOption,
-    RecipeOption,
-    SetOption,
-    StallMinutesOption,
-    TrackingOption,
-    WaitMinutesOption,
-    WorkersOption,
     adjusted,
     check_json,
     interruptible,
     local_directory,
-    parsed,
+    parse_overrides,
     starting_experiment,
 )
-from raydet.cli.report import keep
+from raydet.cli.report import log_report
 from raydet.errors import ConfigError, RaydetError
 
 if TYPE_CHECKING:
@@ -43,92 +26,94 @@ if TYPE_CHECKING:
 
 SeedsOption = Annotated[
     int | None,
-    typer.Option(help="Runs per cell, with different seeds; default: as in the study's first command, or 1."),
+    typer.Option(
+        help="Trials per cell, with different seeds; default: as in earlier commands of the study, or 1."
+    ),
 ]
 ArmsOption = Annotated[
     str | None,
-    typer.Option(metavar="A,B,...", help="Only these of the space's named arms; controls stay."),
+    typer.Option(metavar="A,B,...", help="Run only these named arms of the space, and the controls."),
 ]
 AshaOption = Annotated[
     int | None,
     typer.Option(
         metavar="EPOCHS",
-        help="Stop trials of a screening phase early (ASHA): first look after so many epochs.",
+        help="Stop trials of screening phases early (ASHA), first after so many epochs.",
     ),
 ]
 AshaReductionOption = Annotated[
     int | None,
-    typer.Option(help="With --asha: one in so many (3) goes on; the next look comes as many times later."),
+    typer.Option(help="With --asha: one in so many trials (3) continues, up to as many times more epochs."),
 ]
 RetriesOption = Annotated[
     int,
-    typer.Option(help="How often a trial that failed is tried again before the study goes on without it."),
+    typer.Option(help="How often a failed trial is retried before the study continues without it."),
 ]
 MaxTrialsOption = Annotated[
     int | None,
-    typer.Option(help="Stop after this many runs, retries included; the same command goes on."),
+    typer.Option(help="Stop after this many trials, retries included; the same command continues."),
 ]
 BudgetGpuOption = Annotated[
     float | None,
     typer.Option(
         metavar="HOURS",
-        help="Stop cleanly, exit code 6, once the study has taken so many GPU-hours, earlier commands included.",
+        help="Stop with exit code 6 once the study has used so many GPU-hours, earlier commands included.",
     ),
 ]
 BudgetWorkerOption = Annotated[
     float | None,
-    typer.Option(metavar="HOURS", help="The same for hours of workers without a GPU."),
+    typer.Option(metavar="HOURS", help="Like --budget-gpu-hours, for hours of workers without a GPU."),
 ]
 ReportOption = Annotated[
-    bool, typer.Option("--report/--no-report", help="Write the report when everything has run.")
+    bool, typer.Option("--report/--no-report", help="Write the report once all trials have ended.")
 ]
 
 
 def tune(
     space: Annotated[
-        str, typer.Option(help="The study: one of `raydet spaces`, or a Python file like theirs.")
+        str, typer.Option(help="The study: one of `raydet spaces`, or a Python file with a function `study`.")
     ],
-    recipe: RecipeOption = None,
-    backbone: BackboneOption = None,
-    data: DataOption = None,
-    epochs: EpochsOption = None,
-    sets: SetOption = None,
+    recipe: options.RecipeOption = None,
+    backbone: options.BackboneOption = None,
+    data: options.DataOption = None,
+    epochs: options.EpochsOption = None,
+    sets: options.SetOption = None,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
     max_trials: MaxTrialsOption = None,
     concurrency: Annotated[
         int | None,
         typer.Option(
-            help="Trials at a time, at most; default: as many as the cluster has, or comes to have, GPUs for, or 1."
+            help="Maximum number of concurrent trials; default: as many as the cluster has GPUs for, else 1."
         ),
     ] = None,
-    workers: WorkersOption = 1,
-    min_workers: MinWorkersOption = None,
-    cpus_per_worker: CpusOption = None,
-    use_gpu: GpuOption = None,
-    wait_minutes: WaitMinutesOption = None,
+    workers: options.WorkersOption = 1,
+    min_workers: options.MinWorkersOption = None,
+    cpus_per_worker: options.CpusOption = None,
+    use_gpu: options.GpuOption = None,
+    wait_minutes: options.WaitMinutesOption = None,
     storage: Annotated[
         str, typer.Option(help="Directory of all studies, readable from every node.")
     ] = "runs",
-    checkpoint_minutes: CheckpointMinutesOption = 5.0,
-    max_failures: MaxFailuresOption = 3,
+    checkpoint_minutes: options.CheckpointMinutesOption = 5.0,
+    max_failures: options.MaxFailuresOption = 3,
     retries: RetriesOption = 1,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what earlier commands have given up.")
+        bool, typer.Option("--retry-failed", help="Retry trials that failed for good in earlier commands.")
     ] = False,
     budget_gpu_hours: BudgetGpuOption = None,
     budget_worker_hours: BudgetWorkerOption = None,
     asha: AshaOption = None,
     asha_reduction: AshaReductionOption = None,
-    host_memory_percent: HostMemoryOption = 93.0,
-    heartbeat_seconds: HeartbeatOption = 30.0,
-    stall_minutes: StallMinutesOption = 30.0,
+    host_memory_percent: options.HostMemoryOption = 93.0,
+    heartbeat_seconds: options.HeartbeatOption = 30.0,
+    stall_minutes: options.StallMinutesOption = 30.0,
     report: ReportOption = True,
-    tracking_uri: TrackingOption = None,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
+    tracking_uri: options.TrackingOption = None,
+    dry_run: options.DryRunOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
-    """Run a study. The same command again runs what is missing, and nothing twice."""
+    """Run a study. The same command runs the missing trials, and none twice."""
     from raydet.cli.spaces import load_space
     from raydet.resilience.fault_tolerance import FaultTolerance
     from raydet.tune.budget import Budget
@@ -139,11 +124,11 @@ def tune(
 
     check_json(as_json, dry_run)
     directory = local_directory(storage, "--storage")
-    base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs, sets=None)
+    base = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, epochs=epochs)
     chosen = [] if backbone is None else ["model.backbone"]
-    wanted = None if arms is None else [arm.strip() for arm in arms.split(",")]
-    study = load_space(space, base, parsed(sets), chosen=chosen, arms=wanted)
-    options = StudyOptions(
+    chosen_arms = None if arms is None else [arm.strip() for arm in arms.split(",")]
+    study = load_space(space, base, parse_overrides(sets), chosen=chosen, arms=chosen_arms)
+    study_options = StudyOptions(
         storage=directory,
         seeds=most_seeds(read_journal(directory / study.name)) if seeds is None else seeds,
         max_trials=max_trials,
@@ -167,23 +152,23 @@ def tune(
         tracking_uri=tracking_uri,
     )
     if dry_run:
-        _print_study_plan(plan_study(study, options), as_json)
+        _print_study_plan(plan_study(study, study_options), as_json)
         return
     with interruptible():
-        code = run_study(study, options)
-        if report and is_complete(study, options):
-            _report(options.storage / study.name, tracking_uri)
+        code = run_study(study, study_options)
+        if report and is_complete(study, study_options):
+            _report(study_options.storage / study.name, tracking_uri)
     raise typer.Exit(code)
 
 
 def _report(directory: Path, tracking_uri: str | None) -> None:
-    """The study is done, whatever becomes of its report."""
+    """Write and log the report; a failure does not fail the study."""
     from raydet.report.write import write_report
 
     try:
         written = write_report(directory)
         typer.echo(f"report: {written.page}")
-        keep(written, directory, tracking_uri)
+        log_report(written, directory, tracking_uri)
     except RaydetError as error:
         typer.echo(f"the report is not complete: {error}; `raydet report {directory}` tries again", err=True)
 
@@ -193,7 +178,7 @@ def _early_stopping(epochs: int | None, reduction: int | None) -> EarlyStopping 
 
     if epochs is None:
         if reduction is not None:
-            raise ConfigError("--asha-reduction goes with --asha EPOCHS")
+            raise ConfigError("--asha-reduction requires --asha EPOCHS")
         return None
     return EarlyStopping(epochs, DEFAULT_REDUCTION if reduction is None else reduction)
 
@@ -205,4 +190,4 @@ def _print_study_plan(plan: Mapping[str, Any], as_json: bool) -> None:
     for trial in plan["trials"]:
         typer.echo(f"{trial['status']:9} {trial['name']}")
     for phase in plan["undecided"]:
-        typer.echo(f"undecided {phase}: follows from the results of the phase before")
+        typer.echo(f"undecided {phase}: depends on the results of earlier phases")

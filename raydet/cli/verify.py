@@ -1,4 +1,4 @@
-"""`raydet verify`: proofs on one's own machine."""
+"""`raydet verify`: check runs and studies for lost or repeated work."""
 
 from __future__ import annotations
 
@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raydet.cli.options import (
-    BackboneOption,
-    ConfigOption,
-    DataOption,
-    RecipeOption,
-    SetOption,
-    TrackingOption,
-    adjusted,
-    choices,
-    interruptible,
-    starting_experiment,
-)
+from raydet.cli import options
+from raydet.cli.options import adjusted, interruptible, parse_choices, starting_experiment
 from raydet.errors import EXIT_OK, EXIT_TRIALS_FAILED, ConfigError
 
 if TYPE_CHECKING:
@@ -32,48 +22,43 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Prove that nothing is lost.",
+    help="Verify that no work is lost or repeated.",
 )
-
-
-@app.callback()
-def _group() -> None:
-    """Prove that nothing is lost."""
 
 
 @app.command()
 def resume(
-    recipe: RecipeOption = None,
-    config: ConfigOption = None,
-    backbone: BackboneOption = None,
-    data: DataOption = None,
-    sets: SetOption = None,
+    recipe: options.RecipeOption = None,
+    config: options.ConfigOption = None,
+    backbone: options.BackboneOption = None,
+    data: options.DataOption = None,
+    sets: options.SetOption = None,
     steps: Annotated[int, typer.Option(help="Steps to train, rounded up to whole epochs.")] = 12,
     workers: Annotated[
         str,
-        typer.Option(help="Processes on this machine, e.g. 2; or before and after each kill, e.g. 4,2,3."),
+        typer.Option(
+            help="Processes on this machine, e.g. 2; or their number after each restart, e.g. 4,2,3."
+        ),
     ] = "1",
     phases: Annotated[
-        str, typer.Option(help="Where to kill (SIGKILL), with commas, or all; see the output of `all`.")
+        str, typer.Option(help="Phases in which to kill the run (SIGKILL), separated by commas; or all.")
     ] = "backward",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: options.AsJsonOption = False,
 ) -> None:
-    """Kill a run and let it continue; compare losses, samples and weights with an undisturbed run."""
+    """Kill a run and resume it; compare losses, samples and weights with an uninterrupted run."""
     from raydet.resilience.fault_injection import FAULT_PHASES
     from raydet.verify.resume import ResumeCheck
 
-    experiment = adjusted(
-        starting_experiment(recipe, config), backbone=backbone, data=data, epochs=None, sets=sets
-    )
-    wanted, counts = choices(phases, FAULT_PHASES, "--phases"), _workers(workers)
+    experiment = adjusted(starting_experiment(recipe, config), backbone=backbone, data=data, sets=sets)
+    kill_phases, counts = parse_choices(phases, FAULT_PHASES, "--phases"), _workers(workers)
     with (
-        interruptible("nothing is proven"),
+        interruptible("nothing has been verified"),
         tempfile.TemporaryDirectory(prefix="raydet-verify-") as directory,
     ):
         check = ResumeCheck(experiment, steps=steps, workers=counts, directory=Path(directory))
         check.run_undisturbed()
         outcomes = []
-        for phase in wanted:
+        for phase in kill_phases:
             outcomes.append(check.run_killed(phase))
             if not as_json:
                 typer.echo(_line(outcomes[-1]))
@@ -87,11 +72,11 @@ def resume(
 
 @app.command()
 def study(
-    directory: Annotated[Path, typer.Argument(help="Of the study: `<storage>/<study>`.")],
-    tracking_uri: TrackingOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    directory: Annotated[Path, typer.Argument(help="A study's directory, `<storage>/<study>`.")],
+    tracking_uri: options.TrackingOption = None,
+    as_json: options.AsJsonOption = False,
 ) -> None:
-    """Compare a study's journal, summary, tracker and files: each trial once, every sample once."""
+    """Check a study's journal, summary, tracker and files: each trial once, every sample once."""
     from raydet.verify.study import check_study
 
     report = check_study(directory.absolute(), tracking_uri=tracking_uri)
@@ -110,7 +95,7 @@ def _workers(text: str) -> list[int]:
     except ValueError:
         counts = [0]
     if min(counts) < 1:
-        raise ConfigError(f"--workers wants numbers of at least 1, with commas, got {text!r}")
+        raise ConfigError(f"--workers must be numbers of at least 1, separated by commas, got {text!r}")
     return counts
 
 
@@ -123,5 +108,5 @@ def _line(outcome: Outcome) -> str:
     samples = "every sample once" if outcome.is_digest_right else "SAMPLES LOST OR REPEATED"
     return (
         f"{'ok ' if outcome.is_proof else 'BAD'} killed in {outcome.phase:11} {losses}{weights}, {samples}, "
-        f"{outcome.repeated_steps} steps done again (at most {outcome.most_repeated_steps})"
+        f"{outcome.repeated_steps} steps repeated (at most {outcome.most_repeated_steps})"
     )

@@ -12,16 +12,18 @@ from raydet.config.augmentation import (
 from raydet.config.base import Config
 from raydet.config.data import (
     MODALITY_CHANNELS,
+    Clips,
     DataConfig,
     EventSimulation,
     FirstSplit,
+    Frames,
     FrameSplit,
     GroupSplit,
     Modality,
     Normalization,
+    Sampling,
     Split,
 )
-from raydet.config.evaluate import EvaluateConfig
 from raydet.config.experiment import Experiment
 from raydet.config.model import (
     AddFusion,
@@ -56,6 +58,7 @@ from raydet.config.sources import (
     VocSource,
     YoloSource,
 )
+from raydet.config.task import CustomTask, DetectionTask, Metric, Task
 from raydet.config.train import (
     ActivationCheckpointing,
     AdamWConfig,
@@ -80,6 +83,7 @@ __all__ = [
     "Backbone",
     "CMXFusion",
     "CSSAFusion",
+    "Clips",
     "CocoSource",
     "ConcatFusion",
     "Config",
@@ -87,8 +91,9 @@ __all__ = [
     "CosineSchedule",
     "Crop",
     "CrossAttentionFusion",
+    "CustomTask",
     "DataConfig",
-    "EvaluateConfig",
+    "DetectionTask",
     "EventPhotometric",
     "EventSimulation",
     "Experiment",
@@ -98,12 +103,14 @@ __all__ = [
     "FlirSource",
     "Flow",
     "FrameSplit",
+    "Frames",
     "Fusion",
     "GAFFFusion",
     "GroupSplit",
     "IdentityFusion",
     "KaistSource",
     "LateConcatFusion",
+    "Metric",
     "MiTConfig",
     "MiTVariant",
     "Modality",
@@ -118,6 +125,7 @@ __all__ = [
     "Precision",
     "RgbPhotometric",
     "SGDConfig",
+    "Sampling",
     "Schedule",
     "ShardsSource",
     "Source",
@@ -125,6 +133,7 @@ __all__ = [
     "StepSchedule",
     "Strategy",
     "SyntheticSource",
+    "Task",
     "ThermalPhotometric",
     "TimmConfig",
     "TrainConfig",

@@ -47,6 +47,23 @@ class FirstSplit(Config):
     """Validate on the training images: a check that the model can learn at all, not a result."""
 
 
+class Frames(Config):
+    """Single images, in an order of their own in each pass through the data."""
+
+    kind: Literal["frames"] = "frames"
+
+
+class Clips(Config):
+    """Windows of consecutive frames of the source's sequences, for models with memory: see `raydet.data.clips`."""
+
+    kind: Literal["clips"] = "clips"
+    frames: Annotated[int, Field(ge=1)] = 5
+    """Frames per window."""
+    random_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Part of each batch that reads windows anywhere, without memory; the rest streams through the sequences."""
+
+
+Sampling = Annotated[Frames | Clips, Field(discriminator="kind")]
 Split = Annotated[GroupSplit | FrameSplit | FirstSplit, Field(discriminator="kind")]
 
 
@@ -97,6 +114,7 @@ class DataConfig(Config):
     """Height and width that every image is letterboxed to (top left), in pixels; multiples of 32, the largest
     stride."""
     split: Split = GroupSplit()
+    sampling: Sampling = Frames()
     augmentation: Augmentation = Augmentation()
     rgb: Normalization = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     thermal: Normalization = Normalization(mean=(0.5,), std=(0.225,))
@@ -109,6 +127,14 @@ class DataConfig(Config):
     def _simulated_is_not_missing(self) -> Self:
         if self.simulate_events is not None and "event" in self.missing:
             raise ValueError("missing names event, which simulate_events makes; take one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _clips_are_no_mosaics(self) -> Self:
+        if isinstance(self.sampling, Clips) and self.augmentation.mosaic > 0:
+            raise ValueError(
+                "augmentation.mosaic must be 0 with sampling.kind=clips: its images are not consecutive"
+            )
         return self
 
     @property

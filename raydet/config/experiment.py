@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from raydet.config.base import Config
 from raydet.config.data import DataConfig
-from raydet.config.evaluate import EvaluateConfig
 from raydet.config.model import ModelConfig
+from raydet.config.moved import migrated
+from raydet.config.task import DetectionTask, Task
 from raydet.config.train import Optimizer, TrainConfig
 
 
@@ -18,16 +19,21 @@ class Experiment(Config):
 
     name: str
     seed: Annotated[int, Field(ge=0)] = 42
+    task: Task = DetectionTask()
     data: DataConfig
     model: ModelConfig
     optim: Optimizer
     train: TrainConfig
-    evaluate: EvaluateConfig = EvaluateConfig()
 
     @property
     def num_classes(self) -> int:
         """Object classes, without background."""
         return len(self.data.classes)
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Self:
+        """Read and validate an experiment; one that an older raydet has written, too."""
+        return super().from_json(migrated(text), where=where)
 
     @model_validator(mode="after")
     def _classes_are_named_once(self) -> Self:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raydet.config.experiment import Experiment
+from raydet.config.moved import current_path
 from raydet.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--set wants path=value, for example optim.lr=0.01, got {text!r}")
+        raise ConfigError(f"--set expects path=value, for example optim.lr=0.01, got {text!r}")
     try:
         return path, json.loads(value)
     except json.JSONDecodeError:
@@ -42,6 +43,7 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     Raises:
         ConfigError: a path does not exist (the nearest ones are named), or the result is not a valid experiment.
     """
+    overrides = {current_path(path): value for path, value in overrides.items()}
     tree = json.loads(experiment.model_dump_json())
     # `kind` first, outer before inner, so that `optim.kind=adamw optim.betas=[...]` works in any order.
     for path, value in sorted(overrides.items(), key=lambda i: (not i[0].endswith(".kind"), i[0].count("."))):

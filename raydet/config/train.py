@@ -81,6 +81,9 @@ class TrainConfig(Config):
     """The loop."""
 
     epochs: Annotated[int, Field(ge=1)] = 15
+    steps_per_epoch: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps of an epoch, which is a reporting period: of evaluations, checkpoints and schedules. null: one
+    pass through the training data."""
     global_batch: Annotated[int, Field(ge=1)] = 16
     """Images per optimiser step over all workers: the truth, whatever the number of workers."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None

@@ -1,4 +1,4 @@
-"""From configs to sources: the only place where they meet."""
+"""Build sources from their configs: the only module that knows both."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
     """Open and check the images of a run.
 
     Args:
-        on_bad: "skip" leaves out bad images, see `left_out_of`; what is found only in the pixels, reading raises.
+        on_bad: "skip" leaves out bad images, see `left_out_of`; errors that only show in pixels are raised by `read`.
 
     Raises:
         DataError: the data are bad.
@@ -54,24 +54,23 @@ def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
     source = _with_simulated_events(config, on_bad)
     if source.classes != config.classes:
         raise ConfigError(
-            f"data.classes wants {_listed(config.classes)}, the annotations name {_listed(source.classes)}; set "
-            "data.classes to the latter (--data does it by itself)"
+            f"data.classes is [{', '.join(config.classes)}], the annotations name [{', '.join(source.classes)}]; set "
+            "data.classes to the latter (--data does so automatically)"
         )
     if not source.modalities:
-        raise ConfigError(f"data.missing names every modality ({', '.join(config.missing)}); take one out")
+        raise ConfigError(f"data.missing names every modality ({', '.join(config.missing)}); remove one")
     return source
 
 
 def adopt_source(
     experiment: Experiment, source_config: SourceConfig, *, on_bad: OnBad = "error"
 ) -> Experiment:
-    """The experiment on another source, with its classes and its missing modalities, so that the config says all.
+    """The experiment on another source, with that source's classes and missing modalities written to its config.
 
-    Formats that name their classes bring them (in the order of a COCO json's ids, of `classes.txt`, or of the
-    alphabet); `npy_yolo` and `yolo` bring `classes.txt` where there is one. Files per modality tell which modalities
-    there are; nobody can tell an empty channel of `npy_yolo` from a missing one, so there `data.missing` stays as it
-    is. The synthetic set draws whatever classes the experiment has. Shards know all of this, and are pinned by their
-    hash.
+    Classes come from the annotations (in the order of a COCO json's ids, of `classes.txt`, or alphabetical), or for
+    `npy_yolo` and `yolo` from `classes.txt` if it exists. Missing modalities are those without files; an empty channel
+    of `npy_yolo` cannot be told from a missing one, so there `data.missing` is kept. The synthetic set draws the
+    experiment's classes. Shards record all of this, and are pinned by their hash.
 
     Raises:
         DataError: the source cannot be read.
@@ -85,15 +84,15 @@ def adopt_source(
         case YoloSource():
             root = Path(source_config.root)
             classes = read_class_names(root) or classes
-            missing = _lacking(find_images(root) | _image_directories(source_config))
+            missing = _all_but(find_images(root) | _image_directories(source_config))
         case CocoSource() | VocSource() | FlirSource() | KaistSource():
             opened = _open_files(source_config, classes=None, missing=(), on_bad=on_bad)
-            classes, missing = opened.classes, _lacking(opened.modalities)
+            classes, missing = opened.classes, _all_but(opened.modalities)
         case ShardsSource():
             shards = _open_shards(source_config)
             known = {"sha256": shards.manifest.sha256, "simulated": shards.manifest.simulated}
             source_config = source_config.model_copy(update=known)
-            classes, missing = shards.classes, _lacking(shards.modalities)
+            classes, missing = shards.classes, _all_but(shards.modalities)
         case unreachable:
             assert_never(unreachable)
     missing = tuple(name for name in missing if name not in experiment.data.simulated)
@@ -104,14 +103,14 @@ def adopt_source(
 
 
 def left_out_of(source: Source) -> list[LeftOut]:
-    """The images that a source left out as it was opened; none where it cannot."""
+    """The images that a source left out when it was opened."""
     return list(getattr(unwrapped(source), "left_out", ()))
 
 
 def data_hashes(source: Source) -> dict[str, str] | None:
-    """What names the very data of a source: `sha256` of its files, `content_sha256` of what they hold, however encoded.
+    """Hashes of shards: `sha256` of the files, `content_sha256` of the data in them, whatever the encoding.
 
-    None: the source was not converted to shards, its files may have changed since.
+    None: the source was not converted to shards, so its files may change unnoticed.
     """
     manifest = getattr(unwrapped(source), "manifest", None)
     if manifest is None:
@@ -120,7 +119,7 @@ def data_hashes(source: Source) -> dict[str, str] | None:
 
 
 def _with_simulated_events(config: DataConfig, on_bad: OnBad) -> Source:
-    """The source; where the config asks for it, with events made from RGB."""
+    """The source of the config, with events simulated from RGB if `data.simulate_events` is set."""
     settings = config.simulate_events
     if settings is None:
         return _open(config, on_bad)
@@ -130,11 +129,11 @@ def _with_simulated_events(config: DataConfig, on_bad: OnBad) -> Source:
     if "event" in source.modalities:
         raise ConfigError(
             f"data.simulate_events: the {config.source.kind} source has events already; set data.simulate_events=null, "
-            'or data.simulate_events={"replaces_own": true} to leave its own out'
+            'or data.simulate_events={"replaces_own": true} to replace its own'
         )
     if "rgb" not in source.modalities:
         raise ConfigError(
-            f"data.simulate_events makes events from rgb, the {config.source.kind} source has "
+            f"data.simulate_events needs rgb, the {config.source.kind} source has "
             f"{', '.join(source.modalities) or 'nothing'}; set data.simulate_events=null"
         )
     return SimulatedEvents(source, settings)
@@ -160,7 +159,13 @@ def _open(config: DataConfig, on_bad: OnBad) -> Source:
                 on_bad=on_bad,
             )
         case ShardsSource() as source:
-            return _shards(source, config.missing)
+            shards = _open_shards(source, config.missing)
+            if shards.manifest.simulated != source.simulated:
+                raise ConfigError(
+                    f"data.source.simulated must be {list(shards.manifest.simulated)}, as in the manifest of "
+                    f"{source.path}, got {list(source.simulated)}; correct it (--data does so automatically)"
+                )
+            return shards
         case source:
             return _open_files(source, classes=config.classes, missing=config.missing, on_bad=on_bad)
 
@@ -236,18 +241,8 @@ def _open_files(
             assert_never(unreachable)
 
 
-def _shards(source: ShardsSource, missing: Collection[str]) -> ShardSet:
-    opened = _open_shards(source, missing)
-    if opened.manifest.simulated != source.simulated:
-        raise ConfigError(
-            f"data.source.simulated wants {list(opened.manifest.simulated)}, as {source.path} was made, got "
-            f"{list(source.simulated)}; correct it (--data does it by itself)"
-        )
-    return opened
-
-
 def _open_shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSet:
-    from raydet.data.shards.reader import ShardSet  # Arrow is large: only who reads shards pays for it
+    from raydet.data.shards.reader import ShardSet  # imported late, because Arrow is large
 
     return ShardSet(source.path, sha256=source.sha256, missing=missing)
 
@@ -260,10 +255,5 @@ def _named_only(**directories: str | None) -> dict[str, str]:
     return {name: directory for name, directory in directories.items() if directory is not None}
 
 
-def _lacking(modalities: Collection[str]) -> tuple[Modality, ...]:
-    """The known modalities that a source does not have."""
+def _all_but(modalities: Collection[str]) -> tuple[Modality, ...]:
     return tuple(name for name in get_args(Modality) if name not in modalities)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return "[" + ", ".join(names) + "]"

@@ -1,11 +1,11 @@
-"""Files of shards on this machine: those of object storage in a bounded cache, which all processes of a node share.
+"""Shard files on this machine: those from object storage are in a bounded cache that all processes of a node share.
 
-A file is fetched once per node, its sha256 is verified once, and what was used longest ago goes first. It is kept under
-its hash, so that two sets never mix. A file of a local set stays where it is; that its hash was verified is noted in
-the cache, for as long as size and time of change stay.
+A file is fetched and verified by its sha256 once per node; the least recently used files are evicted first. Files are
+named by their hash, so that two sets never mix. A file of a local set stays where it is; the cache records that its
+hash was verified, which is valid until its size or modification time changes.
 
-RAYDET_CACHE_DIR (~/.cache/raydet) says where, RAYDET_CACHE_GIB (50) how much; a cache that does not hold the whole set
-is slow, because images are read in random order.
+RAYDET_CACHE_DIR (~/.cache/raydet) sets the directory, RAYDET_CACHE_GIB (50) the size; a cache smaller than the set is
+slow, because images are read in random order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -24,40 +24,39 @@ from typing import Self
 from raydet.data.storage import CHUNK_BYTES, Store, first_line, sha256_of
 from raydet.errors import ConfigError, DataError
 
-DEFAULT_GIB = "50"
 JUST_FETCHED_S = 60.0
-"""Files younger than this are not evicted: somebody is about to open them."""
+"""Files younger than this are not evicted: the process that fetched them is about to open them."""
 
 logger = logging.getLogger("raydet")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardCache:
-    """A directory of files that are named by their hash."""
+    """A directory of files named by their hash."""
 
     directory: Path
     max_bytes: int
 
     @classmethod
     def of_machine(cls) -> Self:
-        """As the environment says.
+        """The cache given by the environment.
 
         Raises:
-            ConfigError: RAYDET_CACHE_GIB is no number.
+            ConfigError: RAYDET_CACHE_GIB is not a number.
         """
         default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "raydet"
         directory = Path(os.environ.get("RAYDET_CACHE_DIR", default)).expanduser()
-        size = os.environ.get("RAYDET_CACHE_GIB", DEFAULT_GIB)
+        size = os.environ.get("RAYDET_CACHE_GIB", "50")
         try:
             return cls(directory, int(float(size) * 2**30))
         except (ValueError, OverflowError):
-            raise ConfigError(f"RAYDET_CACHE_GIB wants a number of GiB, got {size!r}") from None
+            raise ConfigError(f"RAYDET_CACHE_GIB must be a number of GiB, got {size!r}") from None
 
     def fetched(self, store: Store, name: str, sha256: str, size_bytes: int) -> Path:
-        """A file of a set, whole and verified, on this machine.
+        """The path of a file on this machine, complete and verified.
 
         Raises:
-            DataError: it cannot be had, or is not the file that the manifest tells of.
+            DataError: the file cannot be fetched, or differs from the manifest.
         """
         where = store.shown(name)
         if store.directory is not None:
@@ -67,8 +66,8 @@ class ShardCache:
         with _usable(self.directory):
             if not _touched(path, size_bytes):
                 with self._locked(sha256):
-                    if not _touched(path, size_bytes):  # else another process was faster
-                        self._make_room(size_bytes)
+                    if not _touched(path, size_bytes):  # otherwise another process was faster
+                        self._evict(size_bytes)
                         _download(store, name, path, sha256, where)
         return path
 
@@ -77,47 +76,37 @@ class ShardCache:
             found = path.stat()
             if found.st_size != size_bytes:
                 raise DataError(
-                    f"{where}: wanted {size_bytes} bytes, the file has {found.st_size}; it is truncated or damaged, "
+                    f"{where}: expected {size_bytes} bytes, the file has {found.st_size}; it is truncated or damaged, "
                     "copy it again, or convert the set again"
                 )
             identity = f"{path.absolute()} {found.st_ino} {found.st_mtime_ns} {size_bytes} {sha256}"
-            if self._is_noted(identity):
-                return
-            _check_hash(_sha256(path), sha256, where)
+            marker = self.directory / "verified" / hashlib.sha256(identity.encode()).hexdigest()
+            with suppress(OSError):
+                if marker.exists():
+                    return
+            with path.open("rb") as file:
+                _check_hash(sha256_of(iter(lambda: file.read(CHUNK_BYTES), b"")), sha256, where)
         except OSError as error:
             raise DataError(
                 f"{where}: {error.strerror}; copy the file again, or convert the set again"
             ) from None
-        self._note(identity)
-
-    def _is_noted(self, identity: str) -> bool:
         try:
-            return self._note_of(identity).exists()
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
         except OSError:
-            return False
-
-    def _note(self, identity: str) -> None:
-        note = self._note_of(identity)
-        try:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.touch()
-        except OSError:
-            logger.info("%s cannot be written: files are verified again by every process", self.directory)
-
-    def _note_of(self, identity: str) -> Path:
-        return self.directory / "verified" / hashlib.sha256(identity.encode()).hexdigest()
+            logger.info("%s is not writable: every process verifies files again", self.directory)
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        """One process of the machine at a time; a lock ends with its holder, however that ends."""
+        """Exclude the other processes of the machine; the lock is released when its holder exits or is killed."""
         folder = self.directory / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / key[:2]).open("w") as file:  # few files, though one may wait for another's
+        with (folder / key[:2]).open("w") as file:  # few lock files, so that different keys may share one
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _make_room(self, size_bytes: int) -> None:
-        """Remove what was used longest ago; whoever has such a file open keeps it."""
+    def _evict(self, size_bytes: int) -> None:
+        """Delete the least recently used files to make room; processes that have them open can still read them."""
         with self._locked("eviction"):
             folder = self.directory / "files"
             folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +135,7 @@ def _download(store: Store, name: str, path: Path, sha256: str, where: str) -> N
 
     def take(chunks: Iterator[bytes]) -> str:
         digest = hashlib.sha256()
-        # Its own errors are told from those of the connection, which are tried again.
+        # Errors of the disk are distinguished from those of the connection, which are retried.
         with _usable(draft.parent):
             file = draft.open("wb")
         with file:
@@ -154,7 +143,7 @@ def _download(store: Store, name: str, path: Path, sha256: str, where: str) -> N
                 digest.update(chunk)
                 with _usable(draft.parent):
                     file.write(chunk)
-            with _usable(draft.parent):  # a name that outlives a loss of power must not lead to half a file
+            with _usable(draft.parent):  # after a power loss, a file name must not refer to partial content
                 file.flush()
                 os.fsync(file.fileno())
         return digest.hexdigest()
@@ -168,7 +157,7 @@ def _download(store: Store, name: str, path: Path, sha256: str, where: str) -> N
 
 @contextmanager
 def _usable(directory: Path) -> Iterator[None]:
-    """Turn what the disk of the cache says into an error of data."""
+    """Convert an `OSError` of the cache's disk to a `DataError`."""
     try:
         yield
     except OSError as error:
@@ -179,7 +168,7 @@ def _usable(directory: Path) -> Iterator[None]:
 
 
 def _touched(path: Path, size_bytes: int) -> bool:
-    """Whether it is there and whole; it counts as used now."""
+    """Mark a file as just used; False if it is missing or incomplete."""
     try:
         os.utime(path)
         return path.stat().st_size == size_bytes
@@ -188,7 +177,7 @@ def _touched(path: Path, size_bytes: int) -> bool:
 
 
 def _removed(path: Path, seen: os.stat_result) -> bool:
-    """Remove a file, but not if somebody has touched it since it was seen: who did is about to open it."""
+    """Delete a file, unless another process has touched it since `seen`: it is about to open the file."""
     try:
         if path.stat().st_mtime_ns != seen.st_mtime_ns:
             return False
@@ -198,14 +187,9 @@ def _removed(path: Path, seen: os.stat_result) -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return sha256_of(iter(lambda: file.read(CHUNK_BYTES), b""))
-
-
-def _check_hash(found: str, wanted: str, where: str) -> None:
-    if found != wanted:
+def _check_hash(found: str, expected: str, where: str) -> None:
+    if found != expected:
         raise DataError(
-            f"{where}: wanted sha256 {wanted[:12]}..., got {found[:12]}...; the file was altered or is damaged, copy "
-            "it again, or convert the set again"
+            f"{where}: expected sha256 {expected[:12]}..., got {found[:12]}...; the file was altered or is damaged, "
+            "copy it again, or convert the set again"
         )

@@ -1,11 +1,11 @@
-"""Any source into shards, in this process or on a Ray cluster: the same bytes however many workers there are.
+"""Convert any source into shards, in this process or on a Ray cluster: the same bytes for any number of workers.
 
-A shard is a pure function of the source and of its number. Each is written whole, then a record of it in
-`unfinished/`, so a conversion that was killed goes on where it stood; the manifest comes last. What marks the
-conversion (source, settings, names, boxes) is written first, and another one is refused in its place. Pixels that
-change between two attempts are not noticed: shards that are finished stay as they are, unless they were damaged.
+A shard is a pure function of the source and the shard number. Each is written whole, then its record in `unfinished/`,
+so a killed conversion resumes where it stopped; the manifest is written last. The plan (source, settings, image ids,
+boxes) is written first, and a conversion with another plan is refused. Pixels that change between two attempts are not
+noticed: finished shards stay as they are unless damaged.
 
-Plain actors, not Ray Data: the unit is a shard of its own name, and order, retries and resumption follow from that.
+Plain actors, not Ray Data: each shard has its own name, from which order, retries and resumption follow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,24 +38,21 @@ from raydet.data.shards.manifest import (
     hash_of,
 )
 from raydet.data.shards.writer import ShardBuilder, Summary, index_file, modality_entries, read_part
-from raydet.data.sources.bad_samples import OnBad, Sieve
+from raydet.data.sources.bad_samples import BadSamples, OnBad
 from raydet.data.sources.base import Source
 from raydet.data.storage import UNFINISHED, Store
 from raydet.errors import ConfigError, DataError
 
 PLAN = f"{UNFINISHED}/plan.json"
 IMAGES_PER_SHARD = 64
-PLACE_WARNING_S = 30.0
-
-Report = Callable[[int, int], None]
-"""Takes the number of shards that are done, and of all."""
+CPU_WARNING_S = 30.0
 
 logger = logging.getLogger("raydet")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A conversion, as its workers need it."""
+    """What a worker needs to write any shard of a conversion."""
 
     source: Source
     store: Store
@@ -65,7 +63,6 @@ class Job:
 
     @property
     def num_shards(self) -> int:
-        """Of all."""
         return -(-len(self.source) // self.images_per_shard)
 
     def write_shard(self, number: int) -> None:
@@ -74,17 +71,16 @@ class Job:
         Raises:
             DataError: an image is bad, or the shard cannot be written.
         """
-        first = number * self.images_per_shard
-        num_classes = len(self.source.classes)
-        builder = ShardBuilder(self.source.modalities, self.encoding, num_classes=num_classes)
-        sieve = Sieve(self.on_bad)
-        for index in range(first, min(first + self.images_per_shard, len(self.source))):
+        source, first = self.source, number * self.images_per_shard
+        builder = ShardBuilder(source.modalities, self.encoding, num_classes=len(source.classes))
+        bad_samples = BadSamples(self.on_bad)
 
-            def add(index: int = index) -> None:
-                builder.add(self.source.read(index))
+        def add(index: int) -> None:
+            builder.add(source.read(index))
 
-            sieve.take(self.source.image_ids[index], add)
-        left_out = [(item.name, item.reason) for item in sieve.left_out]
+        for index in range(first, min(first + self.images_per_shard, len(source))):
+            bad_samples.try_read(source.image_ids[index], partial(add, index))
+        left_out = [(item.name, item.reason) for item in bad_samples.left_out]
         shard, part = builder.finish(plan=self.plan_sha256, left_out=left_out)
         self.store.write(shard_name(number), shard)
         self.store.write(_part_name(number), part)
@@ -99,24 +95,23 @@ def convert(
     on_bad: OnBad = "error",
     images_per_shard: int = IMAGES_PER_SHARD,
     anew: bool = False,
-    report: Report = lambda done, total: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
-    """Write a source as shards; the same call again goes on, or finds that all is done.
+    """Write a source as shards; the same call again resumes, or returns the finished manifest.
 
     Args:
         destination: directory or URI, see `raydet.data.storage`; every node must reach it.
         workers: Ray actors of one CPU each, on the connected cluster; 0: this process, without Ray.
-        anew: whatever another conversion has left there is removed first.
+        anew: remove what another conversion left there first.
+        report: takes the number of finished shards and of all shards.
 
     Raises:
         DataError: the source is bad, or the destination cannot be written.
-        ConfigError: the destination holds, or is to hold, another set, or is the source.
+        ConfigError: the destination holds another set or an unfinished conversion of one, or is the source.
     """
     store = Store(destination)
     if isinstance(config.source, ShardsSource) and Store(config.source.path).is_same_place(store):
-        raise ConfigError(
-            f"{store.uri}: wanted another place than that of the source; choose another destination"
-        )
+        raise ConfigError(f"{store.uri}: the destination must differ from the source; choose another")
     source = open_source(config, on_bad=on_bad)
     plan = _plan(config, source, encoding=encoding, on_bad=on_bad, images_per_shard=images_per_shard)
     job = Job(source, store, encoding, on_bad, images_per_shard, hash_of(plan))
@@ -130,7 +125,7 @@ def convert(
     todo = [number for number in range(job.num_shards) if not _is_finished(job, number)]
     done = job.num_shards - len(todo)
     if done:
-        logger.info("%s: %d of %d shards are there already", store.uri, done, job.num_shards)
+        logger.info("%s: %d of %d shards exist already", store.uri, done, job.num_shards)
     report(done, job.num_shards)
     for _ in _on_ray(job, todo, workers) if workers else map(job.write_shard, todo):
         done += 1
@@ -141,12 +136,12 @@ def convert(
 
 
 def _plan(config: DataConfig, source: Source, **settings: Any) -> dict[str, Any]:
-    """What marks a conversion: equal plans give equal bytes, unless pixels have changed."""
+    """The identity of a conversion: equal plans give equal bytes, unless pixels have changed."""
     digest = hashlib.sha256()
     ids = set()
     for index, (image_id, group_id) in enumerate(zip(source.image_ids, source.group_ids, strict=True)):
         if image_id in ids:
-            raise DataError(f"wanted different image ids, got {image_id!r} twice; rename one of the images")
+            raise DataError(f"image ids must be unique, got {image_id!r} twice; rename one of the images")
         ids.add(image_id)
         boxes_xyxy, labels, size_hw = source.targets(index)
         digest.update(f"{image_id}\n{group_id}\n{size_hw}\n{len(labels)}\n".encode())
@@ -171,18 +166,18 @@ def _finished_manifest(store: Store, plan: dict[str, Any]) -> Manifest | None:
         manifest = Manifest.parsed(text, where=store.shown(MANIFEST))
     except DataError as error:
         raise ConfigError(f"{error}; --anew replaces it") from error
-    _refuse_another(store, manifest.plan, plan, "holds a set")
+    _check_same_plan(store, manifest.plan, plan, "holds a set")
     damaged = _damaged_file(store, manifest)
     if damaged is None:
         return manifest
-    logger.warning("%s is gone or damaged: writing the set again", store.shown(damaged))
-    store.write(PLAN, _plan_text(plan))  # so that the shards stay those of a known conversion
+    logger.warning("%s is missing or damaged: writing the set again", store.shown(damaged))
+    store.write(PLAN, _plan_text(plan))  # so that the shards still belong to a known conversion
     store.delete(MANIFEST)
     return None
 
 
 def _damaged_file(store: Store, manifest: Manifest) -> str | None:
-    """A file that is not as the manifest says: on a disk by its hash, in object storage by its size."""
+    """A file that differs from the manifest: by its hash on a disk, by its size in object storage."""
     sizes = store.sizes()
     if manifest.left_out and LEFT_OUT not in sizes:
         return LEFT_OUT
@@ -195,7 +190,7 @@ def _damaged_file(store: Store, manifest: Manifest) -> str | None:
 
 
 def _claim(store: Store, plan: dict[str, Any]) -> None:
-    """Write the plan, or check that what was begun is this conversion."""
+    """Write the plan, or check that the unfinished conversion in the store has the same one."""
     text = store.read(PLAN)
     if text is not None:
         try:
@@ -203,8 +198,8 @@ def _claim(store: Store, plan: dict[str, Any]) -> None:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise ConfigError(f"{store.shown(PLAN)} is no plan of a conversion; --anew removes it")
-        _refuse_another(store, found, plan, "was begun")
+            raise ConfigError(f"{store.shown(PLAN)} is not a conversion plan; --anew removes it")
+        _check_same_plan(store, found, plan, "holds an unfinished conversion")
         return
     if shard_name(0) in store.names():
         raise ConfigError(f"{store.uri} holds shards of an unknown conversion; --anew removes them")
@@ -215,7 +210,7 @@ def _plan_text(plan: dict[str, Any]) -> bytes:
     return (json.dumps(plan, indent=2) + "\n").encode()
 
 
-def _refuse_another(store: Store, found: dict[str, Any], plan: dict[str, Any], what: str) -> None:
+def _check_same_plan(store: Store, found: dict[str, Any], plan: dict[str, Any], what: str) -> None:
     unlike = [key for key in {**plan, **found} if plan.get(key) != found.get(key)]
     if unlike:
         raise ConfigError(
@@ -225,7 +220,7 @@ def _refuse_another(store: Store, found: dict[str, Any], plan: dict[str, Any], w
 
 
 def _is_finished(job: Job, number: int) -> bool:
-    """Its record is there, and so is the shard: on a disk with that hash, in object storage with that size."""
+    """Whether the shard and its record exist and agree: by hash on a disk, by size in object storage."""
     content = job.store.read(_part_name(number))
     if content is None:
         return False
@@ -241,9 +236,9 @@ def _is_finished(job: Job, number: int) -> bool:
 
 
 def _on_ray(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
-    """Write shards on so many actors, as far as they find a place; one that is lost comes again, and its shard with it.
+    """Write shards on up to `workers` actors; Ray restarts an actor that is lost and retries its shard.
 
-    A shard is given to an actor that has answered only: those that wait for a place keep nobody waiting.
+    A shard goes only to an actor that has started: actors that wait for a CPU delay nothing.
     """
     import ray
     from ray.exceptions import RayTaskError
@@ -251,12 +246,12 @@ def _on_ray(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
     actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Writer)
     reference = [ray.put(job)]  # once, however many workers read it; in a list it travels as a reference
     writers = [actor.remote() for _ in range(min(workers, len(numbers)))]
-    busy: dict[Any, Any] = {writer.answer.remote(): writer for writer in writers}
+    busy: dict[Any, Any] = {writer.started.remote(): writer for writer in writers}
     waiting, writing = list(reversed(numbers)), 0
     while waiting or writing:
-        done, _ = ray.wait(list(busy), num_returns=1, timeout=PLACE_WARNING_S)
+        done, _ = ray.wait(list(busy), num_returns=1, timeout=CPU_WARNING_S)
         if not done and not writing:
-            logger.warning("no worker has started yet: each wants a CPU of the Ray cluster; waiting")
+            logger.warning("no worker has started yet: each needs a free CPU of the Ray cluster; waiting")
         for answer in done:
             writer = busy.pop(answer)
             try:
@@ -272,13 +267,13 @@ def _on_ray(job: Job, numbers: Sequence[int], workers: int) -> Iterator[None]:
 
 
 class _Writer:
-    """A worker: keeps the source open."""
+    """A worker that keeps the source open."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
 
-    def answer(self) -> bool:
-        return False
+    def started(self) -> bool:
+        return False  # it has written no shard
 
     def write_shard(self, reference: list[Any], number: int) -> bool:
         import ray
@@ -290,7 +285,7 @@ class _Writer:
 
 
 def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
-    """Index, list of what was left out, manifest: in this order."""
+    """Write the index, the list of images left out and the manifest, in this order."""
     parts = [_part_of(job, number) for number in range(job.num_shards)]
     entries, summaries = [batch for batch, _ in parts], [summary for _, summary in parts]
     index = index_file(entries)
@@ -299,42 +294,41 @@ def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
     num_images = sum(batch.num_rows for batch in entries)
     if not num_images:
         raise DataError(f"no image is left: all {len(left_out)} were left out, the first: {left_out[0][1]}")
+    labels = [batch.column("labels").flatten().to_numpy() for batch in entries]
+    boxes = sum(np.bincount(column, minlength=len(job.source.classes)) for column in labels)
     job.store.write(INDEX, index)
     if left_out:
         lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in left_out]
         job.store.write(LEFT_OUT, "".join(lines).encode())
     else:
-        job.store.delete(LEFT_OUT)  # of a set that stood here, and was damaged
+        job.store.delete(LEFT_OUT)  # may be left from a damaged set
     manifest = Manifest.of(
         encoding=job.encoding,
         classes=job.source.classes,
         modalities=modality_entries(summaries, job.source.modalities),
         simulated=config.simulated,
         images=num_images,
-        boxes=_boxes_per_class([batch.column("labels").flatten() for batch in entries], job.source.classes),
+        boxes=dict(zip(job.source.classes, np.asarray(boxes).tolist(), strict=True)),
         left_out=len(left_out),
         index=FileEntry(name=INDEX, sha256=hashlib.sha256(index).hexdigest(), size_bytes=len(index)),
-        shards=tuple(_shard_entries(summaries, [batch.num_rows for batch in entries])),
+        shards=tuple(
+            ShardEntry(
+                name=shard_name(number), sha256=part.sha256, size_bytes=part.size_bytes, images=batch.num_rows
+            )
+            for number, (batch, part) in enumerate(parts)
+        ),
         plan=plan,
     )
     job.store.write(MANIFEST, manifest.to_json().encode())
     return manifest
 
 
-def _shard_entries(summaries: Sequence[Summary], rows: Sequence[int]) -> Iterator[ShardEntry]:
-    for number, (summary, images) in enumerate(zip(summaries, rows, strict=True)):
-        yield ShardEntry(
-            name=shard_name(number), sha256=summary.sha256, size_bytes=summary.size_bytes, images=images
-        )
-
-
-def _boxes_per_class(labels: Sequence[Any], classes: Sequence[str]) -> dict[str, int]:
-    counts = sum(np.bincount(column.to_numpy(), minlength=len(classes)) for column in labels)
-    return dict(zip(classes, np.asarray(counts).tolist(), strict=True))
-
-
 def _part_of(job: Job, number: int) -> tuple[pa.RecordBatch, Summary]:
-    """The record of a shard that is written."""
+    """The record of a written shard.
+
+    Raises:
+        DataError: there is none, or it is damaged or another conversion's.
+    """
     name = _part_name(number)
     content = job.store.read(name)
     if content is not None:
@@ -342,12 +336,13 @@ def _part_of(job: Job, number: int) -> tuple[pa.RecordBatch, Summary]:
         if summary.plan == job.plan_sha256:
             return entries, summary
     raise DataError(
-        f"{job.store.shown(name)} is gone, or another's: another process writes there; give the command again"
+        f"{job.store.shown(name)} is missing or another conversion's: another process is writing to the same "
+        "destination; run the command again"
     )
 
 
 def _remove(store: Store) -> None:
-    """What a conversion has written there; the manifest first, so that nobody opens the rest."""
+    """Delete what a conversion has written there; the manifest first, so that no reader opens the rest."""
     store.delete(MANIFEST)
     for name in store.names():
         if name.startswith(f"{UNFINISHED}/") or name in (INDEX, LEFT_OUT) or _is_shard(name):
@@ -359,7 +354,7 @@ def _clear(store: Store) -> None:
         if name.startswith(f"{UNFINISHED}/"):
             store.delete(name)
     if store.directory is not None:
-        with suppress(OSError):  # not there, or another process has just put something into it
+        with suppress(OSError):  # missing, or another process has just written into it
             (store.directory / UNFINISHED).rmdir()
 
 

@@ -1,10 +1,10 @@
-"""What may be wrong with an image, in five severities: noise, blur, dead rows, a shifted sensor.
+"""Corruptions of an image in five severities: noise, blur, dead rows, a shifted sensor.
 
-Pure functions of the image, the kind, the severity and a key. The draws do not depend on the severity: what is
-spoiled at severity 1 is spoiled at 2 as well, so a curve over severities has no noise of its own.
+Pure functions of the image, the kind, the severity and a key. The draws do not depend on the severity: pixels that are
+corrupted at severity 1 are corrupted at 2 as well, so a curve over severities has no sampling noise.
 
 Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, arXiv 1903.12261: noise, blur, contrast
-and glare (its brightness) are as strong as there. The others are our own.
+and glare (there brightness) are as strong as there. The others are our own.
 
 Legend: C channels, H W height and width.
 """
@@ -36,8 +36,8 @@ Kind = Literal[
 ]
 
 STRENGTHS: dict[Kind, tuple[float, float, float, float, float]] = {
-    "noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # deviation of a normal draw per value, on a 0..1 scale
-    "blur": (1.0, 2.0, 3.0, 4.0, 6.0),  # deviation of the Gaussian, source pixels
+    "noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation of Gaussian noise, on a 0..1 scale
+    "blur": (1.0, 2.0, 3.0, 4.0, 6.0),  # standard deviation of the Gaussian, source pixels
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # factor on the distance from the channel's mean
     "dark": (0.6, 0.4, 0.25, 0.12, 0.05),  # factor
     "glare": (0.1, 0.2, 0.3, 0.4, 0.5),  # added, on a 0..1 scale
@@ -49,22 +49,22 @@ STRENGTHS: dict[Kind, tuple[float, float, float, float, float]] = {
 }
 NUM_SEVERITIES = 5
 BLOCKS_PER_SIDE = 8
-"""Blocks are squares; so many lie along the shorter side of the image."""
+"""Number of (square) blocks along the shorter side of the image."""
 
 KINDS: dict[str, tuple[Kind, ...]] = {
     "rgb": ("noise", "blur", "contrast", "dark", "glare", "dropped_blocks"),
     "thermal": ("noise", "blur", "contrast", "dead_rows", "dropped_blocks"),
     "event": ("event_loss", "event_noise", "dropped_blocks"),
 }
-"""What befalls a modality's own sensor. A shift needs a second sensor, and so is not among them."""
+"""Corruptions of each modality's own sensor. A shift is relative to a second sensor, and so is not among them."""
 
 
 def corrupted(x_CHW: Tensor, kind: Kind, *, severity: int, key: tuple[Key, ...]) -> Tensor:
-    """An image as a failing sensor would give it; type and shape stay.
+    """The corrupted image, of the same type and shape.
 
     Args:
         x_CHW: uint8 in 0..255 or float32 in 0..1, without padding.
-        severity: 0 leaves the image as it is; see `STRENGTHS` for 1 to `NUM_SEVERITIES`.
+        severity: 0 (unchanged) to `NUM_SEVERITIES`; see `STRENGTHS`.
         key: of the random draws, such as (seed, image id).
 
     >>> image = torch.full((1, 4, 4), 200, dtype=torch.uint8)
@@ -74,12 +74,10 @@ def corrupted(x_CHW: Tensor, kind: Kind, *, severity: int, key: tuple[Key, ...])
     if severity == 0:
         return x_CHW
     stream = random_stream(*key, kind)
-    is_whole = x_CHW.dtype == torch.uint8
-    changed = _changed(
-        x_CHW.float() / 255 if is_whole else x_CHW, kind, STRENGTHS[kind][severity - 1], stream
-    )
-    changed = changed.clamp(0, 1)
-    return (changed * 255).round().to(torch.uint8) if is_whole else changed
+    is_uint8 = x_CHW.dtype == torch.uint8
+    unit_CHW = x_CHW.float() / 255 if is_uint8 else x_CHW
+    changed = _changed(unit_CHW, kind, STRENGTHS[kind][severity - 1], stream).clamp(0, 1)
+    return (changed * 255).round().to(torch.uint8) if is_uint8 else changed
 
 
 def _changed(x_CHW: Tensor, kind: Kind, strength: float, stream: np.random.RandomState) -> Tensor:
@@ -106,13 +104,16 @@ def _changed(x_CHW: Tensor, kind: Kind, strength: float, stream: np.random.Rando
             fires_HW, value_HW = _uniform(x_CHW, stream) < strength, _uniform(x_CHW, stream)
             return torch.where(fires_HW, torch.maximum(x_CHW, value_HW), x_CHW)
         case "shift":
-            return _shifted(x_CHW, int(strength), direction=stream.randint(4))
+            direction, step = stream.randint(4), int(strength)
+            down, right = [(step, 0), (-step, 0), (0, step), (0, -step)][direction]
+            # The median adds neither edges that the sensor would not see, nor streaks of events.
+            return shifted(x_CHW, down=down, right=right, fill_C=x_CHW.flatten(1).median(dim=1).values)
         case unreachable:
             assert_never(unreachable)
 
 
 def _blurred(x_CHW: Tensor, sigma: float) -> Tensor:
-    """With a Gaussian of three deviations to either side; edges are mirrored."""
+    """Gaussian blur with a kernel of three standard deviations to either side, and reflected edges."""
     for dim in (1, 2):
         radius = min(math.ceil(3 * sigma), x_CHW.shape[dim] - 1)
         weights = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
@@ -123,14 +124,14 @@ def _blurred(x_CHW: Tensor, sigma: float) -> Tensor:
 
 
 def _survivors(count: int, lost: float, stream: np.random.RandomState) -> Tensor:
-    """0 for a share of `count` things, 1 for the others."""
+    """A mask of length `count`: 0 for a share of `lost`, 1 for the others."""
     alive = torch.ones(count)
     alive[stream.permutation(count)[: round(lost * count)]] = 0.0
     return alive
 
 
 def _surviving_blocks(x_CHW: Tensor, lost: float, stream: np.random.RandomState) -> Tensor:
-    """[H, W]."""
+    """A mask [H, W] in which a share of the blocks is 0."""
     height, width = x_CHW.shape[1:]
     side = max(1, min(height, width) // BLOCKS_PER_SIDE)
     rows, columns = math.ceil(height / side), math.ceil(width / side)
@@ -139,12 +140,5 @@ def _surviving_blocks(x_CHW: Tensor, lost: float, stream: np.random.RandomState)
 
 
 def _uniform(x_CHW: Tensor, stream: np.random.RandomState) -> Tensor:
-    """[H, W] in 0..1."""
+    """Uniform draws in 0..1, [H, W]."""
     return torch.from_numpy(stream.random_sample(tuple(x_CHW.shape[1:]))).float()
-
-
-def _shifted(x_CHW: Tensor, pixels: int, *, direction: int) -> Tensor:
-    """What enters is the channel's median: neither an edge that the sensor would not see, nor streaks of events."""
-    step = pixels if direction % 2 == 0 else -pixels
-    down, right = (step, 0) if direction < 2 else (0, step)
-    return shifted(x_CHW, down=down, right=right, fill_C=x_CHW.flatten(1).median(dim=1).values)

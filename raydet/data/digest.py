@@ -1,6 +1,6 @@
 """Which samples a run has trained on, as one number that anyone can check.
 
-An adding multiset hash (Clarke et al., ASIACRYPT 2003): the sum of sha256(epoch, position, image) over all samples,
+An adding multiset hash (Clarke et al., ASIACRYPT 2003): the sum of sha256(pass, position, image) over all samples,
 in four lanes modulo 2^64. Sums do not depend on the order, so every worker adds up its own part, and no history is
 kept; a sample that is missing, repeated or in another place changes the sum.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.data.sampler import ElasticSampler, epoch_order
+from raydet.data.sampler import ElasticSampler, pass_order
 
 Lanes = NDArray[np.uint64]
 
@@ -21,18 +21,18 @@ EMPTY = "0" * 64
 """The digest of no samples."""
 
 
-def digest_of(epoch: int, first: int, image_ids: Sequence[str]) -> Lanes:
-    """The sum over samples at positions `first`, `first + 1`, ... of an epoch's order.
+def digest_of(pass_: int, first: int, image_ids: Sequence[str]) -> Lanes:
+    """The sum over samples at positions `first`, `first + 1`, ... of a pass's order.
 
     Args:
-        epoch: counted from 0.
+        pass_: counted from 0.
 
     Returns:
         uint64 [4].
     """
     lanes = np.zeros(4, dtype=np.uint64)
     for position, image_id in enumerate(image_ids, start=first):
-        content = hashlib.sha256(f"{epoch}\n{position}\n{image_id}".encode()).digest()
+        content = hashlib.sha256(f"{pass_}\n{position}\n{image_id}".encode()).digest()
         lanes += np.frombuffer(content, dtype="<u8")
     return lanes
 
@@ -54,10 +54,10 @@ def expected_digest(sampler: ElasticSampler, image_ids: Sequence[str], *, steps:
         image_ids: of all training images, in the order of the split.
     """
     lanes = np.zeros(4, dtype=np.uint64)
-    epochs, rest = divmod(steps, sampler.steps_per_epoch)
-    for epoch in range(epochs + 1):
-        num_steps = sampler.steps_per_epoch if epoch < epochs else rest
-        order = epoch_order(sampler.num_samples, seed=sampler.seed, epoch=epoch)
+    passes, rest = divmod(steps, sampler.steps_per_pass)
+    for pass_ in range(passes + 1):
+        num_steps = sampler.steps_per_pass if pass_ < passes else rest
+        order = pass_order(sampler.num_samples, seed=sampler.seed, pass_=pass_)
         seen = order[: num_steps * sampler.global_batch]
-        lanes += digest_of(epoch, 0, [image_ids[index] for index in seen])
+        lanes += digest_of(pass_, 0, [image_ids[index] for index in seen])
     return as_text(lanes)

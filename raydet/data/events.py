@@ -1,20 +1,18 @@
-"""Events that a camera would have fired between two images: a model, never a recording.
+"""Simulate the events of an event camera between two images, or during a motion of one image.
 
-Each pixel remembers the logarithm of the intensity at its last event, and fires one event each time that the present
-one differs by its threshold (ESIM: an Open Event Camera Simulator, CoRL 2018). As in v2e (From Video Frames to
-Realistic DVS Events, arXiv 2006.07722) the logarithm is a straight line below 20 of 255, and thresholds differ from
-pixel to pixel.
+Each pixel remembers the log intensity at its last event, and fires an event each time the current one differs by its
+threshold (ESIM: an Open Event Camera Simulator, CoRL 2018). As in v2e (From Video Frames to Realistic DVS Events, arXiv
+2006.07722) the logarithm is linear below 20 of 255, and thresholds vary between pixels.
 
 Departures and limits:
 
-1. A still is moved as a whole, by a fraction of a pixel at a time: every edge fires, of standing things as well, and
-   what moves by itself in the scene does not stand out.
+1. A single image is moved as a whole, by at most a pixel at a time: all edges fire, including those of static objects,
+   and moving objects do not stand out.
 2. Grey values are taken as intensities; gamma, bandwidth, leak and refractory time are not modelled. The noise has no
-   rate: a share of the pixels fires once.
-3. Events are counted over the window; time stamps within it are not kept.
-4. The image's own noise moves along: a dark and noisy image fires nearly everywhere, where a camera would be slow
-   and silent.
-5. Between pixels the logarithm is interpolated, not the intensity.
+   rate: a fraction of the pixels fires once.
+3. Events are counted over the window, without time stamps.
+4. The image's noise moves too: a dark and noisy image fires nearly everywhere, where a camera would be slow and silent.
+5. Between pixels the log intensity is interpolated, not the intensity.
 
 All arithmetic is on integers: the same bytes on every machine.
 
@@ -37,7 +35,7 @@ from raydet.data.randomness import Key, random_bits, random_stream
 Ints = NDArray[np.int32]
 
 UNIT = 2**12
-"""Of the logarithm: so many are a change of the intensity by a factor of e."""
+"""Fixed-point scale of the logarithm: the difference for intensities that differ by a factor of e."""
 SUBPIXELS = 16
 LINEAR_BELOW = 20
 FOUR_BYTES_STD = math.sqrt(4 * (256**2 - 1) / 12)
@@ -45,15 +43,14 @@ FOUR_BYTES_STD = math.sqrt(4 * (256**2 - 1) / 12)
 
 @dataclass(frozen=True, slots=True)
 class EventCounts:
-    """Events of each pixel within the window, int32 [H, W] each."""
+    """Events of each pixel within the window, int32 [H, W] each: on where it became brighter, off where darker."""
 
     on_HW: Ints
-    """It became brighter."""
     off_HW: Ints
 
 
 def log_intensity(rgb_CHW: Tensor) -> Ints:
-    """[H, W] in units of 1 / `UNIT`, of the image's grey (Rec. 601).
+    """Logarithm of the image's grey value (Rec. 601), [H, W] in units of 1 / `UNIT`.
 
     Args:
         rgb_CHW: uint8 in 0..255 or float32 in 0..1, three channels or one.
@@ -73,8 +70,7 @@ def log_intensity(rgb_CHW: Tensor) -> Ints:
 
 
 def thresholds(size_hw: tuple[int, int], *, mean: float, sigma: float, seed: int) -> Ints:
-    """Change of the logarithm that fires an event, [H, W] in units of 1 / `UNIT`: the same pixels of the same camera
-    in every image.
+    """Change of the log intensity that fires an event, [H, W] in units of 1 / `UNIT`: equal for all images of a camera.
 
     Args:
         mean, sigma: in units of the natural logarithm; the draw is a sum of four bytes, normal up to 3.4 sigma.
@@ -84,12 +80,12 @@ def thresholds(size_hw: tuple[int, int], *, mean: float, sigma: float, seed: int
     sums_HW = words.view(np.uint8)[: 4 * height * width].reshape(-1, 4).sum(axis=1, dtype=np.int32) - 510
     factor = round(sigma * UNIT / FOUR_BYTES_STD * 2**10)
     drawn = round(mean * UNIT) + (sums_HW.reshape(size_hw) * factor >> 10)
-    # v2e, too, keeps thresholds away from 0, where a pixel would fire without end.
+    # Like v2e, keep thresholds away from 0, where a pixel would fire endlessly.
     return np.maximum(drawn, max(1, UNIT // 100)).astype(np.int32)
 
 
 def events_between(before_HW: Ints, after_HW: Ints, thresholds_HW: Ints) -> EventCounts:
-    """Events while the logarithm of the intensity runs straight from one image to the other.
+    """Events while the log intensity changes linearly from one image to the other.
 
     >>> step = np.array([[UNIT]], np.int32)
     >>> events_between(0 * step, step, np.array([[UNIT // 4]], np.int32)).on_HW.tolist()
@@ -99,10 +95,10 @@ def events_between(before_HW: Ints, after_HW: Ints, thresholds_HW: Ints) -> Even
 
 
 def events_of_motion(log_HW: Ints, shift_yx: tuple[int, int], thresholds_HW: Ints) -> EventCounts:
-    """Events while a still moves to its place; at no step by more than a pixel.
+    """Events while an image moves to its position, in steps of at most a pixel.
 
     Args:
-        shift_yx: the whole motion in sixteenths of a pixel (`SUBPIXELS`), down and right. Edges are continued.
+        shift_yx: the whole motion down and right, in 1 / `SUBPIXELS` pixels. The image is padded with its edge values.
     """
     num_steps = max(1, math.ceil(math.hypot(*shift_yx) / SUBPIXELS))
     shifts = [
@@ -115,30 +111,30 @@ def events_of_motion(log_HW: Ints, shift_yx: tuple[int, int], thresholds_HW: Int
     return _fired(frames, thresholds_HW)
 
 
-def drawn_motion(longest_px: float, key: tuple[Key, ...]) -> tuple[int, int]:
-    """Down and right in sixteenths of a pixel: in any direction, from half of `longest_px` to all of it."""
-    most = max(1, round(longest_px * SUBPIXELS))
+def drawn_motion(max_px: float, key: tuple[Key, ...]) -> tuple[int, int]:
+    """A random motion down and right in 1 / `SUBPIXELS` pixels: any direction, length from half of `max_px` to all."""
+    longest = max(1, round(max_px * SUBPIXELS))
     stream = random_stream(*key, "motion")
-    while True:  # more than half of the draws lie in the ring
-        down, right = (int(draw * (2 * most + 1)) - most for draw in stream.random_sample(2))
-        if most**2 <= 4 * (down**2 + right**2) <= 4 * most**2:
+    while True:  # more than half of the draws are in the ring
+        down, right = (int(draw * (2 * longest + 1)) - longest for draw in stream.random_sample(2))
+        if longest**2 <= 4 * (down**2 + right**2) <= 4 * longest**2:
             return down, right
 
 
-def with_noise(counts: EventCounts, share: float, key: tuple[Key, ...]) -> EventCounts:
-    """A share of the pixels fires once more by itself, up or down alike."""
-    if share == 0:
+def with_noise(counts: EventCounts, fraction: float, key: tuple[Key, ...]) -> EventCounts:
+    """Events with noise: a fraction of the pixels fires once more, on or off with equal probability."""
+    if fraction == 0:
         return counts
     size_hw = counts.on_HW.shape
     words = random_bits(*key, "noise").random_raw(math.prod(size_hw) // 2 + 1).astype("<u8", copy=False)
     draws_HW = words.view("<u4")[: math.prod(size_hw)].reshape(size_hw)
-    fires_HW = draws_HW < min(round(share * 2**32), 2**32 - 1)
+    fires_HW = draws_HW < min(round(fraction * 2**32), 2**32 - 1)
     is_up_HW = draws_HW % 2 == 1
     return EventCounts(counts.on_HW + (fires_HW & is_up_HW), counts.off_HW + (fires_HW & ~is_up_HW))
 
 
 def as_image(counts: EventCounts, full_scale: int) -> Tensor:
-    """uint8 [1, H, W]: events of either polarity; `full_scale` of them and more read 255."""
+    """Events of both polarities as uint8 [1, H, W], clipped at `full_scale` events, which read 255."""
     total_HW = np.minimum(counts.on_HW + counts.off_HW, full_scale) * 255 // full_scale
     return torch.from_numpy(total_HW.astype(np.uint8))[None]
 
@@ -148,7 +144,7 @@ def _fired(frames: list[Ints], thresholds_HW: Ints) -> EventCounts:
     on, off = np.zeros_like(reference), np.zeros_like(reference)
     for frame_HW in frames[1:]:
         change = frame_HW.ravel() - reference
-        # Few pixels fire: divisions take longer than everything else.
+        # Only where pixels fire, which are few: divisions are the slowest part.
         (where,) = np.nonzero(np.abs(change) >= thresholds_N)
         counts, is_up = np.abs(change[where]) // thresholds_N[where], change[where] > 0
         on[where] += counts * is_up
@@ -159,7 +155,7 @@ def _fired(frames: list[Ints], thresholds_HW: Ints) -> EventCounts:
 
 
 def _moved(padded_HW: Ints, size_hw: tuple[int, ...], margin: int, down: int, right: int) -> Ints:
-    """The part within the margins, with everything moved down and right, linear between pixels."""
+    """The padded image moved down and right, without its margins, linearly interpolated."""
     (skip_y, part_y), (skip_x, part_x) = divmod(-down, SUBPIXELS), divmod(-right, SUBPIXELS)
     top, left = margin + skip_y, margin + skip_x
     window_HW = padded_HW[top : top + size_hw[0] + 1, left : left + size_hw[1] + 1]
@@ -170,7 +166,7 @@ def _moved(padded_HW: Ints, size_hw: tuple[int, ...], margin: int, down: int, ri
 
 @functools.cache
 def _logarithms() -> Ints:
-    """Of the 256 grey values."""
+    """The log intensities of the 256 grey values."""
     line = math.log(LINEAR_BELOW) / LINEAR_BELOW
     values = [grey * line if grey <= LINEAR_BELOW else math.log(grey) for grey in range(256)]
     return np.array([round(value * UNIT) for value in values], np.int32)

@@ -1,6 +1,6 @@
-"""Where pixels and boxes go: resize, cut, flip, shift, pad. Modalities and boxes move together.
+"""Geometric transforms: resize, cut, flip, shift, pad. Modalities and boxes are transformed together.
 
-Flip, cut and pad are torchvision's v2 kernels: equal to plain torch to the last bit, and as fast.
+Flip, cut and pad are torchvision's v2 kernels: bit-identical to plain torch, and as fast.
 
 Legend: C channels, H W height and width.
 """
@@ -19,7 +19,7 @@ from raydet.structures import Sample
 
 
 def resize(sample: Sample, size_hw: tuple[int, int]) -> Sample:
-    """An unpadded sample in another size; uint8 stays uint8."""
+    """Resize an unpadded sample; uint8 stays uint8."""
     height, width = sample.canvas_hw
     if (height, width) == size_hw:
         return sample
@@ -33,7 +33,7 @@ def resize(sample: Sample, size_hw: tuple[int, int]) -> Sample:
 
 
 def cut(sample: Sample, *, top: int, left: int, size_hw: tuple[int, int]) -> Sample:
-    """A part of an unpadded sample; boxes are cut as well, and those outside are left with no area."""
+    """Crop an unpadded sample; boxes are clipped, and those outside end up with no area."""
     if sample.canvas_hw == size_hw:
         return sample
     boxes_xyxy = sample.boxes_xyxy - torch.tensor([left, top, left, top])
@@ -42,7 +42,7 @@ def cut(sample: Sample, *, top: int, left: int, size_hw: tuple[int, int]) -> Sam
 
 
 def flip_horizontally(sample: Sample) -> Sample:
-    """Left and right exchanged within the valid part; padding stays where it is."""
+    """Mirror the valid part; padding is unchanged."""
     width = sample.valid_hw[1]
     flipped = on_pixels(
         sample,
@@ -55,24 +55,24 @@ def flip_horizontally(sample: Sample) -> Sample:
 
 
 def pad(sample: Sample, canvas_hw: tuple[int, int]) -> Sample:
-    """Zeros to the right and below."""
+    """Pad with zeros to the right and below."""
     height, width = sample.canvas_hw
     margins = [0, 0, canvas_hw[1] - width, canvas_hw[0] - height]
     return on_pixels(sample, lambda x_CHW: functional.pad_image(x_CHW, margins)) if any(margins) else sample
 
 
 def drop_small_boxes(sample: Sample, min_box_px: float) -> Sample:
-    """Without the boxes whose shorter side is below `min_box_px`, or is nothing."""
+    """Drop boxes whose shorter side is below `min_box_px`, or zero."""
     shorter = (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]).amin(dim=1)
     keep = (shorter >= min_box_px) & (shorter > 0)
     return sample.with_targets(sample.boxes_xyxy[keep], sample.labels[keep])
 
 
 def shifted(x_CHW: Tensor, *, down: int, right: int, fill_C: Tensor) -> Tensor:
-    """An image moved by whole pixels, in a copy.
+    """A copy of an image shifted by whole pixels.
 
     Args:
-        fill_C: what enters at the edges.
+        fill_C: value of each channel where nothing is shifted in.
     """
     height, width = x_CHW.shape[1:]
     moved = fill_C[:, None, None].expand_as(x_CHW).clone()
@@ -86,13 +86,13 @@ def shifted(x_CHW: Tensor, *, down: int, right: int, fill_C: Tensor) -> Tensor:
 def letterboxed_hw(
     source_hw: tuple[int, int], canvas_hw: tuple[int, int], factor: float = 1.0
 ) -> tuple[int, int]:
-    """Size of the image when its aspect is kept and, at factor 1, it just fits."""
+    """Size of an image scaled to the canvas with its aspect ratio kept; at factor 1 it just fits."""
     scale = factor * min(canvas_hw[0] / source_hw[0], canvas_hw[1] / source_hw[1])
     return max(1, round(source_hw[0] * scale)), max(1, round(source_hw[1] * scale))
 
 
 def on_pixels(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
-    """Every modality changed, boxes left alone."""
+    """Apply `change` to every modality; boxes are unchanged."""
     return replace(sample, modalities={name: change(x_CHW) for name, x_CHW in sample.modalities.items()})
 
 

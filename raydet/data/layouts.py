@@ -1,8 +1,8 @@
-"""What `--data` understands: a format and a path, or a path whose layout is plain to see.
+"""Parse `--data`: a format and a path, or a path whose layout identifies the format.
 
     coco:PATH    voc:PATH    yolo:PATH?labels=fused    kaist:PATH?subset=train.txt&thermal_range=[7000,9000]
 
-What follows a question mark are fields of the source's config; in a shell it wants quotes.
+Fields of the source's config may follow a question mark, which must be quoted in a shell.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ SPEC_FORMS = f"synthetic, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or 
 
 
 def detect_source(spec: str) -> SourceConfig:
-    """What a user means by `--data`.
+    """The source config for the value of `--data`.
 
     >>> detect_source("synthetic").kind
     'synthetic'
 
     Raises:
-        ConfigError: the text is no source, a setting is wrong, or a directory is of no known format, or of several.
-        DataError: the path does not exist, or lacks what the format wants.
+        ConfigError: the value is malformed, a setting is wrong, or a directory fits no format, or several.
+        DataError: the path does not exist, or lacks files of the format.
     """
     text, settings = _split_settings(spec)
     kind, _, rest = text.partition(":")
@@ -68,7 +68,7 @@ def detect_source(spec: str) -> SourceConfig:
     if kind in FILE_KINDS and rest:
         return _configured(kind, _existing(rest), settings, spec)
     if not text or (":" in text and not Path(text).exists()):
-        raise ConfigError(f"--data wants {SPEC_FORMS}, got {spec!r}")
+        raise ConfigError(f"--data must be {SPEC_FORMS}, got {spec!r}")
     path = _existing(text)
     return _configured(_kind_of(path), path, settings, spec)
 
@@ -81,24 +81,20 @@ def _split_settings(spec: str) -> tuple[str, dict[str, Any]]:
     for part in tail.split("&"):
         key, equals, value = part.partition("=")
         if not key or not equals:
-            raise ConfigError(f"--data wants key=value after the question mark, got {part!r} in {spec!r}")
-        settings[key] = _value(value)
+            raise ConfigError(f"--data expects key=value after the question mark, got {part!r} in {spec!r}")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
     return text, settings
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _existing(text: str) -> Path:
-    # Absolute, because workers run in other directories; links stay, because they are what the user mounted.
+    # Absolute, because workers run in other directories; links are kept, because they are what the user mounted.
     path = Path(os.path.abspath(Path(text).expanduser()))
     if path.exists():
         return path
-    raise DataError(f"--data wants {SPEC_FORMS}; {path} does not exist, check the path")
+    raise DataError(f"--data must be {SPEC_FORMS}; {path} does not exist, check the path")
 
 
 def _kind_of(path: Path) -> str:
@@ -107,7 +103,14 @@ def _kind_of(path: Path) -> str:
         return "coco"
     if (path / MANIFEST).is_file():
         return "shards"
-    fitting = [kind for kind, is_so in _signs(path).items() if is_so]
+    has = {name: (path / name).is_dir() for name in ("Annotations", "JPEGImages", "visible", "infrared")}
+    fits = {
+        "voc": has["Annotations"] and has["visible"] and has["infrared"],
+        "flir": has["Annotations"] and has["JPEGImages"],
+        "kaist": sets_directory(path) is not None,
+        "yolo": bool(find_images(path)) and bool(find_labels(path)),
+    }
+    fitting = [kind for kind, is_fitting in fits.items() if is_fitting]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -117,24 +120,15 @@ def _kind_of(path: Path) -> str:
     if (path / "images").is_dir():
         return "npy_yolo"
     raise ConfigError(
-        f"--data {path}: wanted a .json file or a directory with {ANNOTATIONS} (coco), {MANIFEST} (shards), images/ "
+        f"--data {path}: expected a .json file or a directory with {ANNOTATIONS} (coco), {MANIFEST} (shards), images/ "
         "and labels/ (npy_yolo), visible/, infrared/ and Annotations/ (voc), images and labels per modality "
         "(yolo), JPEGImages/ and Annotations/ (flir) or set00/ (kaist), found none of them; name the format, for "
         "example coco:PATH"
     )
 
 
-def _signs(path: Path) -> Mapping[str, bool]:
-    has = {name: (path / name).is_dir() for name in ("Annotations", "JPEGImages", "visible", "infrared")}
-    return {
-        "voc": has["Annotations"] and has["visible"] and has["infrared"],
-        "flir": has["Annotations"] and has["JPEGImages"],
-        "kaist": sets_directory(path) is not None,
-        "yolo": bool(find_images(path)) and bool(find_labels(path)),
-    }
-
-
 def _configured(kind: str, path: Path, settings: Mapping[str, Any], spec: str) -> SourceConfig:
+    fields = {"root": str(path)}
     match kind:
         case "coco":
             fields = {"annotations": str(path / ANNOTATIONS if path.is_dir() else path)}
@@ -143,12 +137,13 @@ def _configured(kind: str, path: Path, settings: Mapping[str, Any], spec: str) -
         case "shards":
             fields = {"path": str(path)}
         case "npy_yolo":
-            _check_npy_yolo(path)
-            fields = {"root": str(path)}
-        case "yolo":
-            fields = {"root": str(path)} | ({} if "labels" in settings else {"labels": _only_policy(path)})
-        case _:
-            fields = {"root": str(path)}
+            for name in ("images", "labels"):
+                if not (path / name).is_dir():
+                    raise DataError(
+                        f"--data {path}: npy_yolo needs the directories images/ and labels/, {name}/ does not exist"
+                    )
+        case "yolo" if "labels" not in settings:
+            fields["labels"] = _only_policy(path)
     return _validated({"kind": kind} | fields | dict(settings), spec)
 
 
@@ -160,26 +155,18 @@ def _validated(tree: Mapping[str, Any], spec: str) -> SourceConfig:
         raise ConfigError(f"--data {spec}: {describe(error)}") from None
 
 
-def _check_npy_yolo(path: Path) -> None:
-    for name in ("images", "labels"):
-        if not (path / name).is_dir():
-            raise DataError(
-                f"--data {path}: npy_yolo wants the directories images/ and labels/, {name}/ is not there"
-            )
-
-
 def _only_policy(path: Path) -> str:
-    """Which labels count, where there is no choice."""
-    there = find_labels(path)
-    possible = [policy for policy, sets in SETS_OF.items() if all(name in there for name in sets)]
+    """The label policy of a directory that allows only one."""
+    found = find_labels(path)
+    possible = [policy for policy, sets in SETS_OF.items() if all(name in found for name in sets)]
     if len(possible) == 1:
         return possible[0]
     if not possible:
         raise DataError(
-            f"--data {path}: yolo wants label directories (labels_vi/, labels_ir/, labels_fusion/, or labels/), found "
+            f"--data {path}: yolo needs label directories (labels_vi/, labels_ir/, labels_fusion/, or labels/), found "
             "none; name them, for example yolo:PATH?labels=rgb&labels_rgb=boxes"
         )
     raise ConfigError(
-        f"--data {path}: has several label sets ({', '.join(there)}); say which objects count: "
+        f"--data {path}: has several label sets ({', '.join(found)}); choose the labels to use: "
         + ", ".join(f"'yolo:{path}?labels={policy}'" for policy in possible)
     )

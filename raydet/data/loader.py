@@ -1,19 +1,21 @@
-"""Batches for training and for evaluation, read in this process or in loader processes.
+"""Batches for training and evaluation, read in this process or in loader processes.
 
-Loader processes come from a fork server: a plain fork copies the locks of the threads that torch and Ray run.
+Loader processes are started by a fork server: a plain fork copies the locks of the threads that torch and Ray run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from raydet.config import DataConfig
+from raydet.config import Clips, DataConfig, Frames
+from raydet.data.clips import ClipSampler, sequences_of
 from raydet.data.placement import partner_positions
 from raydet.data.sampler import ElasticSampler
 from raydet.data.sources.base import Source
@@ -23,12 +25,16 @@ from raydet.structures import Batch, Sample, collate
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """What a loader process is asked for: the images of one batch."""
+class _BatchRequest:
+    """The images of one batch, as requested from a loader process."""
 
     indices: tuple[int, ...]
-    epoch: int | None
-    """The epoch to augment for; None does not augment."""
+    """Of clips: the first frame of every clip, then the second one of every clip, and so on."""
+    pass_: int | None
+    """The pass through the data to augment for, counted from 0; None does not augment."""
+    clip_frames: int = 1
+    is_first: tuple[bool, ...] | None = None
+    """Of each clip: it begins its lane's sequence, see `raydet.data.clips`; None: no clips."""
 
 
 class TrainLoader:
@@ -40,6 +46,7 @@ class TrainLoader:
         data: canvas, augmentation and number of loader processes.
         micro_batch, accumulation: see `batch_plan`.
         rank, world_size: of this worker.
+        steps_per_epoch: optimizer steps of an epoch; None: those of one pass through the data.
         reads: the modalities that the model reads, see `train_transform`.
 
     Raises:
@@ -58,61 +65,79 @@ class TrainLoader:
         accumulation: int,
         rank: int,
         world_size: int,
+        steps_per_epoch: int | None = None,
         reads: Collection[str] | None = None,
     ) -> None:
         assert world_size * accumulation * micro_batch == global_batch, "see batch_plan"
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self._rank = rank
         self._indices = list(indices)
-        self._sampler = ElasticSampler(num_samples=len(self._indices), global_batch=global_batch, seed=seed)
-        # An array: loader processes get a copy.
+        self._sampler: ElasticSampler | ClipSampler
+        match data.sampling:
+            case Frames():
+                self._sampler = ElasticSampler(len(self._indices), global_batch, seed)
+            case Clips(frames=frames, random_share=share):
+                self._sequences = sequences_of([source.group_ids[i] for i in self._indices])
+                lengths = tuple(map(len, self._sequences))
+                self._sampler = ClipSampler(lengths, frames, global_batch, seed, share)
+            case unreachable:
+                assert_never(unreachable)
+        self.steps_per_epoch = steps_per_epoch or self._sampler.steps_per_pass
+        # An array, because loader processes get a copy.
         partners = np.asarray(self._indices) if data.augmentation.mosaic > 0 else np.empty(0, np.int64)
         self._stream = _BatchStream(_Batches(source, data, seed, partners, reads))
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch, the same on every worker."""
-        return self._sampler.steps_per_epoch
-
-    @property
     def share(self) -> int:
-        """Images of this worker per optimiser step."""
+        """This worker's images per optimiser step."""
         return self.accumulation * self.micro_batch
+
+    def position(self, step: int) -> tuple[int, int]:
+        """The pass that a step of the run belongs to, and where this worker's samples begin in the order of the pass."""
+        pass_, first = self._sampler.position(step)
+        return pass_, first + self._rank * self.share
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """One list of micro-batches per optimiser step.
 
         Args:
-            first_step: where to begin, to resume within an epoch.
+            first_step: the step to resume at within an epoch.
 
         Raises:
             DataError: an image cannot be read.
         """
-        steps = self._sampler.of_rank(
-            epoch,
-            rank=self._rank,
-            micro_batch=self.micro_batch,
-            accumulation=self.accumulation,
-            first_step=first_step,
+        start = epoch * self.steps_per_epoch
+        steps = range(start + first_step, start + self.steps_per_epoch)
+        slots = range(self._rank * self.share, (self._rank + 1) * self.share, self.micro_batch)
+        batches = self._stream.read([self._request(step, slot) for step in steps for slot in slots])
+        for _ in steps:
+            yield [next(batches) for _ in slots]
+
+    def _request(self, step: int, slot: int) -> _BatchRequest:
+        """The micro-batch that begins with a slot of the global batch."""
+        sampler, (pass_, _) = self._sampler, self._sampler.position(step)
+        if isinstance(sampler, ElasticSampler):
+            positions = sampler.slots(step, slot, self.micro_batch)
+            return _BatchRequest(tuple(self._indices[position] for position in positions), pass_)
+        windows = [sampler.window(step, lane) for lane in range(slot, slot + self.micro_batch)]
+        indices = tuple(
+            self._indices[self._sequences[window.sequence][window.first_frame + frame]]
+            for frame in range(sampler.clip_frames)
+            for window in windows
         )
-        orders = [
-            _Order(tuple(self._indices[position] for position in positions), epoch)
-            for micro_batches in steps
-            for positions in micro_batches
-        ]
-        batches = self._stream.read(orders)
-        for _ in range(first_step, self.steps_per_epoch):
-            yield [next(batches) for _ in range(self.accumulation)]
+        return _BatchRequest(
+            indices, pass_, sampler.clip_frames, tuple(window.is_first for window in windows)
+        )
 
 
 class EvalLoader:
     """One worker's share of the evaluation images, each exactly once; shares may differ by one batch.
 
-    With `in_step` every worker gets equally many batches, as a sharded model wants: a worker that has run out is given
-    the first batch again, with no positions.
+    With `in_step` every worker gets the same number of batches, as a sharded model needs: a worker without images left
+    gets the first batch again, with no positions.
 
-    Whole batches are dealt out: an image has the same neighbours at any number of workers, and so the same detections
-    to the last bit. Iterating yields batches with the position of each image in `indices`.
+    Workers take turns in whole batches: an image has the same neighbours at any number of workers, and so the same
+    detections to the last bit. Iterating yields batches with the position of each image in `indices`.
     """
 
     def __init__(
@@ -130,61 +155,61 @@ class EvalLoader:
             list(range(len(indices))[start : start + batch_size])
             for start in range(0, len(indices), batch_size)
         ]
-        orders = [_Order(tuple(indices[position] for position in positions), None) for positions in batches]
-        self._positions, self._orders = batches[rank::world_size], orders[rank::world_size]
-        if in_step and len(self._orders) < len(orders[::world_size]):
+        requests = [_BatchRequest(tuple(indices[i] for i in positions), None) for positions in batches]
+        self._positions, self._requests = batches[rank::world_size], requests[rank::world_size]
+        if in_step and len(self._requests) < len(requests[::world_size]):
             self._positions.append([])
-            self._orders.append(orders[0])
+            self._requests.append(requests[0])
         self._stream = _BatchStream(_Batches(source, data))
 
     def __len__(self) -> int:
-        return len(self._orders)
+        return len(self._requests)
 
     def __iter__(self) -> Iterator[tuple[Batch, list[int]]]:
-        return zip(self._stream.read(self._orders), self._positions, strict=True)
+        return zip(self._stream.read(self._requests), self._positions, strict=True)
 
 
 class _BatchStream:
-    """Batches in the order in which they are asked for."""
+    """Batches in the order of their requests."""
 
     def __init__(self, batches: _Batches) -> None:
-        self._orders: list[_Order] = []
+        self._requests: list[_BatchRequest] = []
         threads = batches.data.loader_threads
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             batches,
-            batch_size=None,  # an order is a batch already
-            sampler=_Mailbox(self._orders),
+            batch_size=None,  # a request is a whole batch already
+            sampler=_RequestSampler(self._requests),
             num_workers=threads,
             multiprocessing_context="forkserver" if threads else None,
             persistent_workers=threads > 0,  # starting them takes seconds
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else every epoch draws from the global one
+            generator=torch.Generator(),  # otherwise every epoch draws from the global one
         )
 
-    def read(self, orders: Sequence[_Order]) -> Iterator[Batch]:
-        self._orders[:] = orders
+    def read(self, requests: Sequence[_BatchRequest]) -> Iterator[Batch]:
+        self._requests[:] = requests
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
 
 
-class _Mailbox:
-    """The orders that `_BatchStream.read` has put down; the DataLoader looks here at the start of a pass."""
+@dataclass(frozen=True, slots=True)
+class _RequestSampler:
+    """Sampler over the latest requests of `_BatchStream.read`; the DataLoader iterates it once per pass."""
 
-    def __init__(self, orders: list[_Order]) -> None:
-        self._orders = orders
+    requests: list[_BatchRequest]
 
-    def __iter__(self) -> Iterator[_Order]:
-        return iter(list(self._orders))
+    def __iter__(self) -> Iterator[_BatchRequest]:
+        return iter(list(self.requests))
 
     def __len__(self) -> int:
-        return len(self._orders)
+        return len(self.requests)
 
 
 @dataclass(frozen=True, slots=True)
 class _Batches(Dataset[Batch | DataError]):
-    """Reads, transforms and stacks; lives in the loader processes."""
+    """Map-style dataset of whole batches: reads, transforms and stacks in the loader processes."""
 
     source: Source
     data: DataConfig
@@ -193,34 +218,39 @@ class _Batches(Dataset[Batch | DataError]):
     """Indices of the images that may join a mosaic."""
     reads: Collection[str] | None = None
 
-    def __getitem__(self, order: _Order) -> Batch | DataError:
+    def __getitem__(self, request: _BatchRequest) -> Batch | DataError:
         # Returned, not raised: the DataLoader would wrap the message in a traceback.
         try:
-            return collate([self._sample(index, order.epoch) for index in order.indices])
+            num_clips = len(request.indices) // request.clip_frames
+            samples = [
+                self._sample(index, request.indices[row % num_clips], request.pass_)
+                for row, index in enumerate(request.indices)
+            ]
+            return collate(samples, clip_frames=request.clip_frames, is_first=request.is_first)
         except DataError as error:
             return error
 
-    def _sample(self, index: int, epoch: int | None) -> Sample:
+    def _sample(self, index: int, first_index: int, pass_: int | None) -> Sample:
+        """A sample on the canvas; all frames of a clip are augmented alike, by the id of the first one."""
         sample = self.source.read(index)
-        if epoch is None:
+        if pass_ is None:
             return eval_transform(sample, canvas_hw=self.data.canvas_hw)
         return train_transform(
             sample,
             augmentation=self.data.augmentation,
             canvas_hw=self.data.canvas_hw,
-            seed=self.seed,
-            epoch=epoch,
-            partners=self._partners(sample.image_id, epoch),
+            key=(self.seed, pass_, self.source.image_ids[first_index]),
+            partners=self._partners(sample.image_id, pass_),
             reads=self.reads,
         )
 
-    def _partners(self, image_id: str, epoch: int) -> list[Sample]:
+    def _partners(self, image_id: str, pass_: int) -> list[Sample]:
         positions = partner_positions(
             image_id,
             probability=self.data.augmentation.mosaic,
             num_samples=len(self.partners),
             seed=self.seed,
-            epoch=epoch,
+            epoch=pass_,
         )
         return [self._partner(int(self.partners[position]), image_id) for position in positions]
 

@@ -1,8 +1,8 @@
-"""Changes of values that leave every pixel in its place, for each sensor in its own way.
+"""Photometric augmentation, specific to each sensor.
 
-Colours are one affine map per image. torchvision's v2 kernels for brightness, contrast and saturation, one after the
-other, take three times as long, and its hue thirty times; they also cut values off between the steps. The hue is
-turned about the grey axis (in YIQ), not in HSV. Its Gaussian noise draws from torch's global stream, ours from a key.
+Colours change by one affine map per image. torchvision's v2 kernels for brightness, contrast and saturation in
+sequence take three times as long, and its hue thirty times; they also clip values between the steps. The hue is rotated
+about the grey axis (in YIQ), not in HSV. torchvision draws Gaussian noise from torch's global stream, we from a key.
 
 Legend: C channels, H W height and width.
 """
@@ -23,7 +23,7 @@ from raydet.data.randomness import Key, random_bits, random_stream
 from raydet.structures import Sample
 
 LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in grey, Rec. 601."""
+"""Weights of red, green and blue in grey, Rec. 601."""
 YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], dtype=torch.float64)
 FOUR_BYTES_MEAN, FOUR_BYTES_STD = 4 * 127.5, math.sqrt(4 * (256**2 - 1) / 12)
 
@@ -31,7 +31,7 @@ OFF = Photometric()
 
 
 def with_other_values(sample: Sample, photometric: Photometric, key: tuple[Key, ...]) -> Sample:
-    """The unpadded sample as other cameras of the same kind would give it; types and shapes stay.
+    """The unpadded sample as seen by other cameras of the same kind; types and shapes are unchanged.
 
     Args:
         key: of the random draws, such as (seed, epoch, image id).
@@ -47,7 +47,7 @@ def with_other_values(sample: Sample, photometric: Photometric, key: tuple[Key, 
 
 
 def recoloured(x_CHW: Tensor, change: RgbPhotometric, key: tuple[Key, ...]) -> Tensor:
-    """Other brightness, contrast, saturation and hue. Of an image without three channels only the first two."""
+    """Random brightness, contrast, saturation and hue; without three channels, brightness and contrast only."""
     brightness, contrast, saturation, turn = 2 * random_stream(*key, "rgb").random_sample(4) - 1
     brightness, contrast = 1 + change.brightness * brightness, 1 + change.contrast * contrast
     gain = brightness * contrast
@@ -59,7 +59,7 @@ def recoloured(x_CHW: Tensor, change: RgbPhotometric, key: tuple[Key, ...]) -> T
 
 
 def colour_matrix(saturation: float, turn: float) -> Tensor:
-    """float32 [3, 3] on red, green and blue: turns the hue and scales the distance from grey; grey stays.
+    """RGB matrix, float32 [3, 3], that rotates the hue and scales the saturation, and maps grey to itself.
 
     >>> torch.allclose(colour_matrix(0.0, 0.25), torch.tensor(LUMA).expand(3, 3), atol=1e-6)
     True
@@ -70,10 +70,10 @@ def colour_matrix(saturation: float, turn: float) -> Tensor:
 
 
 def recalibrated(x_CHW: Tensor, change: ThermalPhotometric, key: tuple[Key, ...]) -> Tensor:
-    """Another gain, another offset, and noise that is normal up to 3.4 deviations (a sum of four bytes)."""
+    """Random gain, offset, and noise, which is normal up to 3.4 standard deviations (a sum of four bytes)."""
     gain, offset, deviation = random_stream(*key, "thermal").random_sample(3)
     gain, offset = 1 + change.gain * (2 * gain - 1), change.offset * (2 * offset - 1)
-    scale = _full(x_CHW)
+    scale = _full_scale(x_CHW)
 
     def changed(x: Tensor) -> Tensor:
         x = x.mul_(gain).add_(offset * scale)
@@ -88,7 +88,7 @@ def recalibrated(x_CHW: Tensor, change: ThermalPhotometric, key: tuple[Key, ...]
 
 
 def with_other_events(x_CHW: Tensor, change: EventPhotometric, key: tuple[Key, ...]) -> Tensor:
-    """Without some of its events, and with some that nothing has caused, of any strength."""
+    """Randomly dropped events, and random spurious ones of any strength."""
     dropped, spurious = random_stream(*key, "event").random_sample(2)
     lost, fires = (
         torch.from_numpy(draws < round(share * 2**16))
@@ -111,17 +111,17 @@ def _mean_grey(x_CHW: Tensor) -> float:
 
 
 def _on_values(x_CHW: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change a float copy on the image's own scale; what leaves the range is cut off."""
-    changed = change(x_CHW.to(torch.float32, copy=True)).clamp_(0, _full(x_CHW))
+    """Apply `change` to a float copy on the image's own scale, and clip to the range."""
+    changed = change(x_CHW.to(torch.float32, copy=True)).clamp_(0, _full_scale(x_CHW))
     return changed.round_().to(torch.uint8) if x_CHW.dtype == torch.uint8 else changed
 
 
-def _full(x_CHW: Tensor) -> float:
+def _full_scale(x_CHW: Tensor) -> float:
     return 255.0 if x_CHW.dtype == torch.uint8 else 1.0
 
 
 def _bytes(shape: tuple[int, ...], key: tuple[Key, ...]) -> NDArray[np.uint8]:
-    """Uniform in 0..255."""
+    """Uniform random bytes."""
     count = math.prod(shape)
     words = random_bits(*key).random_raw(count // 8 + 1).astype("<u8", copy=False)
     return words.view(np.uint8)[:count].reshape(shape)

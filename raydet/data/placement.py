@@ -1,6 +1,6 @@
-"""One image at its place: shifted sensors, cut, resized, flipped, with other values; a mosaic of four of them.
+"""Augment one image: sensor shift, crop, resize, flip, photometric changes; or a mosaic of four such images.
 
-The image is cut and shifted by whole source pixels first, and resampled once, to the size at which it stays.
+The image is first shifted and cropped by whole source pixels, then resampled once, to its final size.
 
 Legend: C channels, H W height and width, N boxes.
 """
@@ -22,23 +22,23 @@ from raydet.structures import Sample
 
 NUM_PARTNERS = 3
 CENTRE = (0.3, 0.7)
-"""Where the four quarters of a mosaic meet: range of the fraction of the canvas' height, and of its width."""
+"""Range of the point where the four tiles of a mosaic meet, as a fraction of the canvas' height and width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Where an image may lie."""
+    """The area that an image may cover."""
 
     hw: tuple[int, int]
-    """Larger images are cut to it."""
+    """Larger images are cropped to this size."""
     canvas_hw: tuple[int, int]
     """Sets the scale: at factor 1 the image just fits the canvas."""
     is_filled: bool = False
-    """Enlarge the image where it would not cover the room."""
+    """Enlarge an image that would not cover the whole area."""
 
 
 def placed(sample: Sample, augmentation: Augmentation, room: Room, key: tuple[Key, ...]) -> Sample:
-    """The augmented image, no larger than its room, without padding; boxes that were cut too far are dropped.
+    """The augmented image, no larger than its room, without padding; boxes that were cropped too far are dropped.
 
     Args:
         sample: in source pixels.
@@ -60,16 +60,17 @@ def placed(sample: Sample, augmentation: Augmentation, room: Room, key: tuple[Ke
         sample = flip_horizontally(sample)
     sample = with_other_values(sample, augmentation.photometric, (*key, "photometric"))
     whole_N = areas_N * (math.prod(after_hw) / math.prod(before_hw))
-    return _without(sample, _areas(sample) < (augmentation.min_box_kept - 1e-4) * whole_N)
+    is_cropped_N = _areas(sample) < (augmentation.min_box_kept - 1e-4) * whole_N
+    return sample.with_targets(sample.boxes_xyxy[~is_cropped_N], sample.labels[~is_cropped_N])
 
 
 def mosaic(
     samples: Sequence[Sample], augmentation: Augmentation, canvas_hw: tuple[int, int], key: tuple[Key, ...]
 ) -> Sample:
-    """Four images that fill the canvas; id, group and source size are those of the first.
+    """A mosaic of four images that fill the canvas; id, group and source size are those of the first.
 
-    Each is shown around one of its boxes, at the scale that it would have by itself, or larger where it would not fill
-    its quarter.
+    Each tile shows the surroundings of one of the image's boxes, at the scale that the image would have by itself, or
+    larger if it would not fill the tile.
     """
     draws = random_stream(*key, "centre").random_sample(2)
     (height, width), (low, high) = canvas_hw, CENTRE
@@ -100,9 +101,9 @@ def mosaic(
 def partner_positions(
     image_id: str, *, probability: float, num_samples: int, seed: int, epoch: int
 ) -> tuple[int, ...]:
-    """Which of the `num_samples` training images join this one in a mosaic: three, or none.
+    """The positions in 0..num_samples - 1 of the images that join this one in a mosaic: three, or none.
 
-    Every image may come, the image itself as well, and more than once.
+    They are drawn with replacement from all images, including this one.
     """
     if probability == 0:
         return ()
@@ -112,40 +113,40 @@ def partner_positions(
     return tuple(int(draw * num_samples) for draw in stream.random_sample(NUM_PARTNERS))
 
 
-def misaligned(sample: Sample, most_px: int, key: tuple[Key, ...]) -> Sample:
-    """Every modality but rgb (or, without it, the first) shifted by up to `most_px` pixels; boxes stay."""
-    if most_px == 0:
+def misaligned(sample: Sample, max_px: int, key: tuple[Key, ...]) -> Sample:
+    """Shift every modality except rgb (without rgb, except the first) by up to `max_px` pixels; boxes stay."""
+    if max_px == 0:
         return sample
     reference = "rgb" if "rgb" in sample.modalities else next(iter(sample.modalities))
     moved = dict(sample.modalities)
     for name in moved.keys() - {reference}:
         draws = random_stream(*key, "misalignment", name).random_sample(2)
-        down, right = (int(draw * (2 * most_px + 1)) - most_px for draw in draws)
-        # What enters: neither an edge that the sensor would not see, nor streaks of events. A sample is enough.
+        down, right = (int(draw * (2 * max_px + 1)) - max_px for draw in draws)
+        # The median adds neither edges that the sensor would not see, nor streaks of events. A subsample is enough.
         fill_C = moved[name][:, ::8, ::8].flatten(1).median(dim=1).values
         moved[name] = shifted(moved[name], down=down, right=right, fill_C=fill_C)
     return replace(sample, modalities={name: moved[name] for name in sample.modalities})
 
 
 def random_crop(sample: Sample, min_fraction: float, kept_N: Tensor, key: tuple[Key, ...]) -> Sample:
-    """A part of an unpadded sample that holds the boxes of the rows `kept_N` whole.
+    """A random crop of an unpadded sample that contains the boxes of the rows `kept_N` entirely.
 
     Args:
-        min_fraction: height and width are at least this fraction of the sample's.
+        min_fraction: smallest height and width, as a fraction of the sample's.
     """
-    sides, places = random_stream(*key, "crop", "part").random_sample((2, 2))
+    sides, offsets = random_stream(*key, "crop", "part").random_sample((2, 2))
     hull = _hull(sample, kept_N)
     size_hw = []
     for dim, length in enumerate(sample.canvas_hw):
         fraction = min_fraction + (1 - min_fraction) * sides[dim]
         whole = math.ceil(hull[dim + 2]) - math.floor(hull[dim]) if hull else 1
         size_hw.append(min(length, max(math.ceil(fraction * length), whole)))
-    down, right = places
+    down, right = offsets
     return _cut_to(sample, (size_hw[0], size_hw[1]), kept_N, down=down, right=right)
 
 
 def _rows_to_keep(sample: Sample, keep: str, key: tuple[Key, ...]) -> Tensor:
-    """Rows of the boxes that cuts respect; none where there are no boxes."""
+    """Rows of the boxes that crops must contain."""
     num_boxes = len(sample.labels)
     if keep == "all" or num_boxes == 0:
         return torch.arange(num_boxes)
@@ -165,9 +166,9 @@ def _hull(sample: Sample, rows_N: Tensor | None) -> tuple[float, float, float, f
 def _cut_to(
     sample: Sample, room_hw: tuple[int, int], kept_N: Tensor | None, *, down: float, right: float
 ) -> Sample:
-    """The part of an unpadded sample that fits the room, at a place given by two numbers in 0..1.
+    """Crop an unpadded sample to the room, at an offset given by two numbers in 0..1.
 
-    Of all places, or of those that show as much as can be of the boxes of the rows `kept_N`.
+    The offset is among all possible ones, or among those that show as much as possible of the boxes of rows `kept_N`.
     """
     hull = _hull(sample, kept_N)
     (height, width), draws = sample.canvas_hw, (down, right)
@@ -180,7 +181,7 @@ def _cut_to(
 
 
 def _start(length: int, part: int, draw: float, around: tuple[float, float] | None) -> int:
-    """Where a part of a line begins.
+    """Start of an interval of length `part` within 0..length.
 
     >>> [_start(100, 40, draw, None) for draw in (0.0, 0.999)]
     [0, 60]
@@ -198,13 +199,9 @@ def _size(sample: Sample, room: Room, factor: float) -> tuple[int, int]:
     height, width = letterboxed_hw(sample.canvas_hw, room.canvas_hw, factor)
     if not room.is_filled:
         return height, width
-    lacking = max(1.0, room.hw[0] / height, room.hw[1] / width)
-    return max(room.hw[0], round(height * lacking)), max(room.hw[1], round(width * lacking))
+    enlargement = max(1.0, room.hw[0] / height, room.hw[1] / width)
+    return max(room.hw[0], round(height * enlargement)), max(room.hw[1], round(width * enlargement))
 
 
 def _areas(sample: Sample) -> Tensor:
     return (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]).prod(dim=1)
-
-
-def _without(sample: Sample, is_out_N: Tensor) -> Sample:
-    return sample.with_targets(sample.boxes_xyxy[~is_out_N], sample.labels[~is_out_N])

@@ -1,8 +1,8 @@
-"""Random numbers that depend on what they are for, and on nothing else.
+"""Random numbers that depend on a key and nothing else.
 
-A key such as (seed, epoch, image id) names its own stream, so neither the number of workers nor the order of calls
-changes a draw. Only what numpy has frozen for good is used: `RandomState` and the raw bits of PCG64. The streams of
-the newer `Generator` may change between releases.
+A key such as (seed, epoch, image id) has its own stream, so neither the number of workers nor the order of calls
+changes a draw. Only what numpy has frozen is used: `RandomState` and the raw bits of PCG64. The streams of the newer
+`Generator` may change between releases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Key = int | str
 
 
 def random_stream(*key: Key) -> np.random.RandomState:
-    """Draws from common distributions.
+    """The stream of a key, for draws from common distributions.
 
     >>> random_stream(0, "a").randint(100) == random_stream(0, "a").randint(100)
     True
@@ -25,7 +25,7 @@ def random_stream(*key: Key) -> np.random.RandomState:
 
 
 def random_bits(*key: Key) -> np.random.PCG64:
-    """64-bit words (`random_raw`): several times faster, for whole images."""
+    """The stream of a key as 64-bit words (`random_raw`), which are several times faster for whole images."""
     return np.random.PCG64(np.random.SeedSequence(_words(key).tolist()))
 
 

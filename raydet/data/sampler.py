@@ -1,30 +1,31 @@
-"""Which image is in which batch: a pure function of (seed, epoch, step), never of the number of workers.
+"""Which image is in which batch: a pure function of (seed, step), never of the number of workers.
 
-The order of an epoch is cut into global batches, a global batch into micro-batches. With `accumulation` micro-batches
-per worker, worker r takes those from r * accumulation on: one worker that accumulates two sees what two workers see.
+A pass goes once through the data in an order of its own. The order is cut into global batches, whose places are slots;
+a global batch is cut into micro-batches. With `accumulation` micro-batches per worker, worker r takes those from
+r * accumulation on: one worker that accumulates two sees what two workers see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from raydet.data.randomness import random_stream
 from raydet.errors import ConfigError
 
 
-def epoch_order(num_samples: int, *, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)
+def pass_order(num_samples: int, *, seed: int, pass_: int) -> tuple[int, ...]:
     """A permutation of 0, ..., num_samples - 1."""
-    order: list[int] = random_stream(seed, epoch, "order").permutation(num_samples).tolist()
-    return order
+    return tuple(random_stream(seed, pass_, "order").permutation(num_samples).tolist())
 
 
 @dataclass(frozen=True, slots=True)
 class ElasticSampler:
-    """The batches of every epoch; the last, incomplete one of an epoch is dropped.
+    """The batches of every step; the last, incomplete batch of a pass is dropped.
 
-    Where a run stands is (seed, epoch, step of the epoch): any number of workers that divides the global batch goes on
-    from there, at once, and together they see what is left of the epoch's order, each sample once.
+    A run has reached (seed, step): any number of workers that divides the global batch resumes from there, at once, and
+    together they see what is left of the pass, each sample once.
 
     Raises:
         ConfigError: there are fewer samples than a global batch wants.
@@ -37,24 +38,24 @@ class ElasticSampler:
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch:
             raise ConfigError(
-                f"train.global_batch wants {self.global_batch} images per step, the training side of the split has "
-                f"{self.num_samples}; set train.global_batch to {self.num_samples} or less"
+                f"train.global_batch is {self.global_batch}, the training side of the split has only "
+                f"{self.num_samples} images; set train.global_batch to {self.num_samples} or less"
             )
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Number of complete global batches."""
+    def steps_per_pass(self) -> int:
         return self.num_samples // self.global_batch
 
-    def of_rank(
-        self, epoch: int, *, rank: int, micro_batch: int, accumulation: int, first_step: int = 0
-    ) -> Iterator[list[list[int]]]:
-        """For each step from `first_step` on, the micro-batches of one worker."""
-        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch)
-        for step in range(first_step, self.steps_per_epoch):
-            first = step * self.global_batch + rank * accumulation * micro_batch
-            starts = (first + slot * micro_batch for slot in range(accumulation))
-            yield [order[start : start + micro_batch] for start in starts]
+    def slots(self, step: int, first: int, count: int) -> tuple[int, ...]:
+        """What a step of the run reads in its slots from `first` on: positions in the training set."""
+        pass_, start = self.position(step)
+        order = pass_order(self.num_samples, seed=self.seed, pass_=pass_)
+        return order[start + first : start + first + count]
+
+    def position(self, step: int) -> tuple[int, int]:
+        """The pass that a step of the run belongs to, and where its global batch begins in the order of the pass."""
+        pass_, step_of_pass = divmod(step, self.steps_per_pass)
+        return pass_, step_of_pass * self.global_batch
 
 
 def batch_plan(global_batch: int, world_size: int, micro_batch: int | None) -> tuple[int, int]:

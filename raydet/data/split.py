@@ -33,17 +33,16 @@ def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -
             assert_never(unreachable)
     if not train or not val:
         raise DataError(
-            f"data.split ({split.kind}) wants images on both sides, got {len(train)} for training and {len(val)} "
-            f"for validation of {len(source)} images; change data.split or add images"
+            f"data.split ({split.kind}) must leave images on both sides, got {len(train)} for training and "
+            f"{len(val)} for validation of {len(source)} images; change data.split or add images"
         )
     return train, val
 
 
 def groups_of(group_ids: Sequence[str], split: GroupSplit | FrameSplit | FirstSplit) -> list[str]:
-    """What the images' groups are taken to be: neighbours resemble one another where a source names no sequences.
+    """The group of each image, which images that resemble one another share.
 
-    Blocks, as `GroupSplit` cuts them, or the source's sequences; under a split by frames single images, where the
-    source has no sequences.
+    The source's sequences. If it names none: blocks of consecutive images for a `GroupSplit`, single images otherwise.
     """
     if len(set(group_ids)) >= 2:
         return list(group_ids)
@@ -53,7 +52,7 @@ def groups_of(group_ids: Sequence[str], split: GroupSplit | FrameSplit | FirstSp
 
 
 def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], list[int]]:
-    """Whole groups, in shuffled order, validate until the fraction is reached; both sides stay in source order."""
+    """Assign whole groups to validation, in random order, up to the fraction; both sides stay in source order."""
     groups = groups_of(group_ids, split)
     if len(set(group_ids)) < 2:
         logger.info(
@@ -73,7 +72,7 @@ def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], l
 
 
 def _by_frame(num_images: int, split: FrameSplit) -> tuple[list[int], list[int]]:
-    """As scikit-learn's `train_test_split`, order included: the published lists are made with it."""
+    """The same split as scikit-learn's `train_test_split`, including order: published lists are made with it."""
     num_val = math.ceil(split.val_fraction * num_images)
     order: list[int] = np.random.RandomState(split.seed).permutation(num_images).tolist()
     return order[num_val:], order[:num_val]
@@ -82,7 +81,7 @@ def _by_frame(num_images: int, split: FrameSplit) -> tuple[list[int], list[int]]
 def _first(num_images: int, split: FirstSplit) -> tuple[list[int], list[int]]:
     if split.num_train > num_images:
         raise DataError(
-            f"data.split.num_train wants {split.num_train} images, the source has {num_images}; lower it"
+            f"data.split.num_train is {split.num_train}, the source has only {num_images} images; lower it"
         )
     train = list(range(split.num_train))
     return train, list(train) if split.overfit else list(range(split.num_train, num_images))

@@ -1,8 +1,8 @@
-"""Files of a set, in a directory or in object storage: the same few operations everywhere.
+"""Files of a data set in a directory or in object storage, with the same few operations for both.
 
-Where object storage is and how to sign in comes from the environment alone: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+Endpoint and credentials of object storage come from the environment alone: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_REGION and the rest of Amazon's chain (profiles, roles); GOOGLE_APPLICATION_CREDENTIALS.
-What fails for a while is tried again for RAYDET_STORAGE_PATIENCE_S (120) seconds from the first failure on.
+A failing operation is retried for RAYDET_STORAGE_PATIENCE_S (120) seconds after its first failure.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,10 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 30
 
 UNFINISHED = "unfinished"
-"""Directory of a place for what is being written: whoever clears it away takes the drafts of killed processes along."""
+"""Subdirectory for files that are being written; deleting it also removes the drafts of killed processes."""
 
 _ANSWER = re.compile(r"AWS Error (.*)|google::cloud::Status\((.*)")
-"""What the storage said. Names of buckets and keys stand before it, and may be any word."""
+"""The storage's own message. Names of buckets and keys precede it, and may be any word."""
 _REFUSED = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN"
     r"|MISSING_AUTHENTICATION_TOKEN|INVALID_TOKEN|HTTP status (401|403)|HTTP response code 403"
@@ -48,14 +49,16 @@ logger = logging.getLogger("raydet")
 
 
 class Store:
-    """A place that holds files by name. Travels between processes as its URI.
+    """A directory or bucket prefix that holds files by name; it is pickled as its URI.
+
+    Every method that accesses the storage raises a `DataError` when the storage fails, except `chunks`.
 
     Args:
         uri: a directory, or file://, s3:// or gs://.
-        patience_s: how long what fails is tried again; None: RAYDET_STORAGE_PATIENCE_S.
+        patience_s: how long a failing operation is retried; None: RAYDET_STORAGE_PATIENCE_S.
 
     Raises:
-        ConfigError: the URI is of another kind, or holds what may be a key.
+        ConfigError: the URI has another scheme, or contains what may be a key.
     """
 
     def __init__(self, uri: str, *, patience_s: float | None = None) -> None:
@@ -64,10 +67,8 @@ class Store:
         self._scheme = scheme if separator else "file"
         if self._scheme == "file":
             if separator and not rest.startswith("/"):
-                raise ConfigError(
-                    f"{uri}: wanted file:///PATH, from the root on, or a directory without file://"
-                )
-            # Now: another process may stand elsewhere.
+                raise ConfigError(f"{uri}: expected file:///ABSOLUTE/PATH, or a directory without file://")
+            # Absolute, because another process may have another working directory.
             self._root = os.path.abspath(rest if separator else uri)
             self.uri = f"file://{self._root}" if separator else self._root
         else:
@@ -80,25 +81,21 @@ class Store:
 
     @property
     def directory(self) -> Path | None:
-        """Where it lies on this machine; None: in object storage."""
+        """The directory on this machine; None: in object storage."""
         return Path(self._root) if self._scheme == "file" else None
 
     def is_same_place(self, other: Store) -> bool:
-        """Whether both hold the same files, by whatever name."""
+        """Whether both are the same directory or prefix, also through links."""
         if self.directory is not None and other.directory is not None:
             return self.directory.resolve() == other.directory.resolve()
         return self.uri == other.uri
 
     def shown(self, name: str) -> str:
-        """A file, for messages."""
+        """The full name of a file, for messages."""
         return f"{self.uri}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """A small file; None: it is not there.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """The content of a small file; None: there is no such file."""
 
         def attempt() -> bytes | None:
             try:
@@ -107,14 +104,10 @@ class Store:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-        return self._patiently(f"reading {self.shown(name)}", attempt)
+        return self._retried(f"reading {self.shown(name)}", attempt)
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file, whole or not at all; another of the name is replaced.
-
-        Raises:
-            DataError: it cannot be written.
-        """
+        """Write a file atomically; one of the same name is replaced."""
 
         def attempt() -> None:
             if self.directory is not None:
@@ -123,10 +116,10 @@ class Store:
             with self._fs().open_output_stream(self._at(name)) as stream:
                 stream.write(content)
 
-        self._patiently(f"writing {self.shown(name)}", attempt)
+        self._retried(f"writing {self.shown(name)}", attempt)
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """A large file, from its beginning; one try.
+        """The content of a large file in pieces, without retries.
 
         Raises:
             OSError: it cannot be read.
@@ -136,69 +129,41 @@ class Store:
                 yield chunk
 
     def download(self, name: str, take: Callable[[Iterator[bytes]], Result]) -> Result:
-        """Hand a file's bytes to `take`, from the beginning again where the connection is lost.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        return self._patiently(f"reading {self.shown(name)}", lambda: take(self.chunks(name)))
+        """Pass a file's bytes to `take`; it restarts from the beginning when the connection is lost."""
+        return self._retried(f"reading {self.shown(name)}", lambda: take(self.chunks(name)))
 
     def read_hash(self, name: str) -> str | None:
-        """The sha256 of a file; None: it is not there.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        if self.size(name) is None:
-            return None
-        return self.download(name, sha256_of)
+        """The sha256 of a file; None: there is no such file."""
+        return None if self.size(name) is None else self.download(name, sha256_of)
 
     def size(self, name: str) -> int | None:
-        """In bytes; None: there is no such file.
-
-        Raises:
-            DataError: the place does not answer.
-        """
-        info = self._patiently(
+        """Size of a file in bytes; None: there is no such file."""
+        info = self._retried(
             f"looking for {self.shown(name)}", lambda: self._fs().get_file_info(self._at(name))
         )
         return int(info.size) if info.type == fs.FileType.File else None
 
     def sizes(self) -> dict[str, int]:
-        """All files, with their directories below this place, and their sizes in bytes; in order.
-
-        Raises:
-            DataError: the place does not answer.
-        """
+        """All files below the root by relative path, sorted, with their sizes in bytes."""
         selector = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
-        found = self._patiently(f"listing {self.uri}", lambda: self._fs().get_file_info(selector))
+        found = self._retried(f"listing {self.uri}", lambda: self._fs().get_file_info(selector))
         files = [info for info in found if info.type == fs.FileType.File]
         return dict(
             sorted((info.path.removeprefix(self._root).lstrip("/"), int(info.size)) for info in files)
         )
 
     def names(self) -> list[str]:
-        """All files, with their directories below this place.
-
-        Raises:
-            DataError: the place does not answer.
-        """
+        """The relative paths of all files below the root, sorted."""
         return list(self.sizes())
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there.
-
-        Raises:
-            DataError: it cannot be removed.
-        """
+        """Delete a file if it exists."""
 
         def attempt() -> None:
-            try:
+            with suppress(FileNotFoundError):
                 self._fs().delete_file(self._at(name))
-            except FileNotFoundError:
-                return
 
-        self._patiently(f"removing {self.shown(name)}", attempt)
+        self._retried(f"removing {self.shown(name)}", attempt)
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -208,7 +173,7 @@ class Store:
             self._filesystem = _filesystem(self._scheme)
         return self._filesystem
 
-    def _patiently(self, doing: str, attempt: Callable[[], Result]) -> Result:
+    def _retried(self, doing: str, attempt: Callable[[], Result]) -> Result:
         patience_s = _patience_s() if self._own_patience_s is None else self._own_patience_s
         wait_s = FIRST_WAIT_S
         failed_at: float | None = None
@@ -227,8 +192,8 @@ class Store:
                     raise refusal from None
                 if waited_s >= patience_s:
                     raise DataError(
-                        f"{doing} failed for {waited_s:.0f} s: {reason}; check that the storage can be reached "
-                        "(AWS_ENDPOINT_URL), and give the command again"
+                        f"{doing} failed for {waited_s:.0f} s: {reason}; check that the storage is reachable "
+                        "(AWS_ENDPOINT_URL), and run the command again"
                     ) from None
                 logger.warning("%s failed (%s); trying again in %.1f s", doing, reason, wait_s)
                 time.sleep(wait_s)
@@ -239,7 +204,7 @@ class Store:
 
 
 def write_durably(path: Path, content: bytes, *, drafts: Path) -> None:
-    """Readers, and a machine that loses power, see the old file or the new one.
+    """Write a file such that readers, also after a power loss, see the old content or the new, never a part.
 
     Args:
         drafts: directory for the unfinished file, on the same file system.
@@ -249,7 +214,7 @@ def write_durably(path: Path, content: bytes, *, drafts: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     drafts.mkdir(parents=True, exist_ok=True)
-    draft = drafts / f"{path.name}.{uuid.uuid4().hex}"  # of nobody else, on any machine
+    draft = drafts / f"{path.name}.{uuid.uuid4().hex}"  # unique among processes on all machines
     try:
         with draft.open("wb") as file:
             file.write(content)
@@ -262,7 +227,7 @@ def write_durably(path: Path, content: bytes, *, drafts: Path) -> None:
 
 
 def sha256_of(chunks: Iterable[bytes]) -> str:
-    """Of a file that comes in pieces."""
+    """The sha256 of a file that is read in pieces."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -270,28 +235,25 @@ def sha256_of(chunks: Iterable[bytes]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """The first line of an error's message, or its type if it has none."""
     text = getattr(error, "strerror", None) or str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _object_path(scheme: str, rest: str) -> str:
-    """BUCKET/PATH. What is wrong with it is not repeated: it may be a key."""
+    """BUCKET/PATH. Error messages never quote it: it may contain a key."""
     path = rest.rstrip("/")
     if scheme not in ("s3", "gs") or not path or path.startswith("/"):
-        raise ConfigError(
-            f"{scheme}://...: wanted a directory, file://PATH, s3://BUCKET/PATH or gs://BUCKET/PATH"
+        expected = "a directory, file://PATH, s3://BUCKET/PATH or gs://BUCKET/PATH"
+    elif "@" in path or ":" in path:
+        expected = (
+            "a URI without keys, got '@' or ':' in it; set keys in the environment (AWS_ACCESS_KEY_ID, ...)"
         )
-    if "@" in path or ":" in path:
-        raise ConfigError(
-            f"{scheme}://...: wanted a URI without keys, got '@' or ':' in it; give keys in the environment "
-            "(AWS_ACCESS_KEY_ID, ...)"
-        )
-    if "?" in path or "#" in path:
-        raise ConfigError(
-            f"{scheme}://...: wanted a URI without '?' and '#'; give settings in the environment (AWS_REGION, ...)"
-        )
-    return path
+    elif "?" in path or "#" in path:
+        expected = "a URI without '?' and '#'; set options in the environment (AWS_REGION, ...)"
+    else:
+        return path
+    raise ConfigError(f"{scheme}://...: expected {expected}")
 
 
 def _patience_s() -> float:
@@ -301,12 +263,12 @@ def _patience_s() -> float:
     except ValueError:
         seconds = math.nan
     if not seconds >= 0:
-        raise ConfigError(f"RAYDET_STORAGE_PATIENCE_S wants a number of seconds, got {text!r}")
+        raise ConfigError(f"RAYDET_STORAGE_PATIENCE_S must be a number of seconds, got {text!r}")
     return seconds
 
 
 def _refusal(doing: str, reason: str) -> DataError | None:
-    """The error where the storage's answer will stay the same; None: it may change."""
+    """The error for an answer that retrying will not change; None: it may change."""
     found = _ANSWER.search(reason)
     answer = found.group(found.lastindex or 0) if found else ""
     if _REFUSED.search(answer):
@@ -314,7 +276,7 @@ def _refusal(doing: str, reason: str) -> DataError | None:
             f"{doing} was refused: {reason}; check the credentials in the environment and their rights"
         )
     if _ABSENT.search(answer):
-        return DataError(f"{doing} failed: {reason}; make the bucket, or correct the URI")
+        return DataError(f"{doing} failed: {reason}; create the bucket, or correct the URI")
     return None
 
 
@@ -331,5 +293,7 @@ def _filesystem(scheme: str) -> fs.FileSystem:
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),  # ours is the patient one, and it tells
+        retry_strategy=fs.AwsStandardS3RetryStrategy(
+            max_attempts=2
+        ),  # `_retried` retries longer, and logs it
     )

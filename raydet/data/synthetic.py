@@ -1,17 +1,17 @@
 """An embedded RGB + thermal + event set in which every modality sees objects that another misses.
 
-A sequence is a street corner seen once a second: geometric objects on a textured ground, one class per shape. The
+A sequence is a street corner seen once a second: geometric objects on a textured background, one class per shape. The
 event camera collects the few milliseconds before the image.
 
-- Every third sequence is at night: the RGB image is nearly black, objects show in thermal (warm ones) and in the
+- Every third sequence is at night: the RGB image is nearly black, objects are visible in thermal (warm ones) and in the
   events (moving ones).
-- By day an object may have the ground's colour (camouflage), the ground's temperature (cold), or both.
-- Events come from objects that move at that moment; those that nothing else shows always move.
+- By day an object may have the background's colour (camouflage), the background's temperature (cold), or both.
+- Events come from objects that move at that moment; objects that are visible in nothing else always move.
 
 By default each modality alone shows more than a tenth of the objects (see the tests).
 
-The same bytes on every machine: all arithmetic is on integers, and the draws are PCG64's raw stream, which numpy has
-frozen (the distributions on top of it may change).
+The bytes are the same on every machine: all arithmetic is on integers, and the draws are PCG64's raw stream, which
+numpy has frozen (the distributions on top of it may change).
 
 Legend: H W height and width, S side of an object.
 """
@@ -38,7 +38,7 @@ UNIT_PX = 96
 """Lengths below are in pixels of an image whose shorter side is this long; larger images have larger objects."""
 SIDE_RANGE = (16, 38)
 GAP = 6
-"""Objects of one image stay this far apart: none hides another or fires events into its box."""
+"""Minimum distance between objects of one image: none hides another or fires events into its box."""
 
 Ints = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -46,7 +46,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """What stays the same over a sequence."""
+    """An object's properties that are constant over a sequence."""
 
     label: int
     side: int
@@ -54,11 +54,11 @@ class _Object:
     speed_yx: tuple[int, int]
     """Pixels from one image to the next, signed."""
     shift_yx: tuple[int, int]
-    """Pixels within the time of the event window, without sign."""
+    """Pixels within the event window, without sign."""
     colour: tuple[int, int, int]
     heat: int
-    shows: frozenset[str]
-    """Which of rgb and thermal show it."""
+    visible_in: frozenset[str]
+    """Subset of rgb and thermal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,11 @@ class _Placed:
     top: int
     left: int
     shift_yx: tuple[int, int]
-    """Signed motion within the event window; (0, 0) stands still."""
+    """Signed motion within the event window; (0, 0): the object is at rest."""
 
     @property
-    def shows(self) -> frozenset[str]:
-        return self.object.shows | {"event"} if self.shift_yx != (0, 0) else self.object.shows
+    def visible_in(self) -> frozenset[str]:
+        return self.object.visible_in | {"event"} if self.shift_yx != (0, 0) else self.object.visible_in
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -81,13 +81,12 @@ class _Placed:
         return self.left, self.top, self.left + side, self.top + side
 
     def is_clear_of(self, other: _Placed, gap: int) -> bool:
-        """Whether the two boxes keep their distance."""
         (x1, y1, x2, y2), (u1, v1, u2, v2) = self.box, other.box
         return x2 + gap <= u1 or u2 + gap <= x1 or y2 + gap <= v1 or v2 + gap <= y1
 
 
 class SyntheticSet:
-    """The set, rendered image by image on reading.
+    """A data set that is rendered image by image on reading.
 
     Args:
         classes: names; class k has the shape k modulo 3, cut by k // 3 horizontal slits.
@@ -118,7 +117,6 @@ class SyntheticSet:
         return len(self.image_ids)
 
     def read(self, index: int) -> Sample:
-        """Render one image."""
         boxes_xyxy, labels, size_hw = self.targets(index)
         rendered = self._render(index)
         return Sample(
@@ -132,13 +130,12 @@ class SyntheticSet:
         )
 
     def targets(self, index: int) -> Targets:
-        """The boxes alone; nothing is rendered."""
         placed = self._placed(index)
         return *target_tensors([p.box for p in placed], [p.object.label for p in placed]), self.size_hw
 
-    def shown_by(self, index: int) -> tuple[frozenset[str], ...]:
-        """For each object of an image, the modalities that show it: never none."""
-        return tuple(placed.shows for placed in self._placed(index))
+    def visible_in(self, index: int) -> tuple[frozenset[str], ...]:
+        """For each object of an image, the modalities in which it is visible: at least one."""
+        return tuple(placed.visible_in for placed in self._placed(index))
 
     def is_night(self, index: int) -> bool:
         """Whether the image's RGB is nearly black."""
@@ -150,7 +147,7 @@ class SyntheticSet:
         gap = GAP * min(self.size_hw) // UNIT_PX
         placed: list[_Placed] = []
         for candidate in self._objects(sequence):
-            found = _place(candidate, frame, self.size_hw, stands=draws.chance(65))
+            found = _place(candidate, frame, self.size_hw, at_rest=draws.chance(65))
             if all(found.is_clear_of(other, gap) for other in placed):
                 placed.append(found)
         return placed
@@ -165,11 +162,11 @@ class SyntheticSet:
 
     def _render(self, index: int) -> dict[str, Tensor]:
         sequence, frame = divmod(index, self.frames_per_sequence)
-        rgb_3HW, thermal_HW = _ground(_Draws(self.seed, sequence, "ground"), self.size_hw)
+        rgb_3HW, thermal_HW = _background(_Draws(self.seed, sequence, "ground"), self.size_hw)
         event_HW = np.zeros(self.size_hw, np.int32)
         for number, placed in enumerate(self._placed(index)):
             _paint(placed, rgb_3HW, thermal_HW)
-            _fire(placed, event_HW, _Draws(self.seed, sequence, frame, "events", number))
+            _fire_events(placed, event_HW, _Draws(self.seed, sequence, frame, "events", number))
         if self.is_night(index):
             rgb_3HW //= 24
         draws = _Draws(self.seed, sequence, frame, "noise")
@@ -182,13 +179,13 @@ class SyntheticSet:
 
 
 class _Draws:
-    """Uniform integers from the stream of a key."""
+    """Uniform random integers from the stream of a key."""
 
     def __init__(self, *key: int | str) -> None:
         self._bits = random_bits(*key)
 
     def integer(self, low: int, high: int) -> int:
-        """One of low, ..., high."""
+        """An integer in low..high, both included."""
         return low + int(self._bits.random_raw()) % (high - low + 1)
 
     def chance(self, percent: int) -> bool:
@@ -198,7 +195,6 @@ class _Draws:
         return 1 if self.chance(50) else -1
 
     def bytes(self, shape: tuple[int, ...]) -> Ints:
-        """Values in 0..255."""
         count = int(np.prod(shape))
         words = self._bits.random_raw(count // 8 + 1).astype("<u8")
         return words.view(np.uint8)[:count].reshape(shape).astype(np.int32)
@@ -223,11 +219,11 @@ def _draw_object(draws: _Draws, label: int, size_hw: tuple[int, int], *, is_nigh
         ),
         colour=(sign * draws.integer(55, 105), sign * draws.integer(55, 105), sign * draws.integer(55, 105)),
         heat=draws.integer(75, 125),
-        shows=_draw_appearance(draws.integer(0, 99), is_night=is_night),
+        visible_in=_draw_visibility(draws.integer(0, 99), is_night=is_night),
     )
 
 
-def _draw_appearance(percentile: int, *, is_night: bool) -> frozenset[str]:
+def _draw_visibility(percentile: int, *, is_night: bool) -> frozenset[str]:
     if is_night:
         return frozenset({"thermal"} if percentile < 70 else ())
     if percentile < 45:
@@ -237,18 +233,18 @@ def _draw_appearance(percentile: int, *, is_night: bool) -> frozenset[str]:
     return frozenset({"rgb", "thermal"} if percentile < 80 else ())
 
 
-def _place(candidate: _Object, frame: int, size_hw: tuple[int, int], *, stands: bool) -> _Placed:
+def _place(candidate: _Object, frame: int, size_hw: tuple[int, int], *, at_rest: bool) -> _Placed:
     (top, down), (left, right) = (
         _bounce(start + speed * frame, speed, length - candidate.side)
         for start, speed, length in zip(candidate.start_yx, candidate.speed_yx, size_hw, strict=True)
     )
-    stands = stands and bool(candidate.shows)
-    shift_yx = (0, 0) if stands else (down * candidate.shift_yx[0], right * candidate.shift_yx[1])
+    moved_yx = (down * candidate.shift_yx[0], right * candidate.shift_yx[1])
+    shift_yx = (0, 0) if at_rest and candidate.visible_in else moved_yx
     return _Placed(object=candidate, top=top, left=left, shift_yx=shift_yx)
 
 
 def _bounce(position: int, speed: int, span: int) -> tuple[int, int]:
-    """Where something is that runs to and fro in 0..span, and the sign of its speed there.
+    """The position of an object that bounces within 0..span, and the sign of its speed there.
 
     >>> [_bounce(2 * t, 2, 5) for t in range(5)]
     [(0, 1), (2, 1), (4, 1), (4, -1), (2, -1)]
@@ -258,8 +254,8 @@ def _bounce(position: int, speed: int, span: int) -> tuple[int, int]:
     return (phase, sign) if phase <= span else (2 * span - phase, -sign)
 
 
-def _ground(draws: _Draws, size_hw: tuple[int, int]) -> tuple[Ints, Ints]:
-    """RGB [3, H, W] by daylight and thermal [H, W], without objects and noise."""
+def _background(draws: _Draws, size_hw: tuple[int, int]) -> tuple[Ints, Ints]:
+    """Daylight RGB [3, H, W] and thermal [H, W], without objects and noise."""
     unit = min(size_hw)
     coarse_HW = _texture(draws, size_hw, unit // 3)
     fine_HW = _texture(draws, size_hw, max(2, unit // 16))
@@ -270,7 +266,7 @@ def _ground(draws: _Draws, size_hw: tuple[int, int]) -> tuple[Ints, Ints]:
 
 
 def _texture(draws: _Draws, size_hw: tuple[int, int], cell: int) -> Ints:
-    """Smooth noise in 0..255: random values on a grid, linear between them."""
+    """Smooth noise in 0..255: random values on a grid, linearly interpolated."""
     height, width = size_hw
     grid = draws.bytes((height // cell + 2, width // cell + 2))
     y, x = np.arange(height, dtype=np.int32), np.arange(width, dtype=np.int32)
@@ -299,17 +295,18 @@ def _shape(label: int, side: int) -> Mask:
 
 
 def _paint(placed: _Placed, rgb_3HW: Ints, thermal_HW: Ints) -> None:
-    """Add an object's colour and heat; one that does not show differs from the ground by a trace."""
-    thing = placed.object
-    mask_SS = _shape(thing.label, thing.side)
-    rows, columns = slice(placed.top, placed.top + thing.side), slice(placed.left, placed.left + thing.side)
-    colour_3 = np.array(thing.colour if "rgb" in thing.shows else (3, 3, 3), np.int32)
+    """Add an object's colour and heat; an invisible one differs from the background by a trace."""
+    painted = placed.object
+    mask_SS = _shape(painted.label, painted.side)
+    rows = slice(placed.top, placed.top + painted.side)
+    columns = slice(placed.left, placed.left + painted.side)
+    colour_3 = np.array(painted.colour if "rgb" in painted.visible_in else (3, 3, 3), np.int32)
     rgb_3HW[:, rows, columns] += colour_3[:, None, None] * mask_SS
-    thermal_HW[rows, columns] += (thing.heat if "thermal" in thing.shows else 2) * mask_SS
+    thermal_HW[rows, columns] += (painted.heat if "thermal" in painted.visible_in else 2) * mask_SS
 
 
-def _fire(placed: _Placed, event_HW: Ints, draws: _Draws) -> None:
-    """Events of a moving object: strong where it arrives, weak where it leaves, scattered within."""
+def _fire_events(placed: _Placed, event_HW: Ints, draws: _Draws) -> None:
+    """Add the events of a moving object: strong where it arrives, weak where it leaves, scattered within."""
     if placed.shift_yx == (0, 0):
         return
     mask_SS = _shape(placed.object.label, placed.object.side)
@@ -323,7 +320,7 @@ def _fire(placed: _Placed, event_HW: Ints, draws: _Draws) -> None:
 
 
 def _stamped(mask_SS: Mask, top: int, left: int, size_hw: tuple[int, ...]) -> Mask:
-    """The mask at a place of an empty image; what lies outside is cut off."""
+    """The mask at a position in an empty image, clipped to it."""
     stamped_HW = np.zeros(size_hw, bool)
     skip_y, skip_x = max(0, -top), max(0, -left)
     target_HW = stamped_HW[top + skip_y : top + len(mask_SS), left + skip_x : left + len(mask_SS)]

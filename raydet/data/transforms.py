@@ -24,8 +24,7 @@ def train_transform(
     *,
     augmentation: Augmentation,
     canvas_hw: tuple[int, int],
-    seed: int,
-    epoch: int,
+    key: tuple[Key, ...],
     partners: Sequence[Sample] = (),
     reads: Collection[str] | None = None,
 ) -> Sample:
@@ -33,10 +32,10 @@ def train_transform(
 
     Args:
         sample: in source pixels.
+        key: names what is random: seed, pass, and the image's id, or that of the first frame of its clip.
         partners: the three images of a mosaic, see `placement.partner_positions`; none: the image by itself.
         reads: the modalities that the model reads, of which dropout leaves one; default: all that the sample has.
     """
-    key = (seed, epoch, sample.image_id)
     if partners:
         changed = mosaic([sample, *partners], augmentation, canvas_hw, (*key, "mosaic"))
     else:

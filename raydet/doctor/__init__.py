@@ -1,1 +1,1 @@
-"""Is this machine, is this cluster fit for a study: every question is a small function, every answer one line."""
+"""Whether this machine or cluster is ready for a study: every check is a small function, every finding one line."""

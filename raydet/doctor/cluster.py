@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster, each asked by a task that is pinned to it."""
+"""The nodes of a Ray cluster, each queried by a task that is pinned to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydet.doctor.judge import Clock
 from raydet.doctor.nodes import Answer, NoAnswer
 
-NUM_LOOKS_AT_CLOCK = 5
+NUM_CLOCK_QUERIES = 5
 CLOCK_ANSWER_S = 10.0
 
 
@@ -31,7 +31,7 @@ def joined() -> Iterator[ClusterNodes]:
 
 
 class ClusterNodes:
-    """See `raydet.doctor.nodes.Nodes`."""
+    """The nodes of the connected cluster, see `raydet.doctor.nodes.Nodes`."""
 
     def __init__(self) -> None:
         living = [node for node in ray.nodes() if node["Alive"]]
@@ -45,7 +45,7 @@ class ClusterNodes:
 
     @property
     def names(self) -> Sequence[str]:
-        """Addresses; with a part of the id where two nodes share one."""
+        """Addresses, with a part of the node id if two nodes share one."""
         return list(self._nodes)
 
     @property
@@ -55,7 +55,7 @@ class ClusterNodes:
 
     @property
     def cpus(self) -> int:
-        """Of all nodes."""
+        """Total over all nodes."""
         return int(sum(node["Resources"].get("CPU", 0) for node in self._nodes.values()))
 
     def address(self, name: str) -> str:
@@ -65,10 +65,12 @@ class ClusterNodes:
     def ask(
         self, question: Callable[..., Answer], arguments: Mapping[str, tuple[Any, ...]], *, timeout_s: float
     ) -> dict[str, Answer | NoAnswer]:
-        """See `Nodes`. Takes no CPU and no GPU, so that a busy cluster answers too."""
+        """See `Nodes`. The tasks use no CPU and no GPU, so that a busy cluster answers, too."""
         task = ray.remote(num_cpus=0, max_retries=0)(question)
         references = {
-            name: task.options(scheduling_strategy=self._only(name)).remote(*values)
+            name: task.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(self._nodes[name]["NodeID"], soft=False)
+            ).remote(*values)
             for name, values in arguments.items()
         }
         ready, _ = ray.wait(list(references.values()), num_returns=len(references), timeout=timeout_s)
@@ -85,10 +87,10 @@ class ClusterNodes:
         return answers
 
     def clocks(self) -> Mapping[str, Clock]:
-        """See `Nodes`: the quickest of some answers tells the most."""
+        """See `Nodes`. The quickest of several answers is the most exact."""
         clocks: dict[str, Clock] = {}
         for name in self._nodes:
-            for _ in range(NUM_LOOKS_AT_CLOCK):
+            for _ in range(NUM_CLOCK_QUERIES):
                 asked_at = time.time()
                 answer = self.ask(_clock, {name: ()}, timeout_s=CLOCK_ANSWER_S)[name]
                 answered_at = time.time()
@@ -99,9 +101,6 @@ class ClusterNodes:
                     clocks[name] = Clock(answer - (asked_at + answered_at) / 2, error_s)
         return clocks
 
-    def _only(self, name: str) -> NodeAffinitySchedulingStrategy:
-        return NodeAffinitySchedulingStrategy(self._nodes[name]["NodeID"], soft=False)
-
 
 def _clock() -> float:
-    return time.time()  # which itself, being built in, Ray does not take for a function
+    return time.time()  # a built-in function itself cannot be a Ray task

@@ -1,6 +1,6 @@
 """`python -m raydet.doctor.collective RANK WORLD_SIZE URL BACKEND DEVICE`: one rank of a sum over all GPUs.
 
-Leaves with 0 where the sum is right. What NCCL cannot do between two nodes, a run would find out after minutes.
+Exits with 0 if the sum is right. A run would notice only after minutes that NCCL fails between two nodes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TIMEOUT_S = 40.0
 
 
 def main(rank: int, world_size: int, url: str, backend: str, device: str) -> int:
-    """The exit code."""
+    """Take part in the sum; returns the exit code."""
     import torch
     import torch.distributed as dist
 
@@ -24,11 +24,11 @@ def main(rank: int, world_size: int, url: str, backend: str, device: str) -> int
     )
     number = torch.full((1024,), float(rank + 1), device=device)
     dist.all_reduce(number)
-    wanted = world_size * (world_size + 1) / 2
-    is_right = bool((number == wanted).all())
+    expected = world_size * (world_size + 1) / 2
+    is_right = bool((number == expected).all())
     dist.destroy_process_group()
     if not is_right:
-        sys.stderr.write(f"wanted a sum of {wanted}, got {number[0].item()}\n")
+        sys.stderr.write(f"expected a sum of {expected}, got {number[0].item()}\n")
     return 0 if is_right else 1
 
 

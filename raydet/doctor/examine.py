@@ -1,4 +1,4 @@
-"""All questions, in order; what has been found comes at once."""
+"""All checks of the doctor, in order; each finding is yielded at once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FACTS_ANSWER_S = CUDA_ANSWER_S + 30
 
 
 def examine(*, address: str | None, storage: str, tracking_uri: str | None) -> Iterator[Finding]:
-    """Ask everything.
+    """Run all checks.
 
     Args:
-        address: of the Ray head, as in RAY_ADDRESS; None: this machine alone is examined.
+        address: the Ray head, as in RAY_ADDRESS; None: examine this machine alone.
         storage: a directory or a URI.
         tracking_uri: see `raydet.doctor.tracking.check_tracking`.
     """
@@ -30,7 +30,7 @@ def examine(*, address: str | None, storage: str, tracking_uri: str | None) -> I
     with ExitStack() as stack:
         nodes: Nodes = ThisMachine()
         if address is None:
-            text = "no cluster is named (RAY_ADDRESS): commands start a Ray of their own on this machine"
+            text = "no cluster is set (RAY_ADDRESS): commands start their own Ray on this machine"
             yield Finding("ray", "ok", text)
         elif importlib.util.find_spec("ray") is None:
             yield Finding("ray", "failure", "it is not installed", f"install ray>={judge.FLOORS['ray']}")
@@ -54,11 +54,11 @@ def _join(address: str, stack: ExitStack) -> tuple[list[Finding], Nodes]:
     size = f"{len(nodes.names)} nodes, {nodes.cpus} CPUs, {gpus} GPUs"
     findings = [Finding("ray", "ok", f"Ray {head.ray_version} at {head.address}: {size}")]
     if not head.is_open:
-        return [*findings, Finding("token", "ok", f"{head.address}: the head lets nobody in without")], nodes
-    at_home = head.address.startswith("127.")
-    text = f"{head.address}: whoever reaches it may run programs on all nodes"
+        return [*findings, Finding("token", "ok", f"{head.address}: the head requires a token")], nodes
+    is_loopback = head.address.startswith("127.")
+    text = f"{head.address}: anyone who reaches it may run programs on all nodes"
     remedy = "start the cluster with RAY_AUTH_MODE=token, see `ray get-auth-token`"
-    return [*findings, Finding("token", "warning" if at_home else "failure", text, remedy)], nodes
+    return [*findings, Finding("token", "warning" if is_loopback else "failure", text, remedy)], nodes
 
 
 def _examine_nodes(nodes: Nodes) -> Iterator[Finding]:
@@ -83,7 +83,7 @@ def _examine_nodes(nodes: Nodes) -> Iterator[Finding]:
 
 
 def _examine_collective(nodes: Nodes, facts: Mapping[str, NodeFacts]) -> Iterator[Finding]:
-    """One rank per GPU that works."""
+    """Sum over all GPUs, with one rank per working GPU."""
     devices = {
         name: [f"cuda:{index}" for index in range(len(known.cuda.devices))]
         for name, known in facts.items()
@@ -92,17 +92,16 @@ def _examine_collective(nodes: Nodes, facts: Mapping[str, NodeFacts]) -> Iterato
     if not devices:
         return
     first = next(iter(devices))
+    total = sum(map(len, devices.values()))
     port = nodes.ask(free_port, {first: ()}, timeout_s=FACTS_ANSWER_S)[first]
     if isinstance(port, NoAnswer):
-        yield judge.collective(
-            sum(map(len, devices.values())), len(devices), None, [f"{first}: {port.reason}"]
-        )
+        yield judge.collective(total, len(devices), None, [f"{first}: {port.reason}"])
         return
-    url, total = f"tcp://{nodes.address(first)}:{port}", sum(map(len, devices.values()))
-    arguments, begin = {}, 0
+    url = f"tcp://{nodes.address(first)}:{port}"
+    arguments, rank = {}, 0
     for name, own in devices.items():
-        arguments[name] = (own, begin, total, url, "nccl")
-        begin += len(own)
+        arguments[name] = (own, rank, total, url, "nccl")
+        rank += len(own)
     answers = nodes.ask(run_ranks, arguments, timeout_s=2 * START_S + 60)
     errors = [
         f"{name}: {answer.reason if isinstance(answer, NoAnswer) else answer}"

@@ -1,4 +1,4 @@
-"""What is so on one machine: gathered there, judged elsewhere. Needs neither torch nor Ray."""
+"""Facts about one machine, gathered there and judged elsewhere. Needs neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import psutil
 from raydet.cpu import cpu_name, has_bf16, num_cores
 
 CUDA_ANSWER_S = 90.0
-"""For a process that imports torch and wakes all GPUs, from a cold disk."""
+"""How long a process may take to import torch and initialize all GPUs, from a cold disk."""
 NAMED_PACKAGES = ("raydet", "ray", "torch", "mlflow")
 SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Of a file system, in bytes."""
+    """Space of a file system, in bytes."""
 
     path: str
     total: int
@@ -36,16 +36,16 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Cuda:
-    """What torch says of the GPUs, see `raydet.doctor.cuda`."""
+    """What torch reports about the GPUs, see `raydet.doctor.cuda`."""
 
     built_for: str | None
     """The CUDA release that torch was built for; None: torch is for CPUs."""
     driver_takes: int | None
-    """The newest CUDA release that the driver takes, 1000 x major + 10 x minor; None: there is no driver."""
+    """The newest CUDA release that the driver supports, 1000 x major + 10 x minor; None: there is no driver."""
     devices: tuple[str, ...]
     nccl: str | None
     error: str
-    """Why there are no devices; empty: there are, or none were wanted."""
+    """Why there are no devices; empty: there are, or torch is for CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +54,21 @@ class NodeFacts:
 
     host: str
     versions: Mapping[str, str]
-    """Of Python and of the packages that are installed."""
+    """Versions of Python and of the installed packages."""
     cpu: str
-    """As the machine calls it."""
     cores: int
     has_bf16: bool
-    """The CPU has instructions for matrix products in bf16."""
+    """Whether the CPU has instructions for matrix products in bf16."""
     has_driver: bool
     cuda: Cuda
     shared_memory: Space | None
     """None: this system has none."""
     temporary: Space
-    """Where Ray and torch put their files."""
+    """The file system for temporary files of Ray and torch."""
 
 
 def gather() -> NodeFacts:
-    """The machine that this process runs on."""
+    """Facts about the machine that this process runs on."""
     return NodeFacts(
         host=socket.gethostname(),
         versions=_versions(),
@@ -84,43 +83,42 @@ def gather() -> NodeFacts:
 
 
 def space(path: Path) -> Space:
-    """Of the file system that a path lies on, or would."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    usage = shutil.disk_usage(place)
+    """Space of the file system that a path is on, or would be."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    usage = shutil.disk_usage(existing)
     return Space(str(path), usage.total, usage.free)
 
 
 def ask_cuda() -> Cuda:
-    """Asked in a process of its own: a broken driver may hang, or end whoever asks."""
-    nothing = Cuda(built_for=None, driver_takes=None, devices=(), nccl=None, error="")
+    """What torch reports in a separate process: a broken driver may hang or crash it."""
     command = [sys.executable, "-m", "raydet.doctor.cuda"]
     try:
-        asked = subprocess.run(
+        done = subprocess.run(
             command, env=child_environment(), capture_output=True, text=True, timeout=CUDA_ANSWER_S
         )
-        said = json.loads(asked.stdout.strip().splitlines()[-1])
+        report = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return _with_error(nothing, f"torch has not answered for {CUDA_ANSWER_S:.0f} s")
+        error = f"torch has not answered for {CUDA_ANSWER_S:.0f} s"
     except (IndexError, ValueError):
-        return _with_error(nothing, f"torch ended with {asked.returncode}: {_last_line(asked.stderr)}")
-    return Cuda(**said | {"devices": tuple(said["devices"])})
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        error = f"torch exited with {done.returncode}: {reason}"
+    else:
+        return Cuda(**report | {"devices": tuple(report["devices"])})
+    return Cuda(built_for=None, driver_takes=None, devices=(), nccl=None, error=error)
 
 
 def child_environment() -> dict[str, str]:
-    """For a process that sees the modules of this one, and all GPUs that Ray has on this node."""
+    """Environment of a process with the modules of this one, and all GPUs that Ray has on this node."""
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
     visible = _visible_to_ray()
-    if visible is None:
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
-    else:
-        environment["CUDA_VISIBLE_DEVICES"] = visible
-    return environment
+    return environment if visible is None else environment | {"CUDA_VISIBLE_DEVICES": visible}
 
 
 def _visible_to_ray() -> str | None:
-    """A task that has asked for no GPU sees none; the raylet above it sees the node's."""
+    """CUDA_VISIBLE_DEVICES of the raylet: a task that requests no GPU sees none."""
     if "RAY_RAYLET_PID" not in os.environ:
         return os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
@@ -138,11 +136,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _with_error(cuda: Cuda, error: str) -> Cuda:
-    return Cuda(cuda.built_for, cuda.driver_takes, cuda.devices, cuda.nccl, error)
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]

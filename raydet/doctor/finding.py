@@ -1,4 +1,4 @@
-"""What the doctor says: one line per finding, with its remedy."""
+"""The findings of the doctor: one line each, with its remedy."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ WIDTH_OF_LEVEL, WIDTH_OF_CHECK = 7, 13
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One answer."""
+    """The result of one check."""
 
     check: str
-    """What was asked, in a word."""
+    """Name of the check, one or two words."""
     level: Level
     text: str
     remedy: str = ""
-    """What to do; empty where nothing is to be done."""
+    """What to do; empty if nothing needs to be done."""
 
     def as_line(self) -> str:
-        """For a terminal."""
+        """One line for a terminal."""
         text = f"{self.text}; {self.remedy}" if self.remedy else self.text
         return f"{self.level:{WIDTH_OF_LEVEL}} {self.check:{WIDTH_OF_CHECK}} {' '.join(text.split())}"
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """2 where something has to be mended before a study can run; warnings do not count."""
+    """2 if something must be fixed before a study can run; warnings do not count."""
     return EXIT_USAGE if any(finding.level == "failure" for finding in findings) else EXIT_OK
 
 
-def in_one_object(findings: Sequence[Finding]) -> dict[str, Any]:
+def findings_as_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """One object: `ok`, and the list of `findings`."""
     return {"ok": exit_code(findings) == EXIT_OK, "findings": [asdict(finding) for finding in findings]}

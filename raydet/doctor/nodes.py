@@ -1,4 +1,4 @@
-"""Whom the doctor asks: the nodes of a cluster, or, where there is none, this machine."""
+"""The machines that the doctor examines: the nodes of a cluster, or this machine alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """A node could not be asked."""
+    """Why a node has not answered."""
 
     reason: str
 
@@ -24,11 +24,11 @@ class Nodes(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Those that live."""
+        """Names of the nodes that are alive."""
 
     @property
     def gpus(self) -> Mapping[str, int] | None:
-        """How many Ray counts on each; None: there is no Ray."""
+        """GPUs that Ray counts on each node; None: without Ray."""
 
     def ask(
         self, question: Callable[..., Answer], arguments: Mapping[str, tuple[Any, ...]], *, timeout_s: float
@@ -36,14 +36,14 @@ class Nodes(Protocol):
         """Call a function on each node that has arguments, on all at the same time."""
 
     def address(self, name: str) -> str:
-        """Where the other nodes reach it."""
+        """Address under which other nodes reach a node."""
 
     def clocks(self) -> Mapping[str, Clock]:
-        """Those of the nodes that have answered, against ours."""
+        """Clocks of the nodes that have answered, relative to ours."""
 
 
 class ThisMachine:
-    """No cluster."""
+    """This machine as the only node."""
 
     names = (socket.gethostname(),)
     gpus = None
@@ -64,5 +64,5 @@ class ThisMachine:
 
 
 def answered(answers: Mapping[str, Answer | NoAnswer]) -> dict[str, Answer]:
-    """Without the nodes that gave none."""
+    """The answers, without the nodes that have not answered."""
     return {name: answer for name, answer in answers.items() if not isinstance(answer, NoAnswer)}

@@ -1,4 +1,4 @@
-"""The ranks that one machine takes in a sum over all GPUs: one process per GPU."""
+"""The ranks of one machine in a sum over all GPUs: one process per GPU."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from raydet.doctor.collective import TIMEOUT_S
 from raydet.doctor.facts import child_environment
 
 START_S = 60.0
-"""For processes that import torch and wake their GPUs."""
+"""How long processes may take to import torch and initialize their GPUs."""
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """An unused port of this machine."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return int(listener.getsockname()[1])
 
 
 def run_ranks(devices: Sequence[str], first: int, world_size: int, url: str, backend: str) -> str:
-    """Run ranks `first` and on, one per device, to their end.
+    """Run the ranks from `first` on, one per device, until they exit.
 
     Args:
         devices: `cuda:0`, ...; or `cpu`.
@@ -47,12 +47,12 @@ def run_ranks(devices: Sequence[str], first: int, world_size: int, url: str, bac
     errors = []
     for index, process in enumerate(processes):
         try:
-            _, said = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
+            _, output = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             errors.append(f"{devices[index]} has not answered for {START_S + TIMEOUT_S:.0f} s")
             continue
         if process.returncode:
-            errors.append(f"{devices[index]}: {(said.strip().splitlines() or ['it was killed'])[-1]}")
+            errors.append(f"{devices[index]}: {(output.strip().splitlines() or ['it was killed'])[-1]}")
     return "; ".join(errors)

@@ -1,4 +1,4 @@
-"""Whether a place can be written from every node, and is the same place on all of them."""
+"""Whether a storage location can be written from every node, and is the same on all of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from raydet.doctor.nodes import NoAnswer, Nodes, answered
 from raydet.errors import ConfigError, DataError
 
 PATIENCE_S = 5.0
-"""With object storage that fails."""
+"""How long to retry object storage that fails."""
 NODE_ANSWER_S = 60.0
-"""For a node to start a process, import pyarrow, and write."""
-MARK = "mark"
+"""How long a node may take to start a process, import pyarrow, and write."""
+MARKER = "marker"
 
 
 def check_storage(uri: str, nodes: Nodes) -> list[Finding]:
@@ -27,71 +27,73 @@ def check_storage(uri: str, nodes: Nodes) -> list[Finding]:
         uri: a directory, s3://BUCKET/... or gs://BUCKET/...
     """
     try:
-        place = Store(f"{uri.rstrip('/')}/.raydet-doctor-{uuid.uuid4().hex[:12]}", patience_s=PATIENCE_S)
+        store = Store(f"{uri.rstrip('/')}/.raydet-doctor-{uuid.uuid4().hex[:12]}", patience_s=PATIENCE_S)
     except ConfigError as error:
         return [Finding("storage", "failure", str(error))]
-    parent = place.directory.parent if place.directory is not None else None
-    is_ours = parent is not None and not parent.exists()
+    parent = store.directory.parent if store.directory is not None else None
+    is_new = parent is not None and not parent.exists()
     try:
-        place.write(MARK, b"raydet doctor")
+        store.write(MARKER, b"raydet doctor")
     except DataError as error:
-        _clear_directory(place)
+        _clear_directory(store)
         return [Finding("storage", "failure", f"this machine: {error}")]
     try:
-        findings = _visits(uri, place, nodes)
+        findings = _visits(uri, store, nodes)
         return findings + ([disk("storage", space(parent))] if parent is not None else [])
     except DataError as error:
         return [Finding("storage", "failure", f"this machine: {error}")]
     finally:
-        _clear(place)
-        if is_ours and parent is not None:
-            with suppress(OSError):  # somebody else has begun to use it
+        _clear(store)
+        if is_new and parent is not None:
+            with suppress(OSError):  # it is in use meanwhile
                 parent.rmdir()
 
 
-def visit(place: Store, name: str) -> str:
-    """On a node: look for the mark, and leave another. What is wrong, on one line; empty: nothing."""
+def visit(store: Store, name: str) -> str:
+    """On a node: look for the marker, and write a file. Returns what is wrong, on one line; empty: nothing."""
     try:
-        if place.read(MARK) is None:
-            return "what this machine has written is not there: it is another directory of the same name"
-        place.write(name, b"raydet doctor")
+        if store.read(MARKER) is None:
+            return "the file written by this machine is not there: it is another directory of the same name"
+        store.write(name, b"raydet doctor")
     except DataError as error:
         return str(error)
     return ""
 
 
-def _visits(uri: str, place: Store, nodes: Nodes) -> list[Finding]:
+def _visits(uri: str, store: Store, nodes: Nodes) -> list[Finding]:
     files = {name: f"node_{index}" for index, name in enumerate(nodes.names)}
-    answers = nodes.ask(visit, {name: (place, file) for name, file in files.items()}, timeout_s=NODE_ANSWER_S)
+    answers = nodes.ask(visit, {name: (store, file) for name, file in files.items()}, timeout_s=NODE_ANSWER_S)
     findings = []
     for name, answer in answers.items():
         if isinstance(answer, NoAnswer):
             findings.append(Finding("storage", "failure", f"{name}: {answer.reason}"))
         elif answer:
-            remedy = "" if ";" in answer else "name a place that all nodes share (NFS, EFS, Filestore, a PVC)"
+            remedy = (
+                "" if ";" in answer else "use a directory that all nodes share (NFS, EFS, Filestore, a PVC)"
+            )
             findings.append(Finding("storage", "failure", f"{name}: {answer}", remedy))
-    written = set(place.names())
+    written = set(store.names())
     for name, answer in answered(answers).items():
         if not answer and files[name] not in written:
-            text = f"{name}: what it has written does not come here"
-            findings.append(Finding("storage", "failure", text, "name a place that all nodes share"))
+            text = f"{name}: the file that it has written is not visible here"
+            findings.append(Finding("storage", "failure", text, "use a directory that all nodes share"))
     if not findings:
-        findings.append(Finding("storage", "ok", f"{uri}: written and read by all of {len(files)} nodes"))
+        findings.append(Finding("storage", "ok", f"{uri}: written and read by all {len(files)} nodes"))
     return findings
 
 
-def _clear(place: Store) -> None:
-    """As far as the place lets us."""
-    _clear_directory(place)
-    if place.directory is not None:
+def _clear(store: Store) -> None:
+    """Remove everything, as far as the storage allows."""
+    _clear_directory(store)
+    if store.directory is not None:
         return
     try:
-        for name in place.names():
-            place.delete(name)
+        for name in store.names():
+            store.delete(name)
     except DataError:
         return
 
 
-def _clear_directory(place: Store) -> None:
-    if place.directory is not None:
-        shutil.rmtree(place.directory, ignore_errors=True)
+def _clear_directory(store: Store) -> None:
+    if store.directory is not None:
+        shutil.rmtree(store.directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Whether the MLflow server is there, lets us in, keeps others out, and has no known holes."""
+"""Whether the MLflow server answers, accepts our credentials, rejects others, and has no known vulnerabilities."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 from raydet.doctor.finding import Finding, Level
 from raydet.doctor.judge import FLOORS, release
 from raydet.errors import TrackingError
-from raydet.track.server import Server, ask_server, check_reachable, is_loopback, shown
+from raydet.track.server import Server, ask_server, check_reachable, is_loopback, redacted_uri
 
 
 def check_tracking(uri: str | None) -> list[Finding]:
-    """What `--tracking-uri` names.
+    """Check the target of `--tracking-uri`.
 
     Args:
         uri: None: sqlite in the storage directory; `none`: nothing is tracked.
@@ -19,9 +19,7 @@ def check_tracking(uri: str | None) -> list[Finding]:
     if uri == "none":
         return [Finding("mlflow", "ok", "nothing is tracked")]
     if uri is None:
-        return [
-            Finding("mlflow", "ok", "no server is named (--tracking-uri): sqlite in the storage directory")
-        ]
+        return [Finding("mlflow", "ok", "no server is set (--tracking-uri): sqlite in the storage directory")]
     try:
         if urlsplit(uri).scheme in ("http", "https"):
             return judge_server(uri, ask_server(uri))
@@ -29,31 +27,31 @@ def check_tracking(uri: str | None) -> list[Finding]:
     except TrackingError as error:
         return [Finding("mlflow", "failure", str(error))]
     if urlsplit(uri).hostname is None:
-        return [Finding("mlflow", "ok", f"{shown(uri)}: a file of this machine")]
-    remedy = "whoever tracks knows the database's password; a server in between keeps it"
-    return [Finding("mlflow", "warning", f"{shown(uri)}: a database answers", remedy)]
+        return [Finding("mlflow", "ok", f"{redacted_uri(uri)}: a file of this machine")]
+    remedy = "every client knows the database's password; a server in between hides it"
+    return [Finding("mlflow", "warning", f"{redacted_uri(uri)}: a database answers", remedy)]
 
 
 def judge_server(uri: str, server: Server) -> list[Finding]:
-    """From what it has said."""
-    where, at_home = shown(uri), is_loopback(uri)
+    """The findings on a server that has answered."""
+    where, is_local = redacted_uri(uri), is_loopback(uri)
     findings = []
     if server.refusal is not None:
         findings.append(Finding("mlflow", "failure", *_refusal(where, server)))
     if server.version is None and server.refusal is None:
         remedy = f"see that it is {FLOORS['mlflow']} or newer"
-        findings.append(Finding("mlflow", "warning", f"{where}: it does not tell its version", remedy))
+        findings.append(Finding("mlflow", "warning", f"{where}: it does not report its version", remedy))
     if server.version is not None and release(server.version) < release(FLOORS["mlflow"]):
-        text = f"{where}: MLflow {server.version} has known holes (CVE-2026-4137)"
-        level: Level = "warning" if at_home else "failure"
+        text = f"{where}: MLflow {server.version} has a known vulnerability (CVE-2026-4137)"
+        level: Level = "warning" if is_local else "failure"
         findings.append(Finding("mlflow", level, text, f"install {FLOORS['mlflow']} or newer on the server"))
-    if server.is_open and not at_home:
-        text = f"{where}: whoever reaches it may read, change and delete every run"
-        remedy = "start it with --app-name basic-auth, or let it listen on 127.0.0.1 only"
+    if server.is_open and not is_local:
+        text = f"{where}: anyone who reaches it may read, change and delete every run"
+        remedy = "start it with --app-name basic-auth, or make it listen on 127.0.0.1 only"
         findings.append(Finding("mlflow", "warning", text, remedy))
-    if urlsplit(uri).scheme == "http" and not at_home and not server.is_open:
+    if urlsplit(uri).scheme == "http" and not is_local and not server.is_open:
         text = f"{where}: passwords and results cross the network unencrypted"
-        remedy = "put TLS before it, or reach it through a tunnel"
+        remedy = "put TLS in front of it, or reach it through a tunnel"
         findings.append(Finding("mlflow", "warning", text, remedy))
     if not findings:
         findings.append(Finding("mlflow", "ok", f"{where}: MLflow {server.version}"))
@@ -64,14 +62,14 @@ def _refusal(where: str, server: Server) -> tuple[str, str]:
     """Text and remedy."""
     if server.refusal == 401:
         return (
-            f"{where}: it refuses user and password",
+            f"{where}: it rejects user and password",
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         )
     if server.refusal == 403 and "Host header" in server.said:
-        return f"{where}: it does not know itself by that name", "start it with --allowed-hosts HOST:PORT"
+        return f"{where}: it does not accept that host name", "start it with --allowed-hosts HOST:PORT"
     if server.refusal == 403:
-        return f"{where}: this user may not see experiments", "give the user its rights"
+        return f"{where}: this user may not read experiments", "give the user that permission"
     return (
         f"{where}: HTTP {server.refusal}: {server.said}",
-        "correct the URI; is it an MLflow server that answers there?",
+        "correct the URI; is there an MLflow server?",
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from raydet.config import Experiment
 from raydet.engine.averaging import update_average
@@ -16,8 +15,9 @@ from raydet.engine.state import TrainState
 from raydet.engine.step import images_of, train_step
 from raydet.errors import NonFiniteLossError
 from raydet.parallel.collectives import World
-from raydet.resilience.current_phase import HERE, enter
+from raydet.resilience.current_phase import CURRENT, enter
 from raydet.resilience.step_control import Control
+from raydet.runs.results import EpochRow, Number
 from raydet.runs.run_dir import RunRecord
 from raydet.structures import Batch
 
@@ -29,16 +29,16 @@ logger = logging.getLogger("raydet")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the loop has done by others; all of it is called on every rank."""
+    """What others do for the loop; all of it is called on every rank."""
 
-    validate: Callable[[], dict[str, Any]]
-    """Metrics of the model as it is; every `train.eval_every` epochs and at the end."""
-    save: Callable[[float | None], None]
-    """Stores a checkpoint of the state with a score."""
+    validate: Callable[[], Mapping[str, Number]]
+    """Metrics of the current model; every `train.eval_every` epochs and at the end."""
+    save: Callable[[EpochRow | None], None]
+    """Stores a checkpoint of the state: with the row of the epoch at its end, with None within it."""
     restore: Callable[[], bool]
     """Brings the state back to the newest checkpoint, if there is one."""
-    publish: Callable[[dict[str, Any]], None]
-    """Takes the row of a finished epoch."""
+    publish: Callable[[EpochRow], None]
+    """Takes the row of a completed epoch."""
 
 
 def fit(
@@ -51,11 +51,11 @@ def fit(
     control: Control,
     services: Services,
 ) -> None:
-    """Train from where `state` stands to the last epoch.
+    """Train from `state` to the last epoch.
 
     Raises:
         NonFiniteLossError: a loss is not finite.
-        RaydetError: the run was asked to stop, see `raydet.resilience.step_control`; where it stands is saved.
+        RaydetError: the run was asked to stop, see `raydet.resilience.step_control`; its state is saved.
     """
     config = experiment.train
     total_steps = config.epochs * loader.steps_per_epoch
@@ -76,14 +76,15 @@ def fit(
             continue
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             started = time.perf_counter()
-            row |= services.validate()
-            row["eval_s"] = round(time.perf_counter() - started, 3)
-            state.loop_s += row["eval_s"]
+            metrics = services.validate()
+            eval_s = round(time.perf_counter() - started, 3)
+            row = replace(row, metrics=metrics, eval_s=eval_s)
+            state.loop_s += eval_s
         state.history.append(row)
         record.epochs(state.history)
         if world.is_main:
-            logger.info("epoch %d of %d: %s", state.epoch, config.epochs, row)
-        services.save(row.get("mAP"))
+            logger.info("epoch %d of %d: %s", state.epoch, config.epochs, row.as_json())
+        services.save(row)
         control.saved()
         services.publish(row)
 
@@ -100,20 +101,19 @@ def _train_epoch(
     """The steps that are left of an epoch."""
     config, optim = experiment.train, experiment.optim
     state.model.train()
-    HERE.step = state.step
+    CURRENT.step = state.step
     log.start_epoch()
     batches = loader.epoch(state.epoch, state.epoch_step)
     while state.epoch_step < loader.steps_per_epoch:
         enter("load")
         micro_batches = next(batches)
-        first = state.epoch_step * config.global_batch + world.rank * loader.share
         if state.step in state.skipped_steps:
-            _advance(state, first, micro_batches)
+            _advance(state, loader, micro_batches)
             continue
         lr = learning_rate(
             optim, step=state.step, steps_per_epoch=loader.steps_per_epoch, total_steps=log.total_steps
         )
-        losses, is_updated = train_step(
+        losses, is_updated, state.carry = train_step(
             state.model,
             micro_batches,
             state.optimizer,
@@ -123,11 +123,12 @@ def _train_epoch(
             step=state.step,
             world=world,
             precision=config.precision,
+            carry=state.carry,
             skip_non_finite=config.non_finite == "skip",
         )
         if is_updated and optim.ema_decay is not None:
             update_average(state.optimizer, decay=optim.ema_decay, step=state.step)
-        _advance(state, first, micro_batches)
+        _advance(state, loader, micro_batches)
         log.add(state.step - 1, lr, losses, micro_batches, is_updated=is_updated)
         verdict = control.after_step(state.step)
         if verdict.stop is None and (not verdict.save or state.epoch_step == loader.steps_per_epoch):
@@ -142,7 +143,7 @@ def _train_epoch(
             )
 
 
-def _advance(state: TrainState, first: int, micro_batches: Sequence[Batch]) -> None:
-    state.advance(first, images_of(micro_batches))
-    HERE.step = state.step
+def _advance(state: TrainState, loader: Loader, micro_batches: Sequence[Batch]) -> None:
+    state.advance(*loader.position(state.step), images_of(micro_batches))
+    CURRENT.step = state.step
     enter("between")

@@ -28,6 +28,7 @@ from raydet.parallel.collectives import (
     mean_over_ranks,
     smallest_over_ranks,
 )
+from raydet.runs.results import EpochRow
 from raydet.runs.run_dir import RunRecord, write_atomically
 from raydet.structures import Batch
 
@@ -49,9 +50,8 @@ class Loader(Protocol):
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch."""
 
-    @property
-    def share(self) -> int:
-        """Images of this rank per optimiser step."""
+    def position(self, step: int) -> tuple[int, int]:
+        """The pass through the data that a step belongs to, and where this rank's images begin in its order."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """One list of micro-batches per optimiser step."""
@@ -110,19 +110,19 @@ class LossLog:
         self.state.epoch_s += now - self._since
         self._since = now
 
-    def end_epoch(self) -> dict[str, Any]:
-        """The epoch's row: mean loss, time and speed. The state goes on to the next epoch."""
+    def end_epoch(self) -> EpochRow:
+        """The epoch's row: mean loss, time and speed. The state moves on to the next epoch."""
         self.settle()
         state = self.state
         num_trained = state.epoch_step - sum(
             step >= state.step - state.epoch_step for step in state.skipped_steps
         )
-        row = {
-            "epoch": state.epoch + 1,
-            "loss": state.epoch_loss / num_trained if num_trained else None,
-            "train_s": round(state.epoch_s, 3),
-            "images_per_s": round(state.epoch_step * self.global_batch / state.epoch_s, 3),
-        }
+        row = EpochRow(
+            epoch=state.epoch + 1,
+            loss=state.epoch_loss / num_trained if num_trained else None,
+            train_s=round(state.epoch_s, 3),
+            images_per_s=round(state.epoch_step * self.global_batch / state.epoch_s, 3),
+        )
         state.end_epoch()
         return row
 
@@ -147,7 +147,7 @@ class LossLog:
         self.record.batches(rows)
         self._progress(rows[-1])
 
-    def _progress(self, row: dict[str, Any]) -> None:
+    def _progress(self, row: Mapping[str, Any]) -> None:
         done, state = row["step"] + 1, self.state
         step_s = (state.epoch_s + time.perf_counter() - self._since) / state.epoch_step
         self.record.progress(

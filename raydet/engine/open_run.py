@@ -1,4 +1,4 @@
-"""A run that has trained, opened again: its detector with the trained weights, and the data it belongs to."""
+"""A trained run, opened again: its model with the trained weights, and its data."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
 from raydet.engine.averaging import take_average
 from raydet.engine.barriers import yielding_busy_cores
-from raydet.engine.detect import detect
+from raydet.engine.evaluator import Evaluator, predict
 from raydet.engine.optim import build_optimizer
-from raydet.engine.process import Evaluator
 from raydet.errors import ConfigError
-from raydet.metrics.coco import CocoResult
-from raydet.models.build import build_detector
-from raydet.models.detector import Detector
+from raydet.models.build import build_model
+from raydet.models.model import Model
 from raydet.parallel.collectives import World
 from raydet.runs.run_dir import CONFIG
+from raydet.tasks.base import Scores, Task
+from raydet.tasks.build import build_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,18 @@ class TrainedRun:
 
     run_dir: Path
     experiment: Experiment
-    detector: Detector
-    """In evaluation mode; with the averages of its weights where the run keeps some, as it was evaluated."""
+    task: Task
+    model: Model
+    """In evaluation mode; with the averages of its weights if the run keeps some, as it was evaluated."""
     checkpoint: Path
     source: Source
     val_indices: list[int]
-    """The images to judge it on, by their index in the source: the run's own, or all of another source."""
+    """The evaluation images by their index in the source: the run's own, or all of another source."""
 
     @property
     def device(self) -> torch.device:
-        """Of the detector."""
-        return next(self.detector.parameters()).device
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
 
 def open_trained(
@@ -55,7 +56,7 @@ def open_trained(
 
     Args:
         data: another source, of the same classes; default: the run's own.
-        device: of the detector; default: the CPU.
+        device: where the model is put; default: the CPU.
 
     Raises:
         ConfigError: the directory holds no run, or one without a checkpoint; the other source has other classes, or
@@ -69,40 +70,43 @@ def open_trained(
     checkpoint = newest_checkpoint(run_dir)
     if checkpoint is None:
         raise ConfigError(f"{run_dir} has no whole checkpoint yet; give the run's command again")
-    detector = build_detector(experiment)
-    if not detector.modalities:
+    task = build_task(experiment)
+    model = build_model(experiment, task.build_head)
+    if not model.modalities:
         raise ConfigError(f"{run_dir} reads nothing of what --data has; name another source")
-    optimizer = build_optimizer(experiment.optim, detector.parameters())
-    load_checkpoint(checkpoint, model=detector, optimizer=optimizer, is_verified=True)
+    optimizer = build_optimizer(experiment.optim, model.parameters())
+    load_checkpoint(checkpoint, model=model, optimizer=optimizer, is_verified=True)
     take_average(optimizer)
     source = open_source(experiment.data)
     indices = list(range(len(source))) if data else split_indices(source, experiment.data.split)[1]
-    detector = detector.to(device or torch.device("cpu")).eval()
-    return TrainedRun(run_dir, experiment, detector, checkpoint, source, indices)
+    model = model.to(device or torch.device("cpu")).eval()
+    return TrainedRun(run_dir, experiment, task, model, checkpoint, source, indices)
 
 
-def evaluated(run: TrainedRun) -> CocoResult:
-    """The detector's metrics on its images, found as at the end of its training.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-    evaluator = Evaluator(run.experiment, run.source, run.val_indices, World(device=run.device))
-    with yielding_busy_cores(torch.get_num_threads(), run.device):
-        return evaluator.evaluate(run.detector)
-
-
-def detected(run: TrainedRun) -> NDArray[np.float64]:
-    """The detector's rows (see `evaluate.coco`) on its images; the first column counts along `val_indices`.
+def evaluated(run: TrainedRun) -> Scores:
+    """The scores of the model on the evaluation images, computed as at the end of its training.
 
     Raises:
         DataError: an image cannot be read.
     """
-    loader = EvalLoader(
-        run.source, run.val_indices, data=run.experiment.data, batch_size=run.experiment.train.eval_batch
-    )
+    evaluator = Evaluator(run.task, run.experiment, run.source, run.val_indices, World(device=run.device))
     with yielding_busy_cores(torch.get_num_threads(), run.device):
-        return detect(run.detector, loader, device=run.device).rows
+        return evaluator.evaluate(run.model)[0]
+
+
+def predicted(run: TrainedRun) -> NDArray[np.float64]:
+    """The model's predictions on the evaluation images as rows of the task's scorer.
+
+    Rows of a detector are those of `raydet.metrics.coco`; the first column counts along `val_indices`.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    data, batch_size = run.experiment.data, run.experiment.train.eval_batch
+    loader = EvalLoader(run.source, run.val_indices, data=data, batch_size=batch_size)
+    scorer = run.task.scorer(run.experiment, run.source, run.val_indices)
+    with yielding_busy_cores(torch.get_num_threads(), run.device):
+        return predict(run.model, loader, scorer, device=run.device).rows
 
 
 def _on_other_data(experiment: Experiment, data: SourceConfig, run_dir: Path) -> Experiment:

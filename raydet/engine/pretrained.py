@@ -1,4 +1,4 @@
-"""Published weights at the start of a run, on the rank that brings the weights for all."""
+"""Pretrained weights at the start of a run, on the rank that has the weights of all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from raydet.config import Experiment
 from raydet.errors import ConfigError
 from raydet.models.build import load_pretrained
-from raydet.models.detector import Detector
+from raydet.models.model import Model
 from raydet.parallel.collectives import World, broadcast_text
 from raydet.runs.run_dir import recorded_model_info
 
@@ -20,20 +20,20 @@ KEY = "pretrained"
 NO_PROBLEM = "none"
 
 
-def start_from_published(
-    detector: Detector, experiment: Experiment, world: World, *, run_dir: Path, is_resumed: bool
+def start_from_pretrained(
+    detector: Model, experiment: Experiment, world: World, *, run_dir: Path, is_resumed: bool
 ) -> dict[str, Any] | None:
-    """Load the experiment's published weights on rank 0; to be called on every rank, before the others receive them.
+    """Load the experiment's pretrained weights on rank 0; call it on every rank, before the others receive them.
 
     Args:
-        is_resumed: all weights are going to come from a checkpoint. The file may be gone by then: what was written
-            down about it is passed on.
+        is_resumed: all weights will come from a checkpoint. The file may be gone by then: what was recorded of it
+            is passed on.
 
     Returns:
-        For model_info.json; None where there is nothing, and on other ranks.
+        For model_info.json; None without pretrained weights, and on other ranks.
 
     Raises:
-        ConfigError: on every rank: the file cannot be had, or does not fit the backbone.
+        ConfigError: on every rank: the file cannot be read, or does not fit the backbone.
     """
     if experiment.model.backbone.pretrained.path is None:
         return None
@@ -51,7 +51,7 @@ def start_from_published(
     return info
 
 
-def _loaded(detector: Detector, experiment: Experiment) -> dict[str, Any]:
+def _loaded(detector: Model, experiment: Experiment) -> dict[str, Any]:
     weights = load_pretrained(detector, experiment)
     assert weights is not None
     logger.info("pretrained weights: %s", weights.as_text())

@@ -9,7 +9,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -19,51 +19,42 @@ import torch
 import torchvision
 
 import raydet
-from raydet.checkpoint.load import load_checkpoint
+from raydet.checkpoint.load import load_carry, load_checkpoint
 from raydet.checkpoint.writer import CheckpointWriter, agreed_checkpoint
 from raydet.config import Experiment, TrainConfig
 from raydet.cpu import cpu_name
 from raydet.data.build import data_hashes, open_source
-from raydet.data.loader import EvalLoader, TrainLoader
+from raydet.data.loader import TrainLoader
 from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
-from raydet.data.split import groups_of, split_indices
-from raydet.engine.averaging import averaged_weights
+from raydet.data.split import split_indices
 from raydet.engine.barriers import yielding_busy_cores
-from raydet.engine.detect import detect, ground_truth, mean_loss
+from raydet.engine.evaluator import Evaluator
 from raydet.engine.loop import Services, fit
 from raydet.engine.optim import build_optimizer
 from raydet.engine.peak_memory import watch_peak_memory
 from raydet.engine.pretrained import KEY as PRETRAINED
-from raydet.engine.pretrained import start_from_published
+from raydet.engine.pretrained import start_from_pretrained
 from raydet.engine.state import TrainState
-from raydet.engine.system_metrics import system_metrics
-from raydet.engine.worst_case import LONG_RUN_STEPS, rehearse, worst_batch
+from raydet.engine.worst_case import dry_run_if_long
 from raydet.errors import ConfigError
-from raydet.metrics.coco import CocoResult
-from raydet.metrics.matches import MatchRecords
-from raydet.metrics.measure import measure
-from raydet.metrics.sizes import SizeBins
-from raydet.models.build import build_detector, modalities_read, parameter_counts
-from raydet.models.detector import Detector
-from raydet.models.units import units_of
-from raydet.parallel.collectives import World, average_statistics, gather_rows, smallest_over_ranks
+from raydet.metrics.names import deciding_metric
+from raydet.models.build import build_model, modalities_read, parameter_counts
+from raydet.parallel.collectives import World, average_statistics, largest_over_ranks, smallest_over_ranks
 from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
 from raydet.parallel.precision import check_precision
-from raydet.plan.counts import state_copies
 from raydet.plan.flops import forward_flops
 from raydet.resilience.current_phase import enter
-from raydet.resilience.fault_injection import arm
+from raydet.resilience.fault_injection import watch_for_faults
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.heartbeat import Heartbeat
 from raydet.resilience.out_of_memory import during, naming_remedies, planned_micro_batch
 from raydet.resilience.step_control import Control, StopRequest
+from raydet.runs.results import EpochRow, RunResults
 from raydet.runs.run_dir import RunRecord, last_progress, recorded_model_info
-from raydet.structures import Batch
-
-Publish = Callable[[dict[str, Any]], None]
-"""Takes the row of a finished epoch."""
+from raydet.tasks.base import Task
+from raydet.tasks.build import build_task
 
 logger = logging.getLogger("raydet")
 
@@ -73,24 +64,26 @@ def run_process(
     *,
     run_dir: Path,
     world: World,
-    publish: Publish | None = None,
+    task: Task | None = None,
+    publish: Callable[[EpochRow], None] = lambda row: None,
     fault_tolerance: FaultTolerance = FaultTolerance(),  # noqa: B008  -- frozen
     stop: StopRequest | None = None,
     ask_cluster: Callable[[], str | None] = lambda: None,
     attempt: int = 0,
-) -> dict[str, Any]:
-    """Train, evaluate and record one run, as rank `world.rank` of its workers; go on from its newest checkpoint.
+) -> RunResults:
+    """Train, evaluate and record one run, as rank `world.rank` of its workers; resumes from its newest checkpoint.
 
     Args:
         run_dir: see `raydet.runs.run_dir`; must exist, common to all ranks.
+        task: the code of a custom task; default: the task that the experiment names.
         publish: called on every rank after every epoch.
         fault_tolerance: how often to save within an epoch.
         stop: asks, from another thread or a signal handler, to save and stop.
         ask_cluster: see `raydet.resilience.step_control.Control`.
-        attempt: how often the driver has started the run before this.
+        attempt: how often the driver has started the run before.
 
     Returns:
-        The results (plain JSON): the metrics are the same on every rank, times are each rank's own.
+        The results: metrics are the same on every rank, times are each rank's own.
 
     Raises:
         DataError: the data are bad.
@@ -100,11 +93,12 @@ def run_process(
         PreemptedError, HostMemoryError: the run was asked to stop, and has saved.
         TrainingError: the loss is not finite.
     """
-    arm(world, run_dir)
+    watch_for_faults(world, run_dir)
     peak_memory = watch_peak_memory(world.device)
-    started, left = time.time(), last_progress(run_dir)
+    started, last_active = time.time(), last_progress(run_dir)
     check_precision(experiment.train, world.device)
     _check_nodes(experiment, world)
+    task = task or build_task(experiment)
     source = open_source(experiment.data)
     train_indices, val_indices = split_indices(source, experiment.data.split)
     with (
@@ -112,27 +106,27 @@ def run_process(
         deterministic_kernels(world.device, exact=experiment.train.exact),
         yielding_busy_cores(torch.get_num_threads(), world.device),
     ):
-        loader = _train_loader(experiment, source, train_indices, run_dir, world)
+        loader = _train_loader(experiment, task, source, train_indices, run_dir, world)
         with naming_remedies(experiment, world, micro_batch=loader.micro_batch):
             with during("setup", (), world.device):
-                state, pretrained = _initial_state(experiment, run_dir, world)
+                state, pretrained = _initial_state(experiment, task, run_dir, world)
                 state.is_restarted = attempt > 0 or state.step > 0
-                state.away_s = 0.0 if attempt else max(0.0, started - max(state.saved_at, left))
-            info = _model_info(experiment, state, loader, len(train_indices), len(val_indices), world)
-            info[PRETRAINED] = pretrained
-            info["data"] = data_hashes(source)
+                state.away_s = 0.0 if attempt else max(0.0, started - max(state.saved_at, last_active))
+            info = _model_info(experiment, task, state, loader, len(train_indices), len(val_indices), world)
+            info |= {PRETRAINED: pretrained, "data": data_hashes(source)}
             if world.is_main and state.step:
                 _warn_of_other_rounding(recorded_model_info(run_dir), info)
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
-            _rehearse_long_run(experiment, state, source, train_indices, loader, world)
-            evaluator = Evaluator(experiment, source, val_indices, world)
+            dry_run_if_long(experiment, task, state, source, train_indices, loader, world)
+            evaluator = Evaluator(task, experiment, source, val_indices, world)
             stop = stop or StopRequest()
             control = Control(world, run_dir, fault_tolerance, stop, ask_cluster)
+            keep = experiment.train.keep_checkpoints
             with (
                 Heartbeat(run_dir, world, fault_tolerance, stop),
-                _checkpoint_writer(experiment, run_dir, world) as writer,
+                CheckpointWriter(run_dir / "checkpoints", keep=keep, world=world) as writer,
             ):
                 fit(
                     state,
@@ -143,87 +137,31 @@ def run_process(
                     control=control,
                     services=Services(
                         validate=lambda: evaluator(state),
-                        save=lambda score: _save(state, score, world, writer),
+                        save=lambda row: _save(state, row, experiment, world, writer),
                         restore=lambda: _restore(state, run_dir, world, writer),
-                        publish=publish or (lambda row: None),
+                        publish=publish,
                     ),
                 )
-                if (
-                    evaluator.records is None
-                ):  # it was lost after its last epoch, before its end was written down
+                if evaluator.scores is None:  # the run was lost between its last epoch and its results
                     evaluator(state)
-        assert evaluator.records is not None
-        record.matches(evaluator.records)
-        results = _results(experiment, state, info) | {
-            "peak_memory_bytes": -smallest_over_ranks(-(peak_memory() or 0), world) or None
-        }
+        assert evaluator.scores is not None
+        record.records(evaluator.scores.records)
+        peak = largest_over_ranks(peak_memory() or 0, world) or None
+        results = _results(experiment, task, state, info, peak)
         record.results(results)
     return results
 
 
-class Evaluator:
-    """Metrics of the model on the validation images, shared out over the workers."""
-
-    def __init__(self, experiment: Experiment, source: Source, indices: list[int], world: World) -> None:
-        self.loader = EvalLoader(
-            source,
-            indices,
-            data=experiment.data,
-            batch_size=experiment.train.eval_batch,
-            rank=world.rank,
-            world_size=world.world_size,
-            in_step=layout_of_run(experiment.train, world).is_sharded,
-        )
-        self.truth = ground_truth(source.targets(index) for index in indices)
-        self.config = experiment.evaluate
-        self.classes = experiment.data.classes
-        self.image_ids = [source.image_ids[index] for index in indices]
-        groups = groups_of(source.group_ids, experiment.data.split)
-        self.group_ids = [groups[index] for index in indices]
-        self.world = world
-        self.records: MatchRecords | None = None
-        """Of the newest evaluation."""
-        self.loss: float | None = None
-        """Likewise: as in training, on images as they are."""
-
-    def __call__(self, state: TrainState) -> dict[str, Any]:
-        """`val_loss`, the 12 metrics, LAMR if wanted, AP per class as `AP/<class>`, and the load of the machine."""
-        with during("evaluate", (), self.world.device), averaged_weights(state.optimizer):
-            result = self.evaluate(unwrapped(state.model))
-        per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
-        return {"val_loss": self.loss, **result.metrics, **per_class, **system_metrics(self.world.device)}
-
-    def _batches(self) -> Iterator[tuple[Batch, list[int]]]:
-        for batch, positions in self.loader:
-            enter("evaluate", batch.image_ids)  # progress: a long evaluation is no stall
-            yield batch, positions
-
-    def evaluate(self, detector: torch.nn.Module) -> CocoResult:
-        """The same on every rank, whatever their number."""
-        average_statistics(detector, self.world)
-        rows, losses = detect(detector, self._batches(), device=self.world.device)
-        self.loss = mean_loss(gather_rows(losses, self.world))
-        result, self.records = measure(
-            self.config,
-            self.truth,
-            gather_rows(rows, self.world),
-            self.classes,
-            image_ids=self.image_ids,
-            group_ids=self.group_ids,
-        )
-        return result
-
-
 def _train_loader(
-    experiment: Experiment, source: Source, indices: list[int], run_dir: Path, world: World
+    experiment: Experiment, task: Task, source: Source, indices: Sequence[int], run_dir: Path, world: World
 ) -> TrainLoader:
     train = experiment.train
     earlier = None if isinstance(train.micro_batch, int) else _earlier_micro_batch(run_dir, train, world)
-    asked_for = earlier or train.micro_batch
-    if asked_for == "auto":
-        num_objects = max(len(source.targets(index)[1]) for index in indices)
-        asked_for = planned_micro_batch(experiment, world, num_objects=num_objects)
-    micro_batch, accumulation = batch_plan(train.global_batch, world.world_size, asked_for)
+    micro_batch = earlier or train.micro_batch
+    if micro_batch == "auto":
+        most = max(task.cost(source, index) for index in indices)
+        micro_batch = planned_micro_batch(experiment, world, num_objects=most)
+    micro_batch, accumulation = batch_plan(train.global_batch, world.world_size, micro_batch)
     return TrainLoader(
         source,
         indices,
@@ -234,6 +172,7 @@ def _train_loader(
         accumulation=accumulation,
         rank=world.rank,
         world_size=world.world_size,
+        steps_per_epoch=train.steps_per_epoch,
         reads=modalities_read(experiment.model),
     )
 
@@ -252,34 +191,37 @@ def _check_nodes(experiment: Experiment, world: World) -> None:
 
 
 def _initial_state(
-    experiment: Experiment, run_dir: Path, world: World
-) -> tuple[TrainState, dict[str, Any] | None]:
-    """Where the newest checkpoint stands, or the beginning; and about published weights, for model_info.json."""
+    experiment: Experiment, task: Task, run_dir: Path, world: World
+) -> tuple[TrainState, Mapping[str, Any] | None]:
+    """The state of the newest checkpoint, or of the start; and what model_info.json says of pretrained weights."""
     checkpoint = agreed_checkpoint(run_dir, world)
-    detector = _initial_detector(experiment, world)
-    pretrained = start_from_published(
-        detector, experiment, world, run_dir=run_dir, is_resumed=checkpoint is not None
+    # Weights on rank 0 only, the same at every number of workers: the others receive theirs.
+    torch.manual_seed(experiment.seed)
+    with nullcontext() if world.is_main else torch.device("meta"):
+        bare = build_model(experiment, task.build_head)
+    pretrained = start_from_pretrained(
+        bare, experiment, world, run_dir=run_dir, is_resumed=checkpoint is not None
     )
-    model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
-    state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, detector.parameters()))
+    model = parallelize(bare, world, units=bare.units(), train=experiment.train)
+    state = TrainState(model=model, optimizer=build_optimizer(experiment.optim, bare.parameters()))
     if checkpoint is None:
         logger.info("starting at step 0")
     else:
-        _take(checkpoint, state, world)
+        _load(checkpoint, state, world)
     return state, pretrained
 
 
 def _restore(state: TrainState, run_dir: Path, world: World, writer: CheckpointWriter) -> bool:
-    """Go back to the newest checkpoint; False where there is none."""
+    """Go back to the newest checkpoint; False if there is none."""
     writer.wait()
     checkpoint = agreed_checkpoint(run_dir, world)
     if checkpoint is None:
         return False
-    _take(checkpoint, state, world)
+    _load(checkpoint, state, world)
     return True
 
 
-def _take(checkpoint: Path, state: TrainState, world: World) -> None:
+def _load(checkpoint: Path, state: TrainState, world: World) -> None:
     saved = load_checkpoint(
         checkpoint,
         model=unwrapped(state.model),
@@ -288,40 +230,9 @@ def _take(checkpoint: Path, state: TrainState, world: World) -> None:
         is_verified=True,
     )
     state.take(saved)
+    state.carry = load_carry(checkpoint, world)
     if world.is_main:
         logger.info("continuing after step %d, in epoch %d, from %s", state.step, state.epoch + 1, checkpoint)
-
-
-def _initial_detector(experiment: Experiment, world: World) -> Detector:
-    """With weights on rank 0 only, the same at every number of workers: the others receive theirs."""
-    torch.manual_seed(experiment.seed)
-    with nullcontext() if world.is_main else torch.device("meta"):
-        return build_detector(experiment)
-
-
-def _checkpoint_writer(experiment: Experiment, run_dir: Path, world: World) -> CheckpointWriter:
-    return CheckpointWriter(run_dir / "checkpoints", keep=experiment.train.keep_checkpoints, world=world)
-
-
-def _rehearse_long_run(
-    experiment: Experiment,
-    state: TrainState,
-    source: Source,
-    train_indices: list[int],
-    loader: TrainLoader,
-    world: World,
-) -> None:
-    if experiment.train.epochs * loader.steps_per_epoch < LONG_RUN_STEPS:
-        return
-    rehearse(
-        state.model,
-        state.optimizer,
-        worst_batch(source, train_indices, experiment.data, size=loader.micro_batch),
-        state_copies=state_copies(experiment.optim),
-        accumulation=loader.accumulation,
-        world=world,
-        precision=experiment.train.precision,
-    )
 
 
 def _earlier_micro_batch(run_dir: Path, train: TrainConfig, world: World) -> int | None:
@@ -352,9 +263,14 @@ def _warn_of_other_rounding(earlier: dict[str, Any], info: dict[str, Any]) -> No
         )
 
 
-def _save(state: TrainState, score: float | None, world: World, writer: CheckpointWriter) -> None:
+def _save(
+    state: TrainState, row: EpochRow | None, experiment: Experiment, world: World, writer: CheckpointWriter
+) -> None:
+    """Save after an epoch, or within one (`row` is None)."""
     enter("save-copy")
-    if score is None:  # else the evaluation has done it
+    metric = deciding_metric(experiment.task)
+    is_evaluated = row is not None and bool(row.metrics)
+    if not is_evaluated:  # otherwise the evaluation has done it
         average_statistics(state.model, world)
     state.settle(world)
     state.checkpoint_s += writer.save(
@@ -363,16 +279,23 @@ def _save(state: TrainState, score: float | None, world: World, writer: Checkpoi
         model=state.model,
         optimizer=state.optimizer,
         state=state.as_json(),
-        score=score,
+        score=metric.utility(row[metric.name]) if row is not None and is_evaluated else None,
+        carry=state.carry,
     )
 
 
 def _model_info(
-    experiment: Experiment, state: TrainState, loader: TrainLoader, num_train: int, num_val: int, world: World
+    experiment: Experiment,
+    task: Task,
+    state: TrainState,
+    loader: TrainLoader,
+    num_train: int,
+    num_val: int,
+    world: World,
 ) -> dict[str, Any]:
     return {
         "parameters": parameter_counts(unwrapped(state.model)),
-        "gflops": {part: flops / 1e9 for part, flops in forward_flops(experiment).items()},
+        "gflops": {part: flops / 1e9 for part, flops in forward_flops(experiment, task.build_head).items()},
         "layout": asdict(layout_of_run(experiment.train, world)),
         "train_images": num_train,
         "val_images": num_val,
@@ -392,23 +315,26 @@ def _model_info(
     }
 
 
-def _results(experiment: Experiment, state: TrainState, info: dict[str, Any]) -> dict[str, Any]:
-    evaluated = [row for row in state.history if "mAP" in row]
-    best = max(evaluated, key=lambda row: row["mAP"] or 0.0)
-    return {
-        "fingerprint": experiment.fingerprint(),
-        "final": evaluated[-1],
-        "best": best,
-        "size_bins": SizeBins.of(experiment.evaluate).as_json(),
-        "history": state.history,
-        "parameters": info["parameters"]["total"],
-        "gflops": info["gflops"]["total"],
-        "data": info["data"],
-        "simulated": info["simulated"],
-        "workers": info["workers"],
-        "loop_s": round(state.loop_s, 3),
-        "checkpoint_s": round(state.checkpoint_s, 3),
-        "lost_s": round(state.lost_s, 3),
-        "skipped_steps": state.skipped_steps,
-        "digest": state.digest,
-    }
+def _results(
+    experiment: Experiment, task: Task, state: TrainState, info: Mapping[str, Any], peak_bytes: int | None
+) -> RunResults:
+    metric = deciding_metric(experiment.task)
+    evaluated = [row for row in state.history if row.metrics]
+    return RunResults(
+        fingerprint=experiment.fingerprint(),
+        final=evaluated[-1],
+        best=max(evaluated, key=lambda row: metric.utility(row[metric.name])),
+        task=task.results(experiment),
+        history=tuple(state.history),
+        parameters=info["parameters"]["total"],
+        gflops=info["gflops"]["total"],
+        data=info["data"],
+        simulated=experiment.data.simulated,
+        workers=info["workers"],
+        loop_s=round(state.loop_s, 3),
+        checkpoint_s=round(state.checkpoint_s, 3),
+        lost_s=round(state.lost_s, 3),
+        skipped_steps=tuple(state.skipped_steps),
+        digest=state.digest,
+        peak_memory_bytes=peak_bytes,
+    )

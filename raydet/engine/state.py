@@ -12,6 +12,8 @@ from torch import nn
 
 from raydet.data.digest import EMPTY, Lanes, as_lanes, as_text, digest_of
 from raydet.parallel.collectives import World, sum_over_ranks
+from raydet.runs.results import EpochRow
+from raydet.structures import Carry
 
 _SAVED = (
     "epoch",
@@ -35,6 +37,8 @@ class TrainState:
     model: nn.Module
     """Wrapped for several workers where there are several."""
     optimizer: torch.optim.Optimizer
+    carry: Carry = field(default_factory=dict)
+    """What the model remembers of this rank's lanes."""
     epoch: int = 0
     """Epochs completed."""
     step: int = 0
@@ -49,8 +53,8 @@ class TrainState:
     """Steps of the run whose gradient was not finite and was not used."""
     digest: str = EMPTY
     """See `raydet.data.digest`: what has been trained on, on all ranks, as of `settle`."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One row of metrics per completed epoch."""
+    history: list[EpochRow] = field(default_factory=list)
+    """Completed epochs."""
     loop_s: float = 0.0
     """Seconds in completed epochs, interrupted attempts included."""
     checkpoint_s: float = 0.0
@@ -66,9 +70,9 @@ class TrainState:
     _unsettled: Lanes = field(default_factory=lambda: as_lanes(EMPTY))
     """This rank's part of the digest since then."""
 
-    def advance(self, first: int, image_ids: Sequence[str]) -> None:
-        """A step is done: this rank's images stood at `first` and after in the epoch's order."""
-        self._unsettled = self._unsettled + digest_of(self.epoch, first, image_ids)
+    def advance(self, pass_: int, first: int, image_ids: Sequence[str]) -> None:
+        """Count a step that is done, and add to the digest this rank's images, from position `first` of the pass on."""
+        self._unsettled = self._unsettled + digest_of(pass_, first, image_ids)
         if self.is_restarted:
             self.is_restarted = False
             self.lost_s += max(0.0, time.time() - self.saved_at - self.away_s)
@@ -89,10 +93,12 @@ class TrainState:
 
     def as_json(self) -> dict[str, Any]:
         """The part that is not a tensor."""
-        return {name: getattr(self, name) for name in _SAVED}
+        tree = {name: getattr(self, name) for name in _SAVED}
+        return tree | {"history": [row.as_json() for row in self.history]}
 
     def take(self, saved: dict[str, Any]) -> None:
         """Continue from what `as_json` gave."""
         for name in _SAVED:
             setattr(self, name, saved[name])
+        self.history = [EpochRow.parse(row) for row in saved["history"]]
         self._unsettled = as_lanes(EMPTY)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from raydet.config import Precision
+from raydet.engine.carry import carry_of, joined
 from raydet.parallel.collectives import World
-from raydet.parallel.parallelize import gradient_sync
+from raydet.parallel.parallelize import gradient_sync, unwrapped
 from raydet.parallel.precision import autocast
 from raydet.resilience.out_of_memory import during
-from raydet.structures import Batch
+from raydet.structures import Batch, Carry
 
-HEAD_LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
-"""The first columns; a fusion's own losses come after them."""
+
+class StepResult(NamedTuple):
+    """The outcome of an optimizer step."""
+
+    losses: dict[str, Tensor]
+    """This rank's mean of each loss, float32 on the model's device."""
+    is_updated: bool
+    """False if the gradient was not finite and was not used."""
+    carry: Carry
+    """What the model remembers of this rank's lanes; as before if there was no update."""
 
 
 def train_step(
@@ -31,18 +41,18 @@ def train_step(
     step: int,
     world: World,
     precision: Precision,
+    carry: Carry | None = None,
     skip_non_finite: bool = False,
-) -> tuple[dict[str, Tensor], bool]:
+) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one update.
 
+    Unless `skip_non_finite` is set nothing is copied to the host, so a GPU is not waited for.
+
     Args:
+        carry: what the model remembers of this rank's lanes from the step before.
         lr: learning rate of this step.
         clip_norm: largest L2 norm of the whole gradient; None does not clip.
         skip_non_finite: leave the update out where the gradient is not finite; a GPU is waited for to tell.
-
-    Returns:
-        This rank's mean of each loss by name, float32 on the model's device, and whether there was an update. But
-        for `skip_non_finite` nothing is copied to the host, so a GPU is not waited for.
 
     Raises:
         OutOfMemoryError: in which phase, with which images.
@@ -50,8 +60,8 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     buffers = copied_buffers(model) if skip_non_finite else []
-    losses = accumulate_gradients(
-        model, micro_batches, seed=seed, step=step, world=world, precision=precision
+    losses, new_carry = accumulate_gradients(
+        model, micro_batches, seed=seed, step=step, world=world, precision=precision, carry=carry
     )
     with during("update", images_of(micro_batches), world.device):
         is_finite = True
@@ -65,7 +75,7 @@ def train_step(
         else:
             restore_buffers(model, buffers)
     optimizer.zero_grad(set_to_none=True)
-    return losses, is_finite
+    return StepResult(losses, is_finite, new_carry if is_finite else carry or {})
 
 
 def accumulate_gradients(
@@ -76,16 +86,18 @@ def accumulate_gradients(
     step: int,
     world: World,
     precision: Precision,
-) -> dict[str, Tensor]:
+    carry: Carry | None = None,
+) -> tuple[dict[str, Tensor], Carry]:
     """The gradients of the mean loss, over all micro-batches of all workers.
 
     Random choices (drop-path, anchor sampling) depend on (seed, step, slot) alone, where a slot is one micro-batch
     of the global batch: one worker with accumulation 2 and two workers without see the same ones.
 
     Returns:
-        This rank's losses: see `train_step`.
+        This rank's losses and carry, see `StepResult`.
     """
-    total, names = torch.zeros((), device=world.device), HEAD_LOSSES
+    total, carries = torch.zeros((), device=world.device), []
+    first_names: tuple[str, ...] = unwrapped(model).loss_names  # type: ignore[assignment]
     for micro, batch in enumerate(micro_batches):
         seed_slot(seed, step, slot=world.rank * len(micro_batches) + micro)
         is_last = micro == len(micro_batches) - 1
@@ -94,13 +106,15 @@ def accumulate_gradients(
                 during("forward", batch.image_ids, world.device),
                 autocast(precision, world.device),
             ):
-                losses = model(batch.to(world.device))
-            names = (*HEAD_LOSSES, *(name for name in losses if name not in HEAD_LOSSES))
+                rows = carry_of(carry or {}, micro, batch.is_first)
+                losses, _, new_rows = model(batch.to(world.device), rows, want="losses")
+            carries.append(new_rows)
+            names = (*first_names, *(name for name in losses if name not in first_names))
             values = torch.stack([losses[name].float() for name in names])
             with during("backward", batch.image_ids, world.device):
                 (values.sum() / len(micro_batches)).backward()
         total = total + values.detach() / len(micro_batches)
-    return dict(zip(names, total.unbind(), strict=True))
+    return dict(zip(names, total.unbind(), strict=True)), joined(carries)
 
 
 def seed_slot(seed: int, step: int, *, slot: int) -> None:

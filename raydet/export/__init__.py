@@ -1,1 +1,1 @@
-"""What a trained run finds in images, for other programs and for people."""
+"""Detections of a trained run as COCO results and as drawn images."""

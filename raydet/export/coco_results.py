@@ -15,12 +15,11 @@ from raydet.data.sources.coco import CocoSet
 def coco_results(
     rows: NDArray[np.float64], *, image_ids: Sequence[str], category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """One object per detection.
+    """One JSON object per detection.
 
     Args:
-        rows: as `evaluate.run.detect` returns them.
-        image_ids: by the rows' image number. Where all of them are whole numbers, as COCO's own are, they are
-            written as such.
+        rows: [N, 7] detections, see `raydet.metrics.coco`.
+        image_ids: by image index; written as numbers if all of them are integers, as COCO's own are.
         category_ids: by label.
 
     >>> coco_results(np.array([[0, 1, 2, 3, 4, 0.5, 1]]), image_ids=["7"], category_ids=[1, 18])
@@ -40,5 +39,5 @@ def coco_results(
 
 
 def category_ids_of(source: Source) -> Sequence[int]:
-    """By label: those of the source's own json; labels themselves where it has none."""
+    """Category ids by label: those of a COCO source's JSON, else the labels themselves."""
     return source.category_ids if isinstance(source, CocoSet) else range(len(source.classes))

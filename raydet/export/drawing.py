@@ -1,4 +1,4 @@
-"""Images with the boxes that were found: every modality side by side.
+"""Images with detected boxes, all modalities side by side.
 
 Legend: C channels, H W height and width.
 """
@@ -16,12 +16,12 @@ from torchvision.utils import draw_bounding_boxes
 from raydet.structures import Sample
 
 
-def drawn(sample: Sample, rows: NDArray[np.float64], classes: Sequence[str]) -> Tensor:
-    """uint8 [3, H, W * modalities].
+def draw_boxes(sample: Sample, rows: NDArray[np.float64], classes: Sequence[str]) -> Tensor:
+    """Draw detections on every modality: uint8 [3, H, W * modalities].
 
     Args:
         sample: without padding, in source pixels.
-        rows: the detections to draw, as `evaluate.run.detect` returns them.
+        rows: [N, 7] detections, see `raydet.metrics.coco`.
     """
     boxes_xyxy = torch.from_numpy(np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]], axis=1))
     labels = [f"{classes[int(row[6])]} {row[5]:.2f}" for row in rows]
@@ -33,8 +33,7 @@ def drawn(sample: Sample, rows: NDArray[np.float64], classes: Sequence[str]) -> 
 
 
 def as_colours(x_CHW: Tensor) -> Tensor:
-    """uint8 [3, H, W] of uint8 in 0..255 or float32 in 0..1: three channels are colours, of others the mean is
-    shown."""
+    """Convert uint8 in 0..255 or float32 in 0..1 to uint8 [3, H, W]; unless there are three channels, their mean."""
     scaled = x_CHW.float() if x_CHW.dtype == torch.uint8 else x_CHW * 255
     if len(scaled) != 3:
         scaled = scaled.mean(dim=0, keepdim=True).expand(3, -1, -1)

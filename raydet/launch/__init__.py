@@ -1,1 +1,1 @@
-"""How a run gets onto Ray: the cluster, its free resources, the workers and their restarts."""
+"""Running on Ray: the cluster, its free resources, the workers and their restarts."""

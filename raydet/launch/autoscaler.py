@@ -1,8 +1,8 @@
-"""What the cluster has and may scale to, asked of Ray; and waiting for nodes, saying why.
+"""What the cluster has and may scale to, queried from Ray; and waiting for nodes, with the reason.
 
-Ray has no common place where the limits of an autoscaler stand. The launcher's clusters (`ray up`) have them in a file
-that the monitor on the head is started with. Where there is no such file (KubeRay: the autoscaler is a container of its
-own) we put the request and listen to what the autoscaler says of it.
+Ray has no common location for the limits of an autoscaler. Clusters of the launcher (`ray up`) have them in a file that
+the monitor on the head is started with. If there is no such file (KubeRay runs the autoscaler in a container of its
+own), the request is made, and the autoscaler's status says whether it is infeasible.
 """
 
 from __future__ import annotations
@@ -28,97 +28,94 @@ from raydet.launch import ray_private
 from raydet.launch.capacity import Capacity, NodeType, Request
 from raydet.launch.ray_private import HEAD_RESOURCE, GetClusterStatusReply, NodeStatus
 
-DEFAULT_PATIENCE_S = 1800.0
-"""For nodes of a cloud to come, where nobody says otherwise."""
+DEFAULT_WAIT_S = 1800.0
+"""How long to wait for cloud nodes by default."""
 TASK_TIMEOUT_S = 15.0
 STATUS_TIMEOUT_S = 5
 POLL_S = 1.0
 REPORT_S = 30.0
-"""Between two lines that say the same."""
-VERDICT_S = 15.0
-"""For the autoscaler to call a request infeasible: three of its rounds, as nodes of others may be leaving."""
+"""Time between two equal status lines."""
+INFEASIBLE_AFTER_S = 15.0
+"""How long a request must be infeasible: three rounds of the autoscaler, as nodes of others may be leaving."""
 
 logger = logging.getLogger("raydet")
 
 
 @dataclass(frozen=True, slots=True)
 class HeadAutoscaler:
-    """What the head knows of the autoscaler."""
+    """What the head knows about the autoscaler."""
 
     has_monitor: bool
-    """It runs on the head; else nowhere, or elsewhere."""
+    """The autoscaler runs on the head."""
     config: Mapping[str, Any] | None
-    """Its file; None: it has none, and adds no nodes."""
+    """Content of its config file; None: there is none, and it adds no nodes."""
 
 
 def current_capacity() -> Capacity:
-    """Nodes of the connected cluster, and those that may join."""
+    """The nodes of the connected cluster, and those that may join."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [node["Resources"] for node in alive]
     if IS_LOCAL:
         return Capacity(nodes)
     status = cluster_status()
-    head = _ask_head(alive)
+    head = _query_head(alive)
     if head.config is not None:
-        return _with_config(nodes, head.config, _nodes_by_type(status))
+        states = [] if status is None else status.cluster_resource_state.node_states
+        present = Counter(node.ray_node_type_name for node in states if node.status != NodeStatus.DEAD)
+        return _with_config(nodes, head.config, present)
     has_reported = status is not None and status.autoscaling_state.autoscaler_state_version > 0
     return Capacity(nodes, is_open=has_reported and not head.has_monitor)
 
 
 def _with_config(
-    nodes: list[Mapping[str, float]], config: Mapping[str, Any], there: Mapping[str, int]
+    nodes: list[Mapping[str, float]], config: Mapping[str, Any], present: Mapping[str, int]
 ) -> Capacity:
     types = {
         name: kind
         for name, kind in config["available_node_types"].items()
         if name != config.get("head_node_type")
     }
-    # As in Ray's schema: a type may have up to the cluster's limit, and the limit of a cluster is 2 unless it says so.
+    # As in Ray's schema: a node type has the cluster's limit by default, and a cluster the limit 2.
     limit = config.get("max_workers", 2)
     return Capacity(
         nodes,
         [
             NodeType(
-                name, kind.get("resources", {}), max(0, kind.get("max_workers", limit) - there.get(name, 0))
+                name, kind.get("resources", {}), max(0, kind.get("max_workers", limit) - present.get(name, 0))
             )
             for name, kind in types.items()
         ],
-        most_new=max(0, limit - sum(there.get(name, 0) for name in types)),
+        most_new=max(0, limit - sum(present.get(name, 0) for name in types)),
     )
 
 
 def cluster_status() -> GetClusterStatusReply | None:
-    """Nodes, demands and what the autoscaler does about them; None: the cluster does not say."""
+    """Nodes, demands and what the autoscaler does about them; None: the head does not answer."""
     try:
         return ray_private.cluster_status(STATUS_TIMEOUT_S)
     except ray.exceptions.RayError as error:
-        logger.warning("cannot ask for the state of the autoscaler: %s", error)
+        logger.warning("cannot query the state of the autoscaler: %s", error)
         return None
 
 
-def _nodes_by_type(status: GetClusterStatusReply | None) -> Counter[str]:
-    nodes = [] if status is None else status.cluster_resource_state.node_states
-    return Counter(node.ray_node_type_name for node in nodes if node.status != NodeStatus.DEAD)
-
-
-def _ask_head(alive: list[dict[str, Any]]) -> HeadAutoscaler:
+def _query_head(alive: list[dict[str, Any]]) -> HeadAutoscaler:
     heads = [node["NodeID"] for node in alive if HEAD_RESOURCE in node["Resources"]]
     context = ray.get_runtime_context()
     port = context.gcs_address.rpartition(":")[2]
     if not heads or heads[0] == context.get_node_id():
-        return autoscaler_here(port)
-    there = NodeAffinitySchedulingStrategy(heads[0], soft=False)
-    answer = ray.remote(num_cpus=0)(autoscaler_here).options(scheduling_strategy=there).remote(port)
+        return local_autoscaler(port)
+    on_head = NodeAffinitySchedulingStrategy(heads[0], soft=False)
+    answer = ray.remote(num_cpus=0)(local_autoscaler).options(scheduling_strategy=on_head).remote(port)
     try:
         found: HeadAutoscaler = ray.get(answer, timeout=TASK_TIMEOUT_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
-        logger.warning("cannot ask the head what the cluster may scale to: %s", error)
+        logger.warning("cannot query the head for what the cluster may scale to: %s", error)
         return HeadAutoscaler(has_monitor=False, config=None)
     return found
 
 
-def autoscaler_here(gcs_port: str) -> HeadAutoscaler:
-    """The autoscaler among the processes of this machine that serves the cluster with this port."""
+def local_autoscaler(gcs_port: str) -> HeadAutoscaler:
+    """The autoscaler on this machine that serves the cluster with this GCS port."""
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         flags = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
@@ -139,81 +136,74 @@ def _read(path: str | None) -> Mapping[str, Any] | None:
     return config
 
 
-def ask_for(request: Request) -> PlacementGroup:
-    """Room for a request, set aside as soon as there is: the autoscaler adds nodes for it. Ends with this driver."""
+def reserve_resources(request: Request) -> PlacementGroup:
+    """Reserve resources for a request, until this driver ends; the autoscaler adds nodes for it."""
     return placement_group([dict(request.worker)] * request.workers, strategy="PACK")
 
 
-def await_nodes(
-    request: Request,
-    capacity: Capacity,
-    *,
-    patience_s: float,
-    say: Callable[[str], None],
-    remedy: str,
+def wait_for_nodes(
+    request: Request, capacity: Capacity, *, timeout_s: float, say: Callable[[str], None], remedy: str
 ) -> None:
-    """Wait until one trial's workers find a place, and say why that takes so long.
+    """Wait until the workers of one trial can start, and report the reason for the wait.
 
     Args:
+        timeout_s: seconds to wait.
+        say: called with a line of text when the reason changes, and every half minute.
         remedy: the nearest setting that needs no further nodes.
 
     Raises:
-        ConfigError: no place was found within `patience_s`, or the autoscaler says that it has no node of that kind.
+        ConfigError: the time is over, or the autoscaler says that it has no node of that kind.
     """
-    group = ask_for(request)
-    place = group.ready()
-    started = said_at = time.monotonic()
-    told = ""
+    group = reserve_resources(request)
+    is_placed = group.ready()
+    started = reported_at = time.monotonic()
+    reported = ""
     try:
-        while not ray.wait([place], timeout=POLL_S)[0]:
+        while not ray.wait([is_placed], timeout=POLL_S)[0]:
             now = time.monotonic()
             status = cluster_status()
             why = why_waiting(status, request, capacity)
-            if now - started > patience_s:
+            if now - started > timeout_s:
                 raise ConfigError(
-                    f"{request} found no place within {patience_s / 60:g} min: {why}; raise --wait-minutes, or ask for "
-                    f"less ({remedy})"
+                    f"{request} could not start within {timeout_s / 60:g} min: {why}; raise --wait-minutes, or ask "
+                    f"for less ({remedy})"
                 )
-            if capacity.is_open and now - started > VERDICT_S and _is_infeasible(status, group):
+            infeasible = [] if status is None else status.autoscaling_state.infeasible_gang_resource_requests
+            is_infeasible = any(each.details.startswith(group.id.hex()) for each in infeasible)
+            if capacity.is_open and now - started > INFEASIBLE_AFTER_S and is_infeasible:
                 raise ConfigError(
-                    f"{request}: the autoscaler has no nodes for that, nor may it add them; the nodes that are there "
-                    f"have {_have(capacity)}; {remedy}"
+                    f"{request}: the autoscaler has no such nodes and may not add any; the present nodes have "
+                    f"{_totals(capacity)}; {remedy}"
                 )
-            if why != told or now - said_at > REPORT_S:
-                say(f"waiting for {request}, {now - started:.0f} s of {patience_s / 60:g} min: {why}")
-                told, said_at = why, now
-        if told:
-            say(f"{request}: there is room, after {time.monotonic() - started:.0f} s")
+            if why != reported or now - reported_at > REPORT_S:
+                say(f"waiting for {request}, {now - started:.0f} s of {timeout_s / 60:g} min: {why}")
+                reported, reported_at = why, now
+        if reported:
+            say(f"{request}: resources available after {time.monotonic() - started:.0f} s")
     finally:
         remove_placement_group(group)
 
 
 def why_waiting(status: GetClusterStatusReply | None, request: Request, capacity: Capacity) -> str:
-    """What stands between a request and its place."""
+    """Why a request has to wait."""
     if status is None:
         return "the cluster does not say why"
     state = status.autoscaling_state
     if state.failed_instance_requests:
         failed = state.failed_instance_requests[-1]
-        return f"{failed.ray_node_type_name} cannot be had: {failed.reason}"
+        return f"{failed.ray_node_type_name} is not available: {failed.reason}"
     starting = Counter[str]()
-    for asked in state.pending_instance_requests:
-        starting[asked.ray_node_type_name] += asked.count
+    for pending in state.pending_instance_requests:
+        starting[pending.ray_node_type_name] += pending.count
     for node in state.pending_instances:
         starting[node.ray_node_type_name] += 1
     if starting:
         return ", ".join(f"{count} x {name} starting" for name, count in starting.items())
-    if Capacity([node["Resources"] for node in ray.nodes() if node["Alive"]]).places(request.worker) >= (
-        request.workers
-    ):
-        return "all of it is in use"
-    return "no node has been asked for yet" if capacity.scales else f"the nodes have {_have(capacity)}"
+    present = Capacity([node["Resources"] for node in ray.nodes() if node["Alive"]])
+    if present.slots(request.worker) >= request.workers:
+        return "all resources are in use"
+    return "no node has been requested yet" if capacity.scales else f"the nodes have {_totals(capacity)}"
 
 
-def _is_infeasible(status: GetClusterStatusReply | None, group: PlacementGroup) -> bool:
-    requests = [] if status is None else status.autoscaling_state.infeasible_gang_resource_requests
-    return any(request.details.startswith(group.id.hex()) for request in requests)
-
-
-def _have(capacity: Capacity) -> str:
+def _totals(capacity: Capacity) -> str:
     return f"{capacity.now('GPU'):g} GPUs and {capacity.now('CPU'):g} CPUs"

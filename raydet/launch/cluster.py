@@ -1,4 +1,4 @@
-"""The Ray cluster: joined or started here, what of it one run takes, which of its nodes answer."""
+"""The Ray cluster: joining or starting it, the share of it that one run takes, its free resources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydet.config import TrainConfig
 from raydet.cpu import has_gpu, num_cores
 from raydet.errors import ConfigError
-from raydet.launch.autoscaler import DEFAULT_PATIENCE_S, await_nodes, current_capacity
+from raydet.launch.autoscaler import DEFAULT_WAIT_S, current_capacity, wait_for_nodes
 from raydet.launch.capacity import Capacity, Request, nearest, refusal
 from raydet.launch.elastic import legal_sizes
 from raydet.launch.fork_server import warm_workers
@@ -31,37 +31,36 @@ from raydet.launch.head import find_head
 from raydet.launch.ray_private import available_resources_per_node, forget_token
 
 PING_TIMEOUT_S = 10.0
-"""For a node to answer; where no process is free on it, one must be started."""
+"""How long a node may take to answer; it may have to start a process for it."""
 GRACE_S = 20.0
-"""For workers to finish a step and save, once their driver is told to end; less than what schedulers grant."""
+"""How long workers may take to finish a step and save when their driver is terminated; schedulers grant more."""
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: images never travel through the object store."""
 CPU_FOR_GPU = "RAYDET_CPU_FOR_GPU"
-"""Environment variable that says so: to try a cluster's scaling where there are no GPUs."""
-
+"""Environment variable for `Workers.cpu_for_gpu`."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The part of the cluster that one run takes."""
+    """The share of the cluster that one run takes."""
 
     count: int
     fewest: int
-    """How few may go on after the loss of nodes."""
+    """How few workers may continue after the loss of nodes."""
     cpus: int
     """CPU threads per worker."""
     use_gpu: bool
     """One GPU per worker."""
     may_wait: bool
-    """Nodes may still join the cluster: wait for them instead of giving up. Not so on a Ray of this machine alone."""
+    """Whether nodes may still join the cluster, so that it is worth waiting; false for a Ray on this machine alone."""
     cpu_for_gpu: bool = False
-    """The GPUs are declared only: workers ask for them, and train on the CPU."""
+    """Workers ask for declared GPUs, but train on the CPU: to test the scaling of a cluster without GPUs."""
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray is to set aside for each."""
+        """Resources that Ray reserves for each worker."""
         return {"CPU": self.cpus, "GPU": 1} if self.use_gpu else {"CPU": self.cpus}
 
 
@@ -81,29 +80,23 @@ def cluster() -> Iterator[None]:
                 if not has_gpu():  # a process that has touched CUDA must not be forked
                     py_executable = stack.enter_context(warm_workers())
             stack.callback(ray.shutdown)
-            with _own_signals():
-                _connect(py_executable)
+            before = signal.getsignal(signal.SIGTERM)
+            _connect(py_executable)
+            # Ray's handler kills its processes and exits without a message.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
         yield
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, kills its processes and leaves without a word."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
 
 
 def _connect(py_executable: str | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    named = os.environ.get("RAY_ADDRESS")
-    if named not in (None, "", "local"):  # with which Ray may start one
-        find_head(named)
+    address = os.environ.get("RAY_ADDRESS")
+    if address not in (None, "", "local"):  # for these Ray may start a cluster
+        find_head(address)
     try:
         if IS_LOCAL:
             ray.init(
-                "local",  # else Ray would join whatever cluster it finds on this machine
+                "local",  # otherwise Ray would join any cluster that it finds on this machine
                 **quiet,
                 num_cpus=num_cores(),
                 include_dashboard=False,
@@ -114,8 +107,7 @@ def _connect(py_executable: str | None) -> None:
             ray.init(**quiet)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
-            f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS')}: {last_line(error)}; "
-            "check RAY_ADDRESS and the token"
+            f"cannot join the Ray cluster at {address}: {last_line(error)}; check RAY_ADDRESS and the token"
         ) from error
     for name in ("ray", "ray.tune", "ray.train"):  # to our log file, not to the terminal
         logging.getLogger(name).handlers.clear()
@@ -124,15 +116,15 @@ def _connect(py_executable: str | None) -> None:
 
 @contextmanager
 def _own_temporary_directory() -> Iterator[None]:
-    """Where Ray puts sockets and logs, unless the user has said where.
+    """A temporary directory for the sockets and logs of this Ray, unless the user has set one.
 
-    In the common /tmp/ray, Ray Train's helpers look up "the" cluster of the machine, and where a cluster was killed
-    there earlier each trial waits 12 s for it.
+    In the shared /tmp/ray, Ray Train's helpers look up "the" cluster of the machine, and if a cluster was killed there
+    earlier, each trial waits 12 s for it.
     """
     if "RAY_TMPDIR" in os.environ:
         yield
         return
-    # Short, because the names of Unix sockets are; processes that still write there must not spoil the end.
+    # A short prefix, as names of Unix sockets are limited. Processes may still write there at the end.
     with tempfile.TemporaryDirectory(prefix="raydet-", ignore_cleanup_errors=True) as directory:
         os.environ["RAY_TMPDIR"] = directory
         try:
@@ -143,9 +135,9 @@ def _own_temporary_directory() -> Iterator[None]:
 
 @contextmanager
 def _own_token() -> Iterator[None]:
-    """A token for this Ray alone, in a directory that only this user can read, unless the user has said which to use.
+    """A token for this Ray alone, in a directory that only this user can read, unless the user has set one.
 
-    Ray would write one to ~/.ray/auth_token; from then on every Ray that this user starts would ask for it.
+    Ray would write one to ~/.ray/auth_token; from then on every Ray that this user starts would require it.
     """
     if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         yield
@@ -163,7 +155,7 @@ def _own_token() -> Iterator[None]:
             forget_token()
 
 
-def allotted(
+def allocate_workers(
     train: TrainConfig,
     count: int,
     *,
@@ -174,24 +166,29 @@ def allotted(
     wait_s: float | None = None,
     say: Callable[[str], None],
 ) -> tuple[Workers, Capacity]:
-    """The part of the connected cluster that each run takes, once the first of them has a place.
+    """The share of the connected cluster that each run takes; waits until the first run can start.
 
     Args:
-        count: workers of a run.
-        fewest: how few may go on after the loss of nodes; None: no fewer than `count`.
+        count: workers per run.
+        fewest: how few may continue after the loss of nodes; None: no fewer than `count`.
         cpus: threads per worker; None: with GPUs, the CPUs that a node has per GPU; else an even share of the CPUs.
         use_gpu: None: yes, if the cluster has GPUs, or may have.
-        concurrency: runs at a time; this machine must have room for all of them, a cluster for one. None: as many as
-            there are GPUs for, or one.
-        wait_s: for nodes to join; None: half an hour, for what the cluster has or scales to.
-        say: takes a line about what is waited for.
+        concurrency: runs at a time; on this machine all of them must fit, on a cluster one. None: as many as there are
+            GPUs for, or one.
+        wait_s: seconds to wait for nodes; None: half an hour, for what the cluster has or scales to.
+        say: called with a line of text about what is waited for.
 
     Raises:
-        ConfigError: this machine, or the cluster with all that it may scale to, has too little for that; or no place
-            was found in time.
+        ConfigError: this machine, or the cluster with all that it may scale to, has too few resources; or they were
+            not available in time.
     """
     capacity, sizes = current_capacity(), legal_sizes(train, fewest=1, most=count)
-    use_gpu = _takes_gpus(capacity) if use_gpu is None else use_gpu
+    if use_gpu is None:
+        if capacity.is_open and not capacity.now("GPU"):
+            raise ConfigError(
+                "the cluster has no GPU now and does not say what it scales to; pass --gpu or --cpu"
+            )
+        use_gpu = capacity.most("GPU") > 0
     if concurrency is None:
         concurrency = max(1, int(capacity.now("GPU")) // count) if use_gpu else 1
     workers = Workers(
@@ -203,55 +200,47 @@ def allotted(
         cpu_for_gpu=use_gpu and bool(os.environ.get(CPU_FOR_GPU)),
     )
     if IS_LOCAL:
-        _refuse_beyond(capacity, Request(count, workers.resources, trials=concurrency), sizes)
+        _refuse_too_large(capacity, Request(count, workers.resources, trials=concurrency), sizes)
     else:
-        _await_place(workers, capacity, sizes, wait_s, say)
+        _wait_for_workers(workers, capacity, sizes, wait_s, say)
     return workers, capacity
 
 
-def refuse_beyond_this_machine(
+def check_fits_this_machine(
     train: TrainConfig, count: int, *, cpus: int | None, concurrency: int | None
 ) -> None:
-    """Say at once what `allotted` could say only after Ray's start: this machine has too few CPUs.
+    """Refuse at once what `allocate_workers` would refuse after Ray's start: this machine has too few CPUs.
 
     Raises:
-        ConfigError: even one CPU per worker, or `cpus`, is too much. A cluster is not judged.
+        ConfigError: even one CPU per worker, or `cpus`, is too much. A cluster is not checked.
     """
     if IS_LOCAL and not ray.is_initialized():
         request = Request(count, {"CPU": cpus or 1}, trials=concurrency or 1)
         sizes = legal_sizes(train, fewest=1, most=count)
-        _refuse_beyond(Capacity([{"CPU": float(num_cores())}]), request, sizes)
+        _refuse_too_large(Capacity([{"CPU": float(num_cores())}]), request, sizes)
 
 
-def _refuse_beyond(machine: Capacity, request: Request, sizes: Sequence[int]) -> None:
+def _refuse_too_large(machine: Capacity, request: Request, sizes: Sequence[int]) -> None:
     refused = refusal(request, machine, sizes=sizes, where="this machine")
     if refused is not None:
         raise ConfigError(refused)
 
 
-def _takes_gpus(capacity: Capacity) -> bool:
-    if capacity.is_open and not capacity.now("GPU"):
-        raise ConfigError(
-            "the cluster has no GPU now and does not tell what it scales to; say --gpu or --cpu"
-        )
-    return capacity.most("GPU") > 0
-
-
-def _await_place(
+def _wait_for_workers(
     workers: Workers,
     capacity: Capacity,
     sizes: Sequence[int],
     wait_s: float | None,
     say: Callable[[str], None],
 ) -> None:
-    request = Request(workers.fewest, workers.resources)  # nodes may have been lost since the run began
+    request = Request(workers.fewest, workers.resources)  # nodes may have been lost since the run started
     refused = refusal(request, capacity, sizes=sizes)
-    if refused is not None and (capacity.scales or not wait_s):  # else somebody will add nodes
+    if refused is not None and (capacity.scales or not wait_s):  # otherwise the user will add nodes
         raise ConfigError(refused)
-    await_nodes(
+    wait_for_nodes(
         request,
         capacity,
-        patience_s=DEFAULT_PATIENCE_S if wait_s is None else wait_s,
+        timeout_s=DEFAULT_WAIT_S if wait_s is None else wait_s,
         say=say,
         remedy=nearest(request, Capacity(capacity.nodes), sizes),
     )
@@ -266,7 +255,7 @@ def _even_share(capacity: Capacity, num_workers: int, *, use_gpu: bool) -> int:
 
 
 def cpu_share(cpus_of_nodes: Sequence[int], num_workers: int) -> int:
-    """The most CPUs per worker with which all workers find a place, each on one node; 1 where there is no such number.
+    """Most CPUs per worker with which all workers fit, each on one node; 1 if there is no such number.
 
     >>> cpu_share([8, 8, 8, 8], 1), cpu_share([8, 8, 8, 8], 6), cpu_share([2], 4)
     (8, 4, 1)
@@ -278,7 +267,7 @@ def cpu_share(cpus_of_nodes: Sequence[int], num_workers: int) -> int:
 
 
 def free_resources() -> list[dict[str, float]]:
-    """What nobody uses, on each node that answers: Ray itself takes half a minute to miss a dead one."""
+    """Unused resources of each node that answers: Ray itself takes half a minute to notice a dead one."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     ping = ray.remote(num_cpus=0)(_pong)
     answers = {
@@ -287,22 +276,22 @@ def free_resources() -> list[dict[str, float]]:
     }
     answered, _ = ray.wait(list(answers), num_returns=len(answers), timeout=PING_TIMEOUT_S)
     free = available_resources_per_node()
-    return [free.get(answers[reference], {}) for reference in answered if _is_value(reference)]
+    return [free.get(answers[reference], {}) for reference in answered if _is_alive(reference)]
 
 
 def _pong() -> bool:
     return True
 
 
-def _is_value(reference: Any) -> bool:
+def _is_alive(reference: Any) -> bool:
     try:
         return bool(ray.get(reference))
     except ray.exceptions.RayError:  # the node was lost meanwhile
         return False
 
 
-def in_a_thread(task: Callable[[], Result]) -> Future[Result]:
-    """Run one of Ray's long calls: in the main thread it takes Ctrl-C for itself and leaves without a word."""
+def run_in_thread(task: Callable[[], Result]) -> Future[Result]:
+    """Run one of Ray's long calls in a thread: in the main thread it would handle Ctrl-C itself and exit silently."""
     future: Future[Result] = Future()
 
     def run() -> None:
@@ -316,5 +305,5 @@ def in_a_thread(task: Callable[[], Result]) -> Future[Result]:
 
 
 def last_line(error: BaseException) -> str:
-    """What Ray says in the end, after its tracebacks."""
+    """The last line of an error of Ray, after its tracebacks."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,4 +1,4 @@
-"""How many workers a run may have, and how many of them find a place now."""
+"""How many workers a run may have, and how many of them fit into the cluster now."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ def legal_sizes(train: TrainConfig, *, fewest: int, most: int) -> list[int]:
     >>> legal_sizes(TrainConfig(global_batch=16, strategy="ddp"), fewest=1, most=4)
     [4, 2]
     """
-    # Where it is not set, the micro-batch is what `most` workers each take at once.
-    num_slots = train.global_batch // train.micro_batch if isinstance(train.micro_batch, int) else most
-    return [size for size in range(most, fewest - 1, -1) if num_slots % size == 0 and _suits(train, size)]
+    # If it is not set, the micro-batch is what each of `most` workers takes per step.
+    num_micro_batches = (
+        train.global_batch // train.micro_batch if isinstance(train.micro_batch, int) else most
+    )
+    sizes = range(most, fewest - 1, -1)
+    return [size for size in sizes if num_micro_batches % size == 0 and _suits_strategy(train, size)]
 
 
-def _suits(train: TrainConfig, size: int) -> bool:
+def _suits_strategy(train: TrainConfig, size: int) -> bool:
     try:
         layout_of(train.strategy, world_size=size, shard_ranks=train.shard_ranks)
     except ConfigError:
@@ -33,31 +36,31 @@ def _suits(train: TrainConfig, size: int) -> bool:
 
 
 def fitting_size(sizes: Sequence[int], nodes: Sequence[Resources], worker: Resources) -> int | None:
-    """The first of `sizes` for which every worker finds a place, each on one node; None: not even the last does.
+    """The first of `sizes` whose workers all fit, each on one node; None: none of them does.
 
     >>> fitting_size([4, 2, 1], [{"CPU": 1}, {"CPU": 2}], {"CPU": 1})
     2
     """
-    places = sum(room(node, worker) for node in nodes)
-    return next((size for size in sizes if size <= places), None)
+    slots = sum(slots_on(node, worker) for node in nodes)
+    return next((size for size in sizes if size <= slots), None)
 
 
 def larger_size(
-    sizes: Sequence[int], free: Sequence[Resources], worker: Resources, *, placed: int
+    sizes: Sequence[int], free: Sequence[Resources], worker: Resources, *, current: int
 ) -> int | None:
-    """The first of `sizes` above `placed` for which there is room beside all else that runs; None: there is none.
+    """The first of `sizes` above `current` that fits beside everything else that runs; None: none does.
 
     Args:
-        free: what nobody uses, by node.
-        placed: workers that the run has.
+        free: unused resources, by node.
+        current: workers that the run has.
 
-    >>> larger_size([4, 2, 1], [{"CPU": 1}, {"CPU": 0}], {"CPU": 1}, placed=1)
+    >>> larger_size([4, 2, 1], [{"CPU": 1}, {"CPU": 0}], {"CPU": 1}, current=1)
     2
     """
-    most = placed + sum(room(node, worker) for node in free)
-    return next((size for size in sizes if placed < size <= most), None)
+    most = current + sum(slots_on(node, worker) for node in free)
+    return next((size for size in sizes if current < size <= most), None)
 
 
-def room(node: Resources, worker: Resources) -> int:
-    """How many workers find a place on a node."""
+def slots_on(node: Resources, worker: Resources) -> int:
+    """How many workers fit on a node."""
     return min(int(node.get(name, 0) // amount) for name, amount in worker.items() if amount)

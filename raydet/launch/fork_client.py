@@ -1,8 +1,8 @@
-"""Stands in for `python` where Ray starts a worker: asks the fork server of `warm.py` for one.
+"""Replaces `python` when Ray starts a worker: asks the server of `fork_server.py` to fork one.
 
-    warm_client.py SOCKET SCRIPT [ARGUMENT ...]
+    fork_client.py SOCKET SCRIPT [ARGUMENT ...]
 
-Imports the standard library alone, and little of it: this is the part of a worker's start that is not forked.
+Imports little, and only from the standard library: this part of a worker's start is not forked.
 """
 
 import array
@@ -12,11 +12,11 @@ import socket
 import sys
 
 TIMEOUT_S = 15
-"""A server that does not answer within this time is taken for dead."""
+"""A server that does not answer within this time counts as dead."""
 
 
 def main() -> None:
-    """Live as long as the forked worker does; without a server, become a plain Python."""
+    """Run as long as the forked worker does; without a server, become a plain Python."""
     path, *argv = sys.argv[1:]
     server = socket.socket(socket.AF_UNIX)
     server.settimeout(TIMEOUT_S)

@@ -1,11 +1,11 @@
-"""Warm starts for the workers of a local Ray: they are forked from a process that has imported everything already.
+"""Warm starts for the workers of a local Ray: they are forked from a process that has already imported everything.
 
 Importing torch and torchvision costs every fresh process several CPU seconds, and a trial takes three or more of them
 (trial, controller, workers). Ray lets a job name the program that starts its workers (`runtime_env["py_executable"]`);
-ours is `warm_client.py`, which asks the server of this module to fork instead. Where no server answers, the client
-starts a plain Python, so a broken server costs time, never a trial.
+ours is `fork_client.py`, which asks the server of this module to fork instead. If no server answers, the client starts
+a plain Python, so a broken server costs time, never a trial.
 
-Ray itself is not imported before the fork: its native part keeps random state that children must not share.
+Ray itself is not imported before the fork: its native part has random state that children must not share.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = ("raydet.engine.process", "torch.distributed", "torch._dynamo", "pandas")
-CLIENT = Path(__file__).with_name("warm_client.py")
+CLIENT = Path(__file__).with_name("fork_client.py")
 CLIENT_TIMEOUT_S = 5
 PR_SET_PDEATHSIG = 1
 
@@ -41,15 +41,14 @@ def warm_workers() -> Iterator[str]:
     """Run a fork server while the block runs.
 
     Yields:
-        What `runtime_env["py_executable"]` wants. The server may still be importing; workers start plainly until
-        it answers.
+        The value for `runtime_env["py_executable"]`. Workers start plainly until the server has finished importing.
     """
-    with tempfile.TemporaryDirectory(prefix="raydet-warm-") as directory:  # readable by this user alone
+    with tempfile.TemporaryDirectory(prefix="raydet-warm-") as directory:  # readable by this user only
         path = Path(directory) / "socket"
         server = subprocess.Popen(
             [sys.executable, "-m", __name__, str(path)],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the driver
+            start_new_session=True,  # Ctrl-C goes to the driver
         )
         try:
             yield f"{sys.executable} -I -S {CLIENT} {path}"
@@ -65,7 +64,7 @@ def serve(path: Path) -> None:
         importlib.import_module(module)
     assert not any(name.split(".")[0] == "ray" for name in sys.modules), "see the module's docstring"
     gc.collect()
-    gc.freeze()  # the collector of a child would copy every page that it touches
+    gc.freeze()  # garbage collection in a child would copy every page
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     draft = path.with_suffix(".draft")
@@ -77,7 +76,7 @@ def serve(path: Path) -> None:
         client.settimeout(CLIENT_TIMEOUT_S)
         try:
             request, descriptors = _receive(client)
-        except (OSError, ValueError):  # killed, or not ours
+        except (OSError, ValueError):  # the client was killed, or is not ours
             client.close()
             continue
         client.settimeout(None)
@@ -90,7 +89,7 @@ def serve(path: Path) -> None:
 
 
 def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """One line of JSON, and the client's standard streams."""
+    """The request, one line of JSON, and the client's standard streams."""
     descriptors = array.array("i")
     data, ancillary, _, _ = client.recvmsg(1 << 20, socket.CMSG_SPACE(3 * descriptors.itemsize))
     for _, _, content in ancillary:
@@ -98,7 +97,7 @@ def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
     while not data.endswith(b"\n"):
         more = client.recv(1 << 20)
         if not more:
-            raise ConnectionError("the client has gone")
+            raise ConnectionError("the client is gone")
         data += more
     request: dict[str, Any] = json.loads(data)
     return request, list(descriptors)
@@ -117,9 +116,15 @@ def _become(request: dict[str, Any], descriptors: list[int], client: socket.sock
     sys.argv = request["argv"]
     search = [os.path.dirname(sys.argv[0]), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
     sys.path[:] = list(dict.fromkeys([*search, *sys.path]))
-    _reseed()
+    # Children must not draw the same random numbers.
+    import numpy as np
+    import torch
+
+    random.seed()
+    np.random.seed()
+    torch.seed()
     client.sendall(b"1")
-    threading.Thread(target=_die_with, args=(client,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(client,), daemon=True).start()
     code = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -134,18 +139,8 @@ def _become(request: dict[str, Any], descriptors: list[int], client: socket.sock
     os._exit(code)
 
 
-def _reseed() -> None:
-    """Children must not draw the same random numbers."""
-    import numpy as np
-    import torch
-
-    random.seed()
-    np.random.seed()
-    torch.seed()
-
-
-def _die_with(client: socket.socket) -> None:
-    """Ray knows the client's process: where that one is killed, this one ends."""
+def _exit_with(client: socket.socket) -> None:
+    """Exit when the client does: Ray kills the process that it knows, the client."""
     client.recv(1)
     os._exit(1)
 

@@ -1,8 +1,8 @@
-"""The workers of a run on a Ray of this machine alone meet on the loopback.
+"""The rendezvous of the workers of a local Ray, on the loopback.
 
-Ray itself listens there (`raydet.launch.ray_settings`), but torch opens the meeting point of the workers, a key-value
-store that asks nobody who he is, on every interface of the machine. Here rank 0 opens it on the loopback before torch
-does, and torch takes the one that is there.
+Ray itself listens there (`raydet.launch.ray_settings`), but torch opens the workers' rendezvous, a key-value store
+without authentication, on every interface of the machine. Here rank 0 opens the store on the loopback before torch
+does, and torch uses the existing one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from raydet.launch.ray_private import rendezvous_function, torch_backend
 LOOPBACK = "127.0.0.1"
 
 _opened: list[Any] = []
-"""The store of this process: it lives as long as somebody holds it."""
+"""The store of this process, kept alive by this reference."""
 
 
 class LoopbackTorchConfig(TorchConfig):
-    """Ray's own, but for where the workers meet."""
+    """Ray's own, except for the address of the rendezvous."""
 
     @property
     def backend_cls(self) -> type[Any]:
@@ -38,7 +38,7 @@ class _LoopbackBackend(torch_backend()):  # type: ignore[misc]
 
 
 class _OnLoopback:
-    """A group of workers whose rank 0, asked for an address and a free port, opens the meeting point there."""
+    """A group of workers whose rank 0, asked for an address and a free port, opens the store there."""
 
     def __init__(self, workers: Any) -> None:
         self._workers = workers
@@ -52,12 +52,12 @@ class _OnLoopback:
     def execute_single(self, rank: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """See Ray's worker groups."""
         if function is rendezvous_function():
-            function = open_meeting_point
+            function = open_store
         return self._workers.execute_single(rank, function, *args, **kwargs)
 
 
-def open_meeting_point() -> tuple[str, int]:
-    """Open a store on the loopback that this process's process group will take for its own; its address and port."""
+def open_store() -> tuple[str, int]:
+    """Open a store on the loopback for this process's process group; returns its address and port."""
     from torch.distributed import TCPStore
 
     with socket.socket() as listener:
@@ -69,7 +69,7 @@ def open_meeting_point() -> tuple[str, int]:
             port,
             is_master=True,
             wait_for_workers=False,
-            multi_tenant=True,  # of this process, on this port, there is one only: torch's own is the same
+            multi_tenant=True,  # torch, opening a store on this port in this process, gets this one
             master_listen_fd=listener.detach(),
         )
     _opened[:] = [store]

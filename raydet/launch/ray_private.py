@@ -1,7 +1,7 @@
-"""Everything of Ray that its documentation does not promise: private symbols, generated messages, names in use.
+"""All undocumented parts of Ray that raydet uses: private symbols, generated messages, names.
 
-Each may go with any release of Ray; tests/unit/launch/test_ray_private.py tries them one by one and says which raydet
-feature needs it. pyproject.toml keeps Ray below the first release that has not been tried.
+Any release of Ray may remove them; tests/unit/launch/test_ray_private.py tests them one by one and says which raydet
+feature needs each. pyproject.toml keeps Ray below the first untested release.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 HEAD_RESOURCE = "node:__internal_head__"
 """The resource that only a cluster's head has."""
 TRIAL_TITLE = "ray::ImplicitFunc"
-"""How the title of a Tune trial's process begins."""
+"""Prefix of the process title of a Tune trial."""
 
 
 def head_channel(address: str, *, has_token: bool = True) -> grpc.Channel:
@@ -60,7 +60,7 @@ def has_token() -> bool:
 def forget_token() -> None:
     """Have Ray read mode and token from the environment again.
 
-    The mode first: a thread of Ray that is still closing would look for a token that is gone, and abort the process.
+    The mode comes first: otherwise a thread of Ray that is still closing looks for the deleted token and aborts.
     """
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
@@ -79,8 +79,8 @@ def cluster_status(timeout_s: int) -> GetClusterStatusReply:
 def keep_keys_out_of_trials() -> None:
     """Have Tune leave AWS keys in the driver.
 
-    Tune would copy them into the runtime environment of every trial, which Ray writes to its logs and shows in its
-    dashboard. Nodes have keys of their own: a role, or the environment that Ray was started in.
+    Tune would copy them into the runtime environment of every trial, which Ray logs and shows in its dashboard. Nodes
+    have keys of their own: a role, or the environment that Ray was started in.
     """
     from ray.tune.execution import class_cache
 
@@ -89,14 +89,14 @@ def keep_keys_out_of_trials() -> None:
 
 
 def torch_backend() -> type[Any]:
-    """What sets up the process group of a run's workers."""
+    """The backend class that sets up the process group of a run's workers."""
     from ray.train.torch.config import _TorchBackend
 
     return _TorchBackend
 
 
 def rendezvous_function() -> Callable[[], tuple[str, int]]:
-    """What the torch backend has rank 0 run to learn an address and a free port."""
+    """The function that the torch backend runs on rank 0 for an address and a free port."""
     from ray.train._internal.utils import get_address_and_port
 
     return get_address_and_port

@@ -1,4 +1,4 @@
-"""`raydet train`: one run with its directory, its tracker and its progress bar."""
+"""`raydet train`: one run with its run directory, its tracker and its progress bar."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from raydet.resilience.step_control import StopRequest, stopping_on_sigterm
 from raydet.resilience.stop_signal import STOP_FILE
 from raydet.runs.epoch_watcher import EpochWatcher
 from raydet.runs.run_dir import claim_run_directory, finished_results, read_progress
-from raydet.runs.terminal import own_terminal
+from raydet.runs.terminal import exclusive_terminal
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
 
@@ -48,25 +48,27 @@ def train_single(
     fault_tolerance: FaultTolerance,
     tracking_uri: str | None,
 ) -> None:
-    """Train one run, or continue it, or say that it has ended.
+    """Train one run, or resume it, or say that it has finished.
 
     Args:
         workers: Ray Train workers; 0 trains in this process without Ray, as one rank under `torchrun`.
-        min_workers: how few may go on after the loss of nodes; None: no fewer than `workers`.
-        wait_s: for nodes to join, see `raydet.tune.options.StudyOptions`.
+        min_workers: how few may continue after the loss of nodes; None: no fewer than `workers`.
+        wait_s: seconds to wait for nodes, see `raydet.tune.options.StudyOptions`.
         fault_tolerance: how often to save, when to give up.
 
     Raises:
         RaydetError: see `raydet.engine.process.run_process`.
     """
     if workers < 0:
-        raise ConfigError(f"--workers wants 0 or more, got {workers}")
+        raise ConfigError(f"--workers must be 0 or more, got {workers}")
     if min_workers is not None and not 1 <= min_workers <= workers:
-        raise ConfigError(f"--min-workers wants 1 to --workers {workers}, got {min_workers}")
-    # On every rank, so that all of them stop where one would.
+        raise ConfigError(f"--min-workers must be 1 to --workers {workers}, got {min_workers}")
+    # On every rank, so that all of them stop.
     check(experiment, workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
     results = finished_results(run_dir)
-    if results is None and (workers == 0 or "RAY_ADDRESS" not in os.environ):  # else a cluster's workers look
+    if results is None and (
+        workers == 0 or "RAY_ADDRESS" not in os.environ
+    ):  # otherwise the cluster's workers check
         has_cuda = torch.cuda.is_available() if use_gpu is None else use_gpu
         refuse_slow_bf16(experiment.train, use_gpu=has_cuda)
     world = World() if workers or results else world_from_environment(use_gpu=use_gpu)
@@ -82,20 +84,20 @@ def train_single(
     (run_dir / STOP_FILE).unlink(missing_ok=True)
     tracker = open_tracker(tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT)
     with ExitStack() as stack:
-        console = stack.enter_context(own_terminal(run_dir / "noise.log"))
+        console = stack.enter_context(exclusive_terminal(run_dir / "third_party.log"))
         if results is not None:
-            console.print(f"{run_dir} has ended already, nothing to do", highlight=False, soft_wrap=True)
+            console.print(f"{run_dir} has already finished, nothing to do", highlight=False, soft_wrap=True)
         else:
             started = time.perf_counter()
             with _tracked(tracker, experiment, run_dir), _progress_bar(console, run_dir):
                 if workers == 0:
                     results = _run_here(experiment, run_dir, world, fault_tolerance)
                 else:
-                    from raydet.launch.cluster import allotted, cluster
+                    from raydet.launch.cluster import allocate_workers, cluster
                     from raydet.launch.ray_train import launch
 
                     stack.enter_context(cluster())
-                    share, _ = allotted(
+                    share, _ = allocate_workers(
                         experiment.train,
                         workers,
                         fewest=min_workers,
@@ -116,7 +118,7 @@ def train_single(
 def _track_end(
     tracker: Tracker, experiment: Experiment, run_dir: Path, results: dict[str, Any], console: Console
 ) -> None:
-    """What is tracked already stays; a tracker that is down costs a warning, not the run."""
+    """Log the end of the run; a tracker that is down costs a warning, not the run."""
     try:
         run_id = begin_run(tracker, experiment, name=experiment.name, identity=str(run_dir))
         end_run(tracker, run_id, run_dir=run_dir, checkpoint=newest_checkpoint(run_dir), results=results)
@@ -137,7 +139,7 @@ def _run_here(
 
 @contextmanager
 def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterator[None]:
-    """Log epochs while the block runs; close the run where it fails."""
+    """Log epochs while the block runs; close the tracked run if the block fails."""
     run_id = begin_run(tracker, experiment, name=experiment.name, identity=str(run_dir))
     watcher = EpochWatcher(run_dir, lambda rows: tracker.log_history(run_id, rows))
     watcher.start()
@@ -145,10 +147,10 @@ def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterato
         yield
     except BaseException as error:
         watcher.stop()
-        is_asked_for = isinstance(error, KeyboardInterrupt | PreemptedError)
+        is_requested = isinstance(error, KeyboardInterrupt | PreemptedError)
         try:
-            tracker.close_run(run_id, "killed" if is_asked_for else "failed")
-        except TrackingError:  # the error of the run is the one to tell
+            tracker.close_run(run_id, "killed" if is_requested else "failed")
+        except TrackingError:  # the error of the run is the one to report
             logger.warning("the tracker failed", exc_info=True)
         raise
     watcher.stop()
@@ -156,7 +158,7 @@ def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterato
 
 @contextmanager
 def _progress_bar(console: Console, run_dir: Path) -> Iterator[None]:
-    """Loss, images/s and time left, drawn from the file that the main worker writes."""
+    """Show loss, images/s and time left, from the file that the main worker writes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     stop = threading.Event()
     with Progress(*columns, console=console, transient=True) as progress:

@@ -1,4 +1,4 @@
-"""What runs in every Ray Train worker: `run_process` with Ray's ranks and reports.
+"""The function of every Ray Train worker: `run_process` with Ray's ranks and reports.
 
 Torch is imported inside the function: the process that starts the workers never needs it.
 """
@@ -19,7 +19,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
             only, as Ray stores them.
 
     Returns:
-        The run's results; Ray keeps those of rank 0.
+        The results of the run; Ray keeps those of rank 0.
     """
     since = time.time()
     import ray
@@ -31,10 +31,10 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     from raydet.engine.process import run_process
     from raydet.parallel.collectives import World, local_device
     from raydet.resilience.fault_tolerance import FaultTolerance
-    from raydet.runs.usage import noting_usage
+    from raydet.runs.usage import record_usage
 
-    here = ray.get_runtime_context().get_node_id()
-    declared = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == here)
+    node_id = ray.get_runtime_context().get_node_id()
+    declared = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == node_id)
     torch.set_num_threads(thread_share(config["threads"], declared=declared))
     context = ray.train.get_context()
     world = World(
@@ -44,34 +44,21 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         ranks_per_node=context.get_local_world_size(),
     )
     run_dir = Path(config["run_dir"])
-    with noting_usage(
-        run_dir,
-        since=since,
-        workers=world.world_size,
-        use_gpu=config["use_gpu"],
-        enabled=world.is_main,
+    with record_usage(
+        run_dir, since=since, workers=world.world_size, use_gpu=config["use_gpu"], enabled=world.is_main
     ):
         return run_process(
             Experiment.from_json(config["experiment"], where="the driver's config"),
             run_dir=run_dir,
             world=world,
-            publish=_report,
+            # Metrics only: Ray Train would copy checkpoints once more.
+            publish=lambda row: ray.train.report(
+                {key: x for key, x in row.as_json().items() if x is not None}
+            ),
             fault_tolerance=FaultTolerance(**config["fault_tolerance"]),
-            ask_cluster=_preemption,
+            # A barrier: every rank asks at the same step.
+            ask_cluster=lambda: (
+                None if ray.train.get_preemption_info() is None else "a node is about to be pre-empted"
+            ),
             attempt=config["attempt"],
         )
-
-
-def _report(row: dict[str, Any]) -> None:
-    """Tell Ray Train the metrics. Checkpoints go to the run's directory without it: it would copy them once more."""
-    import ray.train
-
-    ray.train.report({key: value for key, value in row.items() if value is not None})
-
-
-def _preemption() -> str | None:
-    """Why Ray will take a node away, if it will. A barrier: every rank asks at the same step."""
-    import ray.train
-
-    notice = ray.train.get_preemption_info()
-    return None if notice is None else "a node is about to be taken away"

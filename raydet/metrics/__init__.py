@@ -1,1 +1,1 @@
-"""How good a model is: metrics of one set of predictions, and the records that they can be computed from again."""
+"""Detection metrics, and match records from which AP can be computed again on any resampled set of images."""

@@ -1,10 +1,8 @@
-"""COCO detection metrics: the 12 numbers, AP per class, and which detection was right.
+"""COCO detection metrics: the 12 numbers, AP per class, and which detections were right (true positives).
 
-The numbers and the records are pycocotools' own to the last bit (`raydet.metrics.reference` is the witness), in a
-small part of its time.
-
-Detections of a whole set are one array of rows, so that they can be gathered from any number of workers and sorted
-into one order: the numbers do not depend on who found what.
+Metrics and records equal those of pycocotools to the last bit (tested against `raydet.metrics.reference`), in a small
+part of its time. The detections of a set are one array of rows, gathered from any number of workers and sorted here:
+the numbers do not depend on how images were distributed.
 
 Legend: N detections, M ground-truth boxes, I images, K classes, T IoU thresholds, R recall levels, A size ranges
 (all, small, medium, large), L limits of the number of detections.
@@ -27,35 +25,35 @@ ROW_WIDTH = 7
 """Columns of a detection row: image index, x, y, width, height, score, label."""
 THRESHOLDS_T = np.linspace(0.5, 0.95, 10)
 LIMITS_L = (1, 10, 100)
-"""Detections per image and class that are looked at."""
+"""Detections per image and class that count."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """The boxes of an evaluation set."""
+    """The ground-truth boxes of an evaluation set."""
 
     num_images: int
     image_index: NDArray[np.int64]
-    """[M], 0..num_images-1: which image each box lies in."""
+    """[M], 0..num_images-1: the image of each box."""
     boxes_xywh: NDArray[np.float64]
-    """[M, 4], source pixels, in COCO's own form: x + width - x is not always width, and a box that overlaps by the
-    threshold exactly would change sides."""
+    """[M, 4], source pixels. Not xyxy: x + width - x is not always width, which could move an overlap across a
+    threshold."""
     labels: NDArray[np.int64]
     """[M], 0..K-1."""
     areas: NDArray[np.float64] | None = None
-    """[M], px^2, for the size bins; default: the boxes' own."""
+    """[M], px^2, for the size bins; default: width times height."""
     is_crowd: NDArray[np.bool_] | None = None
-    """[M]: regions in which detections count neither way; default: none."""
+    """[M]: regions in which unmatched detections are not counted as wrong; default: none."""
     sizes_hw: NDArray[np.int64] | NDArray[np.float64] | None = None
-    """[num_images, 2], source pixels; for size bins that are parts of the image."""
+    """[num_images, 2], source pixels; for size bins that are fractions of the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class CocoResult:
-    """What an evaluation found. None stands for "no objects in this bin" (pycocotools' -1)."""
+    """Metrics of one evaluation; None stands for "no objects in this bin" (pycocotools' -1)."""
 
     metrics: dict[str, float | None]
-    """By `METRIC_NAMES`, each in 0..1; `raydet.metrics.measure` adds others."""
+    """By `METRIC_NAMES`, each in 0..1; `raydet.metrics.measure` may add LAMR."""
     per_class_ap: dict[str, float | None]
     """AP at IoU .5:.95 by class name."""
 
@@ -66,37 +64,24 @@ def evaluate_coco(
     classes: tuple[str, ...],
     *,
     size_bins: SizeBins = COCO_BINS,
-) -> CocoResult:
-    """Compare detections with the truth; see `evaluate_with_records`."""
-    return evaluate_with_records(truth, rows, classes, size_bins=size_bins)[0]
-
-
-def evaluate_with_records(
-    truth: GroundTruth,
-    rows: NDArray[np.float64],
-    classes: tuple[str, ...],
-    *,
-    size_bins: SizeBins = COCO_BINS,
     image_ids: Sequence[str] | None = None,
     group_ids: Sequence[str] | None = None,
 ) -> tuple[CocoResult, MatchRecords]:
-    """Compare detections with the truth, and keep which were right.
+    """COCO metrics of detections, and match records.
 
     Args:
-        truth: boxes of the set.
         rows: [N, 7] detections (see `ROW_WIDTH`), boxes in source pixels, in any order; within one image, equal
-            scores are taken in row order.
+            scores are ranked in row order.
         classes: names in label order.
         image_ids, group_ids: for the records; default: numbers, and every image a group of its own.
 
     Raises:
-        ValueError: a detection has an image or a label that the set has not (our own mistake: readers check).
+        ValueError: a detection has an image or a label that the set does not have (a bug: readers check).
     """
-    places, ends = rows[:, [0, 6]], (truth.num_images, len(classes))
-    if ((places < 0) | (places >= ends)).any():
-        raise ValueError(f"detections want images and labels below {ends}, got {places.max(axis=0)}")
+    indices, ends = rows[:, [0, 6]], (truth.num_images, len(classes))
+    if ((indices < 0) | (indices >= ends)).any():
+        raise ValueError(f"images and labels of detections must be below {ends}, got {indices.max(axis=0)}")
     found = _matched(truth, rows, len(classes), size_bins)
-    precision_TRKA, recall_TKAL = _curves(found)
     names = np.array(range(truth.num_images) if image_ids is None else image_ids, str)
     records = MatchRecords(
         image_ids=names,
@@ -108,19 +93,19 @@ def evaluate_with_records(
         is_right_NT=np.ascontiguousarray(found.is_right_ATN[0].T),  # not a view that keeps all sizes
         is_wrong_NT=np.ascontiguousarray(found.is_wrong_ATN[0].T),
     )
-    return summary(precision_TRKA, recall_TKAL, classes), records
+    return _summary(*_curves(found), classes), records
 
 
 @dataclass(frozen=True, slots=True)
 class _Matched:
-    """Detections, by label and descending by score."""
+    """Detections by label and descending score, with the number of objects to find."""
 
     objects_IKA: NDArray[np.int64]
     image_index_N: NDArray[np.int64]
     labels_N: NDArray[np.int64]
     scores_N: NDArray[np.float64]
     ranks_N: NDArray[np.int64]
-    """Within an image and class, 0 for the highest score."""
+    """Rank within image and class, 0 for the highest score."""
     is_right_ATN: NDArray[np.bool_]
     is_wrong_ATN: NDArray[np.bool_]
 
@@ -163,7 +148,7 @@ def best_rows(
     """Detections by image, label and descending score, and their ranks within image and class.
 
     Args:
-        limit: most detections per image and class.
+        limit: detections to keep per image and class; None: all.
     """
     rows = rows[np.lexsort((-rows[:, 5], rows[:, 6], rows[:, 0]))]
     is_new = (np.diff(rows[:, [0, 6]], axis=0, prepend=-1) != 0).any(axis=1)
@@ -176,14 +161,14 @@ def best_rows(
 def _is_outside(
     areas_N: NDArray[np.float64], images_N: NDArray[np.int64], truth: GroundTruth, bins: SizeBins
 ) -> NDArray[np.bool_]:
-    """Areas that are in none of the ranges: [N, A]."""
+    """Whether an area is outside a size range: [N, A]."""
     areas_N1 = bins.in_units(areas_N, images_N, truth.sizes_hw)[:, None]
     low_A, high_A = bins.ranges().T
     return (areas_N1 < low_A) | (areas_N1 > high_A)
 
 
 def _curves(found: _Matched) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision [T, R, K, A] and recall [T, K, A, L] as pycocotools has them: -1 where there are no objects."""
+    """Precision [T, R, K, A] and recall [T, K, A, L] as in pycocotools: -1 where there are no objects."""
     objects_KA = found.objects_IKA.sum(axis=0)
     num_classes, num_ranges = objects_KA.shape
     precision_TRKA = np.full((len(THRESHOLDS_T), len(RECALLS_R), num_classes, num_ranges), -1.0)
@@ -196,16 +181,15 @@ def _curves(found: _Matched) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for threshold in range(len(THRESHOLDS_T)):
             levels_1R = precision_at_recalls(right_TN[threshold], wrong_TN[threshold], num_objects_1, once_1N)
             precision_TRKA[threshold, :, label, size] = levels_1R[0]
-        for place, limit in enumerate(LIMITS_L):
-            seen_TN = right_TN & (found.ranks_N[mine] < limit)
-            recall_TKAL[:, label, size, place] = np.count_nonzero(seen_TN, axis=1) / num_objects
+        for index, limit in enumerate(LIMITS_L):
+            kept_TN = right_TN & (found.ranks_N[mine] < limit)
+            recall_TKAL[:, label, size, index] = np.count_nonzero(kept_TN, axis=1) / num_objects
     return precision_TRKA, recall_TKAL
 
 
-def summary(
+def _summary(
     precision_TRKA: NDArray[np.float64], recall_TKAL: NDArray[np.float64], classes: tuple[str, ...]
 ) -> CocoResult:
-    """The 12 numbers, and AP per class."""
     at_50, at_75 = precision_TRKA[:1], precision_TRKA[5:6]
     parts = [precision_TRKA[..., 0], at_50[..., 0], at_75[..., 0]]
     parts += [precision_TRKA[..., size] for size in (1, 2, 3)]
@@ -216,6 +200,6 @@ def summary(
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Of what there is; pycocotools takes -1 for "nothing"."""
+    """Mean of the entries that have objects (not -1)."""
     known = values[values > -1]
     return float(np.mean(known)) if len(known) else None

@@ -1,8 +1,8 @@
 """KAIST's pedestrian benchmark: its files, its "reasonable" set, its miss rates by day and night.
 
-The published figures are those of one script (github.com/sejong-rcv/INSANet, `evaluation`), which differs from what
-one would expect: objects in images without any detection are left out of the count, so that a detector loses
-nothing by finding nothing at all there. `miss_rates_of` gives both counts; ours is the higher one, or equal.
+Published figures come from one script (github.com/sejong-rcv/INSANet, `evaluation`), which does not count the objects
+of images without any detection, so that a detector loses nothing by missing all of them. `miss_rates_of` can count
+either way; counting all objects gives a miss rate that is higher, or equal.
 """
 
 from __future__ import annotations
@@ -15,124 +15,118 @@ from numpy.typing import NDArray
 
 from raydet.errors import DataError
 from raydet.metrics.coco import GroundTruth
-from raydet.metrics.files import column, entries_of, numbers, places, places_by_id, read_json
+from raydet.metrics.files import column, entries_of, finite_numbers, index_by_id, indices_of, read_json
 from raydet.metrics.miss_rate import ignoring, miss_rates
 
 MIN_HEIGHT_PX = 55.0
-MOST_OCCLUSION = 1
+MAX_OCCLUSION = 1
 """0 none, 1 partial, 2 heavy."""
 FRAME_XYXY = (5.0, 5.0, 635.0, 507.0)
-"""Of images of 512 x 640: objects that leave it are cut off."""
+"""Part of the 512 x 640 images that an object of the reasonable set must be inside."""
 PERSON = 1
 NIGHT = ("set09", "set10", "set11")
-"""Sequences of the test set that were taken at night; set06 to set08 are of the day."""
+"""Sequences of the test set that were recorded at night; set06 to set08 were recorded by day."""
 
 
 @dataclass(frozen=True, slots=True)
 class KaistSet:
-    """The test set."""
+    """The test set; objects outside the reasonable set are marked as crowd, which makes them ignored."""
 
     truth: GroundTruth
-    """What is not in the reasonable set is marked as crowd: it is to be ignored."""
     is_night: NDArray[np.bool_]
-    """By image."""
-    place_by_id: dict[object, int]
+    """[I]."""
+    index_by_id: dict[object, int]
 
 
 def read_annotations(path: Path) -> KaistSet:
-    """The json of the benchmark: COCO's form, with `height`, `occlusion` and `ignore` of every box.
+    """The benchmark's JSON: COCO's format, with `height`, `occlusion` and `ignore` for every box.
 
     Raises:
-        DataError: the file is not as described.
+        DataError: the file is not in this format.
     """
     tree = read_json(path)
     images, annotations = (entries_of(tree, key, where=path) for key in ("images", "annotations"))
-    place_by_id = places_by_id(images, where=path)
+    index = index_by_id(images, where=path)
     labels = column(annotations, "category_id", where=path)
     people = [entry for entry, label in zip(annotations, labels, strict=True) if label == PERSON]
     where = f"{path}: person"
-    boxes = numbers(column(people, "bbox", where=path), (4,), where=where)
+    boxes = finite_numbers(column(people, "bbox", where=path), (4,), where=where)
     height, occlusion, ignore = (
-        numbers(column(people, key, where=path), (), where=where) for key in ("height", "occlusion", "ignore")
+        finite_numbers(column(people, key, where=path), (), where=where)
+        for key in ("height", "occlusion", "ignore")
     )
-    corners, (left, top, right, bottom) = boxes[:, :2] + boxes[:, 2:], FRAME_XYXY
-    is_cut = (boxes[:, :2] < (left, top)).any(axis=1) | (corners > (right, bottom)).any(axis=1)
+    corners = boxes[:, :2] + boxes[:, 2:]
+    is_truncated = (boxes[:, :2] < FRAME_XYXY[:2]).any(axis=1) | (corners > FRAME_XYXY[2:]).any(axis=1)
     is_night = np.zeros(len(images), dtype=bool)
     for image, name in zip(images, column(images, "im_name", where=path), strict=True):
-        is_night[place_by_id[image["id"]]] = str(name).startswith(NIGHT)
+        is_night[index[image["id"]]] = str(name).startswith(NIGHT)
     truth = GroundTruth(
         num_images=len(images),
-        image_index=places(column(people, "image_id", where=path), place_by_id, where=where),
+        image_index=indices_of(column(people, "image_id", where=path), index, where=where),
         boxes_xywh=boxes,
         labels=np.zeros(len(people), dtype=np.int64),
-        is_crowd=(ignore > 0) | (height < MIN_HEIGHT_PX) | (occlusion > MOST_OCCLUSION) | is_cut,
+        is_crowd=(ignore > 0) | (height < MIN_HEIGHT_PX) | (occlusion > MAX_OCCLUSION) | is_truncated,
     )
-    return KaistSet(truth, is_night, dict(place_by_id))
+    return KaistSet(truth, is_night, dict(index))
 
 
 def read_detections(path: Path, kaist: KaistSet) -> NDArray[np.float64]:
-    """Lines of `image,x,y,width,height,score`, the number of the image being its id + 1, as rows for `miss_rates`.
+    """Rows for `miss_rates` from lines of `image,x,y,width,height,score`, where image is the id + 1.
 
     Raises:
-        DataError: a line is not as described.
+        DataError: a line is not in this format.
     """
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: wanted lines of detections, {error}") from error
-    cells = [(number, line.split(",")) for number, line in enumerate(lines, start=1) if line.strip()]
-    rows = np.zeros((len(cells), 7))
-    for row, (number, line) in zip(rows, cells, strict=True):
+        raise DataError(f"{path} cannot be read: {error}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = np.zeros((len(numbered), 7))
+    for row, (number, line) in zip(rows, numbered, strict=True):
+        must = f"{path}: line {number} must have"
         try:
-            image, *values = map(float, line)
+            image, *values = map(float, line.split(","))
             row[1:6] = values
         except ValueError:
-            raise DataError(
-                f"{path}: line {number} wants 6 numbers: image,x,y,width,height,score; got {','.join(line)!r}"
-            ) from None
-        if image - 1 not in kaist.place_by_id or not np.isfinite(row).all():
-            raise DataError(
-                f"{path}: line {number} wants finite numbers and an image from 1 to {len(kaist.place_by_id)}, "
-                f"got {','.join(line)!r}"
-            )
-        row[0] = kaist.place_by_id[image - 1]
+            raise DataError(f"{must} 6 numbers: image,x,y,width,height,score; got {line!r}") from None
+        if image - 1 not in kaist.index_by_id or not np.isfinite(row).all():
+            last = len(kaist.index_by_id)
+            raise DataError(f"{must} finite numbers and an image from 1 to {last}, got {line!r}")
+        row[0] = kaist.index_by_id[image - 1]
     return rows
 
 
 def miss_rates_of(
     kaist: KaistSet, rows: NDArray[np.float64], *, as_published: bool
 ) -> dict[str, float | None]:
-    """Log-average miss rate of all images, of those of the day, and of those of the night, in 0..1.
+    """Log-average miss rate of all images, of those by day, and of those at night, in 0..1; None: no objects.
 
     Args:
-        as_published: leave out objects in images without detections, see above.
+        as_published: do not count objects of images without detections, as the published script does.
     """
     every = np.ones(kaist.truth.num_images, dtype=bool)
     rates = {}
     for name, chosen in (("all", every), ("day", ~kaist.is_night), ("night", kaist.is_night)):
-        truth, found = _only(kaist.truth, rows, chosen)
+        truth, found = _subset(kaist.truth, rows, chosen)
         if as_published:
-            is_unseen = ~np.isin(truth.image_index, found[:, 0])
-            truth = ignoring(truth, is_unseen)
+            truth = ignoring(truth, ~np.isin(truth.image_index, found[:, 0]))
         rate = miss_rates(truth, found, 1)[0]
         rates[name] = None if np.isnan(rate) else float(rate)
     return rates
 
 
-def _only(
+def _subset(
     truth: GroundTruth, rows: NDArray[np.float64], chosen: NDArray[np.bool_]
 ) -> tuple[GroundTruth, NDArray[np.float64]]:
-    """Some of the images."""
+    """Objects and detections of some images, which are renumbered."""
     assert truth.is_crowd is not None
-    place = np.cumsum(chosen) - 1
+    new_index = np.cumsum(chosen) - 1
     mine, found = chosen[truth.image_index], rows[chosen[rows[:, 0].astype(np.int64)]]
-    return (
-        GroundTruth(
-            num_images=int(chosen.sum()),
-            image_index=place[truth.image_index[mine]],
-            boxes_xywh=truth.boxes_xywh[mine],
-            labels=truth.labels[mine],
-            is_crowd=truth.is_crowd[mine],
-        ),
-        np.column_stack([place[found[:, 0].astype(np.int64)], found[:, 1:]]),
+    subset = GroundTruth(
+        num_images=int(chosen.sum()),
+        image_index=new_index[truth.image_index[mine]],
+        boxes_xywh=truth.boxes_xywh[mine],
+        labels=truth.labels[mine],
+        is_crowd=truth.is_crowd[mine],
     )
+    return subset, np.column_stack([new_index[found[:, 0].astype(np.int64)], found[:, 1:]])

@@ -1,84 +1,94 @@
-"""Which detection of which image was right: all that is needed to know AP on any weighing of the images.
+"""Which detections were right (true positives): enough to compute AP for any weights of the images.
 
-With every image counted once, AP is COCO's own. Counted as often as a bootstrap has drawn it, AP of a resampled
-set follows without matching, let alone detecting, again.
+With every image weighted 1, AP is COCO's own. Weighted by how often a bootstrap has drawn each image, it is AP of the
+resampled set, without matching, let alone detecting, again.
 
-Legend: N detections, H right ones, I images, K classes, T IoU thresholds, R recall levels, B weighings.
+Legend: N detections, H right ones, I images, K classes, T IoU thresholds, R recall levels, B weightings.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.errors import DataError
-
 RECALLS_R = np.linspace(0.0, 1.0, 101)
-"""COCO's levels of recall."""
-TINY = np.spacing(1)
-"""As pycocotools adds to the number of detections."""
+"""COCO's recall levels."""
+THRESHOLDS = {"mAP": slice(None), "mAP_50": slice(0, 1), "mAP_75": slice(5, 6)}
+"""The IoU thresholds over which each metric is a mean."""
+EPSILON = np.spacing(1)
+"""Added to the number of detections, as in pycocotools."""
 
 
 @dataclass(frozen=True, slots=True)
 class MatchRecords:
-    """What one evaluation has matched: objects of all sizes, at most 100 detections per image and class."""
+    """Matches of one evaluation: objects of all sizes, at most 100 detections per image and class."""
 
     image_ids: NDArray[np.str_]
     """[I]."""
     group_ids: NDArray[np.str_]
     """[I]: images of one sequence share a group."""
     objects_IK: NDArray[np.int64]
-    """How many objects there are to find."""
+    """Number of objects."""
     image_index_N: NDArray[np.int64]
     """0..I-1."""
     labels_N: NDArray[np.int64]
     """0..K-1."""
     scores_N: NDArray[np.float64]
-    """In 0..1; within a class descending, equal ones in pycocotools' order."""
+    """In 0..1; descending within a class, equal scores in pycocotools' order."""
     is_right_NT: NDArray[np.bool_]
     """Matched with an object, at each IoU threshold."""
     is_wrong_NT: NDArray[np.bool_]
-    """Matched with nothing; neither right nor wrong is what lies in a crowd."""
+    """Matched with nothing. Detections in a crowd are neither right nor wrong."""
 
-    def save(self, path: Path) -> None:
-        """Write an npz file, whole or not at all."""
-        draft = path.with_name(f".{path.name}")
-        with draft.open("wb") as file:
-            np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        draft.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+    def scores(self, metric: str, weights_BI: NDArray[np.float64]) -> NDArray[np.float64]:
+        """mAP, mAP_50 or mAP_75 for each weighting: [B], NaN where there are no objects.
 
         Raises:
-            DataError: the file cannot be read as such.
+            ValueError: the records do not tell this metric.
         """
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                return cls(**{field.name: content[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{path} holds no match records: {error}") from error
+        if metric not in THRESHOLDS:
+            raise ValueError(f"match records tell {', '.join(THRESHOLDS)}, not {metric}")
+        chosen = THRESHOLDS[metric]
+        records = replace(
+            self, is_right_NT=self.is_right_NT[:, chosen], is_wrong_NT=self.is_wrong_NT[:, chosen]
+        )
+        return mean_average_precisions(records, weights_BI)
+
+    def is_comparable(self, other: object) -> bool:
+        """Whether both are of the same images with as many objects, in the same order."""
+        return (
+            isinstance(other, MatchRecords)
+            and np.array_equal(self.image_ids, other.image_ids)
+            and np.array_equal(self.group_ids, other.group_ids)
+            and np.array_equal(self.objects_IK, other.objects_IK)
+        )
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Read what `arrays` gave."""
+        return cls(**{field.name: arrays[field.name] for field in fields(cls)})  # type: ignore[arg-type]
 
 
 def average_precisions(
     records: MatchRecords, weights_BI: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """AP by weighing, IoU threshold and class: [B, T, K], NaN for a class without objects.
+    """AP by weighting, IoU threshold and class: [B, T, K], NaN for a class without objects.
 
     Args:
-        weights_BI: how often each image counts, one weighing per row; None: one, each image once.
+        weights_BI: how often each image counts; None: one weighting, each image once.
     """
     weights_BI = np.ones((1, len(records.image_ids))) if weights_BI is None else weights_BI
     objects_BK = weights_BI @ records.objects_IK
-    num_weighings, num_classes = objects_BK.shape
-    result = np.full((num_weighings, records.is_right_NT.shape[1], num_classes), np.nan)
+    num_weightings, num_classes = objects_BK.shape
+    result = np.full((num_weightings, records.is_right_NT.shape[1], num_classes), np.nan)
     for label in range(num_classes):
         mine, has_objects_B = records.labels_N == label, objects_BK[:, label] > 0
         weights_BN = weights_BI[has_objects_B][:, records.image_index_N[mine]]
@@ -94,7 +104,7 @@ def average_precisions(
 
 
 def mean_average_precisions(records: MatchRecords, weights_BI: NDArray[np.float64]) -> NDArray[np.float64]:
-    """COCO's mAP of every weighing: [B]; NaN where there are no objects at all."""
+    """COCO's mAP for every weighting: [B], NaN where there are no objects."""
     precisions = average_precisions(records, weights_BI).reshape(len(weights_BI), -1)
     known = ~np.isnan(precisions)
     counts = known.sum(axis=1)
@@ -103,7 +113,7 @@ def mean_average_precisions(records: MatchRecords, weights_BI: NDArray[np.float6
 
 
 def mean_average_precision(records: MatchRecords) -> float:
-    """COCO's mAP, each image counted once; NaN where there are no objects at all."""
+    """COCO's mAP, each image counted once; NaN where there are no objects."""
     return float(mean_average_precisions(records, np.ones((1, len(records.image_ids))))[0])
 
 
@@ -113,17 +123,17 @@ def precision_at_recalls(
     num_objects_B: NDArray[np.float64],
     weights_BN: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Largest precision at COCO's levels of recall and beyond: [B, R], 0 beyond the largest recall.
+    """Largest precision at each of COCO's recall levels or above: [B, R], 0 above the largest recall.
 
     Args:
-        right_N, wrong_N: of one class, descending by score.
+        right_N, wrong_N: detections of one class, descending by score.
         num_objects_B: above 0.
-        weights_BN: how often each detection counts, one weighing per row.
+        weights_BN: how often each detection counts.
     """
-    hits = np.flatnonzero(right_N)  # between them precision only falls
+    hits = np.flatnonzero(right_N)  # precision only falls between them
     right_BH = np.cumsum(weights_BN[:, hits], axis=1)
     wrong_BH = np.cumsum(weights_BN * wrong_N, axis=1)[:, hits]
-    precision_BH = right_BH / (right_BH + wrong_BH + TINY)
+    precision_BH = right_BH / (right_BH + wrong_BH + EPSILON)
     envelope_BH = np.maximum.accumulate(precision_BH[:, ::-1], axis=1)[:, ::-1]
     recall_BH = right_BH / num_objects_B[:, None]
     first_BR = np.empty((len(recall_BH), len(RECALLS_R)), np.intp)

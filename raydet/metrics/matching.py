@@ -1,14 +1,14 @@
-"""Which detection has found which object: COCO's greedy matching, of all images at once.
+"""COCO's greedy matching of detections with objects, vectorized over all images.
 
-The rule is that of pycocotools (`COCOeval.evaluateImg`), and so are the results, to the last bit: within one image
-and class, detections choose in the order of their scores. Each takes, of the objects that are free and overlap it by
-the threshold, the one with the largest overlap, of equal ones the last; an object that is to be ignored only where no
-other will do. Regions, e.g. crowds, are never used up, and what counts of their overlap is the share of the detection.
+Rule and results are those of pycocotools (`COCOeval.evaluateImg`), to the last bit: within one image and class,
+detections choose in the order of their scores. Each takes, of the unmatched objects that overlap it by the threshold,
+the one with the largest overlap, the last among equals, and an ignored object only if there is no other. Regions, e.g.
+crowds, can be matched any number of times, and their overlap is the intersection over the detection's area.
 
-What pycocotools loops over is here done in rounds: the first detection of every image and class that overlaps
-anything chooses in round one, the second in round two, for all thresholds and settings together.
+Instead of pycocotools' loops there are rounds: the first detection of every image and class that overlaps anything
+chooses in round one, the second in round two, for all thresholds and settings together.
 
-Legend: N detections, M objects, P pairs of them, T IoU thresholds, A settings of what is ignored.
+Legend: N detections, M objects, P pairs of them, T IoU thresholds, A settings of which objects are ignored.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNMATCHED, RIGHT, IGNORED = 0, 1, 2
-"""What becomes of a detection: matched with nothing, with an object, or with one that is to be ignored."""
+"""Outcomes of a detection: matched with nothing, with an object, or with an ignored object."""
 BLOCK_PAIRS = 1 << 18
-"""Pairs whose overlaps are computed at a time: about 50 MB, whatever the size of the set."""
+"""Pairs whose overlaps are computed at a time: about 50 MB, independent of the size of the set."""
 
 Flags = NDArray[np.bool_]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""Places of detections and objects, and how much they overlap."""
+"""Indices of detections and objects, and their overlaps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Boxes in the order of their groups: what is of one image and one class."""
+    """Boxes in ascending order of their groups; a group is one class in one image."""
 
     groups: NDArray[np.int64]
-    """Ascending."""
     xywh: NDArray[np.float64]
 
 
@@ -45,12 +44,12 @@ def match(
     is_region_M: Flags,
     thresholds_T: NDArray[np.float64],
 ) -> NDArray[np.int8]:
-    """What becomes of each detection: [N, T, A], `UNMATCHED`, `RIGHT` or `IGNORED`.
+    """The outcome of each detection: [N, T, A], `UNMATCHED`, `RIGHT` or `IGNORED`.
 
     Args:
-        detections: within a group in the order in which they choose.
-        objects: within a group in the order of the set.
-        ignored_MA: objects that are not to be found; all regions are.
+        detections: by descending score within a group.
+        objects: in the order of the set within a group.
+        ignored_MA: objects that need not be found; must include all regions.
         thresholds_T: ascending, above 0.
     """
     num_thresholds, num_settings = len(thresholds_T), ignored_MA.shape[1]
@@ -60,12 +59,12 @@ def match(
         num_pairs = len(detection_P)
         is_free = ~is_taken_MTA[object_P] | is_region_M[object_P, None, None]
         is_near = overlap_P[:, None, None] >= thresholds_T[None, :, None]
-        # Pairs of one detection stand in ascending order: the best is the last, and what is not ignored beats the rest.
-        place = np.arange(num_pairs, dtype=np.int32)[:, None, None] + np.where(
+        # Pairs of one detection are in ascending order: the last is the best, and those not ignored beat the rest.
+        rank = np.arange(num_pairs, dtype=np.int32)[:, None, None] + np.where(
             ignored_MA[object_P, None], np.int32(0), np.int32(num_pairs)
         )
         first = np.flatnonzero(np.diff(detection_P, prepend=-1))
-        best = np.maximum.reduceat(np.where(is_free & is_near, place, np.int32(-1)), first, axis=0)
+        best = np.maximum.reduceat(np.where(is_free & is_near, rank, np.int32(-1)), first, axis=0)
         outcome_NTA[detection_P[first]] = np.where(
             best >= num_pairs, RIGHT, np.where(best >= 0, IGNORED, UNMATCHED)
         )
@@ -75,7 +74,7 @@ def match(
 
 
 def _rounds(detections: Boxes, objects: Boxes, is_region_M: Flags, threshold: float) -> Iterator[Pairs]:
-    """The pairs of each round; those of one detection together, in ascending order of the overlap."""
+    """The pairs of each round, grouped by detection, in ascending order of overlap."""
     parts = zip(*_near_pairs(detections, objects, is_region_M, threshold), strict=True)
     detection_P, object_P, overlap_P = (np.concatenate(part) for part in parts)
     choosing, inverse_P = np.unique(detection_P, return_inverse=True)
@@ -88,7 +87,7 @@ def _rounds(detections: Boxes, objects: Boxes, is_region_M: Flags, threshold: fl
 
 
 def _near_pairs(detections: Boxes, objects: Boxes, is_region_M: Flags, threshold: float) -> Iterator[Pairs]:
-    """Pairs of one group that overlap by the threshold, block by block; at least one block, if an empty one."""
+    """Pairs within a group that overlap by the threshold, block by block; at least one block, maybe an empty one."""
     start_N, stop_N = (
         np.searchsorted(objects.groups, detections.groups, side=side) for side in ("left", "right")
     )
@@ -108,7 +107,7 @@ def _near_pairs(detections: Boxes, objects: Boxes, is_region_M: Flags, threshold
 def overlaps(
     detections_xywh: NDArray[np.float64], objects_xywh: NDArray[np.float64], is_region: Flags
 ) -> NDArray[np.float64]:
-    """IoU, row by row; with a region the intersection over the detection's own area.
+    """IoU, row by row; with a region, the intersection over the detection's area.
 
     >>> box, other = np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[1.0, 0.0, 2.0, 2.0]])
     >>> overlaps(box, other, np.array([False])).round(3).tolist(), overlaps(box, other, np.array([True])).tolist()

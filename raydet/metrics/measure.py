@@ -1,4 +1,4 @@
-"""Everything that a config asks to be measured, of one set of detections."""
+"""The metrics that a config asks for, of one set of detections."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.config import EvaluateConfig
-from raydet.metrics.coco import CocoResult, GroundTruth, evaluate_with_records
+from raydet.config import DetectionTask
+from raydet.metrics.coco import CocoResult, GroundTruth, evaluate_coco
 from raydet.metrics.matches import MatchRecords
 from raydet.metrics.miss_rate import mean_miss_rate
 from raydet.metrics.names import MISS_RATE
@@ -17,7 +17,7 @@ from raydet.metrics.sizes import SizeBins
 
 
 def measure(
-    config: EvaluateConfig,
+    config: DetectionTask,
     truth: GroundTruth,
     rows: NDArray[np.float64],
     classes: tuple[str, ...],
@@ -25,8 +25,8 @@ def measure(
     image_ids: Sequence[str] | None = None,
     group_ids: Sequence[str] | None = None,
 ) -> tuple[CocoResult, MatchRecords]:
-    """As `evaluate_with_records`, with the config's size bins; LAMR among the metrics where it is asked for."""
-    result, records = evaluate_with_records(
+    """Same as `evaluate_coco`, with the config's size bins, and LAMR if `task.miss_rate` is on."""
+    result, records = evaluate_coco(
         truth, rows, classes, size_bins=SizeBins.of(config), image_ids=image_ids, group_ids=group_ids
     )
     if not config.miss_rate:

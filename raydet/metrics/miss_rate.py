@@ -1,17 +1,17 @@
-"""Log-average miss rate, the measure of pedestrian detection: in 0..1, and lower is better.
+"""Log-average miss rate, the metric of pedestrian detection: in 0..1, and lower is better.
 
 Pedestrian Detection: An Evaluation of the State of the Art (Dollar et al., PAMI 2012), section 3; on KAIST
-(Hwang et al., CVPR 2015) with the "reasonable" set: objects at least 55 px high, not or partly occluded, and inside
-the image's frame. All others are to be ignored: they need not be found, and what lies on them is no mistake.
+(Hwang et al., CVPR 2015) with the "reasonable" set: objects at least 55 px high, at most partly occluded, and inside
+the image's frame. All others are ignored: they need not be found, and detections on them are not wrong.
 
-The miss rate, read at nine numbers of false positives per image from 0.01 to 1, is averaged over its logarithm.
+The logarithm of the miss rate is averaged over nine numbers of false positives per image, from 0.01 to 1.
 
 Legend: N detections, M objects, K classes.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +20,19 @@ from raydet.metrics.coco import GroundTruth, best_rows
 from raydet.metrics.matching import RIGHT, UNMATCHED, Boxes, match
 
 FPPI = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
-"""False positives per image: evenly spaced logarithms, to the four digits of KAIST's script."""
+"""False positives per image, evenly spaced in the logarithm, to the four digits of KAIST's script."""
 THRESHOLD = np.array([0.5])
-"""IoU; with an object that is to be ignored, the share of the detection that lies on it."""
+"""IoU; for an ignored object, the intersection over the detection's area."""
 SMALLEST = 1e-10
-"""Miss rate that stands for none: its logarithm is finite."""
+"""Lower bound of the miss rate, so that its logarithm is finite."""
 
 
 def miss_rates(truth: GroundTruth, rows: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:
     """Log-average miss rate by class: [K], NaN for a class without objects.
 
     Args:
-        truth: `is_crowd` marks what is to be ignored.
-        rows: [N, 7] detections, see `raydet.metrics.coco`; all of them count.
+        truth: `is_crowd` marks ignored objects.
+        rows: [N, 7] detections, see `raydet.metrics.coco`; without a limit per image.
     """
     order = np.lexsort((truth.labels, truth.image_index))
     groups_M = (truth.image_index * num_classes + truth.labels)[order]
@@ -46,22 +46,18 @@ def miss_rates(truth: GroundTruth, rows: NDArray[np.float64], num_classes: int) 
     labels_N, outcome_N = groups_N[by_score] % num_classes, outcome_NTA[by_score, 0, 0]
     rates = np.full(num_classes, np.nan)
     for label in np.flatnonzero(num_objects_K):
-        outcome = outcome_N[labels_N == label]
-        rates[label] = log_average(
-            outcome == RIGHT,
-            outcome == UNMATCHED,
-            num_objects=num_objects_K[label],
-            num_images=truth.num_images,
-        )
+        outcome, count = outcome_N[labels_N == label], num_objects_K[label]
+        right, wrong = outcome == RIGHT, outcome == UNMATCHED
+        rates[label] = log_average(right, wrong, num_objects=count, num_images=truth.num_images)
     return rates
 
 
 def log_average(
     right_N: NDArray[np.bool_], wrong_N: NDArray[np.bool_], *, num_objects: int, num_images: int
 ) -> float:
-    """From detections in descending order of score.
+    """Log-average miss rate of detections in descending order of score.
 
-    Where even the first detections are more wrong ones than a point allows, nothing is found there.
+    At points where the first detection already gives too many false positives, the miss rate is 1.
 
     >>> log_average(np.array([True]), np.array([False]), num_objects=2, num_images=1)
     0.5
@@ -75,7 +71,7 @@ def log_average(
 def mean_miss_rate(
     truth: GroundTruth, rows: NDArray[np.float64], num_classes: int, *, min_height_px: float
 ) -> float | None:
-    """Mean over the classes that have objects; None: there are none of that height."""
+    """Mean log-average miss rate of the classes with objects; None: no object has that height."""
     truth = ignoring(truth, truth.boxes_xywh[:, 3] < min_height_px)
     rates = miss_rates(truth, rows, num_classes)
     known = rates[~np.isnan(rates)]
@@ -83,7 +79,5 @@ def mean_miss_rate(
 
 
 def ignoring(truth: GroundTruth, which_M: NDArray[np.bool_]) -> GroundTruth:
-    """The same set, with more objects that are to be ignored."""
-    return dataclasses.replace(
-        truth, is_crowd=which_M if truth.is_crowd is None else truth.is_crowd | which_M
-    )
+    """The same set, with more objects ignored."""
+    return replace(truth, is_crowd=which_M if truth.is_crowd is None else truth.is_crowd | which_M)

@@ -1,21 +1,70 @@
-"""Names of the metrics, importable without numpy."""
+"""The metrics of every task as data, importable without numpy."""
 
-METRIC_NAMES = (
-    "mAP",
-    "mAP_50",
-    "mAP_75",
-    "mAP_small",
-    "mAP_medium",
-    "mAP_large",
-    "AR_1",
-    "AR_10",
-    "AR_100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
+from __future__ import annotations
+
+from raydet.config import CustomTask, DetectionTask, Metric, Task
+from raydet.errors import ConfigError
+
+VAL_LOSS = Metric(name="val_loss", label="val loss", higher_is_better=False)
+"""A metric of every task: the training loss on the validation images, without augmentation."""
+
+COCO_METRICS = (
+    Metric(name="mAP", label="mAP", is_resampleable=True),
+    Metric(name="mAP_50", label="AP50", is_resampleable=True),
+    Metric(name="mAP_75", label="AP75", is_resampleable=True),
+    Metric(name="mAP_small", label="AP small"),
+    Metric(name="mAP_medium", label="AP medium"),
+    Metric(name="mAP_large", label="AP large"),
+    Metric(name="AR_1", label="AR 1"),
+    Metric(name="AR_10", label="AR 10"),
+    Metric(name="AR_100", label="AR 100"),
+    Metric(name="AR_small", label="AR small"),
+    Metric(name="AR_medium", label="AR medium"),
+    Metric(name="AR_large", label="AR large"),
 )
-"""COCO's, in pycocotools' order. What is small, medium and large says `evaluate.size_bins_px` of the config, in COCO:
-area up to 32^2, up to 96^2, and beyond, in source pixels."""
+"""COCO metrics in pycocotools' order. `task.size_bins_px` of the config sets what is small, medium and large; in
+COCO: area up to 32^2, up to 96^2, and above, in source pixels."""
+METRIC_NAMES = tuple(metric.name for metric in COCO_METRICS)
 
 MISS_RATE = "LAMR"
 """Log-average miss rate, see `raydet.metrics.miss_rate`: in 0..1, and lower is better."""
+PER_CLASS = "AP/"
+"""Prefix of AP at IoU .5:.95 of one class."""
+
+
+def metrics_of(task: Task) -> tuple[Metric, ...]:
+    """The metrics of a task in the order of tables, without those of single classes."""
+    match task:
+        case DetectionTask(miss_rate=True):
+            return (*COCO_METRICS, Metric(name=MISS_RATE, label=MISS_RATE, higher_is_better=False), VAL_LOSS)
+        case DetectionTask():
+            return (*COCO_METRICS, VAL_LOSS)
+        case CustomTask(metrics=metrics):
+            return (*metrics, VAL_LOSS)
+
+
+def metric_named(task: Task, name: str) -> Metric:
+    """The metric of a task by its name.
+
+    Raises:
+        ConfigError: the task has no such metric.
+    """
+    known = metrics_of(task)
+    for metric in known:
+        if metric.name == name:
+            return metric
+    if isinstance(task, DetectionTask) and name.startswith(PER_CLASS):
+        return Metric(name=name, label=name)
+    names = [metric.name for metric in known] + (
+        [f"{PER_CLASS}<class>"] if isinstance(task, DetectionTask) else []
+    )
+    raise ConfigError(f"the task has no metric {name!r}; it has {', '.join(names)}")
+
+
+def deciding_metric(task: Task) -> Metric:
+    """The metric by which checkpoints, epochs and runs are ranked: `task.metric`, else the task's first.
+
+    Raises:
+        ConfigError: the task has no metric of that name.
+    """
+    return metrics_of(task)[0] if task.metric is None else metric_named(task, task.metric)

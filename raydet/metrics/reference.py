@@ -1,7 +1,4 @@
-"""The same evaluation by pycocotools: the witness for `raydet.metrics.coco`, and what the benchmark measures against.
-
-Legend: as there.
-"""
+"""The same evaluation by pycocotools: the reference for `raydet.metrics.coco` in tests and in the benchmark."""
 
 from __future__ import annotations
 
@@ -18,8 +15,6 @@ from raydet.metrics.matches import MatchRecords
 from raydet.metrics.names import METRIC_NAMES
 from raydet.metrics.sizes import COCO_BINS, SizeBins
 
-Columns = tuple[NDArray[Any], ...]
-
 
 def evaluate_with_pycocotools(
     truth: GroundTruth,
@@ -30,7 +25,7 @@ def evaluate_with_pycocotools(
     image_ids: Sequence[str] | None = None,
     group_ids: Sequence[str] | None = None,
 ) -> tuple[CocoResult, MatchRecords]:
-    """As `evaluate_with_records`."""
+    """Same arguments and results as `evaluate_coco`."""
     from pycocotools.cocoeval import COCOeval
 
     order = np.argsort(rows[:, 0], kind="stable")
@@ -42,13 +37,14 @@ def evaluate_with_pycocotools(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    metrics = dict(zip(METRIC_NAMES, (_or_none(value) for value in evaluation.stats), strict=True))
-    result = CocoResult(metrics=metrics, per_class_ap=_per_class_ap(evaluation.eval["precision"], classes))
-    names = np.array(
-        [str(index) for index in range(truth.num_images)] if image_ids is None else image_ids, str
-    )
+    metrics = dict(zip(METRIC_NAMES, map(_or_none, evaluation.stats), strict=True))
+    per_class_ap = {}
+    for label, name in enumerate(classes):
+        values = evaluation.eval["precision"][:, :, label, 0, -1]  # of objects of all sizes, 100 detections
+        per_class_ap[name] = _or_none(values[values > -1].mean() if (values > -1).any() else -1.0)
+    names = np.array(range(truth.num_images) if image_ids is None else image_ids, str)
     groups = names if group_ids is None else np.array(group_ids, str)
-    return result, _match_records(evaluation, image_ids=names, group_ids=groups)
+    return CocoResult(metrics, per_class_ap), _match_records(evaluation, image_ids=names, group_ids=groups)
 
 
 def _coco_truth(truth: GroundTruth, classes: tuple[str, ...], size_bins: SizeBins) -> Any:
@@ -94,15 +90,6 @@ def _coco_detections(
     return empty
 
 
-def _per_class_ap(precision: NDArray[np.float64], classes: tuple[str, ...]) -> dict[str, float | None]:
-    """From pycocotools' [IoU thresholds, recalls, classes, areas, max detections]: all areas, 100 detections."""
-    result: dict[str, float | None] = {}
-    for label, name in enumerate(classes):
-        values = precision[:, :, label, 0, -1]
-        result[name] = _or_none(values[values > -1].mean() if (values > -1).any() else -1.0)
-    return result
-
-
 def _or_none(value: float) -> float | None:
     return float(value) if value > -1 else None
 
@@ -110,17 +97,15 @@ def _or_none(value: float) -> float | None:
 def _match_records(
     evaluation: Any, *, image_ids: NDArray[np.str_], group_ids: NDArray[np.str_]
 ) -> MatchRecords:
-    """From a COCOeval that has evaluated.
-
-    Args:
-        image_ids, group_ids: [I], in the order of the set.
-    """
+    """Match records from a COCOeval after `evaluate()`; ids are [I]."""
     params = evaluation.params
     num_images, num_classes, num_areas = len(params.imgIds), len(params.catIds), len(params.areaRng)
     objects = np.zeros((num_images, num_classes), dtype=np.int64)
-    parts: list[Columns] = []
+    no_flags = np.zeros((0, 10), dtype=bool)
+    nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), no_flags, no_flags)
+    parts: list[tuple[NDArray[Any], ...]] = [nothing]
     for label in range(num_classes):
-        found: list[Columns] = []
+        found = [nothing]
         for image in range(num_images):
             # By class, area and image; the first area is "all".
             entry = evaluation.evalImgs[(label * num_areas) * num_images + image]
@@ -130,21 +115,11 @@ def _match_records(
             is_match, is_ignored = np.asarray(entry["dtMatches"]) > 0, np.asarray(entry["dtIgnore"]) > 0
             scores = np.asarray(entry["dtScores"], dtype=float)
             right, wrong = (is_match & ~is_ignored).T, (~is_match & ~is_ignored).T
-            found.append((np.full(len(scores), image), scores, right, wrong))
-        parts += _sorted_by_score(found, label)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else _nothing()
-    index, labels, scores, right, wrong = columns
-    return MatchRecords(image_ids, group_ids, objects, index, labels, scores, right, wrong)
-
-
-def _sorted_by_score(found: list[Columns], label: int) -> list[Columns]:
-    if not found:
-        return []
-    index, scores, right, wrong = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.argsort(-scores, kind="mergesort")  # stable, as pycocotools sorts
-    return [(index[order], np.full(len(order), label), scores[order], right[order], wrong[order])]
-
-
-def _nothing() -> list[NDArray[Any]]:
-    flags = np.zeros((0, 10), dtype=bool)
-    return [np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), flags, flags]
+            index, labels = np.full(len(scores), image), np.full(len(scores), label)
+            found.append((index, labels, scores, right, wrong))
+        columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+        order = np.argsort(-columns[2], kind="mergesort")  # stable, as pycocotools sorts
+        parts.append(tuple(column[order] for column in columns))
+    return MatchRecords(
+        image_ids, group_ids, objects, *(np.concatenate(column) for column in zip(*parts, strict=True))
+    )

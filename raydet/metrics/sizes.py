@@ -1,4 +1,4 @@
-"""What counts as small, medium and large."""
+"""Size bins: small, medium and large objects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.config import EvaluateConfig
+from raydet.config import DetectionTask
 
 LARGEST_AREA = 1e10
 """pycocotools' bound of all sizes."""
@@ -16,24 +16,23 @@ LARGEST_AREA = 1e10
 
 @dataclass(frozen=True, slots=True)
 class SizeBins:
-    """Two sides of a square: an area up to that of the first is small, from that of the second on it is large.
+    """Sides of two squares: objects up to the area of the first are small, from that of the second on they are large.
 
-    An area that lies on an edge is in both bins, as in pycocotools.
+    An area on an edge is in both bins, as in pycocotools.
     """
 
     edges: tuple[float, float] = (32.0, 96.0)
     unit: Literal["px", "fraction"] = "px"
-    """Source pixels, or parts of the square root of the image's area."""
+    """Source pixels, or fractions of the square root of the image's area."""
 
     @classmethod
-    def of(cls, config: EvaluateConfig) -> Self:
-        """As configured."""
+    def of(cls, config: DetectionTask) -> Self:
         if config.size_bins_fraction is not None:
             return cls(config.size_bins_fraction, "fraction")
         return cls(config.size_bins_px)
 
     def ranges(self) -> NDArray[np.float64]:
-        """Smallest and largest area of all, small, medium and large objects: [4, 2], in units."""
+        """Smallest and largest area of all, small, medium and large objects: [4, 2], in squared units."""
         small, large = (edge**2 for edge in self.edges)
         return np.array([[0.0, LARGEST_AREA], [0.0, small], [small, large], [large, LARGEST_AREA]])
 
@@ -43,25 +42,19 @@ class SizeBins:
         image_index_N: NDArray[np.int64],
         sizes_hw: NDArray[np.int64] | NDArray[np.float64] | None,
     ) -> NDArray[np.float64]:
-        """Areas in px^2 as `ranges` has them.
-
-        Args:
-            sizes_hw: [I, 2] of the images, which fractions want.
-        """
+        """Convert areas from px^2 to squared units; fractions need `sizes_hw`, [I, 2] in source pixels."""
         if self.unit == "px":
             return areas_N
         if sizes_hw is None:
-            raise ValueError("size bins that are parts of the image want the images' sizes")
+            raise ValueError("size bins that are fractions of the image need the images' sizes")
         return areas_N / sizes_hw.astype(float).prod(axis=1)[image_index_N]
 
     def as_json(self) -> dict[str, Any]:
-        """For the record."""
         return {"unit": self.unit, "edges": list(self.edges)}
 
     def __str__(self) -> str:
-        """For the head of a table."""
-        of = "px²" if self.unit == "px" else "of the image's"
-        small, large = (f"{edge:g}² {of}" for edge in self.edges)
+        unit = "px²" if self.unit == "px" else "of the image's"
+        small, large = (f"{edge:g}² {unit}" for edge in self.edges)
         return f"small up to an area of {small}, large from {large} on"
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class StackedConv2d(nn.Conv2d):
-    """Several convolutions of one input as one; their weights are drawn as those of each by itself would be."""
+    """Several 1x1 convolutions of one input as one, with the initial distribution of the separate convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, *, num_stacked: int) -> None:
         super().__init__(in_channels, out_channels, 1, bias=False)
@@ -16,10 +16,9 @@ class StackedConv2d(nn.Conv2d):
 
 
 def init_segformer(module: nn.Module) -> None:
-    """Set the weights of one layer; for `nn.Module.apply`. Layers that are not named here keep PyTorch's defaults.
+    """Initialise one layer, for `nn.Module.apply`; layers of other types keep PyTorch's defaults.
 
-    Linear: normal of deviation 0.02, truncated; convolution: normal of deviation sqrt(2 / fan_out); biases 0;
-    LayerNorm 1 and 0.
+    Linear: truncated normal, deviation 0.02; convolution: normal, deviation sqrt(2 / fan_out); LayerNorm: 1; biases: 0.
     """
     match module:
         case nn.Linear():

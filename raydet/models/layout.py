@@ -1,11 +1,11 @@
 """One memory layout for the whole encoder: tokens [B, N, C] and maps [B, C, H, W] are views of the same bytes.
 
-Attention and MLPs want tokens, convolutions want maps. With maps in `channels_last` the change costs nothing; a
+Attention and MLPs need tokens, convolutions need maps. With maps in `channels_last` the conversion is free; a
 contiguous NCHW map would be copied twice per block.
 
-The strides of a batch of one need care: a view may give a dimension of length 1 any stride, and convolutions take the
-map for NCHW if it is not the one of channels_last (up to nine times slower for a depthwise 3x3 on a CPU). So the
-channels are permuted, never transposed and folded.
+For a batch of one a view may give the dimension of length 1 any stride, and a convolution treats the map as NCHW if the
+stride is not that of channels_last (a depthwise 3x3 on a CPU is then up to nine times slower). Therefore channels are
+permuted, never transposed and folded.
 
 Legend: B batch, C channels, H W map, N = H W tokens in row-major order.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 def as_tokens(x_BCHW: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, N, C]: a view where the map is channels_last, a copy elsewhere.
+    """[B, C, H, W] -> [B, N, C]: a view if the map is channels_last, otherwise a copy.
 
     >>> maps = torch.zeros(2, 8, 3, 5).to(memory_format=torch.channels_last)
     >>> as_tokens(maps).data_ptr() == maps.data_ptr(), as_tokens(maps).is_contiguous()
@@ -40,9 +40,9 @@ def as_map(x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
 
 
 def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """A 1x1 convolution of a channels_last map, as the matrix product over channels that it is.
+    """A 1x1 convolution of a channels_last map as a matrix product over channels.
 
-    PyTorch's own way to run it on a CPU depends on batch and threads, and one of the ways is slow.
+    PyTorch's own CPU implementation depends on batch size and threads, and can be slow.
 
     >>> conv, maps = nn.Conv2d(8, 4, 1), torch.rand(2, 8, 3, 5).to(memory_format=torch.channels_last)
     >>> torch.allclose(pointwise(conv, maps), conv(maps), atol=1e-6)
@@ -52,12 +52,11 @@ def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
 
 
 def hw_of(x_BCHW: Tensor) -> tuple[int, int]:
-    """Height and width of a map."""
     return x_BCHW.shape[-2], x_BCHW.shape[-1]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Where matrix products keep the precision of their inputs."""
+    """A context in which matrix products keep the precision of their inputs."""
     if not torch.amp.is_autocast_available(device.type):  # the meta device
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -1,1 +1,1 @@
-"""Tensor functions that know no module, no config and no batch."""
+"""Tensor functions that depend on no module, config or batch."""

@@ -12,13 +12,11 @@ from torch import Tensor
 def box_mask(
     boxes_BG4: Tensor, is_real_BG: Tensor, *, map_hw: tuple[int, int], canvas_hw: tuple[int, int]
 ) -> Tensor:
-    """True where the centre of a cell lies in a box: bool [B, 1, H, W].
+    """bool [B, 1, H, W], True where the centre of a cell of a map that covers the canvas is inside a box.
 
     Args:
         boxes_BG4: x1, y1, x2, y2 in canvas pixels.
         is_real_BG: False for padding.
-        map_hw: cells of the map that covers the canvas.
-        canvas_hw: pixels of the canvas.
 
     >>> boxes = torch.tensor([[[5.0, 0.0, 20.0, 8.0]]])
     >>> box_mask(boxes, torch.tensor([[True]]), map_hw=(2, 3), canvas_hw=(16, 24)).int().tolist()
@@ -30,5 +28,5 @@ def box_mask(
     x1_BG1, y1_BG1, x2_BG1, y2_BG1 = boxes_BG4[..., None].unbind(dim=2)
     in_rows_BGH = (y1_BG1 <= y_H) & (y_H < y2_BG1) & is_real_BG[..., None]
     in_columns_BGW = (x1_BG1 <= x_W) & (x_W < x2_BG1)
-    # A product counts the boxes around each cell without a tensor of boxes times cells.
+    # A matrix product counts the boxes around each cell without a tensor of boxes x cells.
     return (in_rows_BGH.float().mT @ in_columns_BGW.float() > 0)[:, None]

@@ -1,8 +1,8 @@
-"""Which ground truth belongs to which box, and which boxes are asked: for a whole batch at once.
+"""Matching of boxes to ground truths and sampling of boxes, for a whole batch at once.
 
 Faster R-CNN, arXiv 1506.01497. Rules, ties and random draws are those of torchvision's `Matcher` and
-`BalancedPositiveNegativeSampler`; the form is our own: no loop over images, no matrix larger than `MAX_PAIRS`, and a
-fixed small number of host syncs.
+`BalancedPositiveNegativeSampler`, without a loop over images, a matrix larger than `MAX_PAIRS`, or more than a few host
+syncs.
 
 Legend: B batch, G ground truths (padded), A boxes (anchors or proposals, padded), S sampled boxes of all images.
 """
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 MAX_PAIRS = 2**22
-"""Overlaps held at a time: 16 MiB in fp32, and about six times that in intermediate results."""
+"""Most overlaps computed at a time: 16 MiB in fp32, and about six times that in intermediate results."""
 
 BACKGROUND = -1
-BETWEEN = -2
+IGNORED = -2
 
 
 def match(
@@ -31,26 +31,24 @@ def match(
     keep_best: bool,
     max_pairs: int = MAX_PAIRS,
 ) -> Tensor:
-    """For every box the ground truth that overlaps it most.
+    """The ground truth with the largest overlap for every box.
 
     Args:
-        truth_BG4: ground truths, padded.
         is_truth_BG: False for padding.
-        boxes_BA4: B may be 1: the same boxes in every image.
-        high: an intersection over union from here on is a match.
-        low: below, the box is background; between the two it is neither.
-        keep_best: whatever overlaps a ground truth most is matched, however little that is.
+        boxes_BA4: B may be 1 for the same boxes in every image.
+        high: smallest intersection over union of a match.
+        low: intersection over union below which a box is background; boxes between the two are ignored.
+        keep_best: also match the boxes with the largest overlap of each ground truth, however small it is.
 
     Returns:
-        int64 [B, A]: index of the ground truth, or BACKGROUND, or BETWEEN.
+        int64 [B, A]: index of the ground truth, or BACKGROUND, or IGNORED.
     """
-    num_images, num_truths = is_truth_BG.shape
-    shape = (num_images, boxes_BA4.shape[1])
+    shape = (len(is_truth_BG), boxes_BA4.shape[1])
     best_BA = truth_BG4.new_full(shape, -1.0)
     index_BA = torch.zeros(shape, dtype=torch.int64, device=truth_BG4.device)
     is_best_BA = torch.zeros(shape, dtype=torch.bool, device=truth_BG4.device)
     step = max(1, max_pairs // max(1, shape[0] * shape[1]))
-    for first in range(0, num_truths, step):
+    for first in range(0, is_truth_BG.shape[1], step):
         chunk = slice(first, first + step)
         is_truth_Bg1 = is_truth_BG[:, chunk, None]
         iou_BgA = overlaps(truth_BG4[:, chunk], boxes_BA4).masked_fill_(~is_truth_Bg1, -1.0)
@@ -58,12 +56,11 @@ def match(
             most_Bg1 = iou_BgA.amax(dim=2, keepdim=True)
             is_best_BA |= ((iou_BgA == most_Bg1) & is_truth_Bg1).any(dim=1)
         found_BA, where_BA = iou_BgA.max(dim=1)
-        is_better_BA = found_BA > best_BA  # the earlier chunk wins a tie, as the smaller index does
+        is_better_BA = found_BA > best_BA  # on a tie the smaller index wins
         index_BA = torch.where(is_better_BA, where_BA + first, index_BA)
         best_BA = torch.maximum(best_BA, found_BA)
-    is_kept_BA = (best_BA >= high) | is_best_BA
-    neither_BA = torch.where(best_BA < low, BACKGROUND, BETWEEN)
-    return torch.where(is_kept_BA, index_BA, neither_BA)
+    is_matched_BA = (best_BA >= high) | is_best_BA
+    return torch.where(is_matched_BA, index_BA, torch.where(best_BA < low, BACKGROUND, IGNORED))
 
 
 def overlaps(a_BG4: Tensor, b_BA4: Tensor) -> Tensor:
@@ -82,7 +79,7 @@ def overlaps(a_BG4: Tensor, b_BA4: Tensor) -> Tensor:
 
 
 class Sample(NamedTuple):
-    """Sampled boxes of all images: the positive ones of every image first, then the negative ones."""
+    """Sampled boxes of all images: first all positive ones, then all negative ones."""
 
     image_S: Tensor
     box_S: Tensor
@@ -90,12 +87,9 @@ class Sample(NamedTuple):
 
 
 def sample_balanced(labels_BA: Tensor, *, size: int, positive_fraction: float) -> Sample:
-    """Draw up to `size` boxes per image, at most that fraction of them positive, without repeats.
+    """Draw up to `size` boxes per image without replacement, at most `positive_fraction` of `size` positive.
 
-    Args:
-        labels_BA: 1 or more is positive, 0 negative, less is never drawn.
-        size: per image.
-        positive_fraction: of `size`; negative boxes fill up what positive ones leave.
+    Negative boxes fill the rest. `labels_BA` is 1 or more for positive, 0 for negative, less for ignored boxes.
     """
     positive, negative = (labels_BA >= 1).nonzero(), (labels_BA == 0).nonzero()
     counts = torch.stack(((labels_BA >= 1).sum(dim=1), (labels_BA == 0).sum(dim=1)), dim=1).tolist()
@@ -103,7 +97,7 @@ def sample_balanced(labels_BA: Tensor, *, size: int, positive_fraction: float) -
     first_positive = first_negative = 0
     for num_positive, num_negative in counts:
         taken = min(num_positive, int(size * positive_fraction))
-        # Two permutations per image, in this order: the draws of torchvision's sampler.
+        # Two permutations per image, in this order, as in torchvision's sampler.
         order = torch.randperm(num_positive, device=labels_BA.device)[:taken]
         chosen_positive.append(positive[first_positive + order])
         order = torch.randperm(num_negative, device=labels_BA.device)[: size - taken]

@@ -1,1 +1,1 @@
-"""Everything that knows about more than one process, applied to a model from outside."""
+"""Training with several processes: collectives, layouts, and wrappers applied to a model from outside."""

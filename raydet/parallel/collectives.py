@@ -1,6 +1,6 @@
-"""Who we are among the workers, and the few things that workers say to one another.
+"""This process among the workers of a run, and the collectives that they use.
 
-Every function works with one process too, without a process group. Nothing is pickled: only tensors travel.
+Every function also works for one process without a process group. Only tensors are sent, nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class World:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     ranks_per_node: int | None = None
-    """Workers on each node; None: not known."""
+    """Workers on each node; None: unknown."""
 
     @property
     def is_main(self) -> bool:
@@ -35,14 +35,14 @@ class World:
 
 
 def world_from_environment(*, use_gpu: bool | None = None) -> World:
-    """Join the process group that `torchrun` describes, or stand alone where it does not.
+    """Join the process group that `torchrun` describes; without `torchrun`, a world of one process.
 
     Raises:
-        ConfigError: a GPU is asked for, and there is none.
+        ConfigError: a GPU is required, and there is none.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = wanted_device(use_gpu, local_rank=local_rank)
+    device = select_device(use_gpu, local_rank=local_rank)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     ranks_per_node = os.environ.get("LOCAL_WORLD_SIZE")
@@ -54,19 +54,19 @@ def world_from_environment(*, use_gpu: bool | None = None) -> World:
     )
 
 
-def wanted_device(use_gpu: bool | None, *, local_rank: int = 0) -> torch.device:
-    """What `--gpu` (True), `--cpu` (False) or neither (None: a GPU where there is one) ask for.
+def select_device(use_gpu: bool | None, *, local_rank: int = 0) -> torch.device:
+    """The device for `--gpu` (True), `--cpu` (False) or neither (None: a GPU if there is one).
 
     Raises:
-        ConfigError: a GPU is asked for, and there is none.
+        ConfigError: a GPU is required, and there is none.
     """
     if use_gpu and not torch.cuda.is_available():
-        raise ConfigError("--gpu wants a GPU, this machine shows none to PyTorch; leave it out")
+        raise ConfigError("--gpu expected a GPU, PyTorch finds none on this machine; leave it out")
     return local_device(local_rank, use_gpu=use_gpu is not False)
 
 
 def local_device(local_rank: int, *, use_gpu: bool = True) -> torch.device:
-    """The GPU of this worker, or the CPU where there is none or none is wanted."""
+    """The GPU of this worker, or the CPU if there is none or `use_gpu` is false."""
     if not use_gpu or not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -92,6 +92,11 @@ def smallest_over_ranks(value: int, world: World) -> int:
     return int(numbers)
 
 
+def largest_over_ranks(value: int, world: World) -> int:
+    """The largest of all ranks' numbers, on every rank."""
+    return -smallest_over_ranks(-value, world)
+
+
 def sum_over_ranks(values: NDArray[np.uint64], world: World) -> NDArray[np.uint64]:
     """The sum of all ranks' integers modulo 2^64, on every rank."""
     if world.world_size == 1:
@@ -102,7 +107,7 @@ def sum_over_ranks(values: NDArray[np.uint64], world: World) -> NDArray[np.uint6
 
 
 def gather_rows(rows: NDArray[np.float64], world: World) -> NDArray[np.float64]:
-    """All ranks' rows [N_rank, D] below one another in rank order, on every rank."""
+    """All ranks' rows [N_rank, D] concatenated in rank order, on every rank."""
     if world.world_size == 1:
         return rows
     mine = torch.from_numpy(np.ascontiguousarray(rows)).to(world.device)
@@ -133,7 +138,7 @@ def gather_texts(text: str, world: World, group: dist.ProcessGroup | None) -> li
     """All ranks' texts in rank order, on every rank.
 
     Args:
-        group: one that takes tensors of the host, where there are several ranks.
+        group: see `host_group`.
     """
     if world.world_size == 1:
         return [text]
@@ -152,7 +157,7 @@ def _gather(tensor: Tensor, world: World, group: dist.ProcessGroup | None) -> li
 
 
 def host_group(world: World) -> dist.ProcessGroup | None:
-    """A group of all ranks of its own for tensors of the host; None for one rank. To be called on every rank."""
+    """A new group of all ranks for tensors on the host; None for one rank. Must be called on every rank."""
     if world.world_size == 1:
         return None
     group = dist.new_group(backend="gloo")
@@ -161,7 +166,7 @@ def host_group(world: World) -> dist.ProcessGroup | None:
 
 
 def any_over_ranks(flags: Sequence[bool], world: World, group: dist.ProcessGroup | None) -> list[bool]:
-    """Which flags are up on some rank, on every rank."""
+    """For each flag whether it is set on any rank, on every rank."""
     if world.world_size == 1:
         return list(flags)
     votes = torch.tensor(flags, dtype=torch.uint8)

@@ -1,9 +1,9 @@
-"""Kernels that give the same bits every time.
+"""Deterministic kernels: the same bits every time.
 
-On a CPU what may differ is the order in which threads add to one place: an indexed put that accumulates (the backward
-pass of `rows[index]`) does so with atomic additions, unless PyTorch is told otherwise. Training always tells it there,
-and uses other operations (`F.embedding`) where the serial put would be slow. On a GPU deterministic kernels may be much
-slower, and some operations have none: there `train.exact` decides.
+On a CPU, threads may add to the same element in any order: an accumulating indexed put (the backward pass of
+`rows[index]`) uses atomic additions by default. On CPUs training always asks for the deterministic kernel, and uses
+other operations (`F.embedding`) where the serial put would be slow. On a GPU deterministic kernels may be much slower,
+and some operations have none: there `train.exact` decides.
 
 PyTorch's reproducibility notes, https://docs.pytorch.org/docs/stable/notes/randomness.html.
 """
@@ -21,9 +21,6 @@ from typing import TextIO
 import torch
 from torch.utils import deterministic
 
-CUBLAS_WORKSPACE = ":4096:8"
-"""What cuBLAS wants to be told before it is first used: buffers of a fixed size."""
-
 _NOT_DETERMINISTIC = r"(\S+) does not have a deterministic implementation"
 
 logger = logging.getLogger("raydet")
@@ -31,24 +28,24 @@ logger = logging.getLogger("raydet")
 
 @contextmanager
 def deterministic_kernels(device: torch.device, *, exact: bool) -> Iterator[None]:
-    """While the block runs, operations take their deterministic kernels: on a CPU always, on a GPU if `exact`.
+    """While the block runs, operations use their deterministic kernels: on a CPU always, on a GPU if `exact`.
 
-    Operations that have none are named in the log; where there are such, two runs may differ in the last bits.
+    Operations that have none are named in the log; with them, two runs may differ in the last bits.
     """
     if device.type != "cpu" and not exact:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first use of cuBLAS
     was_enabled = torch.are_deterministic_algorithms_enabled()
     was_only_warning = torch.is_deterministic_algorithms_warn_only_enabled()
     fills_memory = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # We read nothing that was not written.
+    # Training never reads uninitialized memory.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     try:
-        with _noting_operations_without():
+        with _logging_nondeterministic_operations():
             yield
     finally:
         torch.use_deterministic_algorithms(was_enabled, warn_only=was_only_warning)
@@ -57,7 +54,7 @@ def deterministic_kernels(device: torch.device, *, exact: bool) -> Iterator[None
 
 
 @contextmanager
-def _noting_operations_without() -> Iterator[None]:
+def _logging_nondeterministic_operations() -> Iterator[None]:
     named: set[str] = set()
     show_others = warnings.showwarning
 

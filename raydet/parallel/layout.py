@@ -1,4 +1,4 @@
-"""Who shares what: the strategy of a run as numbers, decided before anything is wrapped."""
+"""The parallel layout of a run: numbers of replicas and shards, decided before anything is wrapped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raydet.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`replicas` copies of the model, each cut into `shards`; their product is the number of workers."""
+    """`replicas` copies of the model, each split into `shards`; their product is the number of workers."""
 
     kind: Literal["single", "ddp", "fsdp", "hsdp"]
     replicas: int
@@ -19,14 +19,14 @@ class Layout:
 
     @property
     def is_sharded(self) -> bool:
-        """Parameters live in pieces, and running the model takes all workers together."""
+        """Parameters are sharded; running the model takes all workers together."""
         return self.kind in ("fsdp", "hsdp")
 
 
 def layout_of(
     strategy: Strategy, *, world_size: int, shard_ranks: int | None = None, ranks_per_node: int | None = None
 ) -> Layout:
-    """What a strategy means for this number of workers.
+    """The layout of a strategy for a number of workers.
 
     Args:
         strategy: `train.strategy`.
@@ -43,15 +43,15 @@ def layout_of(
         ConfigError: the strategy does not fit the number of workers.
     """
     if shard_ranks is not None and strategy != "hsdp":
-        raise ConfigError(f"train.shard_ranks goes with train.strategy=hsdp, got {strategy}; leave it null")
+        raise ConfigError(f"train.shard_ranks requires train.strategy=hsdp, got {strategy}; leave it null")
     if strategy == "auto":
         strategy = "single" if world_size == 1 else "ddp"
     if strategy == "single":
         if world_size > 1:
-            raise ConfigError(f"train.strategy=single wants one worker, got {world_size}; use ddp or fsdp")
+            raise ConfigError(f"train.strategy=single requires one worker, got {world_size}; use ddp or fsdp")
         return Layout("single", replicas=1, shards=1)
     if world_size == 1:
-        raise ConfigError(f"train.strategy={strategy} wants several workers, got 1; use single or auto")
+        raise ConfigError(f"train.strategy={strategy} requires several workers, got 1; use single or auto")
     match strategy:
         case "ddp":
             return Layout("ddp", replicas=world_size, shards=1)

@@ -1,12 +1,12 @@
-"""The one place that wraps a model. The order matters:
+"""The only module that wraps a model. The order matters:
 
 1. activation checkpointing, so that what is compiled and sharded is the unit that recomputes;
 2. torch.compile of the encoder blocks, each alone: a few graphs serve them all;
-3. batch norms over all workers, where asked for;
+3. batch norms over all workers, if enabled;
 4. FSDP2's `fully_shard` (arXiv 2304.11277) unit by unit, or DistributedDataParallel around the whole.
 
-Rank 0 brings the weights; the other ranks may come with a model on the meta device and receive them, in pieces where
-the model is sharded.
+Rank 0 has the weights; on the other ranks the model may be on the meta device. They receive the weights, or their
+shards of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -52,14 +52,13 @@ class Units(Protocol):
 
 
 def parallelize(model: nn.Module, world: World, *, units: Units, train: TrainConfig) -> nn.Module:
-    """The model on its device, wrapped as `train` says.
+    """The model on its device, wrapped as configured.
 
     Args:
         model: with its weights on rank 0; on the other ranks it may be on the meta device.
-        units: of the model.
 
     Raises:
-        ConfigError: the strategy does not fit the number of workers, or there is nothing to compile with.
+        ConfigError: the strategy does not fit the number of workers, or there is no compiler.
     """
     layout = layout_of_run(train, world)
     recompute_activations([*units.blocks, *units.fusions], train.activation_checkpointing)
@@ -87,13 +86,13 @@ def layout_of_run(train: TrainConfig, world: World) -> Layout:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model as it was before `parallelize`; its parameters may be pieces (`DTensor`)."""
+    """The model inside `parallelize`'s wrapper; its parameters may be sharded (`DTensor`)."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextlib.contextmanager
 def gradient_sync(model: nn.Module, *, enabled: bool) -> Iterator[None]:
-    """Gradients are averaged over the workers in the backward pass only where `enabled`: once per step."""
+    """While the block runs, backward passes average gradients over the workers only if `enabled`: once per step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(enabled)
         yield
@@ -108,7 +107,7 @@ def _compile(blocks: Sequence[nn.Module], device: torch.device) -> None:
     compiler = shlex.split(os.environ.get("CXX", "g++"))[0]
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(
-            f"train.compile wants a C++ compiler on the CPU, there is no {compiler}; install it, or name one in CXX"
+            f"train.compile requires a C++ compiler on the CPU, {compiler} was not found; install it, or set CXX"
         )
     # One graph per stage, mode and batch size: more than torch's default limit of 8.
     torch._dynamo.config.recompile_limit = 64
@@ -122,51 +121,47 @@ def _replicated(model: nn.Module, world: World, *, exact: bool) -> nn.Module:
     if world.is_main:
         model.to(world.device)
     _receive(model, model.state_dict(), world)
-    # Depthwise kernels have a dimension of size one, whose stride may be anything: nothing is copied for it.
+    # Depthwise kernels have a dimension of size one, whose stride is arbitrary: nothing is copied for it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified in DDP constructor")
-    # The gradients are views of the communication buckets: one copy of them less in memory. After its first step DDP
-    # fills the buckets in another order, and three or more workers then add in another order: a run that resumes, whose
-    # first step comes later, would differ in the last bits. Where DDP looks for unused parameters, the order stays
-    # (and one without a gradient is no error any more).
+    # Gradients are views of the communication buckets: one copy of them less in memory. After its first step DDP
+    # rebuilds the buckets in another order, so three or more workers add in another order: a resumed run, whose first
+    # step comes later, would differ in the last bits. With find_unused_parameters the order stays (and a parameter
+    # without a gradient is no longer an error).
     wrapped = DistributedDataParallel(
         model.to(world.device),
         device_ids=[world.device] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         find_unused_parameters=exact,
     )
-    # Each rank collects statistics of its own images, to be averaged; else all would take rank 0's at every step.
+    # Each rank collects statistics of its own images, averaged later; broadcasting would replace them by rank 0's.
     wrapped.broadcast_buffers = False
     return wrapped
 
 
 def _sharded(model: nn.Module, units: Units, world: World, layout: Layout) -> nn.Module:
-    # Fusions return views of their tokens; nothing here works in place on them.
+    # Fusions return views of their tokens; nothing modifies them in place.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     weights = model.state_dict()
-    mesh = _mesh(world, layout)
+    if layout.kind == "fsdp":
+        mesh = init_device_mesh(world.device.type, (layout.shards,))
+    else:
+        sizes = (layout.replicas, layout.shards)
+        mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=("replicate", "shard"))
     for unit in (*units.blocks, *units.fusions, *units.rest):
         fully_shard(unit, mesh=mesh)
-    # By default the root's own parameters would stay whole after an evaluation, out of sight of checkpoints.
+    # By default the root's own parameters stay unsharded after an evaluation, where checkpoints miss them.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     _receive(model, weights, world)
     return model
 
 
-def _mesh(world: World, layout: Layout) -> DeviceMesh:
-    if layout.kind == "fsdp":
-        return init_device_mesh(world.device.type, (layout.shards,))
-    return init_device_mesh(
-        world.device.type, (layout.replicas, layout.shards), mesh_dim_names=("replicate", "shard")
-    )
-
-
 def _receive(model: nn.Module, weights: Mapping[str, torch.Tensor], world: World) -> None:
-    """Rank 0's weights and running statistics, on every rank; what is on the meta device becomes real."""
+    """Copy rank 0's weights and running statistics to every rank; meta tensors become real."""
     received = {}
     for name, target in model.state_dict().items():
         if world.is_main and not isinstance(target, DTensor):
-            whole = target  # no second copy of what is there
+            whole = target  # without a second copy
         else:
             whole = torch.empty(target.shape, dtype=target.dtype, device=world.device)
         if world.is_main and isinstance(target, DTensor):
@@ -179,7 +174,7 @@ def _receive(model: nn.Module, weights: Mapping[str, torch.Tensor], world: World
 def _my_part(whole: torch.Tensor, target: DTensor) -> DTensor:
     part = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None).to_local()
     return DTensor.from_local(
-        part.clone(),  # else it would keep the whole alive
+        part.clone(),  # a view would keep the whole tensor alive
         target.device_mesh,
         target.placements,
         shape=whole.shape,

@@ -12,7 +12,7 @@ from raydet.errors import ConfigError
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Where matrix products run in bf16; weights, norms, losses and box arithmetic stay fp32."""
+    """A context in which matrix products run in `precision`; weights, norms, losses and box arithmetic stay fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,6 +1,6 @@
-"""Batch normalisation over the micro-batches of all workers.
+"""Batch normalization over the micro-batches of all workers.
 
-torch.nn.SyncBatchNorm does the same on GPUs only; this one also runs where gloo connects CPUs, and is tested there.
+torch.nn.SyncBatchNorm does the same on GPUs only; this one also runs on CPUs with gloo, where it is tested.
 
 Legend: B batch, C channels, H W map.
 """
@@ -35,7 +35,7 @@ def _mean(x: Tensor) -> Tensor:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`BatchNorm2d` whose batch is that of all ranks; every rank must call it equally often, with equal shapes."""
+    """`BatchNorm2d` over the batches of all ranks; every rank must call it equally often, with equal shapes."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.training:
@@ -48,13 +48,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         # Around the common mean, not as E[x^2] - mean^2, which cancels.
         centered_BCHW = x_BCHW - mean_C[:, None, None]
         variance_C = _MeanOverRanks.apply(centered_BCHW.square().mean(dim=(0, 2, 3)))
-        self._remember(
+        self._update_statistics(
             mean_C.detach(), variance_C.detach(), count=dist.get_world_size() * x_BCHW[:, 0].numel()
         )
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
         return centered_BCHW * scale_C[:, None, None] + self.bias[:, None, None]
 
-    def _remember(self, mean_C: Tensor, variance_C: Tensor, *, count: int) -> None:
+    def _update_statistics(self, mean_C: Tensor, variance_C: Tensor, *, count: int) -> None:
         assert self.momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -68,12 +68,12 @@ def synchronize_batch_norms(model: nn.Module, world: World) -> None:
     """Turn every `BatchNorm2d` of the model into `SyncBatchNorm2d`, in place; with one worker nothing changes.
 
     Raises:
-        ConfigError: the model has batch norms that do something else beside.
+        ConfigError: the model has batch norms of another class.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) and type(module) not in (nn.BatchNorm2d, SyncBatchNorm2d):
             raise ConfigError(
-                f"train.sync_batch_norm wants plain batch norms, {name} is a {type(module).__name__}; set it to "
+                f"train.sync_batch_norm requires plain batch norms, {name} is a {type(module).__name__}; set it to "
                 "false, or take a backbone that has plain ones, such as resnet50, or none, such as convnext_tiny"
             )
         if type(module) is nn.BatchNorm2d and world.world_size > 1:

@@ -1,4 +1,4 @@
-"""What lasts: parameters, their shards, gradients, optimizer state; exact, from shapes alone."""
+"""Sizes of parameters, their shards, gradients and optimizer state: exact, from shapes alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from raydet.config import AdamWConfig, DataConfig, Experiment, Optimizer, SGDConfig, TrainConfig
-from raydet.models.build import build_detector
-from raydet.plan.sections import HEAD, NECK, StreamStage, sections_of
+from raydet.config import (
+    AdamWConfig,
+    CustomTask,
+    DataConfig,
+    DetectionTask,
+    Experiment,
+    Optimizer,
+    SGDConfig,
+    TrainConfig,
+)
+from raydet.models.build import MakeHead, build_model
+from raydet.models.sections import HEAD, NECK
 
 PARAMETER_BYTES = 4
 """Weights, gradients and optimizer state are fp32 in every precision."""
@@ -21,24 +30,24 @@ PARAMETER_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Parameters that are gathered together when the model is sharded; `count` parts are alike."""
+    """Parameters that are gathered together when the model is sharded; `count` identical parts in one scope."""
 
-    place: str
+    scope: str
     shapes: tuple[tuple[int, ...], ...]
     count: int = 1
 
     @property
     def unit_bytes(self) -> int:
-        """One of them, whole."""
+        """Bytes of one part, unsharded."""
         return PARAMETER_BYTES * sum(map(math.prod, self.shapes))
 
     @property
     def whole_bytes(self) -> int:
-        """All of them."""
+        """Bytes of all `count` parts, unsharded."""
         return self.count * self.unit_bytes
 
     def shard_bytes(self, shards: int) -> int:
-        """What one rank holds: each parameter is cut along its first dimension and the last pieces are padded.
+        """Bytes of one rank's shards: each parameter is split along its first dimension and padded.
 
         >>> Part("stage", shapes=((5, 3), (8,))).shard_bytes(4)
         32
@@ -47,11 +56,12 @@ class Part:
         return self.count * PARAMETER_BYTES * sum(rows)
 
 
-def essence(experiment: Experiment) -> Experiment:
-    """The experiment without anything that has no influence on a step's memory: equal ones are measured once."""
+def canonical(experiment: Experiment) -> Experiment:
+    """The experiment with defaults for everything that does not affect a step's memory, as a key for caches."""
     data = experiment.data
     return Experiment(
         name="",
+        task=experiment.task if isinstance(experiment.task, CustomTask) else DetectionTask(),
         data=DataConfig(
             classes=data.classes,
             missing=data.missing,
@@ -69,39 +79,34 @@ def essence(experiment: Experiment) -> Experiment:
     )
 
 
-def parts_of(experiment: Experiment) -> tuple[Part, ...]:
-    """All parameters, in the order of the forward pass; a stage's blocks come after the rest of the stage.
+def parts_of(experiment: Experiment, make_head: MakeHead | None = None) -> tuple[Part, ...]:
+    """All parameters in the order of the forward pass, a stage's blocks after the rest of the stage.
 
     Raises:
         ConfigError: the model cannot be built.
     """
-    return _parts_of(essence(experiment))
+    return _parts_of(canonical(experiment), make_head)
 
 
 @lru_cache(maxsize=64)
-def _parts_of(experiment: Experiment) -> tuple[Part, ...]:
+def _parts_of(experiment: Experiment, make_head: MakeHead | None) -> tuple[Part, ...]:
     with torch.device("meta"):
-        detector = build_detector(experiment)
+        model = build_model(experiment, make_head)
     parts: list[Part] = []
-    for section in sections_of(detector):
+    for section in model.sections():
         for stage in section.streams:
-            parts += _stage_parts(stage)
+            blocks = [block for group in stage.groups for block in group.blocks]
+            in_blocks = {parameter for block in blocks for parameter in block.parameters()}
+            rest = (parameter for parameter in stage.module.parameters() if parameter not in in_blocks)
+            parts.append(Part(stage.name, _shapes(rest)))
+            for group in stage.groups:
+                parts.append(Part(group.name, _shapes(group.blocks[0].parameters()), count=len(group.blocks)))
         parts.append(Part(section.fusion_name, _shapes(section.fusion.parameters())))
-    parts.append(Part(NECK, _shapes(detector.neck.parameters())))
-    parts.append(Part(HEAD, _shapes(detector.head.parameters())))
-    total_bytes = PARAMETER_BYTES * sum(parameter.numel() for parameter in detector.parameters())
-    assert sum(part.whole_bytes for part in parts) == total_bytes, "a parameter is in no part, or in two"
+    parts.append(Part(NECK, _shapes(model.neck.parameters())))
+    parts.append(Part(HEAD, _shapes(model.head.parameters())))
+    total_bytes = PARAMETER_BYTES * sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part.whole_bytes for part in parts) == total_bytes, "a parameter is in no part or in two"
     return tuple(parts)
-
-
-def _stage_parts(stage: StreamStage) -> list[Part]:
-    blocks = [block for run in stage.runs for block in run.blocks]
-    inside = {parameter for block in blocks for parameter in block.parameters()}
-    rest = (parameter for parameter in stage.module.parameters() if parameter not in inside)
-    return [
-        Part(stage.name, _shapes(rest)),
-        *(Part(run.name, _shapes(run.blocks[0].parameters()), count=len(run.blocks)) for run in stage.runs),
-    ]
 
 
 def _shapes(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, ...], ...]:
@@ -109,7 +114,7 @@ def _shapes(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, ...], ...]:
 
 
 def state_copies(optim: Optimizer) -> int:
-    """Tensors of a parameter's size that are kept: momentum, or the two moments of Adam, and the weights' average."""
+    """Number of tensors kept per parameter: SGD's momentum or Adam's two moments, and the weights' average."""
     num_averages = 0 if optim.ema_decay is None else 1
     match optim:
         case SGDConfig(momentum=momentum):
@@ -121,8 +126,8 @@ def state_copies(optim: Optimizer) -> int:
 
 
 def update_copies(optim: Optimizer, *, is_sharded: bool) -> int:
-    """Tensors of a parameter's size that an update makes and drops: fused kernels need none.
+    """Number of temporary tensors per parameter during an update; fused kernels need none.
 
-    Fused SGD does not take sharded parameters; the foreach variant adds the weight decay to a copy of the gradient.
+    Fused SGD does not support sharded parameters; the foreach variant adds the weight decay to a copy of the gradient.
     """
     return 1 if is_sharded and isinstance(optim, SGDConfig) and optim.weight_decay else 0

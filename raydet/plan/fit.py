@@ -1,4 +1,4 @@
-"""What fits: the largest micro-batch, the recommendation, and the table over backbones and strategies.
+"""The largest micro-batch that fits, the recommendation, and the table over backbones and strategies.
 
 The global batch never changes: a smaller micro-batch means more accumulation.
 """
@@ -11,34 +11,35 @@ from typing import get_args
 
 from raydet.config import ActivationCheckpointing, Experiment, MiTConfig, MiTVariant, Strategy
 from raydet.data.sampler import batch_plan
-from raydet.plan.heads import DeviceType
+from raydet.models.heads.base import DeviceType
 from raydet.plan.ledger import DEFAULT_OBJECTS, Ledger, check_numbers, ledger
-from raydet.plan.sizes import in_words
+from raydet.plan.sizes import format_bytes
 
 BACKBONES: tuple[MiTVariant, ...] = tuple(name for name in get_args(MiTVariant) if name != "nano")
 
+# Costs as fractions of a step's time. The last two are estimates.
 RECOMPUTE_COST = 1 / 3
-"""Of a step's time: the forward pass, a third of it, runs twice."""
+"""The forward pass, a third of a step, runs twice."""
 SHARDING_COST = 0.1
-"""Of a step's time: what gathering parameters is not hidden behind computing. A judgement."""
+"""Gathering parameters without overlap with computation."""
 SMALL_BATCH_COST = 0.5
-"""Of a step's time, divided by the images of a micro-batch: small kernels do not fill a GPU. A judgement."""
+"""Divided by the images of a micro-batch: small kernels do not fill a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to train, and what fits."""
+    """A strategy and checkpointing mode, and the largest micro-batch that fits."""
 
     strategy: Strategy
     activation_checkpointing: ActivationCheckpointing
     micro_batch: int | None
-    """The largest that fits; None: not even one image does."""
+    """The largest that fits, or None if not even one image does."""
     ledger: Ledger
-    """With that micro-batch, or with one image."""
+    """For that micro-batch, or for one image."""
 
     @property
     def cost(self) -> float:
-        """Time per image, compared with an ideal step; a coarse order, not a prediction."""
+        """Time per image relative to an ideal step; for ranking only, not a prediction."""
         return (
             1.0
             + (RECOMPUTE_COST if self.activation_checkpointing != "none" else 0.0)
@@ -49,19 +50,18 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A decision as data, with its reason."""
+    """The best option with its reason, or the one with the smallest peak if nothing fits."""
 
     option: Option
     reason: str
 
     @property
     def fits(self) -> bool:
-        """False: nothing does, and the option is the smallest."""
         return self.option.micro_batch is not None
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """As `--set` takes them."""
+        """Arguments for `--set`."""
         return (
             f"train.strategy={self.option.strategy}",
             f"train.activation_checkpointing={self.option.activation_checkpointing}",
@@ -70,7 +70,7 @@ class Recommendation:
 
 
 def divisors(number: int) -> list[int]:
-    """The largest first.
+    """All divisors, the largest first.
 
     >>> divisors(12)
     [12, 6, 4, 3, 2, 1]
@@ -79,7 +79,7 @@ def divisors(number: int) -> list[int]:
 
 
 def rank_share(experiment: Experiment, world_size: int) -> int:
-    """Images of each rank per step.
+    """Images per rank and step.
 
     Raises:
         ConfigError: the global batch does not divide among the ranks.
@@ -98,44 +98,36 @@ def largest_micro_batch(
     num_objects: int = DEFAULT_OBJECTS,
     device_type: DeviceType = "cuda",
 ) -> int | None:
-    """The largest divisor of the rank's share of the global batch that fits; None where not even one image does.
+    """The largest divisor of the rank's share of the global batch that fits; None if not even one image does.
 
     Raises:
         ConfigError: see `ledger`.
     """
-    return _option(
-        experiment,
-        world_size=world_size,
-        strategy=strategy,
-        memory_bytes=memory_bytes,
-        num_objects=num_objects,
-        device_type=device_type,
-    ).micro_batch
+    return _option(experiment, world_size, strategy, memory_bytes, num_objects, device_type).micro_batch
 
 
 def recommend(
     experiment: Experiment, *, world_size: int, memory_bytes: int, num_objects: int = DEFAULT_OBJECTS
 ) -> Recommendation:
-    """The fastest way to train this model that fits, by `Option.cost`; precision and global batch stay.
+    """The option with the lowest `Option.cost` that fits; precision and global batch are kept.
 
     Raises:
         ConfigError: see `ledger`.
     """
     share = rank_share(experiment, world_size)
     seen: list[Option] = []
-    for option in _options(
-        experiment, world_size=world_size, memory_bytes=memory_bytes, num_objects=num_objects
-    ):
+    for option in _options(experiment, world_size, memory_bytes, num_objects):
         seen.append(option)
         if option.micro_batch == share:
-            break  # options come in the order of their cost at the same micro-batch
+            break  # all further options cost more
     fitting = [option for option in seen if option.micro_batch is not None]
     if not fitting:
-        least = min(seen, key=lambda option: option.ledger.peak_bytes)
+        smallest = min(seen, key=lambda option: option.ledger.peak_bytes)
+        needed = format_bytes(smallest.ledger.peak_bytes)
         return Recommendation(
-            least,
-            f"nothing fits: even one image at a time needs {in_words(least.ledger.peak_bytes)}; "
-            "use a smaller canvas or backbone, bf16, or more memory",
+            smallest,
+            f"nothing fits: even one image at a time needs {needed}; use a smaller canvas or backbone, bf16, or more "
+            "memory",
         )
     best = min(fitting, key=lambda option: option.cost)
     return Recommendation(best, _reason(best, seen, share))
@@ -149,7 +141,7 @@ def fit_table(
     num_objects: int = DEFAULT_OBJECTS,
     backbones: Sequence[MiTVariant] = BACKBONES,
 ) -> list[tuple[str, Option]]:
-    """Every strategy for every MiT, and for the experiment's own backbone if it is none; all else as it is.
+    """Every strategy for every MiT, and for the experiment's own backbone if it is not a MiT.
 
     Raises:
         ConfigError: see `ledger`.
@@ -158,35 +150,23 @@ def fit_table(
     return [
         (candidate.model.backbone.label, option)
         for candidate in (*own, *(_with_backbone(experiment, variant) for variant in backbones))
-        for option in _options(
-            candidate,
-            world_size=world_size,
-            memory_bytes=memory_bytes,
-            num_objects=num_objects,
-        )
+        for option in _options(candidate, world_size, memory_bytes, num_objects)
     ]
 
 
 def _options(
-    experiment: Experiment, *, world_size: int, memory_bytes: int, num_objects: int
+    experiment: Experiment, world_size: int, memory_bytes: int, num_objects: int
 ) -> Iterator[Option]:
-    """The cheapest first, at the same micro-batch."""
+    """Options in increasing order of cost at equal micro-batch."""
     strategies: tuple[Strategy, ...] = ("single",) if world_size == 1 else ("ddp", "fsdp")
-    modes: tuple[ActivationCheckpointing, ...] = ("none", "block")
-    for mode in modes:
+    for mode in ("none", "block"):
+        changed = with_train(experiment, activation_checkpointing=mode)
         for strategy in strategies:
-            yield _option(
-                with_train(experiment, activation_checkpointing=mode),
-                world_size=world_size,
-                strategy=strategy,
-                memory_bytes=memory_bytes,
-                num_objects=num_objects,
-            )
+            yield _option(changed, world_size, strategy, memory_bytes, num_objects)
 
 
 def _option(
     experiment: Experiment,
-    *,
     world_size: int,
     strategy: Strategy,
     memory_bytes: int,
@@ -210,33 +190,28 @@ def _option(
 
 
 def _reason(best: Option, seen: Sequence[Option], share: int) -> str:
-    micro_batch = best.ledger.micro_batch
-    reasons = []
-    if best.ledger.layout.is_sharded:
-        reasons.append("sharding frees room that activations need")
-    plain = seen[0]
+    sharding = "sharding frees memory that activations need; " if best.ledger.layout.is_sharded else ""
     if best.activation_checkpointing != "none":
-        can = f"at most {plain.micro_batch}" if plain.micro_batch else "not even one"
-        reasons.append(
-            f"without recomputing activations {can} of {share} images would fit at once, and steps would be slower"
+        most = f"at most {seen[0].micro_batch}" if seen[0].micro_batch else "not even one"
+        return (
+            f"{sharding}without recomputing activations {most} of {share} images would fit at once, and steps would "
+            "be slower"
         )
-    elif micro_batch < share:
-        reasons.append(
-            f"{share // micro_batch} micro-batches of {micro_batch} cost less time than recomputing activations"
-        )
-    else:
-        reasons.append("all images fit at once, nothing need be recomputed")
-    return "; ".join(reasons)
+    micro_batch = best.ledger.micro_batch
+    if micro_batch < share:
+        accumulation = f"{share // micro_batch} micro-batches of {micro_batch}"
+        return f"{sharding}{accumulation} cost less time than recomputing activations"
+    return f"{sharding}all images fit at once, nothing needs to be recomputed"
 
 
 def with_train(experiment: Experiment, **changes: object) -> Experiment:
-    """The experiment with other settings under `train`; values are taken as they are."""
+    """The experiment with other settings under `train`, which are not validated."""
     return experiment.model_copy(update={"train": experiment.train.model_copy(update=changes)})
 
 
 def _with_backbone(experiment: Experiment, variant: MiTVariant) -> Experiment:
-    now = experiment.model.backbone
-    is_mit = isinstance(now, MiTConfig)
-    backbone = now.model_copy(update={"variant": variant}) if is_mit else MiTConfig(variant=variant)
+    backbone = experiment.model.backbone
+    is_mit = isinstance(backbone, MiTConfig)
+    backbone = backbone.model_copy(update={"variant": variant}) if is_mit else MiTConfig(variant=variant)
     model = experiment.model.model_copy(update={"backbone": backbone})
     return experiment.model_copy(update={"model": model})

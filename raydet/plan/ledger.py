@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from raydet.config import Experiment, Strategy
 from raydet.data.sampler import batch_plan
 from raydet.errors import ConfigError
+from raydet.models.heads.base import TARGETS, DeviceType
 from raydet.parallel.layout import Layout, layout_of
 from raydet.plan.counts import parts_of, state_copies, update_copies
-from raydet.plan.heads import TARGETS, DeviceType
 from raydet.plan.measure import GRADIENTS, WEIGHT_COPIES, WORKSPACE, Linear, measure
 from raydet.plan.moments import COMMUNICATION, STATE, WEIGHTS, Moment, Step
 from raydet.plan.sizes import MIB
@@ -19,17 +19,17 @@ LIBRARIES = "library workspaces"
 MARGIN = "margin"
 
 DEFAULT_OBJECTS = 50
-"""Ground truths per image, where nothing is said: more than most data sets have."""
+"""Default of ground truths per image: more than in most data sets."""
 
 FRAGMENTATION = 0.05
-"""Share of the live bytes that the caching allocator loses to rounding and gaps. A judgement, not a measurement."""
+"""Share of the live bytes that the caching allocator loses to rounding and gaps; an estimate."""
 LIBRARY_BYTES = 512 * MIB
-"""What cuBLAS and cuDNN allocate beside the tensors. Fitted: with it the plan is within 2 % of nine steps that were
-measured on an H100, from 4.8 to 49.6 GiB, all of 16 images (BENCHMARKS.md)."""
+"""Allocations of cuBLAS and cuDNN. Fitted: the plan is within 2 % of nine steps measured on an H100, from 4.8 to
+49.6 GiB, all of 16 images (BENCHMARKS.md)."""
 CONTEXT_BYTES = 768 * MIB
-"""What a process takes beside its allocations: CUDA context, kernels. A judgement, too."""
+"""Memory of a process outside the allocator (CUDA context, kernels); an estimate."""
 COMMUNICATOR_BYTES = 256 * MIB
-"""NCCL's own buffers, where there are several ranks."""
+"""NCCL's buffers, if there are several ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Row:
 
     name: str
     bytes: int
-    """At its largest; of activations: what the backward pass needs when the forward pass is over."""
+    """The maximum over the step; for activations, the bytes kept after the forward pass."""
     image_bytes: int
-    """How much of `bytes` each image of a micro-batch adds."""
+    """The part of `bytes` that each image of a micro-batch adds."""
     peak_bytes: int
-    """Alive at the worst moment of the step."""
+    """Bytes at the worst moment of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,11 @@ class Ledger:
     layout: Layout
     micro_batch: int
     accumulation: int
-    """Micro-batches per step."""
     moment: str
-    """When the peak comes."""
+    """Name of the moment of the peak."""
     rows: tuple[Row, ...]
     activation_bytes: int
-    """What autograd keeps for the backward pass, when the forward pass is over."""
+    """Bytes that autograd keeps for the backward pass after the forward pass."""
 
     @property
     def peak_bytes(self) -> int:
@@ -66,11 +65,11 @@ class Ledger:
 
     @property
     def allocated_bytes(self) -> int:
-        """What `torch.cuda.max_memory_allocated` tells."""
+        """The peak as reported by `torch.cuda.max_memory_allocated`."""
         return self.peak_bytes - self.bytes_of(MARGIN)
 
     def bytes_of(self, name: str) -> int:
-        """A row at its largest; 0 where there is no such row."""
+        """The maximum of a row over the step; 0 if there is no such row."""
         return sum(row.bytes for row in self.rows if row.name == name)
 
 
@@ -84,14 +83,12 @@ def ledger(
     num_objects: int = DEFAULT_OBJECTS,
     device_type: DeviceType = "cuda",
 ) -> Ledger:
-    """What one rank needs. The first call for a model measures it (about two seconds), further ones only add up.
+    """The memory that one rank needs; the first call for a model measures it, which takes about two seconds.
 
     Args:
-        experiment: its own strategy and micro-batch do not count.
+        experiment: its strategy and micro-batch are ignored.
         world_size: ranks that share the global batch.
-        strategy: as `train.strategy`.
-        micro_batch: images of one rank in one forward pass; accumulation follows from the global batch.
-        shard_ranks: as `train.shard_ranks`.
+        micro_batch: images per rank and forward pass; accumulation follows from the global batch.
         num_objects: ground truths per image in the worst batch.
         device_type: on a CPU the head uses other kernels, and there is no CUDA context.
 
@@ -111,46 +108,35 @@ def ledger(
         state_copies=state_copies(experiment.optim),
         update_copies=update_copies(experiment.optim, is_sharded=layout.is_sharded),
     )
-    return _ledger_of(
-        step,
-        library_bytes=LIBRARY_BYTES if device_type == "cuda" else 0,
-        outside_bytes=_outside_bytes(layout, device_type),
-    )
+    if device_type == "cpu":
+        return _ledger_of(step, library_bytes=0, outside_bytes=0)
+    outside_bytes = CONTEXT_BYTES + (0 if layout.kind == "single" else COMMUNICATOR_BYTES)
+    return _ledger_of(step, library_bytes=LIBRARY_BYTES, outside_bytes=outside_bytes)
 
 
 def check_numbers(*, world_size: int, micro_batch: int = 1, num_objects: int = 1) -> None:
-    """Raises:
-    ConfigError: a count is not positive (objects may be 0).
-    """
+    """Raise a ConfigError if a number is not positive; objects may be 0."""
     for name, number, least in (
         ("number of workers", world_size, 1),
         ("micro-batch", micro_batch, 1),
         ("number of objects per image", num_objects, 0),
     ):
         if number < least:
-            raise ConfigError(f"the {name} wants {least} or more, got {number}")
-
-
-def _outside_bytes(layout: Layout, device_type: DeviceType) -> int:
-    if device_type == "cpu":
-        return 0
-    return CONTEXT_BYTES + (0 if layout.kind == "single" else COMMUNICATOR_BYTES)
+            raise ConfigError(f"the {name} must be {least} or more, got {number}")
 
 
 def _ledger_of(step: Step, *, library_bytes: int, outside_bytes: int) -> Ledger:
     kept = step.kept()
-    moments = [_settled(moment, kept, step.images) for moment in step.moments()]
+    moments = [_temporary_as_workspace(moment, kept, step.images) for moment in step.moments()]
     worst = max(moments, key=lambda moment: moment.rows.total())
     names = dict.fromkeys([WEIGHTS, GRADIENTS, STATE, COMMUNICATION, *kept])
     for name in (WEIGHT_COPIES, TARGETS, WORKSPACE):
         names.pop(name, None)
         names[name] = None
     rows = [_row(name, kept, moments, worst, step.images) for name in names]
+    rows.append(Row(LIBRARIES, library_bytes, 0, library_bytes))
     margin_bytes = round(FRAGMENTATION * (worst.rows.total() + library_bytes)) + outside_bytes
-    rows += [
-        Row(name, size_bytes, 0, size_bytes)
-        for name, size_bytes in ((LIBRARIES, library_bytes), (MARGIN, margin_bytes))
-    ]
+    rows.append(Row(MARGIN, margin_bytes, 0, margin_bytes))
     return Ledger(
         layout=step.layout,
         micro_batch=step.images,
@@ -161,14 +147,14 @@ def _ledger_of(step: Step, *, library_bytes: int, outside_bytes: int) -> Ledger:
     )
 
 
-def _settled(moment: Moment, kept: Mapping[str, Linear], images: int) -> Moment:
-    """Whatever a part of the model holds beyond what it keeps is temporary: workspace."""
+def _temporary_as_workspace(moment: Moment, kept: Mapping[str, Linear], images: int) -> Moment:
+    """Move the bytes of a row that it does not keep for the backward pass to the workspace row."""
     rows = moment.rows.copy()
     for name, line in kept.items():
-        beyond_bytes = rows[name] - line.at(images)
-        if beyond_bytes > 0 and name not in (WEIGHT_COPIES, TARGETS):
-            rows[name] -= beyond_bytes
-            rows[WORKSPACE] += beyond_bytes
+        temporary_bytes = rows[name] - line.at(images)
+        if temporary_bytes > 0 and name not in (WEIGHT_COPIES, TARGETS):
+            rows[name] -= temporary_bytes
+            rows[WORKSPACE] += temporary_bytes
     return Moment(moment.name, rows)
 
 

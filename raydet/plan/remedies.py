@@ -1,4 +1,4 @@
-"""What helps when the memory ended, and how much each remedy would save."""
+"""Settings that help after an out-of-memory error, with their predicted savings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raydet.config import Experiment, SGDConfig, Strategy
+from raydet.models.heads.base import DeviceType
 from raydet.plan.fit import divisors, rank_share, with_train
-from raydet.plan.heads import DeviceType
 from raydet.plan.ledger import DEFAULT_OBJECTS, ledger
 
 NUM_REMEDIES = 3
@@ -16,11 +16,10 @@ CANVAS_STEP_PX = 32
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A setting to change."""
+    """A setting to change, and the predicted saving of one rank's peak."""
 
     text: str
     saving_bytes: int
-    """Predicted, of one rank's peak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ def remedies(
     num_objects: int = DEFAULT_OBJECTS,
     device_type: DeviceType = "cuda",
 ) -> list[Remedy]:
-    """At most three changes that are not made yet, the largest saving first.
+    """At most three settings that would help, the largest saving first.
 
     Raises:
         ConfigError: see `ledger`.
@@ -75,31 +74,20 @@ def _changes(
         yield _Change("train.activation_checkpointing=block", recomputing, strategy, micro_batch)
     if train.precision == "fp32":
         yield _Change("train.precision=bf16", with_train(experiment, precision="bf16"), strategy, micro_batch)
-    smaller = next(
-        (size for size in divisors(rank_share(experiment, world_size)) if size <= micro_batch // 2), None
-    )
-    if smaller is not None:
-        text = (
-            f"train.micro_batch={smaller} (accumulation follows; the global batch stays {train.global_batch})"
-        )
-        yield _Change(text, experiment, strategy, smaller)
+    halves = [size for size in divisors(rank_share(experiment, world_size)) if size <= micro_batch // 2]
+    if halves:
+        text = f"train.micro_batch={halves[0]} (accumulation follows; the global batch stays {train.global_batch})"
+        yield _Change(text, experiment, strategy, halves[0])
     if world_size > 1 and strategy != "fsdp":
         yield _Change("train.strategy=fsdp", experiment, "fsdp", micro_batch)
-    yield from _costly_changes(experiment, strategy, micro_batch)
-
-
-def _costly_changes(experiment: Experiment, strategy: Strategy, micro_batch: int) -> Iterator[_Change]:
-    """Those that change the result."""
-    canvas_hw = tuple(
+    height, width = (
         max(CANVAS_STEP_PX, side * 3 // 4 // CANVAS_STEP_PX * CANVAS_STEP_PX)
         for side in experiment.data.canvas_hw
     )
-    smaller = experiment.model_copy(
-        update={"data": experiment.data.model_copy(update={"canvas_hw": canvas_hw})}
-    )
-    yield _Change(
-        f"data.canvas_hw=[{canvas_hw[0]},{canvas_hw[1]}] (changes the result)", smaller, strategy, micro_batch
-    )
+    data = experiment.data.model_copy(update={"canvas_hw": (height, width)})
+    smaller_canvas = experiment.model_copy(update={"data": data})
+    text = f"data.canvas_hw=[{height},{width}] (changes the result)"
+    yield _Change(text, smaller_canvas, strategy, micro_batch)
     if not isinstance(experiment.optim, SGDConfig):
-        lighter = experiment.model_copy(update={"optim": SGDConfig()})
-        yield _Change("optim.kind=sgd (changes the result)", lighter, strategy, micro_batch)
+        with_sgd = experiment.model_copy(update={"optim": SGDConfig()})
+        yield _Change("optim.kind=sgd (changes the result)", with_sgd, strategy, micro_batch)

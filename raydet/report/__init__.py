@@ -1,1 +1,1 @@
-"""What studies and runs have to say, for people."""
+"""Reports of studies and runs: statistics, tables, figures, drawn images."""

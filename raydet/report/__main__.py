@@ -1,4 +1,4 @@
-"""`python -m raydet.report` is `raydet report`."""
+"""Run `raydet report` as `python -m raydet.report`."""
 
 import sys
 

@@ -1,22 +1,22 @@
-"""What a study's numbers say, and what they do not: noise, differences, effects of factors, hypotheses."""
+"""The statistical analysis of a study: noise, differences, effects of factors, hypotheses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from raydet.report.findings import Effect, Estimate, Interaction, Noise, Tested, Versus
-from raydet.report.judge import Judge
+from raydet.report.findings import Effect, Estimate, HypothesisResult, Interaction, Noise, PairComparison
+from raydet.report.judge import StudyComparisons
 from raydet.report.study import CellRuns, Resamples, StudyResults
 
-MOST_PAIRWISE = 20
-"""Cells of which every pair is compared."""
+MAX_PAIRWISE = 20
+"""Cells up to which every pair is compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Everything that a report says."""
+    """All findings of a report."""
 
     results: StudyResults
     noise: Noise
@@ -24,71 +24,55 @@ class Analysis:
     """By phase, in the order of its table."""
     best_control: CellRuns | None
     baseline: CellRuns | None
-    against_control: tuple[Versus, ...]
+    """The control called `baseline`, or else the cell of all defaults."""
+    against_control: tuple[PairComparison, ...]
     """Every arm (A) against the best control (B)."""
-    against_baseline: tuple[Versus, ...]
-    pairs: tuple[Versus, ...]
-    """Every arm and control against every other; empty where there are too many."""
+    against_baseline: tuple[PairComparison, ...]
+    pairs: tuple[PairComparison, ...]
+    """Every pair of arms and controls; empty above `MAX_PAIRWISE` cells."""
     effects: tuple[Effect, ...]
     interactions: tuple[Interaction, ...]
-    hypotheses: tuple[Tested, ...]
-    confirmation: Versus | None
-    """The winner (A) against the best control (B) on fresh seeds, when all of these runs have finished."""
+    hypotheses: tuple[HypothesisResult, ...]
+    confirmation: PairComparison | None
+    """The winner (A) against the best control (B) on fresh seeds, once all of these runs have finished."""
     without_images: tuple[str, ...]
-    """Cells with runs of whose scores on resampled images nothing is known: what is said of them holds for these
-    images only.
-    """
+    """Cells without scores on resampled images: their results hold for these images only."""
     num_groups: int
     num_images: int
 
 
 def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
-    """Work out everything that can be said of a study.
+    """Analyse a study.
 
     Args:
-        resamples: sets of images for the bootstrap.
+        resamples: number of resampled sets of images for the bootstrap.
     """
-    judge = Judge(results, Resamples(count=resamples, metric=results.study.metric))
-    estimates = {phase: tuple(map(judge.estimate, cells)) for phase, cells in results.cells.items()}
+    compared = StudyComparisons(results, Resamples(count=resamples, metric=results.study.metric))
     best_control = max(results.controls, key=lambda cell: cell.mean, default=None)
-    baseline = _baseline(results)
-    everybody = (*results.controls, *results.arms)
-    effects, interactions = judge.factors()
+    defaults = {factor.path: factor.default for factor in results.study.factors}
+    named = [cell for cell in results.controls if cell.name == "baseline"]
+    baseline = next(iter([*named, *(cell for cell in results.arms if cell.cell.values == defaults)]), None)
+    everything = (*results.controls, *results.arms)
+    pairs = [((a,), (b,)) for a, b in combinations(everything, 2)] if len(everything) <= MAX_PAIRWISE else []
+    effects, interactions = compared.factors()
+    all_cells = [cell for cells in results.cells.values() for cell in cells]
+    without_images = [cell.name for cell in all_cells if compared.resamples.mean([cell]) is None]
     return Analysis(
         results=results,
-        noise=Noise(judge.spread, judge.range, judge.twins),
-        estimates=estimates,
+        noise=Noise(compared.spread, compared.range, compared.equivalent_pairs),
+        estimates={phase: tuple(map(compared.estimate, cells)) for phase, cells in results.cells.items()},
         best_control=best_control,
         baseline=baseline,
-        against_control=judge.against(results.arms, best_control),
-        against_baseline=judge.against(
+        against_control=compared.against(results.arms, best_control),
+        against_baseline=compared.against(
             [cell for cell in results.arms if baseline is None or cell.name != baseline.name], baseline
         ),
-        pairs=judge.family(_pairs_of(everybody)) if len(everybody) <= MOST_PAIRWISE else (),
+        pairs=compared.family(pairs),
         effects=effects,
         interactions=interactions,
-        hypotheses=judge.hypotheses(),
-        confirmation=judge.confirmation(),
-        without_images=tuple(
-            dict.fromkeys(
-                cell.name
-                for cells in results.cells.values()
-                for cell in cells
-                if judge.resamples.of([cell]) is None
-            )
-        ),
-        num_groups=judge.resamples.num_groups,
-        num_images=judge.resamples.num_images,
+        hypotheses=compared.hypotheses(),
+        confirmation=compared.confirmation(),
+        without_images=tuple(dict.fromkeys(without_images)),
+        num_groups=compared.resamples.num_groups,
+        num_images=compared.resamples.num_images,
     )
-
-
-def _pairs_of(cells: Sequence[CellRuns]) -> list[tuple[Sequence[CellRuns], Sequence[CellRuns]]]:
-    """Every pair once."""
-    return [((a,), (b,)) for a, b in combinations(cells, 2)]
-
-
-def _baseline(results: StudyResults) -> CellRuns | None:
-    """The control of that name, or the cell of all defaults."""
-    named = [cell for cell in results.controls if cell.name == "baseline"]
-    defaults = {factor.path: factor.default for factor in results.study.factors}
-    return next(iter([*named, *(cell for cell in results.arms if cell.cell.values == defaults)]), None)

@@ -1,9 +1,10 @@
-"""Runs against runs: the same detector with several seeds on either side."""
+"""`raydet compare`: two detectors, each trained with one or more seeds, compared on the same images."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from raydet.config import Experiment
@@ -22,16 +23,16 @@ class Arm:
     name: str
     runs: tuple[Path, ...]
     experiment: Experiment
-    """Of its first run."""
+    """The experiment of the first run."""
     records: tuple[MatchRecords, ...]
 
 
 def open_arm(run_dir: Path) -> Arm:
-    """A run and, beside it, its repeats with other seeds (`<run>_seed<n>`).
+    """Open a run and the repeats with other seeds beside it (`<run>_seed<n>`).
 
     Raises:
-        ConfigError: there is no finished run.
-        DataError: its match records cannot be read.
+        ConfigError: there is no finished run, or one beside it is not a repeat.
+        DataError: match records cannot be read.
     """
     recorded_experiment(run_dir)
     name = re.sub(r"_seed\d+$", "", run_dir.name)
@@ -41,44 +42,39 @@ def open_arm(run_dir: Path) -> Arm:
     candidates = [run_dir.with_name(name), *repeats]
     runs = tuple(path for path in candidates if (path / MATCH_RECORDS).is_file())
     if not runs:
-        raise ConfigError(
-            f"{run_dir} cannot be compared: {MATCH_RECORDS} is missing; {_why_missing(run_dir)}"
+        is_old = (run_dir / FINAL_RESULTS).exists()
+        why = (
+            f"the run is older than match records: remove its {FINAL_RESULTS} and run its command again"
+            if is_old
+            else "the run is not finished: run its command again"
         )
+        raise ConfigError(f"{run_dir} cannot be compared: {MATCH_RECORDS} is missing; {why}")
     experiments = [recorded_experiment(run) for run in runs]
-    for run, other in zip(runs, experiments, strict=True):
-        if _but_for_the_seed(other) != _but_for_the_seed(experiments[0]):
+    first, *others = (experiment.model_copy(update={"seed": 0, "name": ""}) for experiment in experiments)
+    for run, other in zip(runs[1:], others, strict=True):
+        if other != first:
             raise ConfigError(
-                f"{run} is no repeat of {runs[0]}: more than the seed differs; move one of them away"
+                f"{run} is not a repeat of {runs[0]}: more than the seed differs; move one of them away"
             )
     return Arm(name, runs, experiments[0], tuple(MatchRecords.load(run / MATCH_RECORDS) for run in runs))
 
 
-def _why_missing(run_dir: Path) -> str:
-    if (run_dir / FINAL_RESULTS).exists():
-        return f"the run is older than such records: remove its {FINAL_RESULTS} and give its command again"
-    return "the run has not come to its end, give its command again"
-
-
-def _but_for_the_seed(experiment: Experiment) -> Experiment:
-    return experiment.model_copy(update={"seed": 0, "name": ""})
-
-
 def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) -> Comparison:
-    """A against B, on the images that both were evaluated on.
+    """Compare A with B on the images that both were evaluated on.
 
     Args:
-        count: resampled sets.
-        is_forced: schedules and canvases may differ.
+        count: number of resampled sets of images.
+        is_forced: allow different settings.
 
     Raises:
-        ConfigError: they cannot be compared, or not fairly; why.
+        ConfigError: they cannot be compared, or not fairly; the message says why.
     """
     if a.runs == b.runs:
-        raise ConfigError(f"{a.name} is compared with itself; name another run")
-    differences = _unlike(a, b)
+        raise ConfigError(f"{a.name} is compared with itself; choose another run")
+    differences = _differences(a, b)
     if differences and not is_forced:
         raise ConfigError(
-            f"{a.name} and {b.name} cannot be compared fairly: {'; '.join(differences)}; --anyway compares all the same"
+            f"{a.name} and {b.name} cannot be compared fairly: {'; '.join(differences)}; use --anyway to compare them"
         )
     if a.experiment.data.classes != b.experiment.data.classes:
         raise ConfigError(
@@ -87,18 +83,18 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
         )
     if any(not is_same_images(a.records[0], other) for other in (*a.records, *b.records)):
         raise ConfigError(
-            f"{a.name} and {b.name} cannot be compared: they were evaluated on other images, or other boxes; "
+            f"{a.name} and {b.name} cannot be compared: they were evaluated on different images or boxes; "
             "give both the same data and data.split"
         )
     scores_a, scores_b = ([mean_average_precision(run) for run in arm.records] for arm in (a, b))
     resampled = paired_differences(a.records, b.records, count=count)
     if len(resampled) < 2:
-        raise ConfigError(f"{a.name} and {b.name} cannot be compared: their images hold no objects")
+        raise ConfigError(f"{a.name} and {b.name} cannot be compared: their images have no objects")
     num_groups = len(set(a.records[0].group_ids.tolist()))
     return compare([scores_a], [scores_b], resampled, num_groups=num_groups)
 
 
-ALIKE = (
+MUST_MATCH = (
     "train.epochs",
     "train.global_batch",
     "train.micro_batch",
@@ -109,35 +105,26 @@ ALIKE = (
     "data.augmentation",
     "data.missing",
     "data.simulate_events",
-    "evaluate",
+    "task",
 )
-"""What should be equal in a fair comparison, by config path."""
+"""Config paths that must be equal in a fair comparison."""
 
 
-def _unlike(a: Arm, b: Arm) -> list[str]:
+def _differences(a: Arm, b: Arm) -> list[str]:
     found = []
-    contents = {_content_hash(run) for run in (*a.runs, *b.runs)}
-    for path in ALIKE:
-        mine, theirs = (_at(arm.experiment, path) for arm in (a, b))
+    # Independent of path and encoding; None for data that were not converted to shards.
+    contents = {
+        (recorded_model_info(run).get("data") or {}).get("content_sha256") for run in (*a.runs, *b.runs)
+    }
+    for path in MUST_MATCH:
+        mine, theirs = (attrgetter(path)(arm.experiment) for arm in (a, b))
         is_same_data = path == "data.source" and len(contents) == 1 and None not in contents
         if mine != theirs and not is_same_data:
             found.append(f"{path} is {mine} against {theirs}")
     if len(contents) > 1 and not any(text.startswith("data.source") for text in found):
         shown = " against ".join(sorted(str(content)[:12] for content in contents))
         found.append(f"the data have changed between the runs: content_sha256 is {shown}")
-    batches = [recorded_model_info(arm.runs[0]).get("micro_batch") for arm in (a, b)]
-    if batches[0] != batches[1] and not found:
-        found.append(f"micro-batches were of {batches[0]} against {batches[1]} images, which batch norms see")
+    mine, theirs = (recorded_model_info(arm.runs[0]).get("micro_batch") for arm in (a, b))
+    if mine != theirs and not found:
+        found.append(f"micro-batches had {mine} against {theirs} images, which affects batch norms")
     return found
-
-
-def _content_hash(run: Path) -> str | None:
-    """Of its data, wherever they lay and however they were encoded; None: they were not converted to shards."""
-    return (recorded_model_info(run).get("data") or {}).get("content_sha256")
-
-
-def _at(experiment: Experiment, path: str) -> object:
-    value: object = experiment
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value

@@ -1,4 +1,4 @@
-"""What can be found in a study's numbers, as data."""
+"""Findings of an analysis of a study, as data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from raydet.report.study import CellRuns
 from raydet.stats.comparison import LEVEL, Comparison, Spread, Verdict
 from raydet.tune.study import Factor, Hypothesis, Value
 
-Answer = Literal["supported", "refuted", "not distinguishable", "unknown", "not tested"]
+Outcome = Literal["supported", "refuted", "not distinguishable", "unknown", "not tested"]
 
 
 @dataclass(frozen=True, slots=True)
-class Versus:
-    """One comparison of a family."""
+class PairComparison:
+    """A compared with B, as one of a family that is corrected for multiple comparisons."""
 
     a: str
     b: str
@@ -27,30 +27,28 @@ class Versus:
 
     @property
     def verdict(self) -> Verdict:
-        """With the correction."""
         return self.comparison.verdict_at(self.p_corrected)
+
+    @property
+    def is_different(self) -> bool:
+        return self.verdict in ("A is better", "B is better")
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What chance alone does to a score."""
+    """How much a score varies by chance alone."""
 
     spread: Spread | None
-    """Pooled over everything that repeats something; None where nothing does, or where spreads differ."""
+    """Pooled over all repeats; None where nothing was repeated, or where spreads differ."""
     range: tuple[float, float] | None
-    """The smallest and the largest standard deviation of a cell's repeats, where spreads differ."""
-    twins: tuple[Versus, ...]
-    """Cells that are the same function, compared by the spread of repeats of one cell: none of these should come out
-    different. Unknown where no cell was repeated.
+    """Smallest and largest standard deviation of a cell's repeats, where spreads differ."""
+    equivalent_pairs: tuple[PairComparison, ...]
+    """Equivalent cells (which compute the same function), compared with the spread of repeats of one cell: none should
+    come out different. Empty where no cell was repeated.
     """
 
-    @property
-    def twins_apart(self) -> list[Versus]:
-        """Those that came out different."""
-        return [twin for twin in self.twins if twin.verdict in ("A is better", "B is better")]
-
     def smallest_difference(self, num_seeds: int) -> float | None:
-        """Of two cells with so many runs each: what is below is noise (95 %), other images not counted."""
+        """Smallest distinguishable difference of two cells with `num_seeds` runs each, without the noise of images."""
         if self.spread is None:
             return None
         error = self.spread.sd * math.sqrt(2 / num_seeds)
@@ -59,7 +57,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A cell's mean with its interval."""
+    """A cell's mean score with its interval."""
 
     cell: CellRuns
     low: float | None
@@ -68,7 +66,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One value of a factor: the mean over the cells of a table that have it."""
+    """One value of a factor: the mean over the cells of a phase that have it."""
 
     label: str
     mean: float
@@ -78,48 +76,47 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a factor does, over all cells of a phase's table."""
+    """The effect of a factor over all cells of a phase."""
 
     phase: str
     factor: Factor
     levels: tuple[Level, ...]
-    changes: tuple[Versus, ...]
-    """Every value against the first one."""
+    changes: tuple[PairComparison, ...]
+    """Every other level (A) against the first (B)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """How far the effect of one factor depends on another."""
+    """How much the effect of one factor depends on another: half the difference between the effects."""
 
     phase: str
     factors: tuple[Factor, Factor]
-    versus: Versus
-    """Half the difference between the effects."""
+    pair: PairComparison
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
-    """A hypothesis and what became of it."""
+class HypothesisResult:
+    """A hypothesis with its outcome."""
 
     hypothesis: Hypothesis
-    answer: Answer
-    claims: tuple[Versus, ...]
+    outcome: Outcome
+    claims: tuple[PairComparison, ...]
 
 
 def loss_gap(row: Mapping[str, float | None]) -> float | None:
-    """How much larger the loss is on images that were not trained on."""
+    """Validation loss minus training loss; None where one is missing or not finite."""
     train, val = row.get("loss"), row.get("val_loss")
     gap = None if train is None or val is None else val - train
     return gap if gap is not None and math.isfinite(gap) else None
 
 
-def short(factor: Factor) -> str:
-    """The last part of its path."""
+def short_name(factor: Factor) -> str:
+    """The last part of the factor's config path."""
     return factor.path.split(".")[-1]
 
 
 def value_label(value: Value) -> str:
-    """As in tables: {1,3}, yes, 8."""
+    """A value as text for tables: {1,3}, yes, 8."""
     if isinstance(value, tuple):
         return "{" + ",".join(map(str, value)) + "}"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

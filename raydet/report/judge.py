@@ -1,60 +1,57 @@
-"""Compares the sides of a study.
+"""Statistical comparisons within a study.
 
 Comparisons of scores share one spread over seeds, pooled over every group of runs that differ by chance alone: repeats
-with other seeds, and cells that are the same function (unless these came out different); where spreads differ by more
-than chance, each has its own. The gap between the losses has
-a spread of its own, and nothing is known of its noise over images. Verdicts of one family are corrected together by
-Holm's method: the arms against one other cell, the pairs, the twins, the claims of all hypotheses, the effects and
-interactions of one phase. Intervals are each comparison's own. Sides are compared over the values of the other factors
-that all of them have.
+with other seeds, and equivalent cells (unless these came out different); where spreads differ by more than chance, each
+comparison uses its own. The gap between the losses has a spread of its own, and its noise over images is unknown.
+Verdicts of one family are corrected together by Holm's method: the arms against one other cell, the pairs, the
+equivalent cells, the claims of all hypotheses, the effects and interactions of one phase. Intervals are not corrected.
+Sides are compared over those values of the other factors that all of them have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, product
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations, islice, product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raydet.report.findings import (
-    Answer,
     Effect,
     Estimate,
+    HypothesisResult,
     Interaction,
     Level,
-    Tested,
-    Versus,
+    Outcome,
+    PairComparison,
     loss_gap,
-    short,
+    short_name,
     value_label,
 )
 from raydet.report.study import CellRuns, Resamples, StudyResults
 from raydet.stats.comparison import Comparison, compare, holm, interval, pooled_spread, spreads_differ
-from raydet.tune.cells import twin_of
+from raydet.tune.cells import canonical_code
 from raydet.tune.study import CONFIRMATION, CONTROLS, Claim, Factor, Hypothesis, Value
 
 CONTROL = "control"
-"""What a claim calls the names of controls."""
-Values = Callable[[CellRuns], Sequence[float]]
+"""The key by which a claim names controls."""
 
 
-class Judge:
-    """Compares sides with the study's common spread."""
+class StudyComparisons:
+    """Compares sets of cells with the spread that is pooled over the study; see `Noise` for `spread` and `range`."""
 
     def __init__(self, results: StudyResults, resamples: Resamples) -> None:
         self.results = results
         self.resamples = resamples
-        repeats = _repeats(results, _scores, with_twins=False)
+        repeats = _repeats(results, _scores, with_equivalent=False)
         self.is_pooled = not spreads_differ(repeats)
         self.spread = pooled_spread(repeats) if self.is_pooled else None
-        self.twins = self._twins()
-        if self.is_pooled and not any(twin.verdict in ("A is better", "B is better") for twin in self.twins):
-            self.spread = pooled_spread(_repeats(results, _scores, with_twins=True))
+        self.equivalent_pairs = self._equivalent_pairs()
+        if self.is_pooled and not any(pair.is_different for pair in self.equivalent_pairs):
+            self.spread = pooled_spread(_repeats(results, _scores, with_equivalent=True))
 
     @property
     def range(self) -> tuple[float, float] | None:
-        """See `Noise.range`."""
         if self.is_pooled:
             return None
         groups = [cell.scores for cells in self.results.cells.values() for cell in cells]
@@ -65,18 +62,20 @@ class Judge:
         return compare(
             [cell.scores for cell in a],
             [cell.scores for cell in b],
-            _enough(self.resamples.difference(a, b)),
+            _without_empty_sets(self.resamples.difference(a, b)),
             num_groups=self.resamples.num_groups,
             spread=self.spread,
             family=family,
         )
 
-    def family(self, sides: Sequence[tuple[Sequence[CellRuns], Sequence[CellRuns]]]) -> tuple[Versus, ...]:
-        """Comparisons whose verdicts are corrected together."""
+    def family(
+        self, sides: Sequence[tuple[Sequence[CellRuns], Sequence[CellRuns]]]
+    ) -> tuple[PairComparison, ...]:
+        """Comparisons that are corrected together."""
         size = len(sides)
         return _corrected([(_label(a), _label(b), self.compare(a, b, family=size)) for a, b in sides])
 
-    def against(self, cells: Sequence[CellRuns], other: CellRuns | None) -> tuple[Versus, ...]:
+    def against(self, cells: Sequence[CellRuns], other: CellRuns | None) -> tuple[PairComparison, ...]:
         return () if other is None else self.family([((cell,), (other,)) for cell in cells])
 
     def estimate(self, cell: CellRuns) -> Estimate:
@@ -85,24 +84,24 @@ class Judge:
     def _interval(self, cells: Sequence[CellRuns]) -> tuple[float, float] | tuple[None, None]:
         found = interval(
             [cell.scores for cell in cells],
-            _enough(self.resamples.of(cells)),
+            _without_empty_sets(self.resamples.mean(cells)),
             num_groups=self.resamples.num_groups,
             spread=self.spread,
         )
         return found or (None, None)
 
-    def _twins(self) -> tuple[Versus, ...]:
-        if self.spread is None and self.is_pooled:  # a pair would be judged by its own difference
+    def _equivalent_pairs(self) -> tuple[PairComparison, ...]:
+        if self.spread is None and self.is_pooled:  # the only spread would be that of the pair itself
             return ()
         cells = {cell.name: cell for cell in self.results.arms}
         sides = []
         for cell in self.results.arms:
-            other = twin_of(self.results.study, cell.cell)
+            other = canonical_code(self.results.study, cell.cell)
             if other != cell.name and other in cells:
                 sides.append(((cell,), (cells[other],)))
         return self.family(sides)
 
-    def confirmation(self) -> Versus | None:
+    def confirmation(self) -> PairComparison | None:
         if any(record.status != "finished" for record in self.results.records.get(CONFIRMATION, ())):
             return None
         cells = self.results.cells.get(CONFIRMATION, ())
@@ -111,43 +110,35 @@ class Judge:
         return self.family([(winners, controls)])[0] if winners and controls else None
 
     def factors(self) -> tuple[tuple[Effect, ...], tuple[Interaction, ...]]:
-        """Of every phase that varies factors; those of one phase are one family."""
+        """Effects and interactions in every phase that varies factors; those of one phase are one family."""
         effects: list[Effect] = []
         interactions: list[Interaction] = []
         for phase in self.results.cells:
             if phase in (CONTROLS, CONFIRMATION):
                 continue
-            factors = [
-                factor for factor in self.results.study.factors if len(self._values(phase, factor)) > 1
+            known = [(factor, len(self._values(phase, factor))) for factor in self.results.study.factors]
+            varied = [factor for factor, count in known if count > 1]
+            binary = [factor for factor, count in known if count == 2]
+            tables = [(factor, table) for factor in varied if (table := self._matched(phase, [factor]))]
+            crossed = [
+                (pair, table) for pair in combinations(binary, 2) if (table := self._matched(phase, pair))
             ]
-            tables = {factor.path: self._matched(phase, [factor]) for factor in factors}
-            crossed = {
-                pair: self._matched(phase, pair)
-                for pair in combinations(factors, 2)
-                if all(len(self._values(phase, factor)) == 2 for factor in pair)
-            }
-            changes = [
+            sides = [
                 (value_label(other[0]), value_label(first[0]), table[other], table[first])
-                for table in tables.values()
+                for _, table in tables
                 for first, *others in [list(table)]
                 for other in others
             ]
-            pairs = [
-                (f"{short(one)} x {short(other)}", *_corners(table))
-                for (one, other), table in crossed.items()
-                if table
-            ]
-            sides = [*changes, *((name, "no interaction", same, apart) for name, same, apart in pairs)]
+            for (one, other), table in crossed:
+                neither, only_one, only_other, both = table.values()
+                name = f"{short_name(one)} x {short_name(other)}"
+                sides.append((name, "no interaction", [*neither, *both], [*only_one, *only_other]))
             size = len(sides)
-            verdicts = iter(_corrected([(a, b, self.compare(x, y, family=size)) for a, b, x, y in sides]))
-            for factor in factors:
-                table = tables[factor.path]
-                mine = tuple(next(verdicts) for _ in range(max(0, len(table) - 1)))
-                if table:
-                    effects.append(Effect(phase, factor, self._levels(table), mine))
-            interactions += [
-                Interaction(phase, pair, next(verdicts)) for pair, table in crossed.items() if table
-            ]
+            pairs = iter(_corrected([(a, b, self.compare(x, y, family=size)) for a, b, x, y in sides]))
+            for factor, table in tables:
+                changes = tuple(islice(pairs, len(table) - 1))
+                effects.append(Effect(phase, factor, self._levels(table), changes))
+            interactions += [Interaction(phase, pair, next(pairs)) for pair, _ in crossed]
         return tuple(effects), tuple(interactions)
 
     def _levels(self, table: Mapping[tuple[Value, ...], Sequence[CellRuns]]) -> tuple[Level, ...]:
@@ -157,47 +148,41 @@ class Judge:
         )
 
     def _matched(self, phase: str, factors: Sequence[Factor]) -> dict[tuple[Value, ...], list[CellRuns]]:
-        """A phase's cells by their values of some factors, over those values of the other factors that are there for
-        all of them; empty where there are none.
+        """A phase's cells by their values of some factors, restricted to those values of the other factors that all
+        of them have; empty where there are none.
         """
-        cells = [cell for cell in self.results.cells.get(phase, ()) if not cell.cell.is_control]
         paths = [factor.path for factor in factors]
         by_values: dict[tuple[Value, ...], dict[str, CellRuns]] = {
             values: {} for values in product(*(self._values(phase, factor) for factor in factors))
         }
-        for cell in cells:
-            by_values[tuple(cell.cell.values[path] for path in paths)][_rest(cell, paths)] = cell
-        common = set.intersection(*(set(mine) for mine in by_values.values())) if by_values else set()
-        if not common:
-            return {}
+        for cell in self._cells(phase):
+            by_values[_values_at(cell, paths)][_other_values(cell, paths)] = cell
+        common = set.intersection(*map(set, by_values.values())) if by_values else set()
         return {
-            values: [cell for rest, cell in mine.items() if rest in common]
+            values: [cell for other, cell in mine.items() if other in common]
             for values, mine in by_values.items()
+            if common
         }
 
-    def hypotheses(self) -> tuple[Tested, ...]:
-        """Their claims are one family."""
+    def _cells(self, phase: str) -> list[CellRuns]:
+        return [cell for cell in self.results.cells.get(phase, ()) if not cell.cell.is_control]
+
+    def hypotheses(self) -> tuple[HypothesisResult, ...]:
+        """All hypotheses; their claims are one family."""
         study = self.results.study
         size = sum(len(hypothesis.claims) for hypothesis in study.hypotheses)
-        comparisons: list[tuple[str, str, Comparison]] = []
-        places: list[list[int] | None] = []
+        tested: list[tuple[Hypothesis, list[tuple[str, str, Comparison]]]] = []
         for hypothesis in study.hypotheses:
-            sides = [self._sides(claim, hypothesis, size) for claim in hypothesis.claims]
-            if not sides or any(side is None for side in sides):
-                places.append(None)
-                continue
-            places.append(list(range(len(comparisons), len(comparisons) + len(sides))))
-            comparisons += [side for side in sides if side is not None]
-        corrected = _corrected(comparisons)
+            claims = [self._test(claim, hypothesis, size) for claim in hypothesis.claims]
+            known = [claim for claim in claims if claim is not None]
+            tested.append((hypothesis, known if len(known) == len(claims) else []))
+        pairs = iter(_corrected([claim for _, claims in tested for claim in claims]))
         return tuple(
-            Tested(hypothesis, "not tested", ())
-            if place is None
-            else _tested(hypothesis, tuple(corrected[index] for index in place))
-            for hypothesis, place in zip(study.hypotheses, places, strict=True)
+            _hypothesis_result(hypothesis, tuple(islice(pairs, len(claims)))) for hypothesis, claims in tested
         )
 
-    def _sides(self, claim: Claim, hypothesis: Hypothesis, family: int) -> tuple[str, str, Comparison] | None:
-        """None where cells of a side have no result."""
+    def _test(self, claim: Claim, hypothesis: Hypothesis, family: int) -> tuple[str, str, Comparison] | None:
+        """The two sides of a claim compared; None where cells of a side have no result."""
         if CONTROL in claim.better or CONTROL in claim.worse:
             sides = self._chosen(claim.phase, claim.better), self._chosen(claim.phase, claim.worse)
         else:
@@ -211,35 +196,35 @@ class Judge:
         gaps = [_gaps(cell) for cell in (*better, *worse)]
         if not all(gaps):
             return None
-        spread = pooled_spread(_repeats(self.results, _gaps, with_twins=True))
-        # A smaller gap is better.
-        mine = [[-gap for gap in cell] for cell in gaps]
-        a, b = mine[: len(better)], mine[len(better) :]
+        spread = pooled_spread(_repeats(self.results, _gaps, with_equivalent=True))
+        negated = [[-gap for gap in cell] for cell in gaps]  # a smaller gap is better
+        a, b = negated[: len(better)], negated[len(better) :]
         return *labels, compare(a, b, None, num_groups=0, spread=spread, family=family)
 
     def _chosen(self, phase: str, side: Mapping[str, Sequence[Value]]) -> list[CellRuns]:
-        """The controls of these names, or cells with these values; empty unless there is something of each."""
+        """The controls with these names, or the cells with these values; empty unless there are some for each."""
         if CONTROL in side:
             found = [cell for cell in self.results.controls if cell.name in side[CONTROL]]
             return found if len(found) == len(side[CONTROL]) else []
-        cells = [cell for cell in self.results.cells.get(phase, ()) if not cell.cell.is_control]
-        wanted = set(product(*side.values()))
-        found = [cell for cell in cells if _values_at(cell, side) in wanted]
-        return found if {_values_at(cell, side) for cell in found} == wanted else []
+        expected = set(product(*side.values()))
+        found = [cell for cell in self._cells(phase) if _values_at(cell, side) in expected]
+        return found if {_values_at(cell, side) for cell in found} == expected else []
 
     def _matched_sides(self, claim: Claim) -> tuple[list[CellRuns], list[CellRuns]]:
-        """Over those values of the other factors that are there for all values of both sides."""
+        """Both sides, restricted to those values of the other factors that all values of both sides have."""
         better, worse = self._chosen(claim.phase, claim.better), self._chosen(claim.phase, claim.worse)
         paths = list({**claim.better, **claim.worse})
-        there: dict[tuple[Value, ...], set[str]] = {}
+        others: dict[tuple[Value, ...], set[str]] = {}
         for cell in (*better, *worse):
-            there.setdefault(tuple(cell.cell.values[path] for path in paths), set()).add(_rest(cell, paths))
-        common = set.intersection(*there.values()) if better and worse else set()
-        mine, theirs = ([cell for cell in cells if _rest(cell, paths) in common] for cells in (better, worse))
+            others.setdefault(_values_at(cell, paths), set()).add(_other_values(cell, paths))
+        common = set.intersection(*others.values()) if better and worse else set()
+        mine, theirs = (
+            [cell for cell in cells if _other_values(cell, paths) in common] for cells in (better, worse)
+        )
         return mine, theirs
 
     def _values(self, phase: str, factor: Factor) -> list[Value]:
-        """That the phase's cells have, in the factor's order."""
+        """The values of a factor in the phase's cells, in the factor's order."""
         seen = {cell.cell.values.get(factor.path) for cell in self.results.cells[phase]}
         return [value for value in factor.values if value in seen]
 
@@ -249,67 +234,63 @@ def _scores(cell: CellRuns) -> list[float]:
 
 
 def _gaps(cell: CellRuns) -> list[float]:
-    """Validation loss less training loss at the end of every run; none where a run does not have it."""
+    """The loss gap at the end of every run; empty where a run does not have it."""
     gaps = [loss_gap((run.results or {}).get("final", {})) for run in cell.runs]
     known = [gap for gap in gaps if gap is not None]
     return known if len(known) == len(gaps) else []
 
 
-def _values_at(cell: CellRuns, side: Mapping[str, object]) -> tuple[Value, ...]:
-    return tuple(cell.cell.values[path] for path in side)
+def _values_at(cell: CellRuns, paths: Iterable[str]) -> tuple[Value, ...]:
+    return tuple(cell.cell.values[path] for path in paths)
 
 
-def _rest(cell: CellRuns, paths: Sequence[str]) -> str:
-    """What a cell has of the other factors, as a key."""
+def _other_values(cell: CellRuns, paths: Sequence[str]) -> str:
+    """A key of the values of all other factors."""
     return repr([(path, value) for path, value in cell.cell.values.items() if path not in paths])
 
 
-def _corners(
-    table: Mapping[tuple[Value, ...], Sequence[CellRuns]],
-) -> tuple[list[CellRuns], list[CellRuns]]:
-    """Of two factors with two values each: where both or neither change, and where one does."""
-    neither, one, other, both = table.values()
-    return [*neither, *both], [*one, *other]
-
-
-def _enough(resampled: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    """Without sets that hold no object; None where fewer than two are left."""
+def _without_empty_sets(resampled: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """Differences on the sets that have objects; None where there are fewer than two."""
     if resampled is None:
         return None
     kept = resampled[~np.isnan(resampled)]
     return kept if len(kept) > 1 else None
 
 
-def _tested(hypothesis: Hypothesis, claims: tuple[Versus, ...]) -> Tested:
+def _hypothesis_result(hypothesis: Hypothesis, claims: tuple[PairComparison, ...]) -> HypothesisResult:
     verdicts = {claim.verdict for claim in claims}
-    answer: Answer = "not distinguishable"
-    if "B is better" in verdicts:
-        answer = "refuted"
+    outcome: Outcome = "not distinguishable"
+    if not claims:
+        outcome = "not tested"
+    elif "B is better" in verdicts:
+        outcome = "refuted"
     elif "unknown" in verdicts:
-        answer = "unknown"
+        outcome = "unknown"
     elif verdicts == {"A is better"}:
-        answer = "supported"
-    return Tested(hypothesis, answer, claims)
+        outcome = "supported"
+    return HypothesisResult(hypothesis, outcome, claims)
 
 
-def _corrected(comparisons: Sequence[tuple[str, str, Comparison]]) -> tuple[Versus, ...]:
+def _corrected(comparisons: Sequence[tuple[str, str, Comparison]]) -> tuple[PairComparison, ...]:
     known = [comparison.p_value for _, _, comparison in comparisons if comparison.p_value is not None]
     corrected = iter(holm(known))
     return tuple(
-        Versus(a, b, comparison, None if comparison.p_value is None else next(corrected))
+        PairComparison(a, b, comparison, None if comparison.p_value is None else next(corrected))
         for a, b, comparison in comparisons
     )
 
 
-def _repeats(results: StudyResults, values: Values, *, with_twins: bool) -> list[list[float]]:
+def _repeats(
+    results: StudyResults, values: Callable[[CellRuns], Sequence[float]], *, with_equivalent: bool
+) -> list[list[float]]:
     """Groups of values that differ by chance alone.
 
-    Fresh runs are a group of their own: the winner was chosen for its first ones.
+    Confirmation runs are groups of their own: the earlier runs of the winner are those by which it was selected.
     """
     groups: dict[tuple[bool, str], dict[str, Sequence[float]]] = {}
     for phase, cells in results.cells.items():
         for cell in cells:
-            name = twin_of(results.study, cell.cell) if with_twins else cell.name
+            name = canonical_code(results.study, cell.cell) if with_equivalent else cell.name
             groups.setdefault((phase == CONFIRMATION, name), {})[cell.name] = values(cell)
     return [[value for mine in group.values() for value in mine] for group in groups.values()]
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page: nothing outside of it is needed, nothing in it runs, everything is escaped."""
+"""The report as one HTML page: self-contained, without scripts, with everything escaped."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from raydet.report.tables import Table
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image within the page."""
+    """An image, embedded by a `data:` URI."""
 
     title: str
     caption: str
     uri: str
-    """`data:`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with what stands under it."""
+    """A heading with its content."""
 
     anchor: str
     title: str
@@ -33,13 +32,12 @@ class Section:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing to show."""
         return not (self.sentences or self.tables or self.images)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the template shows."""
+    """The variables of the template."""
 
     title: str
     facts: Sequence[tuple[str, str]]
@@ -49,17 +47,13 @@ class Page:
     footer: str
 
 
-def image(title: str, caption: str, content: bytes, *, kind: str) -> Image:
-    """An image with its bytes.
-
-    Args:
-        kind: `svg+xml` or `png`.
-    """
+def embed(title: str, caption: str, content: bytes, *, kind: str) -> Image:
+    """Embed a file's content; `kind` is `svg+xml` or `png`."""
     return Image(title, caption, f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
 
 
 def render(page: Page) -> str:
-    """The page's HTML."""
+    """Render the page as HTML."""
     environment = Environment(
         loader=PackageLoader("raydet.report"), autoescape=True, undefined=StrictUndefined
     )

@@ -1,4 +1,4 @@
-"""How a trained detector's AP falls as one modality's images get worse, or as the modality goes."""
+"""How the AP of a trained detector degrades as one modality is corrupted or removed."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from raydet.runs.run_dir import write_atomically
 
 CurveKind = Kind | Literal["absent"]
 ABSENT: Final = "absent"
-"""The modality is taken away altogether: there are no degrees of it."""
+"""The modality is removed; there are no severities."""
 METRIC = "mAP"
 RESULTS = "robustness.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """AP of one corruption of one modality, the others as they are."""
+    """AP under one corruption of one modality, the others being clean."""
 
     modality: str
     kind: CurveKind
     scores: tuple[float, ...]
-    """mAP at severity 0 (as it is), 1, 2, ...; for `ABSENT` with the modality, and without."""
+    """mAP at severity 0 (clean), 1, 2, ...; for `ABSENT` with the modality, and without."""
 
     @property
     def area(self) -> float | None:
-        """Under the scores over the severity, by trapezoids, divided by the last severity: in 0..1, as mAP.
+        """Area under the scores over severity (trapezoidal rule), divided by the last severity: in 0..1, like mAP.
 
         >>> Curve("rgb", "blur", (0.75, 0.5, 0.25)).area
         0.5
@@ -45,16 +45,19 @@ class Curve:
         return inner / (len(self.scores) - 1)
 
     @property
+    def remaining(self) -> float:
+        """The area, or the score without the modality."""
+        return self.scores[-1] if self.area is None else self.area
+
+    @property
     def relative(self) -> float | None:
-        """What is left: the area, or the score without the modality, over the score at severity 0; None where that
-        is 0 already."""
-        left = self.scores[-1] if self.area is None else self.area
-        return left / self.scores[0] if self.scores[0] else None
+        """`remaining` over the clean score; None where that is 0."""
+        return self.remaining / self.scores[0] if self.scores[0] else None
 
 
 @dataclass(frozen=True, slots=True)
 class Robustness:
-    """All curves of a run; they begin at the same score."""
+    """All curves of a run; they start at the same clean score."""
 
     clean: float
     severities: int
@@ -62,7 +65,7 @@ class Robustness:
     curves: tuple[Curve, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """With the strengths of the corruptions (`STRENGTHS` says what they are)."""
+        """The content of robustness.json, with the strengths of the corruptions (see `STRENGTHS`)."""
         kinds = {curve.kind for curve in self.curves}
         curves = [asdict(curve) | {"area": curve.area, "relative": curve.relative} for curve in self.curves]
         return {
@@ -80,14 +83,14 @@ class Robustness:
         """Write robustness.json and robustness.csv.
 
         Args:
-            about: what else the json shall say: which run, which images.
+            about: other entries of the JSON: run and images.
         """
         text = json.dumps(about | self.as_json(), indent=2)
         write_atomically(directory / RESULTS, text + "\n")
         write_atomically(directory / "robustness.csv", self._as_csv())
 
     def _as_csv(self) -> str:
-        """A row per curve; for `ABSENT` the column of severity 1 is the score without the modality."""
+        """One row per curve; for `ABSENT`, the column of severity 1 is the score without the modality."""
         names = [f"{METRIC}_{severity}" for severity in range(self.severities + 1)]
         text = io.StringIO()
         writer = csv.DictWriter(text, ["modality", "kind", *names, "area", "relative"])
@@ -100,7 +103,7 @@ class Robustness:
 
 
 def read_robustness(directory: Path) -> Robustness | None:
-    """What `Robustness.write` has written there; None where there is nothing, or nothing that can be read."""
+    """Read what `Robustness.write` wrote; None where there is nothing, or it cannot be read."""
     try:
         content = json.loads((directory / RESULTS).read_text())
         curves = tuple(
@@ -119,25 +122,25 @@ def measure_robustness(
     seed: int = 0,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Robustness:
-    """Evaluate a run again and again, with one modality spoiled each time: 84 times with three modalities.
+    """Evaluate a run with one modality corrupted at a time, 84 times with three modalities.
 
-    Only what the model reads is spoiled. Boxes stay where they are.
+    Only modalities that the model uses are corrupted. Boxes are not moved.
 
     Args:
-        severities: 1 to `NUM_SEVERITIES`: how many of them.
-        kinds: default: all that befall a modality.
-        seed: of the corruptions.
-        tell: takes a line after every evaluation.
+        severities: how many, 1 to `NUM_SEVERITIES`.
+        kinds: kinds of corruption; default: all that apply to a modality.
+        seed: seed of the corruptions.
+        tell: called with a line of progress after every evaluation.
 
     Raises:
-        ConfigError: nothing is left to do, or the images hold no objects.
+        ConfigError: no corruption applies, or the images have no objects.
         DataError: an image cannot be read.
     """
-    curves = [(name, kind) for name, kind in _curves_of(run) if kinds is None or kind in kinds]
+    curves = [(name, kind) for name, kind in _applicable(run) if kinds is None or kind in kinds]
     if not curves:
         raise ConfigError(
-            f"{', '.join(kinds or ())}: nothing of it befalls what the model reads "
-            f"({', '.join(run.detector.modalities)}); name other kinds"
+            f"{', '.join(kinds or ())} does not apply to the modalities that the model uses "
+            f"({', '.join(run.model.modalities)}); choose other kinds"
         )
     cases = [
         (name, kind, severity)
@@ -145,22 +148,27 @@ def measure_robustness(
         for severity in range(1, 2 if kind == ABSENT else severities + 1)
     ]
     clean = _score(run)
-    tell(f"0/{len(cases)} as it is: {METRIC} {clean:.4f}")
+    tell(f"0/{len(cases)} clean: {METRIC} {clean:.4f}")
     scores = {curve: [clean] for curve in curves}
     for number, (name, kind, severity) in enumerate(cases, 1):
-        score = _spoiled_score(run, name, kind, severity, seed)
+        if kind == ABSENT:
+            with run.model.without(name):
+                score = _score(run)
+        else:
+            source = CorruptedSource(run.source, modality=name, kind=kind, severity=severity, seed=seed)
+            score = _score(replace(run, source=source))
         scores[name, kind].append(score)
         tell(f"{number}/{len(cases)} {name} {kind} {severity}: {METRIC} {score:.4f}")
     found = tuple(Curve(name, kind, tuple(values)) for (name, kind), values in scores.items())
     return Robustness(clean=clean, severities=severities, seed=seed, curves=found)
 
 
-def _curves_of(run: TrainedRun) -> Iterator[tuple[str, CurveKind]]:
-    """What can befall the modalities that the model reads.
+def _applicable(run: TrainedRun) -> Iterator[tuple[str, CurveKind]]:
+    """The corruptions that apply to the modalities that the model uses.
 
-    The second stream is shifted against the first, where the boxes lie. Of a single modality nothing would be left.
+    Only the second stream is shifted, because boxes are aligned with the first. A single modality cannot be absent.
     """
-    first, second = run.detector.rgb_input.modalities, run.detector.aux_input.modalities
+    first, second = run.model.rgb_input.modalities, run.model.aux_input.modalities
     for name in (*first, *second):
         yield from ((name, kind) for kind in KINDS[name])
         if first and name in second:
@@ -169,16 +177,8 @@ def _curves_of(run: TrainedRun) -> Iterator[tuple[str, CurveKind]]:
             yield name, ABSENT
 
 
-def _spoiled_score(run: TrainedRun, name: str, kind: CurveKind, severity: int, seed: int) -> float:
-    if kind == ABSENT:
-        with run.detector.without(name):
-            return _score(run)
-    source = CorruptedSource(run.source, modality=name, kind=kind, severity=severity, seed=seed)
-    return _score(replace(run, source=source))
-
-
 def _score(run: TrainedRun) -> float:
     score = evaluated(run).metrics[METRIC]
     if score is None:
-        raise ConfigError(f"{run.run_dir}: its images hold no objects; name other images with --data")
+        raise ConfigError(f"{run.run_dir}: its images have no objects; choose other images with --data")
     return score

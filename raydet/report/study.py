@@ -1,4 +1,4 @@
-"""A study's directory, read: what it was to be, what has run, and the scores of every cell."""
+"""The results of a study, read from its directory: definition, runs, and the scores of every cell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raydet.metrics.matches import MatchRecords
 from raydet.runs.run_dir import MATCH_RECORDS
 from raydet.runs.usage import Usage
 from raydet.stats.bootstrap import is_same_images, resampled_scores
-from raydet.tune.budget import Meter
+from raydet.tune.budget import UsageMeter
 from raydet.tune.cells import Cell, trial_directory
 from raydet.tune.journal import Events, read_journal
 from raydet.tune.phases import cells_by_phase, recorded_study, trials_by_phase
@@ -26,7 +26,7 @@ from raydet.tune.study import CONFIRMATION, CONTROLS, Study
 from raydet.tune.trial_status import TrialRecord, records_of
 
 THRESHOLDS: dict[str, int | None] = {"mAP": None, "mAP_50": 0, "mAP_75": 5}
-"""Metrics that follow from match records, with the place of their IoU threshold; None: the mean over all."""
+"""Metrics that match records contain, with the index of their IoU threshold; None: the mean over all."""
 
 
 @dataclass(frozen=True)
@@ -40,39 +40,36 @@ class CellRuns:
 
     @property
     def name(self) -> str:
-        """As in tables and figures."""
         return self.cell.code
 
     @cached_property
     def scores(self) -> list[float]:
-        """One per run."""
         return [run.score(self.metric) or 0.0 for run in self.runs]
 
     @property
     def mean(self) -> float:
-        """Of the scores."""
         return fmean(self.scores)
 
     def mean_of(self, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
-        """The mean of something in the runs' results; None where a run does not have it."""
+        """The mean of a value of the runs' results; None where a run does not have it."""
         values = [value(run.results or {}) for run in self.runs]
         known = [number for number in values if number is not None]
         return fmean(known) if known and len(known) == len(values) else None
 
     @cached_property
     def usage(self) -> Usage | None:
-        """What its runs have taken together, attempts that came to nothing included; None where that is unknown."""
+        """Total usage of the runs, failed attempts included; None where it is unknown."""
         known = [run.usage for run in self.runs if run.usage is not None]
         return sum(known, start=Usage()) if len(known) == len(self.runs) else None
 
     def final(self, metric: str) -> float | None:
-        """The mean of a metric of the last epoch."""
+        """The mean of a metric after the last epoch."""
         return self.mean_of(lambda results: results.get("final", {}).get(metric))
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """All that a report is made from."""
+    """Everything that a report is computed from."""
 
     directory: Path
     study: Study
@@ -80,23 +77,22 @@ class StudyResults:
     deviations: list[Deviation]
     events: Events
     cells: dict[str, tuple[CellRuns, ...]]
-    """Cells with a finished run, by phase, in the order of its table."""
+    """Cells with finished runs, by phase, in the order of its table."""
     records: dict[str, tuple[TrialRecord, ...]]
-    """All runs that are decided, by phase."""
+    """All planned runs, by phase."""
 
     @property
     def name(self) -> str:
-        """Of the study."""
         return self.study.name
 
     @property
     def num_seeds(self) -> int:
-        """Per cell: the most that a command has asked for."""
+        """Seeds per cell: the largest number that any command asked for."""
         return most_seeds(self.events)
 
     @property
     def late_hypotheses(self) -> dict[str, int]:
-        """Those that were written down after results could be seen, with their number."""
+        """Hypotheses that were registered after runs had finished, with the number of these runs."""
         late, finished = {}, 0
         for entry in self.events.events:
             finished += entry["event"] == "finished"
@@ -106,17 +102,16 @@ class StudyResults:
 
     @cached_property
     def usage(self) -> Usage:
-        """What all runs have taken, those too that failed, were stopped or cut off."""
-        return Meter(self.directory, self.events).total()
+        """Usage of all runs, including failed, stopped and interrupted ones."""
+        return UsageMeter(self.directory, self.events).total()
 
     @property
     def controls(self) -> tuple[CellRuns, ...]:
-        """What a fusion must beat."""
         return self.cells.get(CONTROLS, ())
 
     @cached_property
     def arms(self) -> tuple[CellRuns, ...]:
-        """Every cell under test, once."""
+        """Every cell under test, once even if it is in several phases."""
         arms = {
             cell.name: cell
             for phase, cells in self.cells.items()
@@ -127,7 +122,7 @@ class StudyResults:
 
     @property
     def unfinished(self) -> list[TrialRecord]:
-        """Runs without a result, each once."""
+        """Runs without a result, once even if they are in several phases."""
         missing = {
             record.trial.key: record
             for records in self.records.values()
@@ -138,20 +133,19 @@ class StudyResults:
 
 
 def open_study(directory: Path) -> StudyResults:
-    """Read a study.
-
-    Args:
-        directory: `<storage>/<study>`.
+    """Read the results of a study from `<storage>/<study>`.
 
     Raises:
-        StudyError: there is none, it is older than protocols, or nothing of it has finished.
+        StudyError: there is no study, it has no protocol, or none of its runs has finished.
     """
     events = read_journal(directory)
     study, protocol = recorded_study(events), newest_protocol(events)
     if study is None:
         raise StudyError(f"{directory} holds no study: journal.jsonl is missing or empty")
     if protocol is None:
-        raise StudyError(f"{directory} holds a study of an older version, without a protocol; run it anew")
+        raise StudyError(
+            f"{directory} was written by an older version, without a protocol; run the study again"
+        )
     trials = trials_by_phase(study, events, most_seeds(events))
     records = {phase: tuple(records_of(mine, events)) for phase, mine in trials.items()}
     tables = cells_by_phase(study, events)
@@ -167,22 +161,21 @@ def open_study(directory: Path) -> StudyResults:
 
 
 def _runs_of(cell: Cell, records: Sequence[TrialRecord], directory: Path, metric: str) -> CellRuns:
-    """None of a cell of which some were stopped early: those that were left to run were the lucky ones."""
-    all_of_it = [
+    """The finished runs of a cell; none if some were stopped early: the mean of the others would be biased upwards."""
+    of_cell = [
         record
         for record in records
         if record.trial.cell.code == cell.code and record.trial.cell.is_control == cell.is_control
     ]
-    is_cut = any(record.status == "stopped" for record in all_of_it)
-    mine = () if is_cut else tuple(record for record in all_of_it if record.status == "finished")
+    is_complete = all(record.status != "stopped" for record in of_cell)
+    mine = tuple(record for record in of_cell if is_complete and record.status == "finished")
     return CellRuns(cell, mine, tuple(trial_directory(directory, run.trial) for run in mine), metric)
 
 
 class Resamples:
-    """Scores of every run on the same resampled sets of images, computed once, on demand."""
+    """Scores of runs on the same resampled sets of images, cached; known for the metrics in `THRESHOLDS` only."""
 
     def __init__(self, *, count: int, metric: str) -> None:
-        """`metric`: mAP, mAP_50 or mAP_75; of others nothing is known."""
         self.count = count
         self.metric = metric
         self.num_groups = 0
@@ -191,11 +184,11 @@ class Resamples:
 
     @property
     def num_images(self) -> int:
-        """Of the set; 0 where it is not known."""
+        """Number of images of the set; 0 where it is unknown."""
         return 0 if self._images is None else len(self._images.image_ids)
 
-    def of(self, cells: Sequence[CellRuns]) -> NDArray[np.float64] | None:
-        """The mean over some cells, [count]; None where a run has no match records of the same images."""
+    def mean(self, cells: Sequence[CellRuns]) -> NDArray[np.float64] | None:
+        """The mean score of some cells: [count]; None where a run has no match records of the same images."""
         means = []
         for cell in cells:
             runs = [self._run(run_dir) for run_dir in cell.run_dirs]
@@ -207,8 +200,8 @@ class Resamples:
         return mean
 
     def difference(self, a: Sequence[CellRuns], b: Sequence[CellRuns]) -> NDArray[np.float64] | None:
-        """Of two means; NaN for sets that hold no object."""
-        mine, theirs = self.of(a), self.of(b)
+        """The difference of the mean scores: [count], NaN for sets without objects."""
+        mine, theirs = self.mean(a), self.mean(b)
         return None if mine is None or theirs is None else mine - theirs
 
     def _run(self, run_dir: Path) -> NDArray[np.float64] | None:

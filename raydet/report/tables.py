@@ -1,4 +1,4 @@
-"""The report's tables, and how they become HTML rows, CSV and LaTeX."""
+"""The tables of the report, as text, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 from raydet.metrics.sizes import SizeBins
 from raydet.report.analysis import Analysis
-from raydet.report.figures.robustness import measured
-from raydet.report.findings import Estimate, Versus, short, value_label
+from raydet.report.figures.robustness import measured_robustness
+from raydet.report.findings import Estimate, PairComparison, short_name, value_label
 from raydet.report.study import CellRuns
-from raydet.stats.comparison import MOST_SEEDS
+from raydet.stats.comparison import MAX_SEEDS, POWER, Comparison
 from raydet.tune.study import CONFIRMATION
 
-METRICS = ("mAP_50", "mAP_75", "mAP_small", "mAP_medium", "mAP_large")
-HEADS = {
+METRICS = {
     "mAP_50": "AP50",
     "mAP_75": "AP75",
     "mAP_small": "small",
@@ -30,10 +30,10 @@ MISSING = "–"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Text in rows; the first `num_names` columns are words, the others numbers."""
+    """Rows of text; the first `num_names` columns are words, the others numbers."""
 
     name: str
-    """Of its files."""
+    """Stem of its files."""
     title: str
     caption: str
     columns: tuple[str, ...]
@@ -41,22 +41,20 @@ class Table:
     num_names: int = 1
 
     def as_csv(self) -> str:
-        """For spreadsheets; text that one would take for a formula is quoted."""
+        """CSV in which text that a spreadsheet would evaluate as a formula is escaped."""
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(map(_harmless, self.columns))
-        writer.writerows(
-            [_harmless(cell) if i < self.num_names else cell for i, cell in enumerate(row)]
-            for row in self.rows
-        )
+        writer.writerow(map(_escape_formula, self.columns))
+        for row in self.rows:
+            writer.writerow([*map(_escape_formula, row[: self.num_names]), *row[self.num_names :]])
         return text.getvalue()
 
     def as_latex(self) -> str:
-        """For papers; wants the package booktabs."""
+        """A LaTeX table; needs the package booktabs."""
         layout = "l" * self.num_names + "r" * (len(self.columns) - self.num_names)
-        lines = [" & ".join(map(_latex, row)) + r" \\" for row in (self.columns, *self.rows)]
+        lines = [" & ".join(map(_escape_latex, row)) + r" \\" for row in (self.columns, *self.rows)]
         body = "\n".join([lines[0], r"\midrule", *lines[1:]])
-        caption = _latex(f"{self.title}. {self.caption}")
+        caption = _escape_latex(f"{self.title}. {self.caption}")
         return (
             f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\begin{{tabular}}{{{layout}}}\n\\toprule\n"
             f"{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
@@ -66,22 +64,16 @@ class Table:
 def tables(analysis: Analysis) -> list[Table]:
     """All tables, in the order of the report."""
     return [
-        *_phase_tables(analysis),
+        *(_cells(analysis, phase, estimates) for phase, estimates in analysis.estimates.items() if estimates),
         *_best(analysis),
         *_hypotheses(analysis),
         *_factors(analysis),
         *_robustness(analysis),
-        *_twins(analysis),
+        *_equivalent_cells(analysis),
     ]
 
 
-def _phase_tables(analysis: Analysis) -> Iterator[Table]:
-    for phase, estimates in analysis.estimates.items():
-        if estimates:
-            yield _phase_table(analysis, phase, estimates)
-
-
-def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Table:
+def _cells(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Table:
     study = analysis.results.study
     order = sorted(estimates, key=lambda estimate: -estimate.cell.mean)
     factors = [
@@ -91,132 +83,99 @@ def _phase_table(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) 
         and len({estimate.cell.cell.values.get(factor.path) for estimate in estimates}) > 1
     ]
     against = analysis.against_control
-    if phase == CONFIRMATION:  # the runs that chose the winner do not count here
+    if phase == CONFIRMATION:  # without the runs by which the winner was selected
         against = () if analysis.confirmation is None else (analysis.confirmation,)
-    verdicts = {versus.a: versus for versus in against}
-    default = _default_cell(analysis, phase)
+    pairs = {pair.a: pair for pair in against}
+    defaults = {factor.path: factor.default for factor in study.factors}
+    arms = [cell for cell in analysis.results.cells[phase] if not cell.cell.is_control]
+    default = next((cell for cell in arms if cell.cell.values == defaults), None)
     unit = analysis.results.usage.unit
     rows = []
     for rank, estimate in enumerate(order, start=1):
         cell = estimate.cell
-        values = (cell.cell.values.get(factor.path) for factor in factors)
+        values = [(factor, cell.cell.values.get(factor.path)) for factor in factors]
+        gain = MISSING if default is None or cell is default else f"{cell.mean - default.mean:+.4f}"
         rows.append(
-            (
-                cell.name,
-                *(MISSING if value is None else value_label(value) for value in values),
-                str(rank),
-                str(len(cell.runs)),
-                number(cell.mean),
-                _range(estimate),
-                MISSING if default is None or cell is default else f"{cell.mean - default.mean:+.4f}",
-                *(number(cell.final(metric)) for metric in METRICS),
-                *costs(cell, analysis.baseline),
-                number(None if cell.usage is None else cell.usage.by_unit[unit], 3),
-                _in_short(verdicts.get(cell.name)),
-            )
+            [
+                ("cell", cell.name),
+                *((short_name(f), MISSING if value is None else value_label(value)) for f, value in values),
+                ("rank", str(rank)),
+                ("runs", str(len(cell.runs))),
+                (study.metric, _number(cell.mean)),
+                ("95 % interval", _interval(estimate, ".4f")),
+                ("minus default", gain),
+                *((label, _number(cell.final(metric))) for metric, label in METRICS.items()),
+                *_costs(cell, analysis.baseline),
+                (unit, _number(None if cell.usage is None else cell.usage.by_unit[unit], 3)),
+                ("against best control", _verdict(pairs.get(cell.name))),
+            ]
         )
-    columns = (
-        "cell",
-        *(short(factor) for factor in factors),
-        "rank",
-        "runs",
-        study.metric,
-        "95 % interval",
-        "less default",
-        *(HEADS[metric] for metric in METRICS),
-        "parameters, M",
-        "added, M",
-        "GFLOP",
-        "minutes",
-        "images/s",
-        unit,
-        "against best control",
-    )
     return Table(
         f"cells_{phase}",
         f"Cells of {phase}",
-        "A cell is one setting, trained once per seed; numbers are means over its runs. “less default” is the score "
-        "less that of the cell of all defaults, “added” the parameters on top of the baseline's. Objects are "
-        f"{SizeBins.of(study.base.evaluate)}. Minutes and images/s are "
-        "of training, with all its workers, whatever else the machine had to do. "
-        f"{unit} are summed over the cell's runs, attempts that came to nothing included. A dash stands for what there "
-        "is not.",
-        columns,
-        tuple(rows),
+        "A cell is one setting, trained once per seed; numbers are means over its runs. “minus default” is the score "
+        "minus that of the cell of all defaults, “added” the parameters minus those of the baseline. Objects are "
+        f"{SizeBins.of(study.base.task)}. Minutes and images/s are "
+        "of training, with all its workers; other load on the machine is not accounted for. "
+        f"{unit} are summed over the cell's runs, including failed attempts. A dash means not available.",
+        tuple(header for header, _ in rows[0]),
+        tuple(tuple(text for _, text in row) for row in rows),
         num_names=1 + len(factors),
     )
 
 
-def _default_cell(analysis: Analysis, phase: str) -> CellRuns | None:
-    """The cell of all defaults, if the phase's table has it."""
-    defaults = {factor.path: factor.default for factor in analysis.results.study.factors}
-    cells = analysis.results.cells[phase]
-    return next((cell for cell in cells if not cell.cell.is_control and cell.cell.values == defaults), None)
+def _costs(cell: CellRuns, baseline: CellRuns | None) -> list[tuple[str, str]]:
+    mine = _scaled(cell, "parameters", 1)
+    theirs = _scaled(baseline, "parameters", 1) if baseline else None
+    return [
+        ("parameters, M", _number(mine and mine / 1e6, 3)),
+        ("added, M", MISSING if mine is None or theirs is None else f"{(mine - theirs) / 1e6:+.3f}"),
+        ("GFLOP", _number(_scaled(cell, "gflops", 1), 2)),
+        ("minutes", _number(_scaled(cell, "loop_s", 60), 1)),
+        ("images/s", _number(cell.mean_of(_training_speed), 1)),
+    ]
 
 
-def costs(cell: CellRuns, baseline: CellRuns | None) -> tuple[str, str, str, str, str]:
-    """Parameters, what of them comes on top of the baseline's, operations, time, speed of training."""
-    mine = cell.mean_of(lambda results: results.get("parameters"))
-    theirs = baseline.mean_of(lambda results: results.get("parameters")) if baseline else None
-    added = None if mine is None or theirs is None else (mine - theirs) / 1e6
-    minutes = cell.mean_of(lambda results: results.get("loop_s"))
-    return (
-        number(mine and mine / 1e6, 3),
-        MISSING if added is None else f"{added:+.3f}",
-        number(cell.mean_of(lambda results: results.get("gflops")), 2),
-        number(minutes and minutes / 60, 1),
-        number(cell.mean_of(training_speed), 1),
-    )
-
-
-def training_speed(results: Mapping[str, Any]) -> float | None:
-    """Images per second while a run trained, evaluation left out: the median of its epochs, which a busy machine
-    moves less than the mean.
-    """
+def _training_speed(results: Mapping[str, Any]) -> float | None:
+    """Images per second without evaluation: the median over epochs, which other load affects less than the mean."""
     speeds = [row["images_per_s"] for row in results.get("history", []) if row.get("images_per_s")]
     return median(speeds) if speeds else None
 
 
 def _best(analysis: Analysis) -> Iterator[Table]:
-    """The best arm beside what it must beat."""
-    if not analysis.results.arms:
-        return
-    best = max(analysis.results.arms, key=lambda cell: cell.mean)
+    """The best arm beside the cells that it must beat."""
+    best = max(analysis.results.arms, key=lambda cell: cell.mean, default=None)
     sides = {"best control": analysis.best_control, "baseline": analysis.baseline}
-    others = {label: cell for label, cell in sides.items() if cell is not None and cell.name != best.name}
-    if not others:
+    others = {label: cell for label, cell in sides.items() if best and cell and cell.name != best.name}
+    if best is None or not others:
         return
     metric = analysis.results.study.metric
     lines: list[tuple[str, Callable[[CellRuns], float | None], int]] = [
         (metric, lambda cell: cell.mean, 4),
-        *((HEADS[name], _final(name), 4) for name in METRICS),
+        *((label, partial(CellRuns.final, metric=name), 4) for name, label in METRICS.items()),
         ("parameters, M", lambda cell: _scaled(cell, "parameters", 1e6), 3),
         ("GFLOP", lambda cell: _scaled(cell, "gflops", 1), 2),
         ("minutes", lambda cell: _scaled(cell, "loop_s", 60), 1),
-        ("images/s in training", lambda cell: cell.mean_of(training_speed), 1),
+        ("images/s in training", lambda cell: cell.mean_of(_training_speed), 1),
         ("peak memory, GiB", lambda cell: _scaled(cell, "peak_memory_bytes", 2**30), 2),
     ]
     rows = []
     for label, value, digits in lines:
         mine = value(best)
-        cells = [number(mine, digits)]
+        cells = [_number(mine, digits)]
         for other in others.values():
             theirs = value(other)
-            change = None if mine is None or theirs is None else mine - theirs
-            cells += [number(theirs, digits), MISSING if change is None else f"{change:+.{digits}f}"]
+            change = MISSING if mine is None or theirs is None else f"{mine - theirs:+.{digits}f}"
+            cells += [_number(theirs, digits), change]
         rows.append((label, *cells))
-    heads = [head for label, cell in others.items() for head in (f"{label}: {cell.name}", "difference")]
+    headers = [header for label, cell in others.items() for header in (f"{label}: {cell.name}", "difference")]
     yield Table(
         "best",
-        "The best cell, and what it must beat",
-        "Means over runs. The best of many is too good on average; the confirmation, where there is one, is not.",
-        ("", best.name, *heads),
+        "The best cell, and the cells that it must beat",
+        "Means over runs. The best of many is biased upwards; the confirmation, where there is one, is not.",
+        ("", best.name, *headers),
         tuple(rows),
     )
-
-
-def _final(metric: str) -> Callable[[CellRuns], float | None]:
-    return lambda cell: cell.final(metric)
 
 
 def _scaled(cell: CellRuns, key: str, unit: float) -> float | None:
@@ -225,20 +184,19 @@ def _scaled(cell: CellRuns, key: str, unit: float) -> float | None:
 
 
 def _robustness(analysis: Analysis) -> Iterator[Table]:
-    cells = measured(analysis)
+    cells = measured_robustness(analysis)
     if not cells:
         return
     keys = dict.fromkeys((curve.modality, curve.kind) for _, found in cells for curve in found.curves)
     by_cell = [{(curve.modality, curve.kind): curve for curve in found.curves} for _, found in cells]
-    rows = [("as it is", "", *(number(found.clean) for _, found in cells))]
+    rows = [("clean", "", *(_number(found.clean) for _, found in cells))]
     for key in keys:
         curves = [curves.get(key) for curves in by_cell]
-        left = [curve and (curve.scores[-1] if curve.area is None else curve.area) for curve in curves]
-        rows.append((*key, *(number(value) for value in left)))
+        rows.append((*key, *(_number(None if curve is None else curve.remaining) for curve in curves)))
     yield Table(
         "robustness",
         "Area under AP against severity",
-        '0 to 1, as AP; "absent": AP without the modality. One run per cell.',
+        "In 0 to 1, like AP; “absent” is AP without the modality. One run per cell.",
         ("modality", "corruption", *(cell.name for cell, _ in cells)),
         tuple(rows),
         num_names=2,
@@ -247,99 +205,100 @@ def _robustness(analysis: Analysis) -> Iterator[Table]:
 
 def _hypotheses(analysis: Analysis) -> Iterator[Table]:
     rows = []
-    for tested in analysis.hypotheses:
-        head: tuple[str, str, str] = (tested.hypothesis.name, tested.hypothesis.text, tested.answer)
-        if not tested.claims:
-            rows.append((*head, MISSING, MISSING, MISSING, MISSING, MISSING))
-        for claim in tested.claims:
-            difference, interval, p, verdict = _outcome(claim)
+    for result in analysis.hypotheses:
+        first: tuple[str, str, str] = (result.hypothesis.name, result.hypothesis.text, result.outcome)
+        if not result.claims:
+            rows.append((*first, MISSING, MISSING, MISSING, MISSING, MISSING))
+        for claim in result.claims:
+            difference, interval, p, verdict = _test_result(claim)
             claimed = f"{claim.a} beats {claim.b}: {verdict}"
-            rows.append((*head, claimed, difference, interval, p, _seeds(claim)))
-            head = ("", "", "")
+            rows.append((*first, claimed, difference, interval, p, _seeds_needed(claim)))
+            first = ("", "", "")
     if rows:
         yield Table(
             "hypotheses",
             "Hypotheses and their claims",
-            "Written down before the first run. A hypothesis is supported where all its claims are, and refuted where "
-            "the opposite of one is. p is corrected for all claims of the table.",
+            "Registered before the first run. A hypothesis is supported if all its claims are, and refuted if the "
+            "opposite of one is. p is corrected for all claims of the table. “seeds needed” is the number of runs per "
+            f"cell that would find a difference of the size seen with a probability of {POWER:.0%}; “> {MAX_SEEDS}” "
+            "means more seeds than that, or more images.",
             ("", "hypothesis", "verdict", "claim", "difference", "95 % interval", "p", "seeds needed"),
             tuple(rows),
             num_names=4,
         )
 
 
-def _seeds(claim: Versus) -> str:
+def _seeds_needed(claim: PairComparison) -> str:
     if claim.verdict != "not distinguishable":
         return MISSING
     needed = claim.comparison.seeds_needed
-    return f"> {MOST_SEEDS}" if needed is None else str(needed)
+    return f"> {MAX_SEEDS}" if needed is None else str(needed)
 
 
 def _factors(analysis: Analysis) -> Iterator[Table]:
     changes = [
-        (effect.phase, short(effect.factor), f"{change.a} less {change.b}", *_outcome(change))
+        (effect.phase, short_name(effect.factor), f"{change.a} minus {change.b}", *_test_result(change))
         for effect in analysis.effects
         for change in effect.changes
         if effect.factor.arms is None
     ]
     crossed = [
-        (found.phase, found.versus.a, "interaction", *_outcome(found.versus))
+        (found.phase, found.pair.a, "interaction", *_test_result(found.pair))
         for found in analysis.interactions
     ]
     if changes or crossed:
         yield Table(
             "effects",
-            "What each factor does",
-            "Differences of the means over all cells of a phase, and of every two factors how far one's effect depends "
-            "on the other's (half the difference of the differences).",
+            "Effects of the factors",
+            "Differences of the means over all cells of a phase, and for every two factors how much the effect of one "
+            "depends on the other (half the difference of the differences).",
             ("phase", "factor", "change", "difference", "95 % interval", "p", "verdict"),
             (*changes, *crossed),
             num_names=3,
         )
 
 
-def _twins(analysis: Analysis) -> Iterator[Table]:
-    rows = tuple((f"{twin.a} less {twin.b}", *_outcome(twin)) for twin in analysis.noise.twins)
+def _equivalent_cells(analysis: Analysis) -> Iterator[Table]:
+    rows = tuple(
+        (f"{pair.a} minus {pair.b}", *_test_result(pair)) for pair in analysis.noise.equivalent_pairs
+    )
     if rows:
         yield Table(
             "twins",
-            "Cells that are the same function",
-            "What differs here is noise.",
+            "Equivalent cells",
+            "These cells compute the same function: their differences are noise.",
             ("cells", "difference", "95 % interval", "p", "verdict"),
             rows,
         )
 
 
-def _outcome(versus: Versus) -> tuple[str, str, str, str]:
-    found = versus.comparison
-    interval = (
-        MISSING if found.low is None or found.high is None else f"{found.low:+.4f} to {found.high:+.4f}"
-    )
-    return f"{found.difference:+.4f}", interval, number(versus.p_corrected, 3), _in_short(versus)
+def _test_result(pair: PairComparison) -> tuple[str, str, str, str]:
+    """Difference, interval, corrected p value, verdict."""
+    found = pair.comparison
+    interval = _interval(found, "+.4f")
+    return f"{found.difference:+.4f}", interval, _number(pair.p_corrected, 3), _verdict(pair)
 
 
-def _in_short(versus: Versus | None) -> str:
+def _verdict(pair: PairComparison | None) -> str:
     words: Mapping[str, str] = {"A is better": "better", "B is better": "worse"}
-    return MISSING if versus is None else words.get(versus.verdict, versus.verdict)
+    return MISSING if pair is None else words.get(pair.verdict, pair.verdict)
 
 
-def _range(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return MISSING
-    return f"{estimate.low:.4f} to {estimate.high:.4f}"
+def _interval(found: Estimate | Comparison, form: str) -> str:
+    return (
+        MISSING if found.low is None or found.high is None else f"{found.low:{form}} to {found.high:{form}}"
+    )
 
 
-def number(value: Any, digits: int = 4) -> str:
-    """A number, or a dash."""
+def _number(value: float | None, digits: int = 4) -> str:
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
-def _harmless(cell: str) -> str:
-    """What a spreadsheet would compute, behind leading white space too, becomes text."""
+def _escape_formula(cell: str) -> str:
     return f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@")) else cell
 
 
-LATEX = {
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     **{char: f"\\{char}" for char in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -353,5 +312,5 @@ LATEX = {
 }
 
 
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(char, char) for char in text)
+def _escape_latex(text: str) -> str:
+    return "".join(LATEX_ESCAPES.get(char, char) for char in text)

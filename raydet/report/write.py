@@ -1,10 +1,10 @@
-"""`raydet report`: a study's page, figures and tables as files.
+"""`raydet report`: write the page, figures and tables of a study.
 
 report/
   report.html          one self-contained page
   figures/             every figure as PNG and SVG
   tables/              every table as CSV and LaTeX
-  pictures/            detections and attention of the best arm
+  pictures/            drawn detections and attention of the best arm
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from raydet.report.drawings.run import Drawing, drawings_of_run
 from raydet.report.figures.effects import effect_figures
 from raydet.report.figures.robustness import robustness_figures
 from raydet.report.figures.scores import score_figures
-from raydet.report.figures.style import Figure, drawing
+from raydet.report.figures.style import Figure, figure_style
 from raydet.report.figures.training import cost_figures, curve_figures
-from raydet.report.page import Image, Page, Section, image, render
+from raydet.report.page import Image, Page, Section, embed, render
 from raydet.report.study import open_study
 from raydet.report.tables import Table, tables
 from raydet.runs.run_dir import write_atomically
@@ -40,41 +40,44 @@ FIGURES: dict[str, Callable[[Analysis], Iterable[Figure]]] = {
     "robustness": robustness_figures,
 }
 NUM_DRAWINGS = 2
-"""Best, and worst."""
+"""Number of best images, and of worst images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was written."""
+    """The files of a written report."""
 
     page: Path
     files: tuple[Path, ...]
-    """All of it, the page included."""
+    """All files, including the page."""
     conclusions: tuple[str, ...]
     phase: str
-    """The newest of which a run has finished."""
+    """The last phase with finished runs."""
 
 
 def write_report(directory: Path, *, output: Path | None = None, resamples: int = 200) -> Report:
-    """Make the report of a study.
+    """Write the report of a study.
 
     Args:
         directory: `<storage>/<study>`.
-        output: where it goes; default: `report/` in there.
-        resamples: sets of images for the bootstrap.
+        output: directory for the files; default: `report/` in the study's.
+        resamples: number of resampled sets of images for the bootstrap.
 
     Raises:
-        StudyError: there is no study, or nothing of it has finished.
+        StudyError: there is no study, or none of its runs has finished.
         ConfigError: the files cannot be written.
     """
     analysis = analyse(open_study(directory), resamples=resamples)
-    with drawing():
-        groups = {name: [_Drawn.of(figure) for figure in make(analysis)] for name, make in FIGURES.items()}
+    with figure_style():
+        groups = {
+            name: [_Rendered(figure, figure.svg(), figure.png()) for figure in make(analysis)]
+            for name, make in FIGURES.items()
+        }
     all_tables = tables(analysis)
     gallery = _gallery(analysis)
     page = _page(analysis, all_tables, groups, gallery)
     output = output or directory / DIRECTORY
-    figures = [drawn for group in groups.values() for drawn in group]
+    figures = [figure for group in groups.values() for figure in group]
     try:
         files = _write(output, render(page), figures, all_tables, gallery)
     except OSError as error:
@@ -86,32 +89,24 @@ def write_report(directory: Path, *, output: Path | None = None, resamples: int 
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawn:
-    """A figure as bytes."""
-
+class _Rendered:
     figure: Figure
     svg: str
     png: bytes
 
-    @classmethod
-    def of(cls, figure: Figure) -> _Drawn:
-        return cls(figure, figure.svg(), figure.png())
-
     @property
     def image(self) -> Image:
-        return image(self.figure.title, self.figure.caption, self.svg.encode(), kind="svg+xml")
+        return embed(self.figure.title, self.figure.caption, self.svg.encode(), kind="svg+xml")
 
 
 @dataclass(frozen=True, slots=True)
 class _Gallery:
-    """What the best arm sees."""
-
     sentences: tuple[str, ...] = ()
     drawings: tuple[Drawing, ...] = ()
 
 
 def _gallery(analysis: Analysis) -> _Gallery:
-    """Of the best arm's first run; a run whose checkpoint or data are elsewhere leaves the rest of the report alone."""
+    """Images of the best arm's first run; if its checkpoint or data are missing, only a sentence that says so."""
     best = max(analysis.results.arms, key=lambda cell: cell.mean, default=None)
     if best is None:
         return _Gallery()
@@ -119,23 +114,25 @@ def _gallery(analysis: Analysis) -> _Gallery:
         drawings = drawings_of_run(best.run_dirs[0], count=NUM_DRAWINGS)
     except RaydetError as error:
         return _Gallery((f"There are no images of {best.name}: {error}",))
-    return _Gallery((f"What {best.name}, the best arm, sees (its first run).",), tuple(drawings))
+    return _Gallery(
+        (f"Detections and attention of {best.name}, the best arm (its first run).",), tuple(drawings)
+    )
 
 
 def _page(
     analysis: Analysis,
     all_tables: Sequence[Table],
-    groups: Mapping[str, Sequence[_Drawn]],
+    groups: Mapping[str, Sequence[_Rendered]],
     gallery: _Gallery,
 ) -> Page:
     def named(*prefixes: str) -> list[Table]:
         return [table for table in all_tables if table.name.startswith(prefixes)]
 
-    images = {name: [drawn.image for drawn in group] for name, group in groups.items()}
+    images = {name: [figure.image for figure in group] for name, group in groups.items()}
     sections = [
         Section("hypotheses", "Hypotheses", tables=named("hypotheses")),
-        Section("cells", "What was compared", tables=named("best", "cells"), images=images["scores"]),
-        Section("decisions", "What was decided between phases", sentences=decisions(analysis.results)),
+        Section("cells", "Cells", tables=named("best", "cells"), images=images["scores"]),
+        Section("decisions", "Selections between phases", sentences=decisions(analysis.results)),
         Section("factors", "Factors", tables=named("effects"), images=images["effects"]),
         Section("noise", "Noise", tables=named("twins")),
         Section("training", "Training", images=images["training"]),
@@ -145,7 +142,7 @@ def _page(
             "pictures",
             "Images",
             sentences=gallery.sentences,
-            images=[image(shown.title, shown.caption, shown.png, kind="png") for shown in gallery.drawings],
+            images=[embed(image.title, image.caption, image.png, kind="png") for image in gallery.drawings],
         ),
     ]
     return Page(
@@ -154,7 +151,7 @@ def _page(
         conclusions=conclusions(analysis),
         limits=limits(analysis),
         sections=[section for section in sections if not section.is_empty],
-        footer=f"Made by raydet {raydet.__version__} from the journal of {analysis.results.directory.name}.",
+        footer=f"Written by raydet {raydet.__version__} from the journal of {analysis.results.directory.name}.",
     )
 
 
@@ -165,39 +162,34 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     finished = sum(record.status == "finished" for record in trials.values())
     seconds = sum((record.results or {}).get("loop_s") or 0.0 for record in trials.values())
     groups = f" in {analysis.num_groups} groups" if analysis.num_groups else ""
-    num_images = analysis.num_images
+    num_images, usage = analysis.num_images, results.usage
     return [
         ("runs", f"{finished} of {len(trials)} finished"),
-        ("decided by", protocol.metric),
+        ("metric", protocol.metric),
         ("seeds per cell", str(results.num_seeds)),
         ("data", ", ".join([base.data.source.kind, *map(base.data.shown_name, base.data.simulated)])),
         ("test images", f"{num_images}{groups}" if num_images else "unknown"),
         ("classes", ", ".join(base.data.classes)),
         ("schedule", f"{base.train.epochs} epochs, batch {base.train.global_batch}"),
         ("training time", f"{seconds / 3600:.2f} h"),
-        ("taken of the cluster", _taken(results.usage)),
+        ("cluster usage", "unknown" if usage == Usage() else f"{usage}, including failed attempts"),
     ]
 
 
-def _taken(usage: Usage) -> str:
-    return "unknown" if usage == Usage() else f"{usage}, attempts that came to nothing included"
-
-
 def _write(
-    output: Path, html: str, figures: Sequence[_Drawn], all_tables: Sequence[Table], gallery: _Gallery
+    output: Path, html: str, figures: Sequence[_Rendered], all_tables: Sequence[Table], gallery: _Gallery
 ) -> tuple[Path, ...]:
     texts = {output / PAGE: html}
-    for drawn in figures:
-        texts[output / "figures" / f"{drawn.figure.name}.svg"] = drawn.svg
+    texts |= {output / "figures" / f"{rendered.figure.name}.svg": rendered.svg for rendered in figures}
     for table in all_tables:
         texts[output / "tables" / f"{table.name}.csv"] = table.as_csv()
         texts[output / "tables" / f"{table.name}.tex"] = table.as_latex()
-    drawings = {output / "figures" / f"{drawn.figure.name}.png": drawn.png for drawn in figures}
-    drawings |= {output / "pictures" / f"{shown.name}.png": shown.png for shown in gallery.drawings}
-    for folder in {path.parent for path in (*texts, *drawings)}:
+    pngs = {output / "figures" / f"{rendered.figure.name}.png": rendered.png for rendered in figures}
+    pngs |= {output / "pictures" / f"{image.name}.png": image.png for image in gallery.drawings}
+    for folder in {path.parent for path in (*texts, *pngs)}:
         folder.mkdir(parents=True, exist_ok=True)
-    for path, content in drawings.items():
+    for path, content in pngs.items():
         path.write_bytes(content)
     for path, text in texts.items():
         write_atomically(path, text)
-    return (*texts, *drawings)
+    return (*texts, *pngs)

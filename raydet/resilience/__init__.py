@@ -1,1 +1,1 @@
-"""What keeps a run from losing work: heartbeat, stop signals, out of memory; and injected faults, as proof."""
+"""What keeps a run from losing work: heartbeats, stop requests, out-of-memory errors, and injected faults as proof."""

@@ -1,4 +1,4 @@
-"""Where this process is: which phase of which step, with which images. Told to whoever listens."""
+"""Which phase of which step this process is in, on which images; listeners are notified of every phase."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 Phase = Literal[
     "setup",
-    "rehearsal",
+    "dry run",
     "between",
     "load",
     "forward",
@@ -20,49 +20,49 @@ Phase = Literal[
     "save-commit",
 ]
 
-IN_WORDS: dict[Phase, str] = {
-    "setup": "setting up of model and optimiser",
-    "rehearsal": "rehearsal",
+PHASE_NAMES: dict[Phase, str] = {
+    "setup": "setup of model and optimizer",
+    "dry run": "worst-case dry run",
     "between": "time between two steps",
     "load": "loading of the next batch",
     "forward": "forward pass",
     "backward": "backward pass",
-    "update": "update after the pass",
+    "update": "optimizer update",
     "evaluate": "evaluation",
-    "save-copy": "copying of a checkpoint to the host",
+    "save-copy": "copy of a checkpoint to the host",
     "save-write": "writing of a checkpoint",
-    "save-commit": "completing of a checkpoint",
+    "save-commit": "commit of a checkpoint",
 }
 
 
 @dataclass(slots=True)
 class CurrentPhase:
-    """Of the thread that trains."""
+    """What the training thread is doing."""
 
     phase: Phase = "setup"
     step: int = 0
-    """Optimiser steps completed."""
+    """Optimizer steps completed."""
     image_ids: tuple[str, ...] = ()
 
 
-HERE = CurrentPhase()
+CURRENT = CurrentPhase()
 """This process trains one run at a time."""
 
 _listeners: list[Callable[[Phase, int], None]] = []
 
 
 def enter(phase: Phase, image_ids: Sequence[str] = ()) -> None:
-    """The training thread begins a phase."""
-    HERE.phase, HERE.image_ids = phase, tuple(image_ids)
-    tell(phase)
+    """Record that the training thread starts a phase, and notify the listeners."""
+    CURRENT.phase, CURRENT.image_ids = phase, tuple(image_ids)
+    notify(phase)
 
 
-def tell(phase: Phase) -> None:
-    """A phase begins in another thread, which does not hold up the training."""
+def notify(phase: Phase) -> None:
+    """Notify the listeners only: for a phase in a background thread, which does not block training."""
     for listener in _listeners:
-        listener(phase, HERE.step)
+        listener(phase, CURRENT.step)
 
 
-def listen(listener: Callable[[Phase, int], None]) -> None:
-    """Have every phase told, with the steps completed, in the thread that enters it."""
+def add_listener(listener: Callable[[Phase, int], None]) -> None:
+    """Call `listener` with every phase and the steps completed, in the thread that enters the phase."""
     _listeners.append(listener)

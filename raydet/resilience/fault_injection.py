@@ -1,7 +1,7 @@
-"""Deaths on order, to prove that nothing is lost: for `raydet verify resume`, `raydet chaos` and the tests.
+"""Injected faults, to prove that nothing is lost: for `raydet verify resume`, `raydet chaos` and the tests.
 
-Where RAYDET_FAULTS names a directory, every worker looks there for an order whenever it enters a phase. One of those
-it is meant for takes it, by renaming it, and so it is carried out once, however often the run starts again.
+If RAYDET_FAULTS names a directory, every worker looks there for a fault whenever it enters a phase. One of the workers
+that it is meant for claims it, by renaming the file, so it happens once, however often the run restarts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from raydet.parallel.collectives import World
-from raydet.resilience.current_phase import Phase, listen
+from raydet.resilience.current_phase import Phase, add_listener
 from raydet.runs.run_dir import write_atomically
 
 VARIABLE = "RAYDET_FAULTS"
-ORDER = "order.json"
-STRUCK = "struck.json"
+FAULT = "fault.json"
+HIT = "hit.json"
 
 FAULT_PHASES: tuple[Phase, ...] = (
     "load",
@@ -31,30 +31,30 @@ FAULT_PHASES: tuple[Phase, ...] = (
     "save-commit",
     "evaluate",
 )
-"""Where a worker can be struck."""
+"""Phases in which a fault can be injected."""
 
 Target = Literal["worker", "node", "trial", "driver", "preemption"]
 LAST_WAIT_S = 120.0
-"""For others to kill this worker's node, or its driver."""
+"""How long a worker that was hit waits for its node, its trial or its driver to be killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is to die as a worker enters `phase`."""
+    """What is to be killed when a worker enters `phase`."""
 
     phase: Phase
     step: int = 0
-    """Not before so many steps are completed."""
+    """Only after this many completed steps."""
     rank: int | None = None
-    """None: whichever comes first."""
+    """None: whichever rank comes first."""
     target: Target = "worker"
-    """The worker kills itself (SIGKILL). It waits there for whoever gave the order to kill its node, the process of its
-    trial, or its driver; but it goes on while the pre-emption of its node is announced."""
+    """`worker`: it kills itself (SIGKILL). `node`, `trial` and `driver`: it waits for the injecting process to kill
+    that. `preemption`: it continues while the pre-emption of its node is announced."""
 
 
 @dataclass(frozen=True, slots=True)
 class FaultHit:
-    """How an order was met."""
+    """A fault that has happened."""
 
     fault: Fault
     step: int
@@ -66,65 +66,53 @@ class FaultHit:
     """Unix time."""
 
 
-def order(directory: Path, fault: Fault) -> dict[str, str]:
-    """Give an order; a strike of before is forgotten.
+def inject_fault(directory: Path, fault: Fault) -> dict[str, str]:
+    """Inject a fault; the record of an earlier hit is deleted.
 
     Returns:
-        What the workers' environment must hold.
+        Environment variables that the workers need.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / STRUCK).unlink(missing_ok=True)
-    write_atomically(directory / ORDER, json.dumps(asdict(fault)))
+    (directory / HIT).unlink(missing_ok=True)
+    write_atomically(directory / FAULT, json.dumps(asdict(fault)))
     return {VARIABLE: str(directory)}
 
 
-def withdraw(directory: Path) -> None:
-    """Take an order back that nobody has met."""
-    (directory / ORDER).unlink(missing_ok=True)
+def withdraw_fault(directory: Path) -> None:
+    """Withdraw a fault that no worker has claimed."""
+    (directory / FAULT).unlink(missing_ok=True)
 
 
-def struck(directory: Path) -> FaultHit | None:
-    """How the newest order was met, if it was."""
+def fault_hit(directory: Path) -> FaultHit | None:
+    """How the newest fault has happened; None: not yet."""
     try:
-        told = json.loads((directory / STRUCK).read_text())
+        hit = json.loads((directory / HIT).read_text())
     except FileNotFoundError:
         return None
-    return FaultHit(**told | {"fault": Fault(**told["fault"])})
+    return FaultHit(**hit | {"fault": Fault(**hit["fault"])})
 
 
-def arm(world: World, run_dir: Path) -> None:
-    """Look out for orders, where somebody may give some."""
+def watch_for_faults(world: World, run_dir: Path) -> None:
+    """Watch for injected faults from now on, if RAYDET_FAULTS is set."""
     name = os.environ.get(VARIABLE)
     if name is None:
         return
     directory = Path(name)
 
-    def look(phase: Phase, step: int) -> None:
-        fault = _order(directory)
-        if fault is None or fault.phase != phase or step < fault.step or fault.rank not in (None, world.rank):
+    def check(phase: Phase, step: int) -> None:
+        try:
+            fault = Fault(**json.loads((directory / FAULT).read_text()))
+            if fault.phase != phase or step < fault.step or fault.rank not in (None, world.rank):
+                return
+            # Of several workers that try, only one can rename the file.
+            (directory / FAULT).rename(directory / f"claimed-{os.getpid()}.json")
+        except FileNotFoundError:
             return
-        if _is_taken(directory):
-            strike = FaultHit(fault, step, world.rank, os.getpid(), str(run_dir), time.time())
-            write_atomically(directory / STRUCK, json.dumps(asdict(strike)))
-            if fault.target == "worker":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if fault.target != "preemption":
-                time.sleep(LAST_WAIT_S)
+        hit = FaultHit(fault, step, world.rank, os.getpid(), str(run_dir), time.time())
+        write_atomically(directory / HIT, json.dumps(asdict(hit)))
+        if fault.target == "worker":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault.target != "preemption":
+            time.sleep(LAST_WAIT_S)
 
-    listen(look)
-
-
-def _order(directory: Path) -> Fault | None:
-    try:
-        return Fault(**json.loads((directory / ORDER).read_text()))
-    except FileNotFoundError:
-        return None
-
-
-def _is_taken(directory: Path) -> bool:
-    """By this worker: of several that try, one can rename the file."""
-    try:
-        (directory / ORDER).rename(directory / f"taken-{os.getpid()}.json")
-    except FileNotFoundError:
-        return False
-    return True
+    add_listener(check)

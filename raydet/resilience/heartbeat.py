@@ -1,9 +1,9 @@
-"""Which worker stands still, and where: every rank writes down where it is, rank 0 reads along.
+"""Which worker has stalled, and where: every rank writes a heartbeat file, rank 0 reads them all.
 
-A worker that waits for a message from a stopped one cannot say whom it waits for. Here a thread of its own writes
-phase, step, images and stack of the training thread into a small file of the run's directory, every interval.
-Rank 0 watches the files of all others, rank 1 that of rank 0; they compare a file with what it said before, by their
-own clock, so clocks need not agree.
+A worker that waits for a message from a stopped one cannot say which one it waits for. Here a thread writes phase,
+step, images and stack of the training thread into a small file in the run directory at every interval. Rank 0 watches
+the files of all ranks, rank 1 that of rank 0. They compare a file with its earlier content by their own clock, so
+clocks need not agree.
 """
 
 from __future__ import annotations
@@ -15,46 +15,41 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raydet.errors import EXIT_STALLED
 from raydet.parallel.collectives import World
-from raydet.resilience.current_phase import HERE, IN_WORDS
+from raydet.resilience.current_phase import CURRENT, PHASE_NAMES
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.host_memory import GIB, host_memory, memory_of_this_process
 from raydet.resilience.step_control import StopRequest
 from raydet.resilience.stop_signal import Stop, StopKind
 from raydet.runs.run_dir import write_atomically
-from raydet.runs.terminal import last_words
+from raydet.runs.terminal import write_to_terminal
 
 STALL_REPORT = "stalled.json"
 NUM_STACK_LINES = 6
 NUM_NAMED_IMAGES = 8
 
-_ORDER: list[str] = list(IN_WORDS)
-
 logger = logging.getLogger("raydet")
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What a rank's file said, and since when, by our clock."""
+class _RankState:
+    """The last heartbeat of a rank, and since when beat and position are unchanged, by our clock."""
 
-    beat: int
-    place: tuple[int, str, list[str]]
+    report: dict[str, Any]
     beat_at: float
-    place_at: float
-    said: dict[str, Any]
+    position_at: float
 
 
 class Heartbeat:
-    """Beats while the block runs. Where a rank has stalled, names it and ends this process with exit code 5.
-    Where the host's memory ends, asks the run to save and stop.
+    """Writes heartbeats while the block runs. If a rank stalls, names it and ends this process with exit code 5.
+    If the host is about to run out of memory, asks the run to save and stop.
 
-    Ending is the only way: the training thread hangs in a message that will never come.
+    Ending the process is the only way: the training thread waits for a message that will never come.
     """
 
     def __init__(
@@ -63,12 +58,12 @@ class Heartbeat:
         self._run_dir = run_dir
         self._directory = run_dir / "heartbeats"
         self._world = world
-        self._upkeep = fault_tolerance
+        self._fault_tolerance = fault_tolerance
         self._stop_request = stop
         self._training_thread = threading.get_ident()
         self._beat = 0
-        self._seen: dict[int, _Seen] = {}
-        self._looked_at = time.monotonic()
+        self._ranks: dict[int, _RankState] = {}
+        self._checked_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raydet-heartbeat", daemon=True)
 
@@ -84,25 +79,25 @@ class Heartbeat:
         self._file(self._world.rank).unlink(missing_ok=True)
 
     def _run(self) -> None:
-        # Four looks per interval: a stop is named within two intervals, wherever between two beats it comes.
-        looks = 0
-        while not self._stop.wait(self._upkeep.heartbeat_s / 4):
-            looks += 1
+        # Four checks per interval, so that a stopped rank is named within two intervals.
+        checks = 0
+        while not self._stop.wait(self._fault_tolerance.heartbeat_s / 4):
+            checks += 1
             try:
-                if looks % 4 == 0:
+                if checks % 4 == 0:
                     self._write()
-                self._watch_memory()
+                self._check_memory()
                 stalled = self._stalled_rank()
-            except Exception as error:  # without its beats this rank would be taken for dead
+            except Exception as error:  # without heartbeats the others would take this rank for dead
                 logger.warning("heartbeat: %s", error)
                 continue
             if stalled is not None:
                 self._end(*stalled)
 
-    def _watch_memory(self) -> None:
-        """The kernel kills without a word; before that, the run saves and says what is the matter."""
+    def _check_memory(self) -> None:
+        """The kernel kills without a message; before that, the run saves and says what is wrong."""
         used, total = host_memory()
-        if used < self._upkeep.host_memory * total:
+        if used < self._fault_tolerance.host_memory * total:
             return
         mine = memory_of_this_process()
         text = (
@@ -120,80 +115,76 @@ class Heartbeat:
             "rank": self._world.rank,
             "pid": os.getpid(),
             "beat": self._beat,
-            "phase": HERE.phase,
-            "step": HERE.step,
-            "image_ids": HERE.image_ids,
+            "phase": CURRENT.phase,
+            "step": CURRENT.step,
+            "image_ids": CURRENT.image_ids,
             "stack": [line.strip() for line in stack],
         }
         write_atomically(self._file(self._world.rank), json.dumps(content))
 
-    def _watched(self) -> Iterable[int]:
-        rank, size = self._world.rank, self._world.world_size
-        if rank == 0:
-            return range(size)
-        return [0] if rank == 1 else []
-
     def _stalled_rank(self) -> tuple[dict[str, Any], str] | None:
-        """What the stalled rank said last, and why it counts as stalled."""
+        """The last report of the stalled rank, and why it counts as stalled."""
         now = time.monotonic()
-        pause_s = now - self._looked_at
-        self._looked_at = now
-        if pause_s > self._upkeep.heartbeat_s / 2:  # we stood still ourselves, and they may have, too
-            for seen in self._seen.values():
-                seen.beat_at += pause_s
-                seen.place_at += pause_s
-        for rank in self._watched():
-            self._look(rank, now)
+        pause_s = now - self._checked_at
+        self._checked_at = now
+        if (
+            pause_s > self._fault_tolerance.heartbeat_s / 2
+        ):  # this process was paused, and perhaps they were, too
+            for state in self._ranks.values():
+                state.beat_at += pause_s
+                state.position_at += pause_s
+        if self._world.rank <= 1:
+            for rank in range(self._world.world_size) if self._world.is_main else [0]:
+                self._read(rank, now)
+        states = self._ranks.values()
         silent = [
-            seen
-            for seen in self._seen.values()
-            if now - seen.beat_at >= 1.5 * self._upkeep.heartbeat_s and seen.said["rank"] != self._world.rank
+            state
+            for state in states
+            if now - state.beat_at >= 1.5 * self._fault_tolerance.heartbeat_s
+            and state.report["rank"] != self._world.rank
         ]
         if silent:
-            quiet = min(silent, key=lambda seen: seen.beat_at)
-            return quiet.said, f"not heard of for {now - quiet.beat_at:.0f} s: stopped, swapped out or gone"
-        still_s = min((now - seen.place_at for seen in self._seen.values()), default=0.0)
-        if still_s >= self._upkeep.stall_s and self._world.is_main:  # it alone sees everybody
-            behind = min(self._seen.values(), key=lambda seen: (seen.place[0], _ORDER.index(seen.place[1])))
-            return behind.said, f"in the same place for {still_s:.0f} s"
+            oldest = min(silent, key=lambda state: state.beat_at)
+            return (
+                oldest.report,
+                f"no heartbeat for {now - oldest.beat_at:.0f} s: stopped, swapped out or gone",
+            )
+        still_s = min((now - state.position_at for state in states), default=0.0)
+        if still_s >= self._fault_tolerance.stall_s and self._world.is_main:  # only rank 0 sees all ranks
+            phases: list[str] = list(PHASE_NAMES)
+            reports = [state.report for state in states]
+            behind = min(reports, key=lambda report: (report["step"], phases.index(report["phase"])))
+            return behind, f"no progress for {still_s:.0f} s"
         return None
 
-    def _look(self, rank: int, now: float) -> None:
+    def _read(self, rank: int, now: float) -> None:
         try:
-            said = json.loads(self._file(rank).read_text())
+            report = json.loads(self._file(rank).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
-            self._seen.pop(rank, None)  # not up yet, or at its end
+            self._ranks.pop(rank, None)  # not started yet, or ended
             return
-        before, place = self._seen.get(rank), (said["step"], said["phase"], said["image_ids"])
-        if before is None:
-            self._seen[rank] = _Seen(said["beat"], place, now, now, said)
-            return
-        before.said = said
-        if said["beat"] != before.beat:
-            before.beat, before.beat_at = said["beat"], now
-        if place != before.place:
-            before.place, before.place_at = place, now
+        state = self._ranks.setdefault(rank, _RankState(report, now, now))
+        if report["beat"] != state.report["beat"]:
+            state.beat_at = now
+        if any(report[key] != state.report[key] for key in ("step", "phase", "image_ids")):
+            state.position_at = now
+        state.report = report
 
-    def _end(self, said: dict[str, Any], why: str) -> None:
-        text = describe(said, why)
+    def _end(self, report: dict[str, Any], why: str) -> None:
+        images = ", ".join(report["image_ids"][:NUM_NAMED_IMAGES])
+        line = report["stack"][-1].replace("\n", " ") if report["stack"] else "unknown"
+        text = (
+            f"rank {report['rank']} (pid {report['pid']}) is stalled, {why}; last seen after step {report['step']} "
+            f"in the {PHASE_NAMES[report['phase']]}{f' of {images}' if images else ''}, at {line}"
+        )
         try:
-            last_words(f"error: {text}")
+            write_to_terminal(f"error: {text}")
             logger.error("%s", text)
             write_atomically(
-                self._run_dir / STALL_REPORT, json.dumps({"text": text, **said}, indent=2) + "\n"
+                self._run_dir / STALL_REPORT, json.dumps({"text": text, **report}, indent=2) + "\n"
             )
         finally:
             os._exit(EXIT_STALLED)
 
     def _file(self, rank: int) -> Path:
         return self._directory / f"rank_{rank:04d}.json"
-
-
-def describe(said: dict[str, Any], why: str) -> str:
-    """One line about a stalled rank."""
-    images = ", ".join(said["image_ids"][:NUM_NAMED_IMAGES])
-    place = said["stack"][-1].replace("\n", " ") if said["stack"] else "unknown"
-    return (
-        f"rank {said['rank']} (pid {said['pid']}) is stalled, {why}; last seen after step {said['step']} in the "
-        f"{IN_WORDS[said['phase']]}{f' of {images}' if images else ''}, at {place}"
-    )

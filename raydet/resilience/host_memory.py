@@ -1,7 +1,8 @@
-"""How full the host's memory is: that of the container, where there is one, else of the machine."""
+"""Memory use of the host: of the container if there is one, else of the machine."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import psutil
@@ -11,10 +12,10 @@ GIB = 2**30
 
 
 def host_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
-    """Bytes in use and in all. Caches that the kernel would give up are not in use.
+    """Bytes in use and in total. Caches that the kernel would give up do not count as in use.
 
     Args:
-        cgroup: of this process, version 2 (`memory.max`) or 1.
+        cgroup: directory of this process's cgroup, version 2 (`memory.max`) or 1.
     """
     machine = psutil.virtual_memory()
     for limit, usage, caches, directory in (
@@ -38,12 +39,9 @@ def host_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
 
 
 def memory_of_this_process() -> int:
-    """Bytes that it and its loader processes hold."""
-    process = psutil.Process()
-    total = 0
-    for each in (process, *process.children(recursive=True)):
-        try:
-            total += each.memory_info().rss
-        except psutil.NoSuchProcess:  # it has ended meanwhile
-            continue
-    return int(total)
+    """Resident bytes of this process and its loader processes."""
+    own, total = psutil.Process(), 0
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            total += int(process.memory_info().rss)
+    return total

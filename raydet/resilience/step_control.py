@@ -1,4 +1,4 @@
-"""What may come between two steps: a checkpoint that is due, a request to stop. The same on every rank."""
+"""What happens between two steps: a checkpoint that is due, a request to stop. The same on every rank."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.stop_signal import Stop, StopKind, requested_stop
 
 ASK_INTERVAL_S = 2.0
-"""Between two looks at what takes more than a look: files, the cluster's notices."""
+"""Time between two checks that are slow: of the stop file and of the cluster's notices."""
 
 
 @dataclass(slots=True)
 class StopRequest:
     """Why this process was asked to stop; set by a signal handler or another thread."""
 
-    made: Stop | None = None
+    stop: Stop | None = None
 
     def ask(self, stop: Stop) -> None:
-        """The first one stands."""
-        self.made = self.made or stop
+        """Ask to stop; an earlier request takes precedence."""
+        self.stop = self.stop or stop
 
 
 @contextmanager
-def stopping_on_sigterm(stop: StopRequest) -> Iterator[None]:
+def stopping_on_sigterm(request: StopRequest) -> Iterator[None]:
     """While the block runs, SIGTERM (pre-emption, `docker stop`, schedulers) is a request, not the end."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.ask(Stop(StopKind.END, "SIGTERM"))
+        request.ask(Stop(StopKind.END, "SIGTERM"))
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
@@ -56,9 +56,9 @@ class Verdict:
 
 @dataclass(slots=True)
 class Control:
-    """Asked after every step, on every rank.
+    """Decides after every step, on every rank, whether to save or to stop.
 
-    The ranks agree through the host, in a group of its own: the GPU is not waited for.
+    The ranks agree through the host, in a process group of their own, so that the GPU is not synchronized.
     """
 
     world: World
@@ -66,7 +66,7 @@ class Control:
     fault_tolerance: FaultTolerance
     request: StopRequest
     ask_cluster: Callable[[], str | None] = lambda: None
-    """Why the cluster wants the run to stop, if it does; called on every rank at the same step."""
+    """Why the cluster asks the run to stop, if it does; called on every rank at the same step."""
     _group: dist.ProcessGroup | None = None
     _saved_at: float = 0.0
     _asked_at: float = 0.0
@@ -76,39 +76,39 @@ class Control:
         self._saved_at = self._asked_at = time.monotonic()
 
     def after_step(self, step: int) -> Verdict:
-        """Whether to go on, to save, or to save and stop.
+        """Whether to continue, to save, or to save and stop.
 
         Args:
             step: steps completed.
         """
-        wants_save, wants_answer = self._is_due(step), self._wants_to_ask()
-        flags = (wants_save, wants_answer, self.request.made is not None)
+        flags = (self._is_checkpoint_due(step), self._is_check_due(), self.request.stop is not None)
         save, ask, stop = any_over_ranks(flags, self.world, self._group)
         if ask:
             self._asked_at = time.monotonic()
-            reason = self.ask_cluster()  # the same everywhere
+            reason = self.ask_cluster()  # the same on every rank
             if reason is not None:
                 self.request.ask(Stop(StopKind.RESTART, reason))
                 stop = True
         if stop:
-            orders = gather_texts(str(self.request.made or ""), self.world, self._group)
-            return Verdict(save=True, stop=Stop.parse(next(filter(None, orders))))
+            requests = gather_texts(str(self.request.stop or ""), self.world, self._group)
+            return Verdict(save=True, stop=Stop.parse(next(filter(None, requests))))
         return Verdict(save=save)
 
     def saved(self) -> None:
-        """A checkpoint was taken: the time begins anew."""
+        """Restart the checkpoint interval: a checkpoint was taken."""
         self._saved_at = time.monotonic()
 
-    def _is_due(self, step: int) -> bool:
+    def _is_checkpoint_due(self, step: int) -> bool:
         every_s, every_steps = self.fault_tolerance.checkpoint_s, self.fault_tolerance.checkpoint_steps
         if every_steps is not None and step % every_steps == 0:
             return True
         return self.world.is_main and every_s is not None and time.monotonic() - self._saved_at >= every_s
 
-    def _wants_to_ask(self) -> bool:
+    def _is_check_due(self) -> bool:
+        """Whether to ask the cluster at this step; rank 0 also reads the stop file then."""
         if not self.world.is_main or time.monotonic() - self._asked_at < ASK_INTERVAL_S:
             return False
-        ordered = requested_stop(self.run_dir)
-        if ordered is not None:
-            self.request.ask(ordered)
+        stop = requested_stop(self.run_dir)
+        if stop is not None:
+            self.request.ask(stop)
         return True

@@ -1,4 +1,4 @@
-"""Asking the workers of a run to save and stop, and what is to become of the run."""
+"""Stop requests: a file in the run directory asks the workers to save and stop, and says what happens to the run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from raydet.errors import (
 from raydet.runs.run_dir import write_atomically
 
 STOP_FILE = "stop_requested"
-"""Made in a run's directory, asks its workers to save and stop, on whatever machines they are: `order: reason`."""
+"""File in a run directory that asks its workers, on any machine, to save and stop: `kind: reason`."""
 
 
 class StopKind(StrEnum):
-    """What is to become of a run that is asked to stop."""
+    """What happens to a run after it has stopped."""
 
     END = "end"
-    """The next command goes on."""
+    """The next command resumes it."""
     EARLY = "early"
-    """Enough is known about it."""
+    """Enough is known about it: it is never resumed."""
     RESTART = "restart"
-    """It starts again at once, elsewhere or with more workers."""
+    """It restarts at once, on other nodes or with more workers."""
     MEMORY = "memory"
-    """It starts again at once, in fresh processes."""
+    """It restarts at once, in new processes."""
 
 
 _ERRORS: Mapping[StopKind, type[RaydetError]] = {
@@ -43,41 +43,39 @@ _ERRORS: Mapping[StopKind, type[RaydetError]] = {
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """An order and its reason."""
+    """A stop request and its reason."""
 
-    order: StopKind
+    kind: StopKind
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.order}: {self.reason}"
+        return f"{self.kind}: {self.reason}"
 
     @classmethod
     def parse(cls, text: str) -> Stop:
-        """What `str` gave; whatever else stands there is the reason of somebody who wants the run to end."""
-        order, _, reason = text.strip().partition(": ")
-        if order not in list(StopKind):
+        """The inverse of `str`; any other text is a user's reason to end the run."""
+        kind, _, reason = text.strip().partition(": ")
+        if kind not in list(StopKind):
             return cls(StopKind.END, text.strip() or f"{STOP_FILE} was made")
-        return cls(StopKind(order), reason)
+        return cls(StopKind(kind), reason)
 
     def as_error(self, message: str) -> RaydetError:
-        """How the order comes out of the loop."""
-        return _ERRORS[self.order](message)
+        """The error that the training loop raises for this request."""
+        return _ERRORS[self.kind](message)
 
 
-def request_stop(directory: Path, order: StopKind, reason: str) -> None:
-    """Have the workers of the run in `directory` save and stop, within seconds and a step.
+def request_stop(directory: Path, kind: StopKind, reason: str) -> None:
+    """Ask the workers of the run in `directory` to save and stop, within seconds and a step.
 
-    A new start replaces no other order.
+    A restart replaces no other request.
     """
-    if order == StopKind.RESTART and requested_stop(directory) is not None:
-        return
-    write_atomically(directory / STOP_FILE, str(Stop(order, reason)))
+    if kind != StopKind.RESTART or requested_stop(directory) is None:
+        write_atomically(directory / STOP_FILE, str(Stop(kind, reason)))
 
 
 def requested_stop(directory: Path) -> Stop | None:
-    """The order that stands, if one does."""
+    """The current stop request; None: there is none."""
     try:
-        text = (directory / STOP_FILE).read_text()
+        return Stop.parse((directory / STOP_FILE).read_text())
     except FileNotFoundError:
         return None
-    return Stop.parse(text)

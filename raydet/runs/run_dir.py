@@ -1,17 +1,18 @@
-"""The files of a run: what went in, how it went, what came out.
+"""The files of a run directory.
 
 config.json            the resolved experiment; starts the same run again
 model_info.json        parameters, pretrained weights, operations per image (forward, billions), data (hashes
                        of a converted set), batch, CPU and threads, versions; which modalities are simulated (in
                        final_results.json as well)
-training.log           what the main worker logged
-progress.json          the newest state of the loop, for a progress bar in another process
-usage.json             when which workers were there, attempt by attempt; see `raydet.runs.usage`
+training.log           log of the main worker
+progress.json          current state of the loop, for a progress bar in another process
+usage.json             start, end and workers of every attempt; see `raydet.runs.usage`
 metrics_per_batch.csv  losses of every optimiser step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
-match_records.npz      which detection of which image was right in the last evaluation, for comparisons
-final_results.json     metrics of the last epoch, the best epoch, AP per class, what they have cost
-non_finite_step_...    the images of a step whose loss was not finite, as they were fed, and what was found
+records.npz            what the last evaluation's metrics can be computed from again, for comparisons; see
+                       `raydet.metrics.records`
+final_results.json     metrics of the last epoch, the best epoch, AP per class, their cost
+non_finite_step_...    inputs of a step whose loss was not finite, and the diagnosis
 checkpoints/           see `raydet.checkpoint.load`
 """
 
@@ -30,13 +31,13 @@ from typing import TYPE_CHECKING, Any
 from raydet.config import Experiment
 from raydet.errors import ConfigError
 from raydet.redact import RedactingFormatter
+from raydet.runs.results import EpochRow, RunResults
 
 if TYPE_CHECKING:
-    from raydet.metrics.matches import MatchRecords
+    from raydet.metrics.records import Records
 
 CONFIG = "config.json"
 FINAL_RESULTS = "final_results.json"
-MATCH_RECORDS = "match_records.npz"
 PROGRESS = "progress.json"
 PROGRESS_INTERVAL_S = 0.5
 
@@ -44,7 +45,7 @@ logger = logging.getLogger("raydet")
 
 
 def claim_run_directory(run_dir: Path, experiment: Experiment) -> None:
-    """Make the run's directory and write its config, or check that it is this run's already.
+    """Create the run directory and write its config, or check that the directory belongs to this run.
 
     Raises:
         ConfigError: the directory cannot be written, or belongs to a run with another config.
@@ -64,23 +65,21 @@ def claim_run_directory(run_dir: Path, experiment: Experiment) -> None:
 
 
 def finished_results(run_dir: Path) -> dict[str, Any] | None:
-    """What the run came to, if it has ended."""
+    """The results of a finished run; None: it has not finished."""
     path = run_dir / FINAL_RESULTS
-    if not path.exists():
-        return None
-    results: dict[str, Any] = json.loads(path.read_text())
+    results: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     return results
 
 
 def recorded_model_info(run_dir: Path) -> dict[str, Any]:
-    """What an earlier attempt wrote as model_info.json; empty where there was none."""
+    """The model_info.json of an earlier attempt; empty if there was none."""
     path = run_dir / "model_info.json"
     info: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return info
 
 
 def read_progress(run_dir: Path) -> dict[str, Any] | None:
-    """The newest state of a loop that may run in another process."""
+    """The current state of a loop that may run in another process; None: nothing yet."""
     try:
         progress: dict[str, Any] = json.loads((run_dir / PROGRESS).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -89,7 +88,7 @@ def read_progress(run_dir: Path) -> dict[str, Any] | None:
 
 
 def last_progress(run_dir: Path) -> float:
-    """When somebody has trained last, as Unix time; 0: never."""
+    """Time of the last training progress as Unix time; 0: never."""
     try:
         return (run_dir / PROGRESS).stat().st_mtime
     except FileNotFoundError:
@@ -97,14 +96,14 @@ def last_progress(run_dir: Path) -> float:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part."""
+    """Write a file so that readers see its old or its new content, never a part."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text)
     draft.replace(path)
 
 
 class RunRecord:
-    """Writes a run's files. On other ranks than 0 (`enabled=False`) every method does nothing."""
+    """Writes a run's files; does nothing on ranks other than 0 (`enabled=False`)."""
 
     def __init__(self, run_dir: Path, *, enabled: bool) -> None:
         self.run_dir = run_dir
@@ -128,25 +127,30 @@ class RunRecord:
         self._write_json("model_info.json", info)
 
     def batches(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append to metrics_per_batch.csv; the first call drops what an interrupted attempt wrote beyond it."""
+        """Append to metrics_per_batch.csv; the first call drops later rows of an interrupted attempt."""
         if not self.enabled:
             return
         path = self.run_dir / "metrics_per_batch.csv"
         if not self._has_batches:
-            write_atomically(path, _as_csv([*_rows_before(path, rows[0]["step"]), *rows]))
+            earlier: list[dict[str, Any]] = []
+            if path.exists():
+                with path.open(newline="") as file:
+                    earlier = [row for row in csv.DictReader(file) if int(row["step"]) < rows[0]["step"]]
+            write_atomically(path, _as_csv([*earlier, *rows]))
             self._has_batches = True
             return
         with path.open("a", newline="") as file:
             csv.DictWriter(file, rows[0].keys()).writerows(rows)
 
     def rewind(self) -> None:
-        """The run goes back to earlier steps: the next rows replace those from their step on."""
+        """Let the next rows replace those from their step on: the run goes back to an earlier step."""
         self._has_batches = False
 
-    def epochs(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write metrics_per_epoch.csv anew."""
+    def epochs(self, history: Sequence[EpochRow]) -> None:
+        """Rewrite metrics_per_epoch.csv."""
         if self.enabled:
-            write_atomically(self.run_dir / "metrics_per_epoch.csv", _as_csv(history))
+            rows = [row.as_json() for row in history]
+            write_atomically(self.run_dir / "metrics_per_epoch.csv", _as_csv(rows))
 
     def progress(self, values: Mapping[str, Any], *, force: bool = False) -> None:
         """Write progress.json, at most twice a second."""
@@ -155,25 +159,20 @@ class RunRecord:
             self._last_progress = now
             self._write_json(PROGRESS, values)
 
-    def matches(self, records: MatchRecords) -> None:
-        """Write match_records.npz."""
+    def records(self, records: Records) -> None:
+        """Write records.npz."""
         if self.enabled:
-            records.save(self.run_dir / MATCH_RECORDS)
+            from raydet.metrics.records import RECORDS, write_records
 
-    def results(self, results: Mapping[str, Any]) -> None:
-        """Write final_results.json: from here on the run has ended."""
-        self._write_json(FINAL_RESULTS, results)
+            write_records(self.run_dir / RECORDS, records)
+
+    def results(self, results: RunResults) -> None:
+        """Write final_results.json, which marks the run as finished."""
+        self._write_json(FINAL_RESULTS, results.as_json())
 
     def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
         if self.enabled:
             write_atomically(self.run_dir / name, json.dumps(values, indent=2) + "\n")
-
-
-def _rows_before(path: Path, step: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) < step]
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Keep the terminal for ourselves: what Ray, MLflow and their native parts print goes to a file."""
+"""Keep the output of Ray, MLflow and their native code out of the terminal: it goes to a file."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from pathlib import Path
 from rich.console import Console
 
 LOG_WIDTH = 140
-"""Columns where the output is a file or a job's log, which have none of their own."""
-
+"""Columns if the output is a file or a job's log."""
 
 _redirected: list[int] = []
-"""The terminal's error output while it is redirected."""
+"""Descriptors of the terminal's standard error while it is redirected."""
 
 
-def last_words(text: str) -> None:
-    """To the terminal's error output, past any redirection: for a process that is about to end itself."""
+def write_to_terminal(text: str) -> None:
+    """Write a line to the terminal's standard error, past any redirection: for a process that is about to exit."""
     os.write(_redirected[-1] if _redirected else 2, f"{text}\n".encode())
 
 
 @contextmanager
-def own_terminal(noise: Path) -> Iterator[Console]:
-    """While the block runs, the yielded console alone reaches standard output; all else is appended to `noise`.
+def exclusive_terminal(third_party_log: Path) -> Iterator[Console]:
+    """While the block runs, only the yielded console reaches the terminal; all else is appended to `third_party_log`.
 
-    The redirection is one of file descriptors, so it holds for native code and for child processes too.
+    File descriptors are redirected, so this covers native code and child processes too.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
     _redirected.append(saved_err)
-    with noise.open("ab") as file, os.fdopen(os.dup(saved_out), "w") as terminal:
+    with third_party_log.open("ab") as file, os.fdopen(os.dup(saved_out), "w") as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:

@@ -1,8 +1,8 @@
-"""What a run has taken of the cluster: every attempt, those too that came to nothing.
+"""GPU-hours and CPU worker-hours that a run has used, over all attempts, failed ones included.
 
-The main worker writes `usage.json` when an attempt begins and when it ends. One that was killed wrote no end: it counts
-up to the last sign of life that it left in the run's directory, so at most a heartbeat is missing. What passes before
-the workers are up (waiting for nodes, starting processes) is not counted: it is not theirs.
+The main worker writes `usage.json` when an attempt starts and when it ends. A killed attempt has no end: it counts up
+to the last file that it wrote in the run directory, so at most one heartbeat interval is missing. Time before the
+workers are up (waiting for nodes, starting processes) is not counted.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from raydet.runs.run_dir import PROGRESS, write_atomically
 
-LEDGER = "usage.json"
-SIGNS_OF_LIFE = (LEDGER, PROGRESS, "heartbeats/rank_0000.json")
-"""Files that a running attempt writes again and again."""
+USAGE_FILE = "usage.json"
+SIGNS_OF_LIFE = (USAGE_FILE, PROGRESS, "heartbeats/rank_0000.json")
+"""Files that a running attempt keeps writing."""
 GPU_HOURS, CPU_WORKER_HOURS = "GPU-hours", "CPU worker-hours"
 
 logger = logging.getLogger("raydet")
@@ -28,12 +28,12 @@ logger = logging.getLogger("raydet")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Workers and how long they were there."""
+    """Worker time."""
 
     gpu_s: float = 0.0
-    """Seconds of GPUs; a worker has one, or none."""
+    """Seconds of workers with a GPU; each has one."""
     cpu_worker_s: float = 0.0
-    """Seconds of workers without a GPU."""
+    """Seconds of workers without a GPU, each with any number of CPUs."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(self.gpu_s + other.gpu_s, self.cpu_worker_s + other.cpu_worker_s)
@@ -48,78 +48,79 @@ class Usage:
         >>> str(Usage(gpu_s=360, cpu_worker_s=72))
         '0.100 GPU-hours and 0.020 CPU worker-hours'
         """
-        said = [f"{hours:.3f} {unit}" for unit, hours in self.by_unit.items() if hours > 0]
-        return " and ".join(said) or "no hours"
+        parts = [f"{hours:.3f} {unit}" for unit, hours in self.by_unit.items() if hours > 0]
+        return " and ".join(parts) or "no hours"
 
     @property
     def by_unit(self) -> dict[str, float]:
-        """Hours of either kind."""
+        """Hours by unit, both of them."""
         return {GPU_HOURS: self.gpu_hours, CPU_WORKER_HOURS: self.cpu_worker_hours}
 
     @property
     def unit(self) -> str:
-        """In which a table with room for one column gives it: of GPUs, where there were any."""
+        """The unit for a table with a single column: GPU-hours if there are any."""
         return GPU_HOURS if self.gpu_s else CPU_WORKER_HOURS
 
     @property
     def gpu_hours(self) -> float:
-        """A worker with its GPU for an hour is one."""
+        """Hours of workers with a GPU."""
         return self.gpu_s / 3600
 
     @property
     def cpu_worker_hours(self) -> float:
-        """A worker without a GPU for an hour is one, however many CPUs it has."""
+        """Hours of workers without a GPU."""
         return self.cpu_worker_s / 3600
 
     def as_json(self) -> dict[str, float]:
-        """What `parse` reads."""
+        """The fields, rounded to milliseconds."""
         return {"gpu_s": round(self.gpu_s, 3), "cpu_worker_s": round(self.cpu_worker_s, 3)}
 
     @classmethod
     def parse(cls, values: Mapping[str, float]) -> Self:
-        """What `as_json` gave."""
+        """The inverse of `as_json`."""
         return cls(gpu_s=values["gpu_s"], cpu_worker_s=values["cpu_worker_s"])
 
 
 def usage_of(run_dir: Path) -> Usage:
-    """Of all attempts so far, the one that is under way included."""
-    attempts = _attempts(run_dir)
+    """Usage of all attempts so far, a running one included."""
     total = Usage()
-    for attempt in attempts:
-        until = _last_sign(run_dir) if attempt["until"] is None else attempt["until"]
+    for attempt in _attempts(run_dir):
+        until = _last_sign_of_life(run_dir) if attempt["until"] is None else attempt["until"]
         seconds = attempt["workers"] * max(0.0, until - attempt["since"])
         total += Usage(gpu_s=seconds) if attempt["use_gpu"] else Usage(cpu_worker_s=seconds)
     return total
 
 
 @contextmanager
-def noting_usage(
+def record_usage(
     run_dir: Path, *, since: float, workers: int, use_gpu: bool, enabled: bool = True
 ) -> Iterator[None]:
-    """Write an attempt down, before the block and after it.
+    """Record an attempt in `usage.json`, before the block and after it.
 
     Args:
-        since: when its workers came up, as Unix time.
+        since: Unix time at which its workers came up.
         enabled: false on all ranks but the main one.
     """
     if not enabled:
         yield
         return
     attempts = _attempts(run_dir)
-    for cut in attempts:  # the last one, if it was killed; from here on the signs of life are ours
-        cut["until"] = _last_sign(run_dir) if cut["until"] is None else cut["until"]
-    mine: dict[str, Any] = {"since": since, "until": None, "workers": workers, "use_gpu": use_gpu}
-    _write(run_dir, [*attempts, mine])
+    for (
+        earlier
+    ) in attempts:  # the last one has no end if it was killed; later signs of life are this attempt's
+        earlier["until"] = _last_sign_of_life(run_dir) if earlier["until"] is None else earlier["until"]
+    current: dict[str, Any] = {"since": since, "until": None, "workers": workers, "use_gpu": use_gpu}
+    _write(run_dir, [*attempts, current])
     try:
         yield
     finally:
-        mine["until"] = time.time()
-        _write(run_dir, [*attempts, mine])
+        current["until"] = time.time()
+        _write(run_dir, [*attempts, current])
 
 
 def _attempts(run_dir: Path) -> list[dict[str, Any]]:
     try:
-        attempts: list[dict[str, Any]] = json.loads((run_dir / LEDGER).read_text())
+        attempts: list[dict[str, Any]] = json.loads((run_dir / USAGE_FILE).read_text())
     except FileNotFoundError:
         return []
     return attempts
@@ -127,18 +128,15 @@ def _attempts(run_dir: Path) -> list[dict[str, Any]]:
 
 def _write(run_dir: Path, attempts: list[dict[str, Any]]) -> None:
     try:
-        write_atomically(run_dir / LEDGER, json.dumps(attempts) + "\n")
+        write_atomically(run_dir / USAGE_FILE, json.dumps(attempts) + "\n")
     except OSError as error:  # no reason to lose the run
-        logger.warning("cannot write %s: %s", run_dir / LEDGER, error)
+        logger.warning("cannot write %s: %s", run_dir / USAGE_FILE, error)
 
 
-def _last_sign(run_dir: Path) -> float:
-    """When the newest attempt was seen last, as Unix time."""
-    return max((_mtime(run_dir / name) for name in SIGNS_OF_LIFE), default=0.0)
-
-
-def _mtime(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+def _last_sign_of_life(run_dir: Path) -> float:
+    """When the newest attempt last wrote one of its files, as Unix time; 0: never."""
+    times = [0.0]
+    for name in SIGNS_OF_LIFE:
+        with suppress(FileNotFoundError):  # a worker that ends removes its heartbeat
+            times.append((run_dir / name).stat().st_mtime)
+    return max(times)

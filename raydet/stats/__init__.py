@@ -1,1 +1,1 @@
-"""How far a metric can be trusted: bootstrap, comparison of runs, corrections for many tests."""
+"""How far a metric can be trusted: bootstrap, comparison of runs, correction for multiple comparisons."""

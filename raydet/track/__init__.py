@@ -1,1 +1,1 @@
-"""Where parameters and metrics go."""
+"""Experiment tracking."""

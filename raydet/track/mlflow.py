@@ -1,6 +1,6 @@
-"""The MLflow tracker: the only place that imports mlflow.
+"""The MLflow tracker, the only module that imports mlflow.
 
-Files and numbers are logged, never MLflow model flavours, and nothing is ever loaded back as code.
+It logs files and numbers, never MLflow model flavours, and loads nothing back as code.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-# Read by mlflow at import: no telemetry, and an unreachable server is found in seconds, not minutes. MLflow's own
-# retries would repeat what must not be done twice, such as making a run; ours look first (raydet.tune.tracking_queue).
+# Read by mlflow at import: no telemetry, and an unreachable server is detected in seconds, not minutes. MLflow's own
+# retries would repeat requests such as creating a run; raydet.tune.tracking_queue retries without such duplicates.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -29,12 +29,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from raydet.errors import TrackerAwayError, TrackingError
+from raydet.errors import TrackerUnavailableError, TrackingError
 from raydet.redact import redact
 from raydet.track.base import RunStatus, RunView
 from raydet.track.server import check_reachable
 
-# A database that refuses is asked again for 100 s, in silence; so often, for 3 s.
+# MLflow silently retries a failing database for 100 s; with five retries, for 3 s.
 mlflow.store.db.utils.MAX_RETRY_COUNT = 5
 
 Parameters = ParamSpec("Parameters")
@@ -49,7 +49,6 @@ MAX_PARAMS_PER_CALL = 100
 MAX_METRICS_PER_CALL = 1000
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
-RUNS_PER_PAGE = 1000
 PREFIXES = {
     "time.": (
         *("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
@@ -57,60 +56,58 @@ PREFIXES = {
     ),
     "recall.": ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 }
-"""The UI draws a chart per metric, in the order of the alphabet: with these before other names, losses and AP come
-first. No slash stands there: what has one is put into a section of its own, above all that has none.
+"""Prefixes of metrics, so that losses and AP come first: the UI sorts charts alphabetically. A prefix with a slash
+would put its metrics into a separate section above all others.
 """
 
-TOO_MANY_REQUESTS = 429
-
 _STATUS: dict[RunStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-_STATUS_OF = {theirs: ours for ours, theirs in _STATUS.items()}
+_STATUS_OF = {theirs: status for status, theirs in _STATUS.items()}
 
 
-def _asks(
+def _translating_errors(
     method: Callable[Concatenate[MLflowTracker, Parameters], Result],
 ) -> Callable[Concatenate[MLflowTracker, Parameters], Result]:
-    """Errors of a method become ours; MLflow lets SQLAlchemy's, requests' and its own through."""
+    """Turn errors of a method, which may be MLflow's, SQLAlchemy's or requests', into `TrackingError`."""
 
     @functools.wraps(method)
-    def ask(self: MLflowTracker, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+    def call(self: MLflowTracker, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            kind = TrackingError if _is_refusal(error) else TrackerAwayError
+            kind = TrackingError if _is_refusal(error) else TrackerUnavailableError
             raise kind(f"{self.uri}: {method.__name__}: {_first_line(error)}") from error
 
-    return ask
+    return call
 
 
 class MLflowTracker:
-    """Runs of one MLflow experiment.
+    """The runs of one MLflow experiment; see `Tracker` for the methods.
 
-    Every method may be called again after a `TrackerAwayError`, also where the server did what it was asked and only
-    its answer was lost: nothing is noted twice. Other processes must not write the same runs.
+    Every method may be repeated after a `TrackerUnavailableError`, even if the server carried out the request and only
+    its response was lost: nothing is logged twice. Other processes must not write to the same runs.
 
     Raises:
-        TrackerAwayError: the server does not answer now.
-        TrackingError: it refuses.
+        TrackerUnavailableError: the server does not respond.
+        TrackingError: the server refuses a request.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        """Connect, and make the experiment if there is none.
+        """Connect, and create the experiment if there is none.
 
         Args:
-            uri: `sqlite:////absolute/path.db`, `http://host:port`, or whatever else MLflow takes.
-            experiment: its name.
+            uri: `sqlite:////absolute/path.db`, `http://host:port`, or any other MLflow tracking URI.
+            experiment: name of the experiment.
 
         Raises:
             TrackingError: the server cannot be reached or refuses.
         """
-        # They announce every database migration and every retry.
+        # These libraries log every database migration and every retry.
         for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("urllib3", "ERROR")):
             logging.getLogger(name).setLevel(level)
         self.uri = uri
         check_reachable(uri)
         try:
-            with _alone_with(uri):
+            with _locked(uri):
                 self._client = MlflowClient(uri)
                 self._experiment = _experiment_id(self._client, uri, experiment)
         except Exception as error:
@@ -119,24 +116,20 @@ class MLflowTracker:
             ) from error
         self._logged_epochs: dict[str, set[int]] = {}
         self._times_ms: dict[tuple[str, int], int] = {}
-        """When a step of a run was logged first: MLflow takes a metric of the same time and value for the same one."""
+        """Time of the first attempt to log a step: MLflow ignores a repeated metric of equal time and value."""
         self._in_doubt: set[str] = set()
-        """Identities of runs that may have been made without our hearing of it."""
+        """Identities of runs that may exist because the response to `create_run` was lost."""
 
-    @_asks
+    @_translating_errors
     def open_run(self, name: str, *, identity: str, parent: str | None = None) -> str:
-        """See `Tracker`."""
-        identity = identity.replace("'", "_")  # it stands between quotes in a search
-        run = self._find(identity)
-        if run is None:
-            run = self._make_run(redact(name), identity, parent)
-        else:
+        identity = identity.replace("'", "_")  # searches quote it
+        for run in self._find_all(identity)[:1]:
             self._client.update_run(run.info.run_id, status="RUNNING")
-        return str(run.info.run_id)
+            return str(run.info.run_id)
+        return str(self._create_run(redact(name), identity, parent).info.run_id)
 
-    @_asks
+    @_translating_errors
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """See `Tracker`."""
         known = self._client.get_run(run_id).data.params
         new = [
             Param(key, redact(_param_text(value))[:MAX_PARAM_LENGTH])
@@ -146,25 +139,26 @@ class MLflowTracker:
         for chunk in _chunks(new, MAX_PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=chunk)
 
-    @_asks
+    @_translating_errors
     def log_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """See `Tracker`."""
-        logged = self._epochs_of(run_id)
+        if run_id not in self._logged_epochs:
+            epochs = self._client.get_metric_history(run_id, _metric_name("epoch"))
+            self._logged_epochs[run_id] = {metric.step for metric in epochs}
+        logged = self._logged_epochs[run_id]
         new = [row for row in rows if row["epoch"] not in logged]
         by_row = [self._metrics_of(run_id, row) for row in new]
         try:
             for batch in _batches(by_row):
                 self._client.log_batch(run_id, metrics=batch)
         except Exception:
-            del self._logged_epochs[run_id]  # the next call asks the server how far this one came
+            del self._logged_epochs[run_id]  # the next call asks the server which epochs were logged
             raise
         for row in new:
             logged.add(row["epoch"])
             del self._times_ms[run_id, row["epoch"]]
 
-    @_asks
+    @_translating_errors
     def log_summary(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """See `Tracker`."""
         if not metrics:
             return
         known = self._client.get_run(run_id).data.metrics
@@ -178,81 +172,70 @@ class MLflowTracker:
             self._client.log_batch(run_id, metrics=new)
         del self._times_ms[run_id, 0]
 
-    @_asks
+    @_translating_errors
     def log_text(self, run_id: str, text: str, path: str) -> None:
-        """See `Tracker`."""
         self._client.log_text(run_id, redact(text), path)
 
-    @_asks
+    @_translating_errors
     def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None:
-        """See `Tracker`."""
-        # log_table would append to a table that is there already.
+        # The client's log_table would append to an existing table.
         table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
         self._client.log_text(run_id, redact(json.dumps(table)), path)
         tag = f'[{{"path": "{path}", "type": "table"}}]'
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", tag)
 
-    @_asks
+    @_translating_errors
     def find_run(self, identity: str) -> str | None:
-        """See `Tracker`."""
-        run = self._find(identity)
-        return None if run is None else str(run.info.run_id)
+        return next((str(run.info.run_id) for run in self._find_all(identity)), None)
 
-    @_asks
+    @_translating_errors
     def log_files(self, run_id: str, files: Sequence[Path], *, root: Path, folder: str) -> None:
-        """See `Tracker`."""
         for file in files:
-            place = Path(folder) / file.parent.relative_to(root)
-            self._client.log_artifact(run_id, str(file), place.as_posix())
+            directory = Path(folder) / file.parent.relative_to(root)
+            self._client.log_artifact(run_id, str(file), directory.as_posix())
 
-    @_asks
+    @_translating_errors
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """See `Tracker`."""
         self._client.log_batch(run_id, tags=[RunTag(key, redact(value)) for key, value in tags.items()])
 
-    @_asks
+    @_translating_errors
     def describe(self, run_id: str, sentences: Sequence[str]) -> None:
-        """See `Tracker`."""
-        note = "\n".join(f"- {_markdown(redact(sentence))}" for sentence in sentences)[:MAX_TAG_LENGTH]
+        escaped = (re.sub(r"([\\`*_{}\[\]<>#|~!&])", r"\\\1", redact(sentence)) for sentence in sentences)
+        note = "\n".join(f"- {sentence}" for sentence in escaped)[:MAX_TAG_LENGTH]  # Markdown
         self._client.set_tag(run_id, NOTE_TAG, note)
         self._client.set_experiment_tag(self._experiment, NOTE_TAG, note)
 
-    @_asks
+    @_translating_errors
     def close_run(self, run_id: str, status: RunStatus) -> None:
-        """See `Tracker`."""
         self._client.set_terminated(run_id, _STATUS[status])
 
-    @_asks
+    @_translating_errors
     def runs(self) -> list[RunView]:
-        """See `Tracker`."""
         found: list[RunView] = []
         token = None
         while True:
-            page = self._client.search_runs([self._experiment], max_results=RUNS_PER_PAGE, page_token=token)
+            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
             found += (
-                RunView(run.info.run_name, _STATUS_OF.get(run.info.status), _our_metrics(run)) for run in page
+                RunView(run.info.run_name, _STATUS_OF.get(run.info.status), _metrics_by_key(run))
+                for run in page
             )
             token = page.token
             if not token:
                 return found
 
-    def _make_run(self, name: str, identity: str, parent: str | None) -> Run:
+    def _create_run(self, name: str, identity: str, parent: str | None) -> Run:
         tags = {IDENTITY_TAG: identity} | ({PARENT_TAG: parent} if parent else {})
         was_in_doubt = identity in self._in_doubt
         self._in_doubt.add(identity)
         run = self._client.create_run(self._experiment, run_name=name, tags=tags)
-        if was_in_doubt:  # a server that was only slow may have made the one of the earlier call meanwhile
-            run, *others = self._found(identity)
+        if was_in_doubt:  # a slow server may have created a run for the earlier call meanwhile
+            run, *others = self._find_all(identity)
             for other in others:
                 self._client.delete_run(other.info.run_id)
         self._in_doubt.discard(identity)
         return run
 
-    def _find(self, identity: str) -> Run | None:
-        found = self._found(identity)
-        return found[0] if found else None
-
-    def _found(self, identity: str) -> list[Run]:
+    def _find_all(self, identity: str) -> list[Run]:
         """Runs with an identity, oldest first."""
         return list(
             self._client.search_runs(
@@ -264,27 +247,21 @@ class MLflowTracker:
         )
 
     def _metrics_of(self, run_id: str, row: Mapping[str, Any]) -> list[Metric]:
-        """The numbers of an epoch, the epoch itself last: where it stands, all of them do."""
+        """Metrics of an epoch. The epoch number comes last: where it is logged, the others are too."""
         now = self._time_ms(run_id, row["epoch"])
         return [
             Metric(_metric_name(key), float(value), now, row["epoch"])
-            for key, value in sorted(row.items(), key=_by_interest)
+            for key, value in sorted(row.items(), key=_logging_order)
             if isinstance(value, int | float) and math.isfinite(value)
         ]
 
     def _time_ms(self, run_id: str, step: int) -> int:
         return self._times_ms.setdefault((run_id, step), int(time.time() * 1000))
 
-    def _epochs_of(self, run_id: str) -> set[int]:
-        if run_id not in self._logged_epochs:
-            history = self._client.get_metric_history(run_id, _metric_name("epoch"))
-            self._logged_epochs[run_id] = {metric.step for metric in history}
-        return self._logged_epochs[run_id]
-
 
 @contextmanager
-def _alone_with(uri: str) -> Iterator[None]:
-    """One process at a time: MLflow makes and migrates the tables of a sqlite file without a lock."""
+def _locked(uri: str) -> Iterator[None]:
+    """Lock a sqlite file between processes: MLflow creates and migrates its tables without a lock."""
     if not uri.startswith(SQLITE):
         yield
         return
@@ -299,11 +276,11 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if existing is not None:
         return str(existing.experiment_id)
     location = None
-    if uri.startswith(SQLITE):  # else MLflow would use ./mlruns of whoever looks
+    if uri.startswith(SQLITE):  # else MLflow would use ./mlruns of the current directory
         location = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=location, tags=KIND_TAG))
-    except MlflowException:  # another driver was faster
+    except MlflowException:  # another driver has created it meanwhile
         existing = client.get_experiment_by_name(name)
         if existing is None:
             raise
@@ -311,26 +288,26 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def _metric_name(key: str) -> str:
-    if key.startswith("AP/"):  # a class name may hold a slash, too
+    if key.startswith("AP/"):  # the class name may contain a slash
         key = "per_class_AP." + key.removeprefix("AP/").replace("/", "_")
     start = next((prefix for prefix, keys in PREFIXES.items() if key in keys), "")
     return start + re.sub(r"[^\w\-. :/]", "_", key)
 
 
-def _our_metrics(run: Run) -> dict[str, float]:
-    """Under the names that they have outside of MLflow, but for the letters that it does not take."""
-    ours = {_metric_name(key): key for keys in PREFIXES.values() for key in keys}
-    return {ours.get(key, key): value for key, value in run.data.metrics.items()}
+def _metrics_by_key(run: Run) -> dict[str, float]:
+    """Metrics of a run without the prefixes of `PREFIXES`."""
+    keys = {_metric_name(key): key for keys in PREFIXES.values() for key in keys}
+    return {keys.get(key, key): value for key, value in run.data.metrics.items()}
 
 
-def _by_interest(item: tuple[str, Any]) -> int:
-    """AP first: of the metrics of a run, the compare view of the UI takes that which was logged first."""
-    is_ours = _metric_name(item[0]) != item[0]
-    return (not item[0].startswith("mAP")) + is_ours + (item[0] == "epoch")
+def _logging_order(item: tuple[str, Any]) -> int:
+    """AP first, as the compare view of the UI shows the metric that was logged first; the epoch last."""
+    is_renamed = _metric_name(item[0]) != item[0]
+    return (not item[0].startswith("mAP")) + is_renamed + (item[0] == "epoch")
 
 
 def _batches(by_row: Sequence[list[Metric]]) -> Iterator[list[Metric]]:
-    """As many metrics as a call takes; MLflow notes all of a call or none, so the rows stay whole where they can."""
+    """Batches of at most `MAX_METRICS_PER_CALL`; rows are kept together, as MLflow logs all of a call or nothing."""
     batch: list[Metric] = []
     for metrics in by_row:
         if len(batch) + len(metrics) > MAX_METRICS_PER_CALL:
@@ -341,25 +318,20 @@ def _batches(by_row: Sequence[list[Metric]]) -> Iterator[list[Metric]]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the server has understood the request and will not do it, now or later."""
-    response = getattr(error, "response", None)  # of requests' errors, for artifacts
+    """Whether the server has rejected the request for good."""
+    response = getattr(error, "response", None)  # errors of requests, for artifacts
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
     elif response is not None:
         status = response.status_code
     else:
         return False
-    return 400 <= status < 500 and status != TOO_MANY_REQUESTS
+    return 400 <= status < 500 and status != 429  # too many requests
 
 
 def _param_text(value: Any) -> str:
-    """A list in one line: what is JSON, the UI spreads over a line per number."""
+    """A parameter as text; lists in parentheses, as the UI would spread JSON over a line per number."""
     return f"({', '.join(map(_param_text, value))})" if isinstance(value, list | tuple) else str(value)
-
-
-def _markdown(text: str) -> str:
-    """Names may hold what Markdown or HTML would take for a sign."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~!&])", r"\\\1", text)
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
@@ -373,7 +345,7 @@ def _first_line(error: Exception) -> str:
 
 def _remedy(error: Exception) -> str:
     if re.search(r"error code 40[13]\b", str(error)):
-        return "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and what that user may do"
+        return "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and the permissions of that user"
     if isinstance(error, MlflowException):
         return "start the server, or leave --tracking-uri out for a local sqlite file"
     return "check the URI, and the user and password in it"

@@ -1,4 +1,4 @@
-"""What of a run goes to the tracker: inputs when it begins, metrics while it runs, tables and places at the end."""
+"""What is tracked of a run: parameters at its start, metrics while it runs, tables and paths at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracke
     """The tracker of a command.
 
     Args:
-        uri: MLflow tracking URI; None is a sqlite file in `directory`; "none" tracks nothing.
+        uri: MLflow tracking URI; None: a sqlite file in `directory`; "none": no tracking.
         experiment: name of the MLflow experiment.
 
     Raises:
@@ -34,7 +34,7 @@ def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracke
 
 
 def runs_by_name(uri: str | None, *, directory: Path, experiment: str) -> dict[str, list[RunView]] | None:
-    """What stands in the tracker, see `open_tracker`; None: there is none, and none is made.
+    """The runs of an existing tracker by name, see `open_tracker`; None if there is none.
 
     Raises:
         TrackingError: the server cannot be used.
@@ -49,22 +49,20 @@ def runs_by_name(uri: str | None, *, directory: Path, experiment: str) -> dict[s
 
 
 def existing_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracker | None:
-    """The tracker that a study's command has used, see `open_tracker`; None: none is named, and the default is not
-    there.
-    """
+    """The tracker that a study's command has used, see `open_tracker`; None if it has tracked nothing."""
     if uri is None and not (directory / SQLITE).exists():
         return None
     tracker = open_tracker(uri, directory=directory, experiment=experiment)
     return None if isinstance(tracker, NullTracker) else tracker
 
 
-def keep_report(
+def track_report(
     tracker: Tracker, phase: str, files: Sequence[Path], *, root: Path, conclusions: Sequence[str]
 ) -> None:
-    """Put a study's report into the run of its newest phase, if that is tracked.
+    """Log a study's report to the run of its newest phase, if that is tracked.
 
     Args:
-        files: all of them, within `root`.
+        files: files of the report, within `root`.
         conclusions: the most important first; shown above the runs.
 
     Raises:
@@ -86,10 +84,10 @@ def begin_run(
     parent: str | None = None,
     labels: Mapping[str, Any] | None = None,
 ) -> str:
-    """Open (or continue) a run and note its inputs: every leaf of the config by its path, and what is simulated.
+    """Open (or continue) a run and log its parameters: every value of the config by path, and simulated modalities.
 
     Args:
-        labels: further inputs, what a study varies among them.
+        labels: further parameters, e.g. the values of a study's factors.
     """
     run_id = tracker.open_run(name, identity=identity, parent=parent)
     params = dict(labels or {}) | dict(flatten(experiment.model_dump(mode="json")))
@@ -99,23 +97,21 @@ def begin_run(
 
 
 class Hours(Protocol):
-    """What a run has taken, see `raydet.runs.usage.Usage`."""
+    """The usage of a run, see `raydet.runs.usage.Usage`."""
 
     @property
-    def gpu_hours(self) -> float:
-        """Of workers with a GPU."""
+    def gpu_hours(self) -> float: ...
 
     @property
-    def cpu_worker_hours(self) -> float:
-        """Of workers without."""
+    def cpu_worker_hours(self) -> float: ...
 
 
 def log_usage(tracker: Tracker, run_id: str, usage: Hours | None, *, study: Hours | None = None) -> None:
-    """Note hours of GPUs, and of workers without, where there are any.
+    """Log hours of GPUs and of workers without a GPU, where there are any.
 
     Args:
-        usage: of the run, or of all runs below it; None: unknown.
-        study: of all runs of the study.
+        usage: usage of the run, or of all of its child runs; None: unknown.
+        study: usage of all runs of the study.
     """
     hours: dict[str, float] = {}
     for prefix, taken in (("", usage), ("study_", study)):
@@ -134,7 +130,7 @@ def end_run(
     results: Mapping[str, Any],
     usage: Hours | None = None,
 ) -> None:
-    """Note everything that a finished run came to."""
+    """Log the results of a finished run, and close it."""
     tracker.log_history(run_id, results["history"])
     log_usage(tracker, run_id, usage)
     tracker.log_summary(run_id, {key: results[key] for key in ("wall_s", "loop_s") if results.get(key)})
@@ -143,9 +139,9 @@ def end_run(
         if (run_dir / name).exists():
             tracker.log_text(run_id, (run_dir / name).read_text(), name)
     tags = {"raydet.run_dir": str(run_dir), "raydet.fingerprint": results["fingerprint"]}
-    if results.get("data"):  # of a run whose set was given as it was, not by --data, the config does not tell
+    if results.get("data"):  # the config does not describe a data set that was passed in, not named by --data
         tracker.log_params(run_id, {f"data.{key}": value for key, value in results["data"].items()})
-    if checkpoint is not None:  # the place and the hashes; the bytes stay where they are
+    if checkpoint is not None:  # path and hashes only
         tags["raydet.checkpoint"] = str(checkpoint)
         tracker.log_text(run_id, (checkpoint / "manifest.json").read_text(), "checkpoint_manifest.json")
     tracker.set_tags(run_id, tags)
@@ -153,7 +149,7 @@ def end_run(
 
 
 def coco_table(results: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """The metrics and AP per class, last epoch against best epoch."""
+    """The metrics and AP per class of the last and of the best epoch."""
     final, best = results["final"], results["best"]
     names = [key for key in final if key.startswith(("mAP", "AR_", "LAMR", "AP/"))]
     return [{"metric": name, "last epoch": final[name], "best epoch": best.get(name)} for name in names]

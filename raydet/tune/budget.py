@@ -1,4 +1,4 @@
-"""What a study has taken of the cluster so far, and what it may take."""
+"""The budget of a study, and what the study has used of the cluster so far."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from raydet.errors import StudyError
 from raydet.runs.usage import CPU_WORKER_HOURS, GPU_HOURS, Usage, usage_of
 from raydet.tune.journal import Events
 
-ENDINGS = ("finished", "failed", "stopped")
+END_EVENTS = ("finished", "failed", "stopped")
 """Events that hold a trial's usage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a study may take, all commands together; None: as much as it takes."""
+    """What a study may use, over all of its commands; None: no limit."""
 
     gpu_hours: float | None = None
     cpu_worker_hours: float | None = None
@@ -27,14 +27,14 @@ class Budget:
     def __post_init__(self) -> None:
         for flag, hours in (("gpu", self.gpu_hours), ("worker", self.cpu_worker_hours)):
             if hours is not None and not hours > 0:
-                raise StudyError(f"--budget-{flag}-hours wants more than 0, got {hours:g}")
+                raise StudyError(f"--budget-{flag}-hours must be more than 0, got {hours:g}")
 
     def __str__(self) -> str:
         parts = {GPU_HOURS: self.gpu_hours, CPU_WORKER_HOURS: self.cpu_worker_hours}
         return " and ".join(f"{hours:g} {unit}" for unit, hours in parts.items() if hours is not None)
 
     def is_spent(self, usage: Usage) -> bool:
-        """Nothing is left for another trial.
+        """Whether nothing is left for another trial.
 
         >>> Budget(gpu_hours=2.0).is_spent(Usage(gpu_s=7199)), Budget(gpu_hours=2.0).is_spent(Usage(gpu_s=7200))
         (False, True)
@@ -44,63 +44,63 @@ class Budget:
         )
 
 
-class Meter:
-    """Adds up what the journal says of trials that have ended, and what the others have noted in their directories.
+class UsageMeter:
+    """Adds up the usage of all trials: from the journal where they have ended, else from their run directories.
 
     Args:
         root: the study's directory.
-        events: what earlier commands have written; those of studies older than meters count nothing.
+        events: what earlier commands have written. Events without a usage, of older versions, count as nothing.
     """
 
     def __init__(self, root: Path, events: Events) -> None:
         self._root = root
         self._lock = threading.Lock()
-        self._places: dict[str, str] = {}
+        self._directories: dict[str, str] = {}
         self._open: dict[str, None] = {}
-        """Trials that have begun, in order: what they take is asked anew each time."""
+        """Keys of started trials, in order; their usage is read again each time."""
         self._ended: dict[str, Usage] = {}
         self._sums: defaultdict[str, Usage] = defaultdict(Usage)
-        """Of the ended ones, by phase."""
+        """Usage of the ended trials by phase."""
         for entry in events.events:
             if entry["event"] == "started" and "directory" in entry:
                 self.started(entry["key"], entry["directory"])
-            elif entry["event"] in ENDINGS and (usage := journalled(entry)) is not None:
+            elif entry["event"] in END_EVENTS and (usage := recorded_usage(entry)) is not None:
                 self._end(entry["key"], usage)
 
     def started(self, key: str, directory: str) -> None:
-        """A trial begins, or goes on.
+        """Note that a trial starts or resumes.
 
         Args:
             directory: `<phase>/<trial>`.
         """
         with self._lock:
-            self._places[key] = directory
+            self._directories[key] = directory
             self._open[key] = None
             self._sums[self._phase(key)] -= self._ended.pop(key, Usage())
 
     def ended(self, key: str, directory: str) -> Usage:
-        """A trial has ended, for now or for good; what it has taken, over all its attempts."""
+        """Note that an attempt of a trial has ended; returns the trial's usage over all attempts."""
         usage = usage_of(self._root / directory)
         with self._lock:
-            self._places[key] = directory
+            self._directories[key] = directory
             self._end(key, usage)
         return usage
 
     def of_trial(self, key: str) -> Usage:
-        """What a trial has taken, over all its attempts."""
+        """The usage of a trial over all its attempts."""
         with self._lock:
-            known, place = self._ended.get(key), self._places.get(key)
+            known, directory = self._ended.get(key), self._directories.get(key)
         if known is not None:
             return known
-        return Usage() if place is None else usage_of(self._root / place)
+        return Usage() if directory is None else usage_of(self._root / directory)
 
     def total(self, phase: str | None = None) -> Usage:
-        """Of all trials, those that run included, or of those that belong to a phase."""
+        """The usage of all trials of a phase, or of the study, running trials included."""
         with self._lock:
             total = sum((usage for name, usage in self._sums.items() if phase in (None, name)), start=Usage())
-            places = [self._places[key] for key in self._open if phase in (None, self._phase(key))]
-        for place in places:
-            total += usage_of(self._root / place)
+            running = [self._directories[key] for key in self._open if phase in (None, self._phase(key))]
+        for directory in running:
+            total += usage_of(self._root / directory)
         return total
 
     def _end(self, key: str, usage: Usage) -> None:
@@ -110,9 +110,9 @@ class Meter:
         self._sums[self._phase(key)] += usage - before
 
     def _phase(self, key: str) -> str:
-        return self._places.get(key, "").split("/")[0]
+        return self._directories.get(key, "").split("/")[0]
 
 
-def journalled(entry: Mapping[str, Any]) -> Usage | None:
-    """The usage that an event holds; None where it holds none."""
+def recorded_usage(entry: Mapping[str, Any]) -> Usage | None:
+    """The usage in an event of the journal; None where there is none."""
     return Usage.parse(entry["usage"]) if entry.get("usage") else None

@@ -1,4 +1,4 @@
-"""What a run needs, looked at in a process of its own: torch and the model are gone with it, not kept by the driver."""
+"""The preflight check in a subprocess, so that the driver keeps neither torch nor the model in memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from raydet.config import Experiment
 from raydet.errors import OutOfMemoryError
 
 
-def check_apart(experiment: Experiment, *, workers: int) -> None:
-    """`raydet.engine.preflight.check`.
+def check_in_subprocess(experiment: Experiment, *, workers: int) -> None:
+    """Run `raydet.engine.preflight.check` in a subprocess.
 
     Raises:
-        DataError, ConfigError: as that does.
+        DataError, ConfigError: as raised by the check.
         OutOfMemoryError: the process was killed.
     """
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_leave_ctrl_c) as pool:
+    # The terminal sends Ctrl-C to all of its processes; only the driver reports it.
+    ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(
+        1, get_context("spawn"), initializer=signal.signal, initargs=ignore_ctrl_c
+    ) as pool:
         try:
             pool.submit(_check, experiment.to_json(), workers).result()
         except BrokenProcessPool:
@@ -26,13 +30,8 @@ def check_apart(experiment: Experiment, *, workers: int) -> None:
                 "the process that builds the model once, to check it, was killed; is there enough memory?"
             ) from None
         finally:
-            for process in active_children():  # to end takes it seconds
+            for process in active_children():  # a regular exit takes seconds
                 process.kill()
-
-
-def _leave_ctrl_c() -> None:
-    # The terminal sends it to all of its processes; the driver says what is to be said.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check(experiment: str, workers: int) -> None:

@@ -1,4 +1,4 @@
-"""What every fusion must beat: each sensor alone, at the schedule of the study."""
+"""Controls, which every fusion must beat: each sensor alone, on the schedule of the study."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ALONE: dict[str, Any] = {
     "model.elsewhere": {"kind": "identity"},
     "model.fusion_stages": [],
 }
-"""No stage fuses: one stream."""
+"""A single stream: no stage fuses."""
 
 
 def present_modalities(base: Experiment) -> tuple[Modality, ...]:
-    """What the model reads and the data have, in the streams' order."""
+    """The model's modalities that the data have, in the order of its streams."""
     model = base.model
     return tuple(
         name for name in (*model.rgb_modalities, *model.aux_modalities) if name not in base.data.missing
@@ -25,10 +25,10 @@ def present_modalities(base: Experiment) -> tuple[Modality, ...]:
 
 
 def streams(base: Experiment) -> tuple[tuple[Modality, ...], tuple[Modality, ...]]:
-    """What the data have for either stream of the base.
+    """The modalities of the base's RGB and auxiliary streams that the data have.
 
     Raises:
-        StudyError: there is nothing to fuse.
+        StudyError: one of the streams has none, so there is nothing to fuse.
     """
     present = present_modalities(base)
     rgb = tuple(name for name in base.model.rgb_modalities if name in present)
@@ -42,12 +42,12 @@ def streams(base: Experiment) -> tuple[tuple[Modality, ...], tuple[Modality, ...
 
 
 def single_sensors(base: Experiment) -> dict[str, dict[str, Any]]:
-    """Settings of each sensor's control, by its name."""
+    """Settings of the control of each sensor, by the sensor's name."""
     return {name: {**ALONE, "model.rgb_modalities": [name]} for name in present_modalities(base)}
 
 
 def with_controls(study: Study) -> Study:
-    """The study with its controls before everything else; as it is where it has some, or compares settings only."""
+    """The study with single-sensor controls as its first phase; unchanged where it has controls, or needs none."""
     has_some = any(isinstance(phase, ControlPhase) for phase in study.phases)
     if has_some or not study.needs_controls:
         return study

@@ -1,4 +1,4 @@
-"""What a study will cost, before it runs."""
+"""The estimated cost of a study."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from raydet.tune.phases import all_trials, num_undecided_trials
 from raydet.tune.study import Study
 
 STEP_FACTOR = 3
-"""Operations of a training step over those of its forward pass."""
+"""Ratio of the operations of a training step to those of its forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyCost:
-    """Of one command that runs everything."""
+    """The cost of running a whole study."""
 
     num_trials: int
     operations: float
-    """Floating-point operations of training; evaluation, a few percent, is left out."""
+    """Floating-point operations of training; evaluation adds a few percent."""
 
     def hours(self, tflops: float) -> float:
-        """On one device that sustains so many 10^12 operations per second, or divided over several."""
+        """Device-hours at a sustained rate of `tflops` 10^12 operations per second."""
         return self.operations / (tflops * 1e12) / 3600
 
 
 def study_cost(study: Study, *, num_seeds: int) -> StudyCost:
-    """Count trials and operations.
+    """Count the trials and operations of a study.
 
-    Fusions differ by a few percent and sensors alone cost half: each trial is counted as the baseline's fusion with its
-    own backbone and neck. Trials that are not decided yet are counted as the mean of the others.
+    Each trial counts as the baseline's fusion with its own backbone and neck: other fusions differ by a few percent,
+    a single sensor costs half. Trials of undecided phases count as the mean of the others.
 
     Raises:
         DataError: the data cannot be opened.
     """
-    nothing = Events([])
-    trials = all_trials(study, nothing, 1)
-    kinds = Counter(_essentials(study.base, trial.experiment) for trial in trials)
+    no_events = Events([])
+    trials = all_trials(study, no_events, 1)
+    kinds = Counter(_cost_key(study.base, trial.experiment) for trial in trials)
     passes = sum(count * forward_flops(experiment)["total"] for experiment, count in kinds.items())
     source = open_source(study.base.data)
     num_images = len(split_indices(source, study.base.data.split)[0]) * study.base.train.epochs
-    num_trials = len(trials) * num_seeds + num_undecided_trials(study, nothing, num_seeds)
+    num_trials = len(trials) * num_seeds + num_undecided_trials(study, no_events, num_seeds)
     mean = passes / len(trials)
     return StudyCost(num_trials, STEP_FACTOR * mean * num_trials * num_images)
 
 
-def _essentials(base: Experiment, experiment: Experiment) -> Experiment:
-    """What decides how much a step costs: equal for most trials of most studies."""
-    mine = experiment.model
-    model = ModelConfig(backbone=mine.backbone, neck=mine.neck, head=mine.head)
+def _cost_key(base: Experiment, experiment: Experiment) -> Experiment:
+    """The part of an experiment that determines the cost of a step; equal for most trials of a study."""
+    parts = experiment.model
+    model = ModelConfig(backbone=parts.backbone, neck=parts.neck, head=parts.head)
     return base.model_copy(update={"name": "", "model": model})

@@ -1,9 +1,8 @@
-"""Asynchronous successive halving (ASHA, Li et al. 2020, algorithm 2): runs that are far behind end early.
+"""Asynchronous successive halving (ASHA, Li et al. 2020, algorithm 2): trials that are far behind stop early.
 
-A run that has come to a rung goes on if it is among the best 1/`reduction` of those that have come to it so far, by
-what they have written down: a driver that is lost forgets nothing. Each run is judged once per rung, when it comes to
-it. A run that was stopped has saved where it stands: whoever needs its end continues it, and gets the result it would
-have had.
+A trial that reaches a rung continues if its score is among the best 1/`reduction` of those that have reached the rung
+so far. Scores are read from the trials' files, so a restarted driver loses nothing. Each trial is judged once per rung.
+A stopped trial has saved a checkpoint: it can be resumed later, with the result of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -23,37 +22,38 @@ from raydet.tune.cells import Trial, trial_directory
 
 DEFAULT_REDUCTION = 3
 Rows = Sequence[Mapping[str, Any]]
-"""A run's finished epochs, see metrics_per_epoch.csv."""
+"""The finished epochs of a run, see metrics_per_epoch.csv."""
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyStopping:
-    """The rule."""
+    """The rule by which trials stop early."""
 
     grace_epochs: int
-    """The first rung; each further one comes `reduction` times as late."""
+    """The first rung; each further rung is at `reduction` times as many epochs."""
     reduction: int = DEFAULT_REDUCTION
 
     def __post_init__(self) -> None:
         if self.grace_epochs < 1:
-            raise StudyError(f"--asha wants at least 1 epoch, got {self.grace_epochs}")
+            raise StudyError(f"--asha must be at least 1 epoch, got {self.grace_epochs}")
         if self.reduction < 2:
-            raise StudyError(f"--asha-reduction wants at least 2, got {self.reduction}")
+            raise StudyError(f"--asha-reduction must be at least 2, got {self.reduction}")
 
     def rungs(self, train: TrainConfig) -> tuple[int, ...]:
-        """Epochs after which a run may end, in order.
+        """Epochs after which a trial may be stopped, in order.
 
         Raises:
-            StudyError: the first one comes too late, or no evaluation falls on it.
+            StudyError: the first rung is not before the last epoch, or is not an evaluated epoch.
 
         >>> EarlyStopping(grace_epochs=2).rungs(TrainConfig(epochs=18, eval_every=2))
         (2, 6)
         """
         if self.grace_epochs >= train.epochs:
-            raise StudyError(f"--asha {self.grace_epochs} wants runs of more epochs than {train.epochs}")
+            raise StudyError(f"--asha {self.grace_epochs} must be less than train.epochs={train.epochs}")
         if self.grace_epochs % train.eval_every:
             raise StudyError(
-                f"--asha {self.grace_epochs} is no multiple of train.eval_every={train.eval_every}: no metric to go by"
+                f"--asha must be a multiple of train.eval_every={train.eval_every}, got {self.grace_epochs}: other "
+                "epochs are not evaluated"
             )
         rungs = []
         epoch = self.grace_epochs
@@ -63,10 +63,10 @@ class EarlyStopping:
         return tuple(rungs)
 
     def bar(self, earlier: Sequence[float]) -> float | None:
-        """The score that a run needs at a rung to go on; None: it goes on with any.
+        """The score that a trial needs at a rung to continue; None: any.
 
         Args:
-            earlier: scores of the runs that have come to the rung before.
+            earlier: scores of the trials that have reached the rung before.
         """
         if not earlier:
             return None
@@ -74,7 +74,7 @@ class EarlyStopping:
 
 
 def score_at(rows: Rows, epoch: int, metric: str) -> float | None:
-    """The metric after an epoch, 0 where nothing was found; None: the run has not come so far."""
+    """The metric after an epoch, 0 where nothing was detected; None: the run has not reached the epoch."""
     for row in rows:
         if row["epoch"] == epoch:
             return float(row[metric] or 0.0)
@@ -83,22 +83,22 @@ def score_at(rows: Rows, epoch: int, metric: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class EarlyStop:
-    """Why a run was stopped."""
+    """Why a trial was stopped."""
 
     epoch: int
     score: float
     bar: float
-    """What it would have needed."""
+    """The score that it needed to continue."""
 
     def __str__(self) -> str:
-        return f"{self.score:.4f} after epoch {self.epoch}, {self.bar:.4f} was needed to go on"
+        return f"{self.score:.4f} after epoch {self.epoch}, {self.bar:.4f} was needed to continue"
 
 
 class Screening:
-    """Holds the runs of a phase against one another while they run.
+    """Compares the trials of a phase while they run, and stops those that are far behind.
 
     Args:
-        trials: all of the phase.
+        trials: all trials of the phase.
         root: the study's directory.
         metric: larger is better.
     """
@@ -111,32 +111,29 @@ class Screening:
         self._judged: dict[str, int] = {}
         self._read: dict[str, tuple[tuple[int, int], dict[int, float | None]]] = {}
         self.stops: dict[str, EarlyStop] = {}
-        """By the trials' keys."""
+        """Stopped trials by key."""
 
     def begin(self, trial: Trial) -> None:
-        """A trial begins, or goes on: it has passed the rungs behind it."""
+        """A trial starts or resumes; it is not judged again at the rungs that it has passed."""
         rows = read_epochs(self._directories[trial.key] / EPOCHS)
         self._judged[trial.key] = rows[-1]["epoch"] if rows else 0
 
     def judge(self, trial: Trial, rows: Rows) -> None:
-        """A trial has finished its epochs `rows`: order it to stop where it is too far behind."""
+        """A trial has finished the epochs `rows`: request a stop if it is too far behind."""
         last = self._judged[trial.key]
         new = [epoch for epoch in self._rungs if last < epoch <= rows[-1]["epoch"]]
         for epoch in new:
             self._judged[trial.key] = epoch
-            score, bar = score_at(rows, epoch, self._metric), self._rule.bar(self._scores(trial, epoch))
+            score = score_at(rows, epoch, self._metric)
             assert score is not None, "rungs are evaluated epochs"
+            others = (self._at_rungs(key).get(epoch) for key in self._directories if key != trial.key)
+            bar = self._rule.bar([other for other in others if other is not None])
             if bar is not None and score < bar and trial.key not in self.stops:
                 self.stops[trial.key] = EarlyStop(epoch, score, bar)
                 request_stop(self._directories[trial.key], StopKind.EARLY, str(self.stops[trial.key]))
 
-    def _scores(self, trial: Trial, epoch: int) -> list[float]:
-        """Of the other trials that have come so far, by what they wrote down."""
-        scores = (self._at_rungs(key).get(epoch) for key in self._directories if key != trial.key)
-        return [score for score in scores if score is not None]
-
     def _at_rungs(self, key: str) -> dict[int, float | None]:
-        """A trial's scores by rung; its file is read again only where it has changed."""
+        """The scores of a trial by rung; its file is read again only if it has changed."""
         path = self._directories[key] / EPOCHS
         try:
             stat = path.stat()

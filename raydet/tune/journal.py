@@ -1,21 +1,21 @@
-"""The journal of a study: one JSON line per event, fsynced, append-only. It is the truth about what has run.
+"""The journal of a study: one JSON line per event, fsynced, append-only. It is the record of what has run.
 
 Events:
-    study      once, first: the study as data, so that a later command can tell whether it means the same one
-    phase      once for each phase: the same
-    hypothesis once for each hypothesis: the same
-    protocol   once, before the first run: seeds, metric, controls
-    deviation  a later command has other rules than the one before
-    started    a trial begins (again), with its place below the study's directory
-    finished   a trial has ended, with its results
-    failed     a trial has ended without results, with the reason
-    stopped    a trial was stopped early, with epoch, score and what it would have needed
-    promoted   a phase was decided, with the reasons
-    confirming what runs again with fresh seeds was decided
-    tracked    a finished trial stands complete in the tracker
-    overspent  the budget was spent: no trial was started any more, what was running has saved
+    study                  once, first: the study's settings, which every later command must match
+    phase                  once per phase: its settings
+    hypothesis             once per hypothesis: its settings
+    protocol               once, before the first trial: seeds, metric, controls
+    deviation              a command changes the protocol
+    started                a trial starts or resumes, with its directory relative to the study's
+    finished               a trial has finished, with its results
+    failed                 a trial has failed, with the reason
+    stopped                a trial was stopped early, with epoch, score and the score that it needed
+    promoted               the values promoted to a phase, with the reasons
+    confirmation_selected  the cells that run again with fresh seeds
+    tracked                a finished trial is complete in the tracker
+    budget_exhausted       the budget is spent: running trials have saved, no further trial starts
 
-`finished`, `failed` and `stopped` hold the `usage` of the trial: seconds of workers, over all of its attempts so far.
+`finished`, `failed` and `stopped` hold the `usage` of the trial: worker-seconds over all of its attempts so far.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ from typing import Any, Self
 from raydet.errors import StudyError
 
 NAME = "journal.jsonl"
+RENAMED_EVENTS = {"confirming": "confirmation_selected", "overspent": "budget_exhausted"}
+"""Current names of events, by their names in older journals."""
 
 
 class Events:
-    """What a journal says. Looking up a kind of event or a trial takes no longer in a long journal."""
+    """The events of a journal, indexed by kind and by trial: look-up time does not grow with the journal."""
 
     def __init__(self, entries: Iterable[dict[str, Any]]) -> None:
         self.events: list[dict[str, Any]] = []
@@ -54,7 +56,7 @@ class Events:
         return list(self._of_trial.get(key, ()))
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Results of the finished trials by trial key."""
+        """Results of the finished trials by key."""
         return {entry["key"]: entry["results"] for entry in self.of("finished")}
 
     def _add(self, entry: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ class Events:
 
 
 def read_journal(directory: Path) -> Events:
-    """The events so far, without a lock and without a trace; none where there is no journal."""
+    """The events so far, read without a lock; none if there is no journal."""
     path = directory / NAME
     if not path.exists():
         return Events([])
@@ -74,14 +76,14 @@ def read_journal(directory: Path) -> Events:
 
 
 class Journal(Events):
-    """Open for writing, by one driver at a time.
+    """A journal open for writing, by one driver at a time.
 
-    What a trial's epochs were stays in the file alone, once it is in the tracker: of thousands of trials it would not
-    fit into memory.
+    Once a trial is tracked, its epochs are dropped from memory and remain in the file only: those of thousands of
+    trials would not fit.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Open the journal of the study in `directory`, or begin one.
+        """Open the journal of the study in `directory`; create it if there is none.
 
         Raises:
             StudyError: another driver has it open, or the directory cannot be written.
@@ -115,11 +117,11 @@ class Journal(Events):
         self._file.close()
 
     def new_about(self, key: str) -> list[dict[str, Any]]:
-        """What this process has written about a trial."""
+        """The events of a trial that this process has written."""
         return self.about(key)[self._num_known.get(key, 0) :]
 
     def append(self, event: str, **fields: Any) -> None:
-        """Write one event; when this returns, it survives a power cut."""
+        """Write one event; it is on disk when this returns."""
         entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         with self._lock:  # the tracking thread writes too
             self._file.write((json.dumps(entry) + "\n").encode())
@@ -137,19 +139,28 @@ class Journal(Events):
                     }
 
     def _drop_torn_line(self) -> None:
-        """A driver that was killed while writing leaves a line without an end: it never happened."""
+        """Remove the incomplete last line that a driver leaves if it is killed while writing."""
         size = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
-        whole = sum(len(line) for line in self._file if line.endswith(b"\n"))
-        if whole != size:
-            self._file.truncate(whole)
+        complete = sum(len(line) for line in self._file if line.endswith(b"\n"))
+        if complete != size:
+            self._file.truncate(complete)
 
 
 def _entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
-        if not line.endswith(b"\n"):  # torn: it never happened
+        if not line.endswith(b"\n"):  # the writer was killed: the event does not count
             return
         try:
-            yield json.loads(line)
+            yield _with_current_names(json.loads(line))
         except json.JSONDecodeError as error:
             raise StudyError(f"{path}:{number}: not a journal line ({error}); the file was edited") from error
+
+
+def _with_current_names(entry: dict[str, Any]) -> dict[str, Any]:
+    """An event of this version or an older one, in this version's names."""
+    entry["event"] = RENAMED_EVENTS.get(entry["event"], entry["event"])
+    for factor in entry.get("settings", {}).get("factors", []):
+        if "twins" in factor:
+            factor["equivalent_values"] = factor.pop("twins")
+    return entry

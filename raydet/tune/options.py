@@ -13,7 +13,7 @@ from raydet.tune.early_stopping import EarlyStopping
 
 @dataclass(frozen=True, slots=True)
 class StudyOptions:
-    """How a study is run; nothing here changes the result of a trial."""
+    """How a study is run; no option changes the result of a trial."""
 
     storage: Path
     """Directory of all studies, readable from every node."""
@@ -25,26 +25,28 @@ class StudyOptions:
     cpus_per_worker: int | None = None
     use_gpu: bool | None = None
     wait_s: float | None = None
-    """How long to wait for nodes before the first trial; None: half an hour, for what the cluster has or scales to."""
+    """Longest wait for nodes before the first trial; None: half an hour, if the cluster has them or scales to them."""
     fault_tolerance: FaultTolerance = FaultTolerance()  # noqa: RUF009  -- frozen
     retries: int = 1
-    """How often a trial that failed is tried again, from its newest checkpoint, before it is given up."""
+    """How often a failed trial is retried, from its newest checkpoint."""
     retry_failed: bool = False
-    """Trials that were given up by earlier commands get their chances anew."""
+    """Whether failures in earlier commands do not count: trials get all of their retries again."""
     early_stopping: EarlyStopping | None = None
-    """For phases that only choose what goes on; None: every trial runs to its end."""
+    """Applies to screening phases; None: every trial runs to its last epoch."""
     budget: Budget = Budget()  # noqa: RUF009  -- frozen
-    """Once it is spent, what runs saves and stops, and nothing starts any more."""
+    """Once it is spent, running trials save and stop, and no further trial starts."""
     tracking_uri: str | None = None
 
     def __post_init__(self) -> None:
         for flag in ("seeds", "max_trials", "concurrency", "workers", "cpus_per_worker"):
             value = getattr(self, flag)
             if value is not None and value < 1:
-                raise StudyError(f"--{flag.replace('_', '-')} wants at least 1, got {value}")
+                raise StudyError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
         if self.use_gpu is False and self.budget.gpu_hours is not None:
-            raise StudyError("--budget-gpu-hours limits nothing with --cpu; take --budget-worker-hours")
+            raise StudyError("--budget-gpu-hours limits nothing with --cpu; use --budget-worker-hours")
         if self.retries < 0:
-            raise StudyError(f"--retries wants at least 0, got {self.retries}")
+            raise StudyError(f"--retries must be at least 0, got {self.retries}")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
-            raise StudyError(f"--min-workers wants 1 to --workers {self.workers}, got {self.min_workers}")
+            raise StudyError(
+                f"--min-workers must be in 1 to --workers {self.workers}, got {self.min_workers}"
+            )

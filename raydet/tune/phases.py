@@ -1,4 +1,4 @@
-"""What a journal has decided about a study: which phases are known, which cells they have."""
+"""The decided phases of a study, and their cells and trials, by its journal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from raydet.tune.study import (
 
 
 def cells_by_phase(study: Study, journal: Events) -> dict[str, tuple[Cell, ...]]:
-    """Cells of every phase that is decided, in order; later phases are decided by their event in the journal."""
+    """Cells of every decided phase, in order; promotion and confirmation are decided by an event in the journal."""
     decided: dict[str, tuple[Cell, ...]] = {}
     for phase in study.phases:
         known = tuple({cell.code: cell for cells in decided.values() for cell in cells}.values())
@@ -43,7 +43,7 @@ def cells_by_phase(study: Study, journal: Events) -> dict[str, tuple[Cell, ...]]
             case PromotionPhase():
                 promoted = promoted_values(journal, phase)
                 if promoted is None:
-                    break  # later phases wait for this one
+                    break  # later phases depend on this one
                 decided[phase.name] = promotion_cells(study, phase, promoted, known=known)
             case ConfirmationPhase():
                 codes = confirmed_codes(journal)
@@ -56,7 +56,7 @@ def cells_by_phase(study: Study, journal: Events) -> dict[str, tuple[Cell, ...]]
 
 
 def trials_by_phase(study: Study, journal: Events, num_seeds: int) -> dict[str, tuple[Trial, ...]]:
-    """Runs of every phase that is decided, in order; a run may stand in several phases."""
+    """Trials of every decided phase, in order; a trial may be in several phases."""
     seeds, fresh = seeds_of(study, num_seeds), fresh_seeds_of(study, num_seeds)
     confirmations = {phase.name for phase in study.phases if isinstance(phase, ConfirmationPhase)}
     return {
@@ -70,13 +70,13 @@ def trials_by_phase(study: Study, journal: Events, num_seeds: int) -> dict[str, 
 
 
 def all_trials(study: Study, journal: Events, num_seeds: int) -> tuple[Trial, ...]:
-    """Every decided run once, in the order in which they come."""
+    """Every decided trial once, in the order of the phases."""
     by_phase = trials_by_phase(study, journal, num_seeds)
     return tuple({trial.key: trial for trials in by_phase.values() for trial in trials}.values())
 
 
 def num_undecided_trials(study: Study, journal: Events, num_seeds: int) -> int:
-    """How many new runs the phases that are still open will have."""
+    """How many new trials the undecided phases will have."""
     decided = cells_by_phase(study, journal)
     return sum(
         _num_new_trials(study, phase, num_seeds) for phase in study.phases if phase.name not in decided
@@ -98,19 +98,20 @@ def _num_new_trials(study: Study, phase: Phase, num_seeds: int) -> int:
 
 
 def promoted_values(journal: Events, phase: PromotionPhase) -> list[Value] | None:
-    """What went on into a phase, best first; None while that is open. Once written it stands."""
-    decisions = [entry for entry in journal.of("promoted") if entry["phase"] == phase.name]
-    return [tuple(choice["pattern"]) for choice in decisions[0]["choices"]] if decisions else None
+    """The values promoted to a phase, best first; None while undecided."""
+    for entry in journal.of("promoted"):
+        if entry["phase"] == phase.name:
+            return [tuple(choice["pattern"]) for choice in entry["choices"]]
+    return None
 
 
 def confirmed_codes(journal: Events) -> list[str] | None:
-    """Cells that run again with fresh seeds, the winner first; None while that is open. Once written it stands."""
-    decisions = journal.of("confirming")
-    return decisions[0]["codes"] if decisions else None
+    """Codes of the cells that run again with fresh seeds, the winner first; None while undecided."""
+    return next((entry["codes"] for entry in journal.of("confirmation_selected")), None)
 
 
 def recorded_study(journal: Events) -> Study | None:
-    """What `remember_study` has written down; None in an empty journal."""
+    """The study that `remember_study` has written; None in an empty journal."""
     found = journal.of("study")
     if not found:
         return None
@@ -122,10 +123,10 @@ def recorded_study(journal: Events) -> Study | None:
 
 
 def remember_study(study: Study, journal: Journal) -> None:
-    """Write the study and its phases down, or check that the journal means the same ones.
+    """Write the settings of a study, or check that they equal those in the journal.
 
     Raises:
-        StudyError: the journal belongs to a study with other settings; they are named.
+        StudyError: the journal belongs to a study with other settings; the message names them.
     """
     _remember(journal, "study", study.name, study.model_dump(mode="json", exclude={"phases", "hypotheses"}))
     for phase in study.phases:
@@ -143,7 +144,7 @@ def _remember(journal: Journal, event: str, name: str, settings: dict[str, Any])
     if changes:
         raise StudyError(
             f"{journal.path} belongs to a study with other settings: {'; '.join(changes[:5])}; "
-            "use another --storage, or the settings of before"
+            "use another --storage, or the former settings"
         )
 
 

@@ -1,7 +1,7 @@
-"""What is fixed before a study's first run, so that nobody chooses it after having seen results.
+"""The protocol of a study: rules fixed before the first trial, so that they cannot be chosen after seeing results.
 
-The first command writes it into the journal. A later command may differ, e.g. run more seeds; that is a deviation:
-it is written down, said, and stands in the report.
+The first command writes the protocol to the journal. A later command may differ, e.g. run more seeds: such a deviation
+is recorded, printed, and shown in the report.
 """
 
 from __future__ import annotations
@@ -15,35 +15,33 @@ from raydet.tune.journal import Events, Journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.study import ConfirmationPhase, ControlPhase, Study
 
-PROTOCOL, DEVIATION = "protocol", "deviation"
-
 
 class Protocol(Config):
     """The rules of a comparison."""
 
     metric: str
     seeds: tuple[int, ...]
-    """Of every cell and every control."""
+    """Seeds of every cell and every control."""
     fresh_seeds: tuple[int, ...]
-    """Of the confirmation; none where there is none."""
+    """Seeds of the confirmation; empty without that phase."""
     controls: tuple[str, ...]
     early_stopping: str | None
-    """Rule by which phases that only choose stop runs early."""
+    """The early-stopping rule of screening phases."""
 
 
 class Deviation(Config):
-    """A command under other rules than the first one."""
+    """A command with other rules than the command before."""
 
     time: str
-    """When, UTC."""
+    """Time of the command, UTC."""
     changes: tuple[str, ...]
-    """In words."""
+    """One sentence per change."""
     num_finished: int
-    """Results that were there to be seen."""
+    """How many results were known by then."""
 
 
 def protocol_of(study: Study, options: StudyOptions) -> Protocol:
-    """The rules that a command means."""
+    """The rules of a command."""
     has_confirmation = any(isinstance(phase, ConfirmationPhase) for phase in study.phases)
     return Protocol(
         metric=study.metric,
@@ -57,11 +55,11 @@ def protocol_of(study: Study, options: StudyOptions) -> Protocol:
 
 
 def remember_protocol(journal: Journal, protocol: Protocol) -> Deviation | None:
-    """Write the rules down; the deviation if they differ from those of the command before."""
+    """Record the rules of a command; returns the deviation if they differ from those of the command before."""
     before = newest_protocol(journal)
     rules = protocol.model_dump(mode="json")
     if before is None:
-        journal.append(PROTOCOL, rules=rules)
+        journal.append("protocol", rules=rules)
         return None
     changes = [
         f"{name} {_listed(was)} became {_listed(rules[name])}"
@@ -70,27 +68,27 @@ def remember_protocol(journal: Journal, protocol: Protocol) -> Deviation | None:
     ]
     if not changes:
         return None
-    journal.append(DEVIATION, rules=rules, changes=changes, num_finished=len(journal.of("finished")))
+    journal.append("deviation", rules=rules, changes=changes, num_finished=len(journal.of("finished")))
     return deviations(journal)[-1]
 
 
 def newest_protocol(journal: Events) -> Protocol | None:
-    """The rules of the last command; None in a study older than protocols, or not begun."""
-    events = [*journal.of(PROTOCOL), *journal.of(DEVIATION)]
+    """The rules of the last command; None in a journal without a protocol."""
+    events = [*journal.of("protocol"), *journal.of("deviation")]
     return Protocol.model_validate_json(json.dumps(events[-1]["rules"])) if events else None
 
 
 def most_seeds(journal: Events) -> int:
-    """The largest number of seeds per cell that a command has asked for; 1 in an empty journal."""
-    events = [*journal.of(PROTOCOL), *journal.of(DEVIATION)]
+    """The largest number of seeds per cell in any command; 1 in an empty journal."""
+    events = [*journal.of("protocol"), *journal.of("deviation")]
     return max((len(entry["rules"]["seeds"]) for entry in events), default=1)
 
 
 def deviations(journal: Events) -> list[Deviation]:
-    """All of them, oldest first."""
+    """All deviations, oldest first."""
     return [
         Deviation(time=entry["time"], changes=tuple(entry["changes"]), num_finished=entry["num_finished"])
-        for entry in journal.of(DEVIATION)
+        for entry in journal.of("deviation")
     ]
 
 

@@ -1,4 +1,4 @@
-"""How many trials run at a time: as many as the nodes have room for, while nodes come and go."""
+"""Slots for trials: how many can run at a time on the current nodes of the cluster."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import ray
 from ray.tune.search import BasicVariantGenerator
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from raydet.launch.autoscaler import ask_for
+from raydet.launch.autoscaler import reserve_resources
 from raydet.launch.capacity import Capacity, Request
 
-LOOK_S = 2.0
-"""Between two looks at the nodes."""
+UPDATE_INTERVAL_S = 2.0
+"""Seconds between two queries of the nodes."""
 
 
-class Places:
-    """Tells Ray Tune how many trials may run, and the cluster how many would.
+class Slots:
+    """Limits the trials of Ray Tune to the slots of the cluster, and asks the autoscaler for more nodes.
 
-    For each trial that has no place yet a placement group waits: that is what an autoscaler adds nodes for. It is given
-    back as soon as there is room, for the trial to take, and ends with this process, whatever becomes of it.
+    For each trial without a slot there is a pending placement group, for which an autoscaler adds nodes. It is removed
+    as soon as it is placed, so that the trial can take the resources. It does not outlive this process.
 
     Args:
-        request: of one trial.
-        capacity: of the cluster.
-        most: trials at a time.
-        say: takes a line when the number changes.
+        request: the resources of one trial.
+        capacity: the capacity of the cluster.
+        most: maximum number of trials at a time.
+        say: takes a line when the number of slots changes.
     """
 
     def __init__(
@@ -36,49 +36,49 @@ class Places:
     ) -> None:
         self._request = request
         self._scales = capacity.scales
-        # What the autoscaler will never add is not asked for.
-        self._most = most if capacity.is_open else min(most, self._places(capacity))
-        self._cap = most
+        # Nodes that the autoscaler can never add are not requested.
+        self._attainable = most if capacity.is_open else min(most, self._num_slots(capacity))
+        self._limit = most
         self._say = say
-        self._waiting: list[tuple[PlacementGroup, ray.ObjectRef]] = []
-        self._looked_at = time.monotonic()
-        self.count = min(most, self._places(Capacity(capacity.nodes)))
-        """Trials that may run at a time now."""
+        self._pending: list[tuple[PlacementGroup, ray.ObjectRef]] = []
+        self._updated_at = time.monotonic()
+        self.count = min(most, self._num_slots(Capacity(capacity.nodes)))
+        """Current number of slots."""
         self.searcher = BasicVariantGenerator(max_concurrent=self.count)
-        """For Tune: it hands out the trials."""
+        """Search algorithm for Tune, which hands out the trials."""
 
-    def look(self, left: int) -> None:
-        """See which nodes are there, now and then.
+    def update(self, num_left: int) -> None:
+        """Adapt the number of slots to the current nodes, every few seconds.
 
         Args:
-            left: trials that have not ended.
+            num_left: number of trials that have not ended.
         """
-        if time.monotonic() - self._looked_at < LOOK_S:
+        if time.monotonic() - self._updated_at < UPDATE_INTERVAL_S:
             return
-        self._looked_at = time.monotonic()
+        self._updated_at = time.monotonic()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        count = min(self._cap, self._places(Capacity(nodes)))
+        count = min(self._limit, self._num_slots(Capacity(nodes)))
         if count != self.count:
             self._say(f"the cluster has {len(nodes)} nodes: up to {count} trials at a time")
             self.count = self.searcher.max_concurrent = count
         if self._scales:
-            self._ask(min(left, self._most) - count)
+            self._request_slots(min(num_left, self._attainable) - count)
 
     def close(self) -> None:
-        """Ask for nothing more."""
-        self._most = 0
-        self._ask(0)
+        """Withdraw all requests for nodes."""
+        self._attainable = 0
+        self._request_slots(0)
 
-    def _ask(self, count: int) -> None:
-        places = [place for _, place in self._waiting]
-        placed = ray.wait(places, num_returns=len(places), timeout=0)[0] if places else []
-        for number in reversed(range(len(self._waiting))):
-            if number >= count or self._waiting[number][1] in placed:  # there is room for it
-                remove_placement_group(self._waiting.pop(number)[0])
-        while len(self._waiting) < count:
-            group = ask_for(self._request)
-            self._waiting.append((group, group.ready()))
+    def _request_slots(self, count: int) -> None:
+        references = [reference for _, reference in self._pending]
+        placed = ray.wait(references, num_returns=len(references), timeout=0)[0] if references else []
+        for number in reversed(range(len(self._pending))):
+            if number >= count or self._pending[number][1] in placed:
+                remove_placement_group(self._pending.pop(number)[0])
+        while len(self._pending) < count:
+            group = reserve_resources(self._request)
+            self._pending.append((group, group.ready()))
 
-    def _places(self, capacity: Capacity) -> int:
-        """For trials; at least one, which then waits for its workers."""
-        return max(1, capacity.places(self._request.worker) // self._request.workers)
+    def _num_slots(self, capacity: Capacity) -> int:
+        """Number of trials that fit; at least one, which then waits for its workers."""
+        return max(1, capacity.slots(self._request.worker) // self._request.workers)

@@ -1,18 +1,18 @@
-"""From a space to a study: over a base experiment, with the user's changes, its arms and its controls."""
+"""Build a study from a space: with a base experiment, overrides, a choice of arms, and controls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from raydet.config import Experiment, apply_overrides
 from raydet.errors import StudyError
 from raydet.metrics.names import METRIC_NAMES, MISS_RATE
 from raydet.tune.controls import with_controls
-from raydet.tune.study import Study, Value
+from raydet.tune.study import Study
 
 Space = Callable[[Experiment], Study]
-"""The study that a module of `tune_spaces` makes of a base experiment."""
+"""A function that builds a study from a base experiment, as the modules of `tune_spaces` define."""
 
 
 def study_of(
@@ -24,47 +24,47 @@ def study_of(
     chosen: Collection[str] = (),
     arms: Collection[str] | None = None,
 ) -> Study:
-    """The study that a space makes of a base experiment, with its controls.
+    """Build the study of a space, with its controls.
 
     Args:
-        name: of the space, for messages.
+        name: name of the space, for messages.
         overrides: changes to the study's base, by config path.
-        chosen: other config paths that the user has set in the base, and so must not be varied.
-        arms: only these of the named arms; controls stay. None: all.
+        chosen: other config paths that the user has set in the base; the space must not vary them.
+        arms: named arms to keep, beside the controls; None: all.
 
     Raises:
-        StudyError: there is no such arm, an override names a factor that the space varies, or its metric is better the
-            lower it is.
+        StudyError: an arm does not exist, an override sets a factor that the space varies, or the metric is unknown or
+            better when lower.
         ConfigError: an override is wrong.
     """
     study = space(base)
     _check_metric(name, study.metric)
     for path in (*overrides, *chosen):
-        for mine in sorted(set().union(*(factor.paths for factor in study.factors))):
-            if _overlap(mine, path):
-                raise StudyError(f"{path} is set, but the space {name} varies {mine}; leave it out")
+        for varied in sorted(set().union(*(factor.paths for factor in study.factors))):
+            if f"{varied}.".startswith(f"{path}.") or f"{path}.".startswith(f"{varied}."):
+                raise StudyError(f"{path} is set, but the space {name} varies {varied}; leave it out")
     base = apply_overrides(study.base, overrides)
-    study = space(base).model_copy(update={"base": base})  # arms and controls are made from the base
+    study = space(base).model_copy(update={"base": base})  # arms and controls are derived from the base
     return with_controls(study if arms is None else with_arms(study, arms))
 
 
 def _check_metric(space: str, metric: str) -> None:
     if metric == MISS_RATE:
         raise StudyError(
-            f"the space {space} is decided by {MISS_RATE}: lower is better, and a study wants the largest"
+            f"the metric of the space {space} is {MISS_RATE}: lower is better, but a study takes the largest"
         )
     if metric not in METRIC_NAMES and not metric.startswith("AP/"):
         raise StudyError(
-            f"the space {space} is decided by {metric!r}, which nobody measures; known: {', '.join(METRIC_NAMES)}, "
+            f"the metric of the space {space} is {metric!r}, which does not exist; known: {', '.join(METRIC_NAMES)}, "
             "AP/<class>"
         )
 
 
 def with_arms(study: Study, arms: Collection[str]) -> Study:
-    """The study with some of its named arms only, and what can still be said of them.
+    """The study with a choice of its named arms, and the hypotheses that concern only those.
 
     Raises:
-        StudyError: it has no such arm.
+        StudyError: an arm does not exist, or a factor is left without arms.
     """
     known = [str(value) for factor in study.factors if factor.arms is not None for value in factor.values]
     for arm in arms:
@@ -75,24 +75,21 @@ def with_arms(study: Study, arms: Collection[str]) -> Study:
         if factor.arms is not None:
             values = tuple(value for value in factor.values if value in arms)
             if not values:
-                raise StudyError(f"--arms: of {', '.join(map(str, factor.values))} none is left; name one")
+                raise StudyError(f"--arms: must name at least one of {', '.join(map(str, factor.values))}")
             default = factor.default if factor.default in values else values[0]
-            twins = tuple(pair for pair in factor.twins if set(pair) <= set(values))
-            factor = factor.model_copy(update={"values": values, "default": default, "twins": twins})
+            equivalent = tuple(pair for pair in factor.equivalent_values if set(pair) <= set(values))
+            update = {"values": values, "default": default, "equivalent_values": equivalent}
+            factor = factor.model_copy(update=update)
         factors.append(factor)
     kept = {factor.path: factor.values for factor in factors}
     hypotheses = tuple(
         hypothesis
         for hypothesis in study.hypotheses
-        if all(_has(kept, side) for claim in hypothesis.claims for side in (claim.better, claim.worse))
+        if all(
+            set(values) <= set(kept.get(path, values))
+            for claim in hypothesis.claims
+            for side in (claim.better, claim.worse)
+            for path, values in side.items()
+        )
     )
     return study.model_copy(update={"factors": tuple(factors), "hypotheses": hypotheses})
-
-
-def _has(kept: Mapping[str, Sequence[Value]], side: Mapping[str, Sequence[Value]]) -> bool:
-    return all(set(values) <= set(kept.get(path, values)) for path, values in side.items())
-
-
-def _overlap(a: str, b: str) -> bool:
-    """One config path is, or lies within, the other."""
-    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")

@@ -1,39 +1,42 @@
-"""A study as data: which runs it has, and how one phase leads to the next.
+"""A study as data: its factors, phases and hypotheses.
 
 A study varies factors of a base experiment. A phase is the controls, a full grid over some factors, a promotion (the
 best values of one factor in an earlier phase, each crossed with a grid over other factors), or the confirmation of the
-winner. Whatever a phase does not vary stays at the factor's default, so a promoted phase meets its source phase in
-cells that have run already; these are taken over, not run again.
+winner. Factors that a phase does not vary stay at their defaults, so a promotion phase shares cells with its source
+phase; these are reused, not run again.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from raydet.config import Config, Experiment
 
 CONTROLS: Final = "controls"
 CONFIRMATION: Final = "confirmation"
-"""Names of the phases that every study may have."""
+"""Reserved names of phases."""
 Value = bool | int | float | str | tuple[int, ...]
 
 
 class Factor(Config):
-    """Something that is varied: one setting, or several at a time that go by a name."""
+    """A varied setting, or a named group of settings (an arm)."""
 
     path: str
-    """Config path, e.g. `model.fusion.se_reduction`; a name of the study's own where there are `arms`."""
+    """Config path, e.g. `model.fusion.se_reduction`; any name if there are `arms`."""
     letter: str
-    """What stands before the value in a trial's name, e.g. `r`."""
+    """Prefix of the value in a trial's name, e.g. `r`."""
     default: Value
     values: tuple[Value, ...]
     arms: dict[str, dict[str, Any]] | None = None
-    """What each value, a name, stands for: settings by config path. None: `path` is set to the value."""
-    twins: tuple[tuple[Value, Value], ...] = ()
-    """Pairs (value, other value) that are the same function class with the same initial distribution. Their runs are
-    repeats: they get seeds of their own, and their differences measure noise, not the factor."""
+    """Settings by config path of each value, which is then a name; None: `path` is set to the value."""
+    equivalent_values: tuple[tuple[Value, Value], ...] = Field(
+        default=(), validation_alias=AliasChoices("equivalent_values", "twins")
+    )
+    """Pairs (value, canonical value) with the same function class and the same initial distribution. Trials of
+    equivalent values are repeats: they have different seeds, and their differences measure noise, not the factor. Older
+    spaces call the field `twins`."""
 
     def code(self, value: Value) -> str:
         """The value as in a trial's name: r4, is0, s34."""
@@ -44,28 +47,28 @@ class Factor(Config):
         return f"{self.letter}{value}"
 
     def settings(self, value: Value) -> dict[str, Any]:
-        """What a value means for the experiment, by config path."""
+        """Settings of a value by config path."""
         return {self.path: value} if self.arms is None else self.arms[str(value)]
 
     def canonical(self, value: Value) -> Value:
-        """The value that stands for all its twins."""
-        return dict(self.twins).get(value, value)
+        """The canonical value among those equivalent to a value."""
+        return dict(self.equivalent_values).get(value, value)
 
     @property
     def paths(self) -> set[str]:
-        """Everything in the config that it sets."""
+        """All config paths that the factor sets."""
         if self.arms is None:
             return {self.path}
         return {path for arm in self.arms.values() for path in arm}
 
 
 class ControlPhase(Config):
-    """What a fusion must beat. Runs first, with the study's seeds and schedule; no factor applies to it."""
+    """The controls, which a fusion must beat. Runs first, with the study's seeds and schedule; no factor applies."""
 
     kind: Literal["controls"] = "controls"
     name: Literal["controls"] = CONTROLS
     arms: dict[str, dict[str, Any]]
-    """Settings of the base by config path, by the control's name."""
+    """Settings by config path of each control, by the control's name."""
 
 
 class GridPhase(Config):
@@ -77,7 +80,8 @@ class GridPhase(Config):
     vary: tuple[str, ...]
     """Config paths of the factors."""
     is_screening: bool = False
-    """It only chooses what goes on: early stopping may end its trials. Where a later phase needs one, it goes on."""
+    """Whether the phase only selects cells for a later one: early stopping may then stop its trials. A stopped trial
+    is resumed if a later phase needs it."""
 
 
 class PromotionPhase(Config):
@@ -96,9 +100,9 @@ class PromotionPhase(Config):
 
 
 class ConfirmationPhase(Config):
-    """The best cell so far and the best control, once more with seeds that had no part in choosing them.
+    """The best cell and the best control again, with fresh seeds.
 
-    The best of many noisy scores is too good on average; only fresh runs say how good it is.
+    The best of many noisy scores is biased upwards; only trials with fresh seeds measure how good the winner is.
     """
 
     kind: Literal["confirmation"] = "confirmation"
@@ -109,54 +113,54 @@ Phase = Annotated[ControlPhase | GridPhase | PromotionPhase | ConfirmationPhase,
 
 
 def is_screening(phase: Phase) -> bool:
-    """Whether a phase only chooses what goes on."""
+    """Whether a phase only selects cells for a later one."""
     return isinstance(phase, GridPhase | PromotionPhase) and phase.is_screening
 
 
 class Claim(Config):
-    """That some cells score better than others, each side by the mean of its cells."""
+    """The claim that some cells score better than others, by the mean of each side."""
 
     phase: str
-    """In whose table both sides stand; controls stand in every table."""
+    """The phase of both sides; controls belong to every phase."""
     better: dict[str, tuple[Value, ...]]
-    """Values by config path that a cell of this side has, all of them; `control`: names of controls."""
+    """Admissible values by config path: a cell of this side matches all of them; `control`: names of controls."""
     worse: dict[str, tuple[Value, ...]]
 
 
 class Hypothesis(Config):
-    """An expectation, written down before the first run."""
+    """An expectation, recorded before the first trial."""
 
     name: str
-    """E.g. H1."""
+    """Short name, e.g. H1."""
     text: str
     """One sentence."""
     claims: tuple[Claim, ...]
-    """All must hold."""
+    """Claims that must all hold."""
     measure: Literal["score", "gap"] = "score"
-    """`gap`: the validation loss less the training loss of the last epoch; better is smaller."""
+    """`gap`: validation loss minus training loss in the last epoch; smaller is better."""
 
 
 class Study(Config):
-    """The whole comparison, fixed before its first run."""
+    """A whole comparison, fixed before the first trial."""
 
     name: str
     base: Experiment
     factors: tuple[Factor, ...]
-    """In the order of a trial's name."""
+    """In the order in which they appear in a trial's name."""
     phases: tuple[Phase, ...]
     metric: str = "mAP"
-    """Column of the last epoch's row that decides; larger is better."""
+    """The deciding column of the last epoch's row; larger is better."""
     hypotheses: tuple[Hypothesis, ...] = ()
     needs_controls: bool = True
-    """False: it compares settings, not what sensors and fusions bring."""
+    """False for studies that compare settings, not sensors or fusions."""
 
     @model_validator(mode="after")
-    def _phases_have_names_of_their_own(self) -> Self:
+    def _has_distinct_phase_names(self) -> Self:
         names = [phase.name for phase in self.phases]
         plain = [phase.name for phase in self.phases if isinstance(phase, GridPhase | PromotionPhase)]
         if len(set(names)) < len(names) or {CONTROLS, CONFIRMATION} & set(plain):
             raise ValueError(
-                f"phases want different names, none of them {CONTROLS} or {CONFIRMATION}, got {names}"
+                f"names of phases must be distinct, and not {CONTROLS} or {CONFIRMATION}, got {names}"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""summary_all_experiments.csv: every trial of a study in a row, written anew as trials end."""
+"""summary_all_experiments.csv: one row per trial of a study, rewritten as trials end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from raydet.tune.trial_status import TrialRecord
 
 SUMMARY = "summary_all_experiments.csv"
 PAUSE = 20
-"""So many times as long as the file took to write it stays as it is: writing all of a long study for every trial would
-take longer and longer.
+"""Minimum time between writes, relative to the time of the last write: rewriting the file for every trial would take
+longer and longer.
 """
 
 
 def summary_row(study: Study, record: TrialRecord) -> dict[str, Any]:
-    """Factors, status, metrics, cost of a trial."""
-    metrics = (*METRIC_NAMES, MISS_RATE) if study.base.evaluate.miss_rate else METRIC_NAMES
+    """Factors, status, metrics and cost of a trial."""
+    metrics = (*METRIC_NAMES, MISS_RATE) if study.base.task.miss_rate else METRIC_NAMES
     trial, results, usage = record.trial, record.results or {}, record.usage
     row: dict[str, Any] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
     row |= {factor.path.split(".")[-1]: trial.cell.values.get(factor.path) for factor in study.factors}
@@ -40,38 +40,35 @@ def summary_rows(study: Study, records: Sequence[TrialRecord]) -> list[dict[str,
 
 
 class Summary:
-    """The file, with its rows in the order of the trials."""
+    """The summary file, with its rows in the order of the trials."""
 
     def __init__(self, study: Study, directory: Path) -> None:
         self._study = study
         self._path = directory / SUMMARY
         self._head = ""
         self._lines: dict[str, str] = {}
-        """By the trials' keys."""
+        """CSV rows by the trials' keys."""
         self._not_before = 0.0
 
-    def know(self, records: Iterable[TrialRecord]) -> None:
-        """Trials that are decided, as they are now."""
+    def add(self, records: Iterable[TrialRecord]) -> None:
+        """Add or update the rows of some trials, without writing the file."""
         for record in records:
-            self._note(record)
+            text, row = io.StringIO(), summary_row(self._study, record)
+            writer = csv.DictWriter(text, row.keys())
+            writer.writeheader()
+            self._head = text.getvalue()
+            writer.writerow(row)
+            self._lines[record.trial.key] = text.getvalue()[len(self._head) :]
 
     def ended(self, record: TrialRecord) -> None:
-        """A trial has ended: write the file, unless it was written just before."""
-        self._note(record)
+        """Update the row of a trial that has ended, and write the file unless it was written just before."""
+        self.add([record])
         if time.monotonic() >= self._not_before:
             self.write()
 
     def write(self) -> None:
-        """Write all that is known."""
+        """Write the file."""
         began = time.monotonic()
         write_atomically(self._path, self._head + "".join(self._lines.values()))
         now = time.monotonic()
         self._not_before = now + PAUSE * (now - began)
-
-    def _note(self, record: TrialRecord) -> None:
-        text, row = io.StringIO(), summary_row(self._study, record)
-        writer = csv.DictWriter(text, row.keys())
-        writer.writeheader()
-        self._head = text.getvalue()
-        writer.writerow(row)
-        self._lines[record.trial.key] = text.getvalue()[len(self._head) :]

@@ -1,4 +1,4 @@
-"""What the tracker is to hear, kept until it has heard it: a server that is away for a while costs nothing."""
+"""A queue of updates for the tracker: an unreachable server delays them, but neither loses them nor holds up trials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from raydet.errors import TrackerAwayError
+from raydet.errors import TrackerUnavailableError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 
@@ -17,14 +17,14 @@ logger = logging.getLogger("raydet")
 Call = Callable[[], object]
 
 
-class Outbox:
-    """Calls of the tracker, made one after the other by a thread of their own.
+class TrackingQueue:
+    """Calls of the tracker, made one after the other in a thread.
 
-    While the tracker is away, what there is to say waits, and is tried again after 1, 2, 4, ... 30 s. What the tracker
-    refuses is left out with a warning.
+    While the tracker is unreachable, calls stay queued and are retried after 1, 2, 4, ... 30 s. A call that the tracker
+    refuses is dropped with a warning.
 
     Args:
-        say: told in one line when the tracker goes away, comes back or refuses.
+        say: takes a line when the tracker becomes unreachable, becomes reachable again, or refuses a call.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -33,30 +33,30 @@ class Outbox:
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._ends_at: float | None = None
-        self._said: str | None = None
+        self._last_said: str | None = None
         self._thread = threading.Thread(target=self._work, name="raydet-tracking", daemon=True)
         self._thread.start()
 
     def put(self, call: Call, *, replaces: str | None = None) -> None:
-        """Make this call after those that wait.
+        """Queue a call.
 
         Args:
-            call: may be made again after `TrackerAwayError`.
-            replaces: what it is about; an earlier call about the same that still waits is not made, so that a long
-                absence fills no memory.
+            call: may be repeated after a `TrackerUnavailableError`.
+            replaces: the call's subject; it replaces a queued call of the same subject, so that the queue stays short
+                while the tracker is unreachable.
         """
         with self._changed:
             self._calls[replaces or f"call {next(self._numbers)}"] = call
             self._changed.notify()
 
     def close(self, patience_s: float) -> int:
-        """Take no more; return when all is said.
+        """Make the remaining calls and end the thread.
 
         Args:
-            patience_s: how long to wait for a tracker that is away.
+            patience_s: how long to wait for an unreachable tracker.
 
         Returns:
-            How many calls were never made.
+            How many calls were not made.
         """
         with self._changed:
             self._ends_at = time.monotonic() + patience_s
@@ -66,35 +66,35 @@ class Outbox:
 
     def _work(self) -> None:
         wait_s = FIRST_WAIT_S
-        while (waiting := self._next()) is not None:
-            name, call = waiting
+        while (queued := self._next()) is not None:
+            name, call = queued
             try:
                 call()
-            except TrackerAwayError as error:
-                self._tell(f"the tracker is away, what there is to say waits ({error})", "away")
-                if not self._is_patient(wait_s):
+            except TrackerUnavailableError as error:
+                self._say_once(f"MLflow unreachable; updates queued ({error})", "unreachable")
+                if not self._wait(wait_s):
                     return
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 continue
             except Exception as error:
                 logger.warning("the tracker failed", exc_info=True)
-                self._tell(f"tracking failed ({error}); nothing is lost, the same command tries again")
+                self._say_once(f"tracking failed ({error}); nothing is lost, the same command tries again")
             else:
-                if self._said == "away":
-                    self._tell("the tracker is back")
+                if self._last_said == "unreachable":
+                    self._say_once("MLflow reachable again")
             wait_s = FIRST_WAIT_S
             with self._changed:
-                if self._calls[name] is call:  # else there is news already
+                if self._calls[name] is call:  # else it has been replaced meanwhile
                     del self._calls[name]
 
     def _next(self) -> tuple[str, Call] | None:
-        """The oldest call; None when there will be none any more."""
+        """The oldest call; None once the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._calls or self._ends_at is not None)
             return next(iter(self._calls.items()), None)
 
-    def _is_patient(self, wait_s: float) -> bool:
-        """Wait; whether to go on after that."""
+    def _wait(self, wait_s: float) -> bool:
+        """Wait before a retry; False once the patience of `close` is over."""
         with self._changed:
             if self._ends_at is None:
                 self._changed.wait_for(lambda: self._ends_at is not None, timeout=wait_s)
@@ -102,10 +102,10 @@ class Outbox:
         time.sleep(max(0.0, min(wait_s, FIRST_WAIT_S, self._ends_at - time.monotonic())))
         return time.monotonic() < self._ends_at
 
-    def _tell(self, text: str, what: str | None = None) -> None:
-        """Once, however often it comes in a row."""
-        what = what or text
-        if what != self._said:
-            self._said = what
+    def _say_once(self, text: str, kind: str | None = None) -> None:
+        """Report a line, unless the last one was of the same kind."""
+        kind = kind or text
+        if kind != self._last_said:
+            self._last_said = kind
             logger.warning(text)
             self._say(text)

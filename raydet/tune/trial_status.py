@@ -1,4 +1,4 @@
-"""What is known about a study's trials, told as tables and files."""
+"""The status of a study's trials, and tables of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from raydet.runs.usage import Usage
-from raydet.tune.budget import ENDINGS, journalled
+from raydet.tune.budget import END_EVENTS, recorded_usage
 from raydet.tune.cells import Trial
 from raydet.tune.journal import Events
 from raydet.tune.select import Candidate
@@ -21,35 +21,35 @@ Status = Literal["pending", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """A trial and what came of it."""
+    """A trial with its status and results."""
 
     trial: Trial
     status: Status
     results: dict[str, Any] | None = None
     reason: str | None = None
-    """Why it failed, or was stopped early."""
+    """Why the trial failed, or was stopped early."""
     stop: Mapping[str, Any] | None = None
-    """Where it was stopped early: `epoch`, `score`."""
+    """Where the trial was stopped early: `epoch`, `score`."""
     usage: Usage | None = None
-    """What it had taken when it ended last, over all its attempts; None: unknown, or it has not ended yet."""
+    """Usage over all attempts up to the last one that ended; None: unknown, or no attempt has ended."""
 
     def score(self, metric: str) -> float | None:
-        """The last epoch's value of a metric; a detector that finds nothing scores 0."""
+        """The metric in the last epoch; 0 if nothing was detected; None if the trial has not finished."""
         if self.results is None:
             return None
         return float(self.results["final"][metric] or 0.0)
 
 
 def records_of(trials: Sequence[Trial], journal: Events) -> list[TrialRecord]:
-    """One record per trial, by the journal's word: results first, else what it said last."""
+    """One record per trial from the journal: finished if it has results, else by its last event."""
     return [_record(trial, journal) for trial in trials]
 
 
 def _record(trial: Trial, journal: Events) -> TrialRecord:
-    endings = [entry for entry in journal.about(trial.key) if entry["event"] in ENDINGS]
+    endings = [entry for entry in journal.about(trial.key) if entry["event"] in END_EVENTS]
     if not endings:
         return TrialRecord(trial, "pending")
-    last, usage = endings[-1], journalled(endings[-1])
+    last, usage = endings[-1], recorded_usage(endings[-1])
     finished = [entry["results"] for entry in endings if entry["event"] == "finished"]
     if finished:
         return TrialRecord(trial, "finished", results=finished[-1], usage=usage)
@@ -59,10 +59,10 @@ def _record(trial: Trial, journal: Events) -> TrialRecord:
 
 
 def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> list[Candidate]:
-    """What can be promoted: values of the factor at `path` with the scores of their runs.
+    """Candidates for promotion: values of the factor at `path` with the scores of their trials.
 
-    A value of which one run was stopped early counts as stopped, with the scores of the stopped ones; runs that failed
-    leave it to the others.
+    If one of its trials was stopped early, a value counts as stopped, with the scores of its stopped trials. Failed
+    trials are left out.
     """
     by_pattern: dict[tuple[int, ...], list[TrialRecord]] = {}
     for record in records:
@@ -83,17 +83,19 @@ def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> lis
 def contenders(records: Sequence[TrialRecord], metric: str) -> list[tuple[str, float]]:
     """Codes and mean scores of the best cell and of the best control.
 
-    Only cells of which no run was stopped early: those that were left to run were the lucky ones. Cells of which every
-    run has finished come first.
+    A cell with a trial that was stopped early is excluded: its other trials are a biased sample. A cell with a failed
+    trial is considered only if all cells of its kind have one.
     """
     best: dict[bool, tuple[str, float]] = {}
     by_cell: dict[str, list[TrialRecord]] = {}
-    cut = {record.trial.cell.code for record in records if record.status == "stopped"}
+    stopped = {record.trial.cell.code for record in records if record.status == "stopped"}
     failed = {record.trial.cell.code for record in records if record.status == "failed"}
-    whole = {record.trial.cell.is_control for record in records if record.trial.cell.code not in cut | failed}
+    cells = [record.trial.cell for record in records]
+    kinds_with_complete_cells = {cell.is_control for cell in cells if cell.code not in stopped | failed}
     for record in ranked(records, metric):
         cell = record.trial.cell
-        if cell.code not in (cut | failed if cell.is_control in whole else cut):
+        is_incomplete = cell.code in failed and cell.is_control in kinds_with_complete_cells
+        if cell.code not in stopped and not is_incomplete:
             by_cell.setdefault(cell.code, []).append(record)
     for code, runs in by_cell.items():
         is_control = runs[0].trial.cell.is_control
@@ -110,7 +112,7 @@ def ranked(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
 
 
 def ranking_table(study: Study, records: Sequence[TrialRecord]) -> Table:
-    """All finished trials, best first, with what they cost."""
+    """All finished trials, best first, with their cost."""
     order = ranked(records, study.metric)
     table = Table(title=f"{study.name}: {len(order)} of {len(records)} trials finished, by {study.metric}")
     unit = sum((record.usage for record in order if record.usage is not None), start=Usage()).unit
@@ -137,7 +139,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def duration(seconds: float) -> str:
-    """8 s, 3 min, 2.5 h."""
+    """Seconds in a readable unit: 8 s, 3 min, 2.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -1,4 +1,4 @@
-"""The one live view of a study: what runs, how far it is, the best so far, the time left."""
+"""The live view of a study: running trials and their progress, the best trial so far, the remaining time."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from rich.text import Text
 
 from raydet.redact import redact
 from raydet.runs.run_dir import read_progress
-from raydet.tune.budget import Budget, Meter
+from raydet.tune.budget import Budget, UsageMeter
 from raydet.tune.cells import Trial
 from raydet.tune.trial_status import TrialRecord, duration, number
 
-ENOUGH = 0.1
-"""Part of a trial from which on its pace says something: before, it was mostly being started."""
+MIN_FRACTION = 0.1
+"""Fraction of a trial from which its speed counts; before, start-up dominates."""
 
 
 class _Running(NamedTuple):
     run_dir: Path
     since: float
     done_before: float
-    """The fraction of the trial that was complete when this command started it."""
+    """Fraction of the trial that was complete when this command started it."""
 
 
 @dataclass
 class StudyView:
-    """Told of events by the driver; draws itself on a terminal and prints one line per event in a log."""
+    """Is notified of events by the driver; draws itself on a terminal, or prints one line per event to a log."""
 
     console: Console
     study: str
     metric: str
-    meter: Meter | None = None
-    """What the study has taken; None: nobody knows."""
+    meter: UsageMeter | None = None
+    """The usage of the study; None: not shown."""
     budget: Budget = Budget()  # noqa: RUF009  -- frozen
     total: int = 0
-    """Trials of the study, those included that are not decided yet."""
+    """Number of trials of the study, undecided phases included."""
     done: int = 0
     best: TrialRecord | None = None
     _running: dict[str, _Running] = field(default_factory=dict)
     _since: float | None = None
-    """When the first trial of this command began."""
+    """When the first trial of this command started."""
     _completed: float = 0.0
-    """Work of this command in trials that do not run any more, in whole trials."""
+    """Work of this command in trials that have ended, in units of a whole trial."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Draw on a terminal until the block ends; in a log there is nothing to redraw."""
+        """Draw on a terminal until the block ends; a log is not redrawn."""
         if not self.console.is_terminal:
             yield
             return
@@ -64,7 +64,7 @@ class StudyView:
             yield
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(redact(text), highlight=False, soft_wrap=True)
 
     def begin_phase(
@@ -77,13 +77,14 @@ class StudyView:
         num_done: int,
         num_undecided: int,
     ) -> None:
-        """A phase with these trials begins.
+        """A phase begins.
 
         Args:
-            known: all trials that are decided by now.
-            num_missing: trials of this phase that are to be run.
-            num_done: those of `known` that are not to be run, in whatever phase.
-            num_undecided: trials of later phases.
+            records: the trials of the phase.
+            known: all decided trials of the study.
+            num_missing: number of trials of this phase that have to run.
+            num_done: number of trials in `known` that do not have to run.
+            num_undecided: number of trials of undecided phases.
         """
         finished = [record for record in records if record.status == "finished"]
         self.total = len(known) + num_undecided
@@ -93,7 +94,7 @@ class StudyView:
         self.say(f"{phase}: {len(records)} trials, {len(finished)} finished already, {num_missing} to run")
 
     def started(self, trial: Trial, run_dir: Path) -> None:
-        """A trial begins."""
+        """A trial starts or resumes."""
         with self._lock:
             now = time.monotonic()
             self._running[trial.name] = _Running(run_dir, now, fraction_done(run_dir))
@@ -102,32 +103,32 @@ class StudyView:
             self.say(f"started {trial.name}")
 
     def ended(self, record: TrialRecord, *, is_final: bool) -> None:
-        """A trial has ended, well or not; for now, or once and for all."""
+        """A trial has ended; if `is_final`, it is not run again."""
         with self._lock:
             running = self._running.pop(record.trial.name, None)
             if running is not None:
-                is_whole = record.status == "stopped" or record.results is not None
-                part = 1.0 if is_whole else fraction_done(running.run_dir)
-                self._completed += max(0.0, part - running.done_before)
+                is_complete = record.status == "stopped" or record.results is not None
+                fraction = 1.0 if is_complete else fraction_done(running.run_dir)
+                self._completed += max(0.0, fraction - running.done_before)
             self.done += is_final
         head = f"[{self.done}/{self.total}] {record.trial.name}"
         if record.status == "stopped":
-            self.say(f"{head}  stopped early: {self.metric} {record.reason}{_hours(record)}")
+            self.say(f"{head}  stopped early: {self.metric} {record.reason}{_usage(record)}")
             return
         if record.results is None:
-            chances = "" if is_final else ", will be tried again"
-            self.say(f"{head}  FAILED{chances}: {record.reason}{_hours(record)}")
+            retry = "" if is_final else ", will be retried"
+            self.say(f"{head}  FAILED{retry}: {record.reason}{_usage(record)}")
             return
         self._keep_best(record)
         final, results = record.results["final"], record.results
         self.say(
             f"{head}  mAP {number(final['mAP'])}  mAP50 {number(final['mAP_50'])}  loss {number(final['loss'])}  "
-            f"{_seconds(results['wall_s'])}, of which overhead {_seconds(results['overhead_s'])}{_hours(record)}"
+            f"{_seconds(results['wall_s'])}, of which overhead {_seconds(results['overhead_s'])}{_usage(record)}"
             + ("" if self.console.is_terminal else f"  |  {self._summary()}")
         )
 
     def time_left_s(self) -> float | None:
-        """From the work that this command has completed, running trials included; None before there is enough."""
+        """Estimated seconds left, from the speed of this command, running trials included; None: too early to tell."""
         with self._lock:
             running, completed = list(self._running.values()), self._completed
             left = float(self.total - self.done)
@@ -135,12 +136,12 @@ class StudyView:
         slowest_s = 0.0
         for trial in running:
             fraction = fraction_done(trial.run_dir)
-            here = max(0.0, fraction - trial.done_before)
-            completed, left = completed + here, left - fraction
-            # At the end fewer trials run side by side than before, and the slowest decides.
-            if here >= ENOUGH:
-                slowest_s = max(slowest_s, (now - trial.since) / here * (1 - fraction))
-        if self._since is None or completed < ENOUGH:
+            progress = max(0.0, fraction - trial.done_before)
+            completed, left = completed + progress, left - fraction
+            # At the end fewer trials run at a time than before, and the slowest one decides.
+            if progress >= MIN_FRACTION:
+                slowest_s = max(slowest_s, (now - trial.since) / progress * (1 - fraction))
+        if self._since is None or completed < MIN_FRACTION:
             return None
         return max(slowest_s, (now - self._since) / completed * left)
 
@@ -170,12 +171,12 @@ class StudyView:
 
 
 def fraction_done(run_dir: Path) -> float:
-    """How much of a run's training is complete, 0..1, also where it runs elsewhere."""
+    """The completed fraction of a run's training, 0..1, on whatever node it runs."""
     progress = read_progress(run_dir)
     return 0.0 if progress is None else progress["step"] / progress["total_steps"]
 
 
-def _hours(record: TrialRecord) -> str:
+def _usage(record: TrialRecord) -> str:
     return "" if record.usage is None else f", {record.usage}"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback, not the machine's address; before ray
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # use the loopback; set before importing ray
 
 import psutil
 from ray.cluster_utils import Cluster
@@ -22,11 +22,11 @@ OBJECT_STORE_BYTES = 100_000_000
 
 
 class LocalNodes:
-    """A head without CPUs, where drivers and trials stand, and nodes for workers, while the block runs.
+    """A head without CPUs, for drivers and trials, and nodes for workers, while the block runs.
 
     Args:
-        count: nodes beside the head.
-        cpus: of each.
+        count: number of nodes beside the head.
+        cpus: CPUs per node.
     """
 
     def __init__(self, count: int, *, cpus: int) -> None:
@@ -50,15 +50,15 @@ class LocalNodes:
 
     @property
     def address(self) -> str:
-        """For RAY_ADDRESS."""
+        """The value for RAY_ADDRESS."""
         return str(self._cluster.address)
 
     def kill_node_of(self, pid: int) -> None:
-        """Take away the node of a process, at once, with all that runs there; another one if the process is gone."""
+        """Kill the node of a process with everything that runs there; another node if the process is gone."""
         self._kill(self._node_of(pid))
 
     def announce_end_of_node_of(self, pid: int, *, seconds: int) -> Callable[[], None]:
-        """Tell Ray, as a cloud does, that the node of a process will be pre-empted; the answer takes it away."""
+        """Tell Ray, as a cloud does, that the node of a process will be pre-empted; returns a function to kill it."""
         node = self._node_of(pid)
         ray = Path(sys.executable).with_name("ray")
         command = [str(ray), "drain-node", "--address", self.address, "--node-id", node.node_id]
@@ -68,35 +68,31 @@ class LocalNodes:
         return lambda: self._kill(node)
 
     def kill_trials(self) -> int:
-        """Kill the processes of all trials, which wait for their workers on the head; their number."""
+        """Kill the processes of all trials, which run on the head; returns their number."""
+        head = _raylet(self._cluster.head_node)
         trials = [
             process
             for process in psutil.process_iter(["cmdline"])
-            if (process.info["cmdline"] or [""])[0].startswith(TRIAL_TITLE) and self._is_ours(process)
+            if (process.info["cmdline"] or [""])[0].startswith(TRIAL_TITLE)
+            and head in _ancestors(process.pid)
         ]
         for process in trials:
             process.kill()
         return len(trials)
 
     def kill_one(self) -> None:
-        """Take away the newest node."""
+        """Kill the newest node."""
         self._kill(self._nodes[-1])
 
     def add(self) -> None:
-        """One more node."""
+        """Add a node."""
         self._nodes.append(self._add())
 
     def _node_of(self, pid: int) -> Any:
-        """Where a process runs; another node if it is gone."""
-        above = _above(pid)
-        for node in self._nodes:
-            if node.all_processes["raylet"][0].process.pid in above:
-                return node
-        return self._nodes[-1]
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        head = self._cluster.head_node.all_processes["raylet"][0].process.pid
-        return head in _above(process.pid)
+        """The node that a process runs on; another one if the process is gone."""
+        ancestors = _ancestors(pid)
+        found = (node for node in self._nodes if _raylet(node) in ancestors)
+        return next(found, self._nodes[-1])
 
     def _kill(self, node: Any) -> None:
         self._nodes.remove(node)
@@ -109,8 +105,11 @@ class LocalNodes:
         return {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_log_monitor": False}
 
 
-def _above(pid: int) -> set[int]:
-    """The processes that a process descends from."""
+def _raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def _ancestors(pid: int) -> set[int]:
     try:
         return {parent.pid for parent in psutil.Process(pid).parents()}
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""A run that is killed and continues, against the same run undisturbed."""
+"""Comparison of a run that is killed and resumed with the same run undisturbed."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ from raydet.data.split import split_indices
 from raydet.engine.preflight import check
 from raydet.errors import ConfigError, TrainingError
 from raydet.resilience.current_phase import Phase
-from raydet.resilience.fault_injection import Fault, order, struck
+from raydet.resilience.fault_injection import Fault, fault_hit, inject_fault
 
 ELASTIC_TOLERANCE = 1e-5
 ELASTIC_STEPS = 5
-"""So close, relatively, are the losses after the first change of workers, for so many steps: other numbers of workers
-add in another order. Later, rounding grows as far as the recipe lets it: one proposal that falls to the other side of
-a threshold is enough. The same number of workers gives the same bits, to the end."""
+"""Relative tolerance of the losses over the first steps after a change of workers: other numbers of workers add in
+another order. Later, rounding differences may grow without bound: one proposal on the other side of a threshold is
+enough. The same number of workers gives the same bits, to the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one run that was killed."""
+    """The comparison of one killed run."""
 
     phase: Phase
     steps: int
     repeated_steps: int
-    """Steps that the kills cost."""
+    """Steps that were repeated because of the kills."""
     most_repeated_steps: int
-    """For each kill the steps between two checkpoints, twice: the newest one may have been under way."""
+    """For each kill twice the steps between two checkpoints: the newest one may have been incomplete."""
     num_equal: int
-    """Steps whose loss is the undisturbed run's to the last bit."""
+    """Steps whose loss is bit-identical to the undisturbed run."""
     max_relative: float
-    """Largest difference of a step's loss, over the undisturbed loss."""
+    """Largest relative difference of a step's loss."""
     max_relative_after_change: float
-    """The same over the first steps with other workers."""
+    """Largest relative difference up to the first steps with other workers."""
     is_digest_right: bool
-    """Every sample once, in its place, by what was fed into the model."""
+    """Every sample was fed into the model once, in order."""
     num_different_weights: int
-    """Tensors of the last checkpoint that are not the undisturbed run's to the last bit."""
+    """Tensors of the last checkpoint that are not bit-identical to the undisturbed run."""
     is_elastic: bool
 
     @property
     def is_proof(self) -> bool:
-        """Nothing was lost, nothing was repeated beyond that, nothing changed."""
+        """Whether nothing was lost, nothing repeated beyond the limit, and nothing changed."""
         if not self.is_digest_right or self.repeated_steps > self.most_repeated_steps:
             return False
         if self.is_elastic:
@@ -67,16 +67,16 @@ class Outcome:
 
 
 class ResumeCheck:
-    """One undisturbed run, and any number of disturbed ones to compare with it.
+    """One undisturbed run, and any number of killed runs that are compared with it.
 
     Args:
         experiment: its number of epochs is set to the fewest that make `steps` steps.
         steps: at least 4.
-        workers: of the run at its start and after each kill; a single number: one kill, as many workers after it.
-        directory: for the runs.
+        workers: workers at the start and after each kill; a single number: one kill, as many workers after it.
+        directory: parent of the run directories.
 
     Raises:
-        ConfigError: the numbers do not go together.
+        ConfigError: the numbers do not fit together.
         DataError: the data are bad.
     """
 
@@ -84,20 +84,24 @@ class ResumeCheck:
         self, experiment: Experiment, *, steps: int, workers: Sequence[int], directory: Path
     ) -> None:
         if steps < 4:
-            raise ConfigError(f"--steps wants 4 or more, got {steps}")
+            raise ConfigError(f"--steps must be 4 or more, got {steps}")
         self.workers = tuple(workers) if len(workers) > 1 else (workers[0], workers[0])
         self.directory = directory
         source = open_source(experiment.data)
         indices, _ = split_indices(source, experiment.data.split)
         self._sampler = ElasticSampler(len(indices), experiment.train.global_batch, experiment.seed)
         self._image_ids = [source.image_ids[index] for index in indices]
-        epochs = math.ceil(steps / self._sampler.steps_per_epoch)
-        self.steps = epochs * self._sampler.steps_per_epoch
+        epochs = math.ceil(steps / self._sampler.steps_per_pass)
+        self.steps = epochs * self._sampler.steps_per_pass
         self.interval = max(1, self.steps // (2 * len(self.workers)))
-        settings: dict[str, Any] = {"train.epochs": epochs, "train.eval_every": epochs}
+        settings: dict[str, Any] = {
+            "train.epochs": epochs,
+            "train.steps_per_epoch": None,
+            "train.eval_every": epochs,
+        }
         if self.is_elastic and experiment.train.micro_batch is None:
             shares = (experiment.train.global_batch // count for count in self.workers)
-            settings["train.micro_batch"] = math.gcd(*shares)  # batch norms must go on seeing as many images
+            settings["train.micro_batch"] = math.gcd(*shares)  # batch norms must keep seeing as many images
         self.experiment = apply_overrides(experiment, settings)
         refuse_slow_bf16(self.experiment.train, use_gpu=None)
         for count in sorted(set(self.workers)):
@@ -107,11 +111,11 @@ class ResumeCheck:
 
     @property
     def is_elastic(self) -> bool:
-        """The number of workers changes."""
+        """Whether the number of workers changes."""
         return len(set(self.workers)) > 1
 
     def run_undisturbed(self) -> None:
-        """The run that the others are compared with.
+        """Train the run that the others are compared with.
 
         Raises:
             TrainingError: it failed.
@@ -119,23 +123,23 @@ class ResumeCheck:
         self._run("straight", self.workers[0], {})
 
     def run_killed(self, phase: Phase) -> Outcome:
-        """The same run, killed in a phase once for each change of workers, at even distances.
+        """Train the same run, killed in a phase once for each change of workers, at equal distances.
 
         Raises:
-            TrainingError: it failed otherwise, or was not killed.
+            TrainingError: it failed for another reason, or was not killed.
         """
         name = f"killed-{phase}"
         for number, count in enumerate(self.workers[:-1], start=1):
             fault = Fault(phase, step=self.steps * number // len(self.workers), rank=count - 1)
-            orders = self.directory / f"{name}-{number}"
-            self._run(name, count, order(orders, fault))
-            if struck(orders) is None:
-                raise TrainingError(f"the run never came to the phase {phase} after step {fault.step}")
+            faults = self.directory / f"{name}-{number}"
+            self._run(name, count, inject_fault(faults, fault))
+            if fault_hit(faults) is None:
+                raise TrainingError(f"the run never reached the phase {phase} after step {fault.step}")
         self._run(name, self.workers[-1], {})
         return self._compare(phase, name)
 
     def _run(self, name: str, workers: int, environment: Mapping[str, str]) -> None:
-        """One attempt; a death is expected where a fault is ordered."""
+        """Run one attempt; it may die if `environment` injects a fault."""
         run_dir = self.directory / name
         train = ["raydet", "train", "--workers", "0", "--tracking-uri", "none", "--run-dir", str(run_dir)]
         train += ["--config", str(self._config), "--checkpoint-steps", str(self.interval)]
@@ -152,7 +156,7 @@ class ResumeCheck:
     def _compare(self, phase: Phase, name: str) -> Outcome:
         straight, killed = self.directory / "straight", self.directory / name
         expected, found = _losses(straight), _losses(killed)
-        assert len(expected) == len(found) == self.steps, "an epoch more or less"
+        assert len(expected) == len(found) == self.steps, "both runs must have the same number of steps"
         differences = [abs(b - a) / abs(a) for a, b in zip(expected, found, strict=True)]
         last, other = newest_checkpoint(straight), newest_checkpoint(killed)
         assert last is not None
@@ -176,12 +180,12 @@ class ResumeCheck:
         )
 
     def _repeated_steps(self, name: str) -> int:
-        """How far each attempt had come, less where the next one began."""
+        """Sum over the kills: steps completed at the kill, minus the step at which the next attempt resumed."""
         log = (self.directory / name / "training.log").read_text()
-        begun = [int(step) for step in re.findall(r"(?:starting at|continuing after) step (\d+)", log)]
-        strikes = [struck(self.directory / f"{name}-{number}") for number in range(1, len(self.workers))]
-        killed = [strike.step for strike in strikes if strike is not None]
-        return sum(came - began for came, began in zip(killed, begun[1:], strict=True))
+        starts = [int(step) for step in re.findall(r"(?:starting at|continuing after) step (\d+)", log)]
+        hits = [fault_hit(self.directory / f"{name}-{number}") for number in range(1, len(self.workers))]
+        killed = [hit.step for hit in hits if hit is not None]
+        return sum(step - start for step, start in zip(killed, starts[1:], strict=True))
 
 
 def _losses(run_dir: Path) -> list[float]:

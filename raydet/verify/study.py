@@ -1,4 +1,4 @@
-"""What a study says of itself, checked: each trial once, everywhere the same, every sample once."""
+"""Checks of a study: each trial finished once, its records agree, it used every sample once."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from raydet.tune.summary import SUMMARY
 
 @dataclass(slots=True)
 class StudyReport:
-    """What was found."""
+    """The result of `check_study`."""
 
     num_finished: int
-    """Trials that the journal calls finished."""
+    """Trials that have finished according to the journal."""
     num_tracked: int | None
-    """Of these, those that stand complete in the tracker; None: there is no tracker to ask."""
+    """Of these, those that are complete in the tracker; None: there is no tracker."""
     num_whole: int
-    """Of these, those that have fed every sample once, in its place, and recorded every step once."""
+    """Of these, those that used every sample once, in order, and recorded every step once."""
     lost_s: float
-    """Work that was lost, and the restarts, over all trials."""
+    """Seconds of lost work and restarts, over all trials."""
     problems: list[str] = field(default_factory=list)
     """One sentence each."""
 
@@ -54,7 +54,7 @@ def check_study(directory: Path, *, tracking_uri: str | None = None) -> StudyRep
         tracking_uri: as the study's command had it.
 
     Raises:
-        StudyError: there is no study.
+        StudyError: the directory is not a study.
         TrackingError: the tracking server cannot be used.
     """
     journal = read_journal(directory)
@@ -63,15 +63,15 @@ def check_study(directory: Path, *, tracking_uri: str | None = None) -> StudyRep
     finished = journal.results()
     runs = runs_by_name(tracking_uri, directory=directory.parent, experiment=directory.name)
     names = {entry["key"]: entry["name"] for entry in journal.of("finished")}
-    problems = [*_repeats(journal), *_missing(journal), *_summary_problems(directory, journal)]
+    problems = [*_journal_problems(journal), *_summary_problems(directory, journal)]
     run_dirs = {path.parent.name: path.parent for path in directory.glob("*/*/config.json")}
     num_tracked = num_whole = 0
     for key, results in finished.items():
-        untracked = [] if runs is None else list(_tracker_problems(names[key], results, runs))
-        torn = list(run_problems(run_dirs.get(names[key]), names[key], results))
-        problems += [*untracked, *torn]
-        num_tracked += not untracked
-        num_whole += not torn
+        in_tracker = [] if runs is None else list(_tracker_problems(names[key], results, runs))
+        in_run = list(run_problems(run_dirs.get(names[key]), names[key], results))
+        problems += [*in_tracker, *in_run]
+        num_tracked += not in_tracker
+        num_whole += not in_run
     return StudyReport(
         num_finished=len(finished),
         num_tracked=None if runs is None else num_tracked,
@@ -81,18 +81,15 @@ def check_study(directory: Path, *, tracking_uri: str | None = None) -> StudyRep
     )
 
 
-def _repeats(journal: Events) -> Iterable[str]:
+def _journal_problems(journal: Events) -> Iterable[str]:
     for name, count in Counter(entry["name"] for entry in journal.of("finished")).items():
         if count > 1:
             yield f"{name} finished {count} times"
-
-
-def _missing(journal: Events) -> Iterable[str]:
-    fates = ("started", "finished", "stopped", "failed")
-    last = {entry["name"]: entry for entry in journal.events if entry["event"] in fates}
+    states = ("started", "finished", "stopped", "failed")
+    last = {entry["name"]: entry for entry in journal.events if entry["event"] in states}
     for name, entry in last.items():
         if entry["event"] == "started":
-            yield f"{name} has begun, but not finished"
+            yield f"{name} has started, but not finished"
         elif entry["event"] == "failed":
             yield f"{name} failed: {entry['reason']}"
 
@@ -105,19 +102,15 @@ def _summary_problems(directory: Path, journal: Events) -> Iterable[str]:
         yield f"{SUMMARY} is missing"
         return
     for entry in journal.of("finished"):
-        row = rows.get(entry["name"])
+        row, final = rows.get(entry["name"]), entry["results"]["final"]
         if row is None or row["status"] != "finished":
             yield f"{entry['name']} has finished, but {SUMMARY} says {row['status'] if row else 'nothing'}"
-        elif any(row[name] != _as_cell(entry["results"]["final"][name]) for name in METRIC_NAMES):
+        elif any(row[name] != ("" if final[name] is None else str(final[name])) for name in METRIC_NAMES):
             yield f"{entry['name']}: {SUMMARY} has other metrics than the journal"
     finished = {entry["name"] for entry in journal.of("finished")}
     for name, row in rows.items():
         if row["status"] == "finished" and name not in finished:
-            yield f"{name} has finished by {SUMMARY}, but not by the journal"
-
-
-def _as_cell(value: float | None) -> str:
-    return "" if value is None else str(value)
+            yield f"{name} has finished according to {SUMMARY}, but not to the journal"
 
 
 def _tracker_problems(
@@ -125,24 +118,26 @@ def _tracker_problems(
 ) -> Iterable[str]:
     found = runs.get(name, [])
     if len(found) != 1:
-        yield f"{name} stands in the tracker {len(found)} times"
+        yield f"{name} is in the tracker {len(found)} times"
         return
     (run,) = found
     if run.status != "finished":
-        yield f"{name} has finished, but the tracker says {run.status or 'it runs'}"
+        yield f"{name} has finished, but the tracker says {run.status or 'running'}"
     final = results["final"]
     if any(run.metrics.get(metric) != final[metric] for metric in METRIC_NAMES if final[metric] is not None):
         yield f"{name}: the tracker has other metrics than the journal"
 
 
 def run_problems(run_dir: Path | None, name: str, results: Mapping[str, Any]) -> Iterable[str]:
-    """What speaks against a finished run having seen every sample and recorded every step once."""
+    """Evidence that a finished run did not use every sample and record every step exactly once."""
     if run_dir is None:
         yield f"{name}: its directory is missing"
         return
     experiment = Experiment.from_json((run_dir / "config.json").read_text(), where=str(run_dir))
     data, train = experiment.data.to_json(), experiment.train
-    num_steps, digest = _expected(data, train.global_batch, experiment.seed, train.epochs)
+    num_steps, digest = _expected(
+        data, train.global_batch, experiment.seed, train.epochs, train.steps_per_epoch
+    )
     if results["digest"] != digest:
         yield f"{name}: samples were lost or repeated"
     skipped = set(results["skipped_steps"])
@@ -158,13 +153,15 @@ def run_problems(run_dir: Path | None, name: str, results: Mapping[str, Any]) ->
 
 
 @cache
-def _expected(data: str, global_batch: int, seed: int, epochs: int) -> tuple[int, str]:
-    """Steps and digest of a whole run."""
+def _expected(
+    data: str, global_batch: int, seed: int, epochs: int, steps_per_epoch: int | None
+) -> tuple[int, str]:
+    """Number of steps and sample digest of a complete run."""
     config = DataConfig.from_json(data, where="the trial's config")
     source = open_source(config)
     indices, _ = split_indices(source, config.split)
     sampler = ElasticSampler(len(indices), global_batch, seed)
-    num_steps = epochs * sampler.steps_per_epoch
+    num_steps = epochs * (steps_per_epoch or sampler.steps_per_pass)
     return num_steps, expected_digest(
         sampler, [source.image_ids[index] for index in indices], steps=num_steps
     )

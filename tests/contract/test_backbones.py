@@ -1,4 +1,4 @@
-"""What every backbone promises: the maps that it publishes, a gradient everywhere, any image size."""
+"""The contract of every backbone: published channels and strides, gradients everywhere, any image size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def images(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", MIT_VARIANTS)
-def test_published_channels_and_strides_are_true(name: str) -> None:
+def test_published_channels_and_strides_match(name: str) -> None:
     with torch.device("meta"):
         backbone = encoder(name).eval()
         maps = backbone(*images(64, 96)).maps
@@ -61,7 +61,7 @@ def test_odd_sizes_run(name: str, hw: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_state_travels(name: str) -> None:
+def test_state_dict_round_trip(name: str) -> None:
     backbone, other, inputs = encoder(name).eval(), encoder(name).eval(), images(64, 64)
     other.load_state_dict(backbone.state_dict())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What every fusion promises, under either flow, alone and inside an encoder."""
+"""The contract of every fusion, under either flow, alone and inside an encoder."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from torch import Tensor
 
 from raydet.models.backbones.dual import DualStreamEncoder, num_aux_stages
 from raydet.models.backbones.mit import MIT_VARIANTS, mit_stages
-from raydet.models.fusion.add import Add
 from raydet.models.fusion.base import Flow, Fusion, FusionOutput
+from raydet.models.fusion.basic import Add, Concat, Identity, LateConcat
 from raydet.models.fusion.cmx import CMX
-from raydet.models.fusion.concat import Concat
 from raydet.models.fusion.cross_attention import CrossAttentionFusion
 from raydet.models.fusion.cssa import CSSA
 from raydet.models.fusion.gaff import GAFF
 from raydet.models.fusion.gated import Gated
 from raydet.models.fusion.guided import Guided
-from raydet.models.fusion.identity import Identity
-from raydet.models.fusion.late_concat import LateConcat
 from raydet.parallel.recompute import recompute_activations
 
 Factory = Callable[[int, int, Flow], Fusion]
@@ -33,7 +30,7 @@ FUSIONS: dict[str, Factory] = {
     "gaff_bottleneck": lambda channels, heads, flow: GAFF(
         channels=channels, merge_bottleneck=True, flow=flow
     ),
-    # Another width fits where the fused map goes to the detector only.
+    # Another width is allowed if only the detector reads the fused map.
     "gaff_wider": lambda channels, heads, flow: GAFF(
         channels=channels,
         out_channels=channels + (8 if flow == "rectified" else 0),
@@ -87,7 +84,7 @@ def maps(height: int = 8, width: int = 12) -> tuple[Tensor, Tensor]:
 
 
 def tensors(out: FusionOutput) -> list[Tensor]:
-    """The maps, and what the fusion's own losses read."""
+    """The maps, and the inputs of the fusion's own losses."""
     return [*out.maps, *(x for x in out.guides or () if x is not None)]
 
 
@@ -101,11 +98,11 @@ def test_every_parameter_and_every_input_that_is_read_gets_a_gradient(make: Fact
     (fused * torch.randn_like(fused)).sum().backward()
     for name, parameter in fusion.named_parameters():
         if not parameter.requires_grad:
-            assert isinstance(fusion, CSSA), name  # as published, see there
+            assert isinstance(fusion, CSSA), name  # as published
             continue
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        # What stands before a batch norm may be shifted freely: its bias gets an exact or nearly exact zero.
+        # A bias before a batch norm has no effect: its gradient is zero, or nearly.
         assert parameter.grad.any() or name.endswith("bias"), name
     assert rgb.grad is not None
     assert (aux.grad is not None) == fusion.reads_aux
@@ -125,7 +122,7 @@ def test_shapes_are_kept_at_odd_sizes(make: Factory, flow: Flow, hw: tuple[int, 
 @pytest.mark.parametrize("zeroed", [0, 1])
 @every_flow
 @every_fusion
-def test_a_dead_stream_is_survived(make: Factory, flow: Flow, zeroed: int) -> None:
+def test_a_stream_of_zeros_is_supported(make: Factory, flow: Flow, zeroed: int) -> None:
     streams = list(maps())
     streams[zeroed] = torch.zeros_like(streams[zeroed], requires_grad=True)
     fusion = make(16, 2, flow)
@@ -139,7 +136,7 @@ def test_a_dead_stream_is_survived(make: Factory, flow: Flow, zeroed: int) -> No
 
 @every_flow
 @every_fusion
-def test_state_travels(make: Factory, flow: Flow) -> None:
+def test_state_dict_round_trip(make: Factory, flow: Flow) -> None:
     fusion, other = make(16, 2, flow), make(16, 2, flow)
     fusion(*maps())  # moves the running statistics
     other.load_state_dict(fusion.state_dict())
@@ -150,7 +147,7 @@ def test_state_travels(make: Factory, flow: Flow) -> None:
 
 @every_flow
 @every_fusion
-def test_flow_decides_what_goes_on(make: Factory, flow: Flow) -> None:
+def test_flow_decides_what_enters_the_next_stage(make: Factory, flow: Flow) -> None:
     fusion = make(16, 2, flow).eval()
     rgb, aux = maps()
     out = fusion(rgb, aux)
@@ -196,7 +193,7 @@ def test_no_parameter_of_an_encoder_is_without_gradient(
 def test_recomputing_changes_nothing_in_the_published_sizes(
     make: Factory, variant: str, precision: torch.dtype
 ) -> None:
-    """Forward and backward through all four stages, at either precision; every gradient is there, and the same."""
+    """Forward and backward through all four stages in either precision: all gradients exist and are equal."""
     sizes = MIT_VARIANTS[variant]
 
     def gradients(mode: Literal["none", "block"]) -> dict[str, Tensor]:

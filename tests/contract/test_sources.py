@@ -35,12 +35,12 @@ def without(format_: Format) -> tuple[str, ...]:
     return () if format_.has_event else ("event",)
 
 
-def assert_same(format_: Format, wanted: SyntheticSet, found: Source) -> None:
-    assert found.classes == wanted.classes
-    assert found.modalities == wanted.modalities
-    assert list(found.image_ids) == [format_.image_id(name) for name in wanted.image_ids]
-    for index in range(len(wanted)):
-        a, b = wanted.read(index), found.read(index)
+def assert_same(format_: Format, expected: SyntheticSet, found: Source) -> None:
+    assert found.classes == expected.classes
+    assert found.modalities == expected.modalities
+    assert list(found.image_ids) == [format_.image_id(name) for name in expected.image_ids]
+    for index in range(len(expected)):
+        a, b = expected.read(index), found.read(index)
         assert b.image_id == format_.image_id(a.image_id)
         assert (b.source_hw, b.valid_hw) == (a.source_hw, a.valid_hw)
         assert list(b.modalities) == list(a.modalities)
@@ -52,12 +52,12 @@ def assert_same(format_: Format, wanted: SyntheticSet, found: Source) -> None:
 
 @each_format
 def test_every_format_holds_the_same_images(format_: Format, tmp_path: Path) -> None:
-    wanted = synthetic(without(format_))
-    found = format_.open(format_.write(wanted, tmp_path / "set"), CLASSES, ())
-    assert_same(format_, wanted, found)
+    expected = synthetic(without(format_))
+    found = format_.open(format_.write(expected, tmp_path / "set"), CLASSES, ())
+    assert_same(format_, expected, found)
     if format_.has_groups:
-        pairs = set(zip(wanted.group_ids, found.group_ids, strict=True))
-        assert len(pairs) == len(set(wanted.group_ids)) == len(set(found.group_ids))
+        pairs = set(zip(expected.group_ids, found.group_ids, strict=True))
+        assert len(pairs) == len(set(expected.group_ids)) == len(set(found.group_ids))
     else:
         assert set(found.group_ids) == {""}
 
@@ -107,8 +107,8 @@ def test_a_missing_modality_is_left_out(format_: Format, tmp_path: Path) -> None
 @each_format
 def test_a_path_is_enough(format_: Format, tmp_path: Path) -> None:
     """Where the layout is plain to see; the experiment gets the classes and the modalities of the set."""
-    wanted = synthetic(without(format_))
-    path = format_.write(wanted, tmp_path)
+    expected = synthetic(without(format_))
+    path = format_.write(expected, tmp_path)
     config = detect_source(f"{path}?labels=fused" if format_.name == "yolo" else str(path))
     assert config.kind == format_.name
     if isinstance(config, VocSource | YoloSource):
@@ -119,7 +119,7 @@ def test_a_path_is_enough(format_: Format, tmp_path: Path) -> None:
         demo().model_copy(update={"data": DataConfig(classes=CLASSES, canvas_hw=(64, 64))}), config
     )
     assert experiment.data.missing == without(format_)
-    assert_same(format_, wanted, open_source(experiment.data))
+    assert_same(format_, expected, open_source(experiment.data))
     assert type(experiment).from_json(experiment.to_json(), where="here") == experiment
 
 
@@ -201,7 +201,7 @@ def test_llvip(shared_data: Path) -> None:
 
 def test_several_label_sets_want_a_choice(shared_data: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"has several label sets \(rgb, thermal, fused\); say .*labels=union'"
+        ConfigError, match=r"has several label sets \(rgb, thermal, fused\); choose .*labels=union'"
     ):
         detect_source(str(shared_data / "msrs"))
 

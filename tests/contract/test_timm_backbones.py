@@ -1,4 +1,4 @@
-"""What a trunk from timm promises: what MiT does, and the maps that timm itself computes."""
+"""Backbones from timm: the contract of MiT, and the maps that timm itself computes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from raydet.errors import ConfigError
 from raydet.models.backbones.dual import DualStreamEncoder
 from raydet.models.backbones.mit import MIT_VARIANTS
 from raydet.models.backbones.timm import DropPath, timm_sizes, timm_stages
-from raydet.models.build import build_detector, describe_parameters
-from raydet.models.units import units_of
+from raydet.models.build import build_model, describe_parameters
 from raydet.parallel.recompute import recompute_activations
 from raydet.recipes import recipe
 
@@ -47,7 +46,7 @@ def experiment(name: str, *, fusion: str = "add", rate: float = 0.0, **overrides
 
 
 def encoder(name: str, **arguments: Any) -> DualStreamEncoder:
-    return build_detector(experiment(name, **arguments)).encoder
+    return build_model(experiment(name, **arguments)).encoder
 
 
 def images(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +54,7 @@ def images(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def weighed(maps: list[Tensor]) -> Tensor:
-    """A plain sum is constant after a batch norm."""
+    """A weighted sum, since a plain sum is constant after a batch norm."""
     return torch.stack([(x * torch.linspace(0, 1, x.numel()).view_as(x)).mean() for x in maps]).sum()
 
 
@@ -67,7 +66,7 @@ def count(module: nn.Module) -> int:
     "name",
     [*SMALL, *PUBLISHED, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in OTHERS)],
 )
-def test_published_channels_and_strides_are_true(name: str) -> None:
+def test_published_channels_and_strides_match(name: str) -> None:
     with torch.device("meta"):
         backbone = encoder(name).eval()
         maps = backbone(*images(64, 96)).maps
@@ -81,13 +80,13 @@ def test_published_channels_and_strides_are_true(name: str) -> None:
     [*SMALL, "test_byobnet", "resnet18", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in OTHERS)],
 )
 @pytest.mark.parametrize("hw", [(64, 96), (72, 104)])
-def test_stage_by_stage_is_what_timm_computes(name: str, hw: tuple[int, int]) -> None:
+def test_stages_equal_timm(name: str, hw: tuple[int, int]) -> None:
     theirs = timm.create_model(name, features_only=True).eval()
     ours = encoder(name, **ALONE).eval()
-    wanted, placed = theirs.state_dict(), ours.state_dict()
-    for target, source in zip(placed, wanted, strict=True):
+    sources, targets = theirs.state_dict(), ours.state_dict()
+    for target, source in zip(targets, sources, strict=True):
         assert target.endswith(f".layers.{source}")
-        placed[target].copy_(wanted[source])
+        targets[target].copy_(sources[source])
     rgb = torch.randn(2, 3, *hw).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         features = {x.shape[2]: x for x in theirs(rgb)}
@@ -148,9 +147,9 @@ def test_any_number_of_channels(name: str, modalities: list[str]) -> None:
 @pytest.mark.parametrize("mode", ["block", "selective"])
 @pytest.mark.parametrize("name", [*SMALL, "test_byobnet"])
 def test_recomputing_changes_nothing(name: str, mode: Literal["block", "selective"]) -> None:
-    detector = build_detector(experiment(name, rate=0.5))
+    detector = build_model(experiment(name, rate=0.5))
     plain, again = detector, copy.deepcopy(detector)
-    recompute_activations(units_of(again).blocks, mode)
+    recompute_activations(again.units().blocks, mode)
     inputs, results = images(64, 64), []
     for built in (plain, again):
         torch.manual_seed(3)  # both drop the same branches
@@ -162,7 +161,7 @@ def test_recomputing_changes_nothing(name: str, mode: Literal["block", "selectiv
         assert torch.equal(x, y)
 
 
-def test_paths_are_dropped_as_timm_drops_them() -> None:
+def test_drop_path_equals_timm() -> None:
     ours, theirs = DropPath(0.25, scale_by_keep=True), timm.layers.DropPath(0.25)
     x, dropped = torch.randn(64, 3, 2, 2), []
     for module in (ours, theirs):
@@ -176,7 +175,7 @@ def test_paths_are_dropped_as_timm_drops_them() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_state_travels(name: str) -> None:
+def test_state_dict_round_trip(name: str) -> None:
     backbone, other, inputs = encoder(name), encoder(name).eval(), images(64, 64)
     backbone(*inputs)  # moves the running statistics
     other.load_state_dict(backbone.eval().state_dict())
@@ -188,7 +187,7 @@ def test_state_travels(name: str) -> None:
 def test_one_seed_gives_one_set_of_weights() -> None:
     built = []
     for _ in range(2):
-        timm_sizes.cache_clear()  # the check of a model must not draw
+        timm_sizes.cache_clear()  # the check of a model must not draw random numbers
         torch.manual_seed(7)
         built.append(encoder("test_convnext").state_dict())
         built[-1]["next"] = torch.rand(1)
@@ -200,7 +199,7 @@ def test_one_seed_gives_one_set_of_weights() -> None:
 
 
 def bottlenecks(before: int, inner: int, depth: int) -> int:
-    """Three convolutions without bias, each with a batch norm; the first block's shortcut has one, too."""
+    """Three convolutions without bias, each with a batch norm; the first block has a shortcut with one, too."""
     after = 4 * inner
     shortcut = before * after + 2 * after
     first = before * inner + 9 * inner**2 + inner * after + 2 * (inner + inner + after)
@@ -230,7 +229,7 @@ CONVNEXT_TINY = (
 @pytest.mark.parametrize(
     ("name", "formula", "published", "first"),
     [
-        # of the classifiers: 25,557,032 and 28,589,128, less the linear layer, and the norm before it
+        # the classifiers have 25,557,032 and 28,589,128, with a linear layer, and the norm before it
         ("resnet50", RESNET50, 25_557_032 - 2048 * 1000 - 1000, 64 * 49),
         ("convnext_tiny", CONVNEXT_TINY, 28_589_128 - 768 * 1000 - 1000 - 2 * 768, 96 * 16),
     ],
@@ -242,7 +241,7 @@ def test_parameters(name: str, formula: int, published: int, first: int) -> None
     assert counts["total"] == sum(value for part, value in counts.items() if part != "total")
 
 
-def test_heads_follow_the_rule_that_gives_mits_own() -> None:
+def test_attention_heads_follow_mits_rule() -> None:
     for name in ("b1", "b2", "b5"):
         variant = MIT_VARIANTS[name]
         assert variant.num_heads == tuple(channels // 64 for channels in variant.channels)
@@ -260,17 +259,17 @@ def test_heads_follow_the_rule_that_gives_mits_own() -> None:
     [
         ("resnet5o", 0.0, "has no model 'resnet5o'; did you mean resnet50?"),
         ("resnet50.nonsense", 0.0, "cannot build resnet50.nonsense as features"),
-        ("test_vit", 0.0, "wants maps at strides 4, 8, 16, 32, got 16, 16, 16"),
-        ("visformer_tiny", 0.0, "wants maps at strides 4, 8, 16, 32, got 8, 16, 32"),
-        ("test_efficientnet", 0.0, "it cannot be cut where streams fuse"),
-        ("test_mambaout", 0.0, "it cannot be cut where streams fuse"),
+        ("test_vit", 0.0, "expected maps at strides 4, 8, 16, 32, got 16, 16, 16"),
+        ("visformer_tiny", 0.0, "expected maps at strides 4, 8, 16, 32, got 8, 16, 32"),
+        ("test_efficientnet", 0.0, "it cannot be split into stages"),
+        ("test_mambaout", 0.0, "it cannot be split into stages"),
         ("test_maxvit", 0.0, "keeps 'relative_position_index' out of its state"),
         ("halonet26t", 0.0, "fails on an image of 128 x 128"),
-        ("inception_v3", 0.0, "wants maps of"),
+        ("inception_v3", 0.0, "expected maps of"),
         ("densenet121", 0.1, "unexpected keyword argument 'drop_path_rate'"),
     ],
 )
-def test_models_that_cannot_be_used_are_named(name: str, rate: float, message: str) -> None:
+def test_unsupported_models_are_refused(name: str, rate: float, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
-        build_detector(experiment(name, rate=rate))
+        build_model(experiment(name, rate=rate))
     assert "\n" not in str(error.value)

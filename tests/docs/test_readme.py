@@ -1,4 +1,4 @@
-"""The README tells the truth: files exist, commands parse, recipes and spaces are what it says."""
+"""The README is up to date: links, commands, recipes, spaces and make targets exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def raydet_commands() -> list[list[str]]:
     return found
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_exist() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
@@ -50,7 +50,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("words", raydet_commands(), ids=" ".join)
 def test_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Every option exists: `--help` behind the words is reached only if they parse."""
+    """`--help` after the arguments is only reached if they parse, so every option exists."""
     with pytest.raises(SystemExit) as caught:
         main([*words, "--help"])
     assert caught.value.code == 0
@@ -59,7 +59,7 @@ def test_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]) ->
         assert option in help_text
 
 
-def test_every_recipe_and_space_that_it_names_exists() -> None:
+def test_recipes_and_spaces_exist() -> None:
     for name in re.findall(r"--recipe (\S+)", README):
         assert name in RECIPES
     for name in re.findall(r"--space (\S+)", README):

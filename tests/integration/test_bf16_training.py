@@ -12,8 +12,8 @@ from raydet.data.build import open_source
 from raydet.data.loader import TrainLoader
 from raydet.data.split import split_indices
 from raydet.engine.optim import build_optimizer
-from raydet.engine.step import HEAD_LOSSES, seed_slot, train_step
-from raydet.models.build import build_detector
+from raydet.engine.step import seed_slot, train_step
+from raydet.models.build import build_model
 from raydet.parallel.collectives import World
 from tests.integration.test_real_pairs import base
 
@@ -46,17 +46,17 @@ def test_bf16_follows_fp32_for_200_steps(shared_data: Path) -> None:
         world_size=1,
     )
     torch.manual_seed(0)
-    detector = build_detector(experiment).train()
+    detector = build_model(experiment).train()
     optimizer = build_optimizer(experiment.optim, detector.parameters())
-    losses = torch.zeros(2, STEPS, len(HEAD_LOSSES))
+    losses = torch.zeros(2, STEPS, len(detector.loss_names))
     for step in range(STEPS):
         epoch, position = divmod(step, loader.steps_per_epoch)
         (batch,) = next(loader.epoch(epoch, first_step=position))
         seed_slot(0, step, slot=0)
         with torch.no_grad():
-            fp32 = detector(batch)
-        losses[0, step] = torch.stack([fp32[name] for name in HEAD_LOSSES])
-        bf16, _ = train_step(
+            fp32 = detector(batch).losses
+        losses[0, step] = torch.stack([fp32[name] for name in detector.loss_names])
+        bf16, *_ = train_step(
             detector,
             [batch],
             optimizer,
@@ -67,7 +67,7 @@ def test_bf16_follows_fp32_for_200_steps(shared_data: Path) -> None:
             world=World(),
             precision="bf16",
         )
-        losses[1, step] = torch.stack([bf16[name] for name in HEAD_LOSSES])
+        losses[1, step] = torch.stack([bf16[name] for name in detector.loss_names])
     assert torch.isfinite(losses).all()
     fp32_mean, bf16_mean = losses.sum(dim=2).mean(dim=1).tolist()
     assert bf16_mean == pytest.approx(fp32_mean, rel=0.02)

@@ -11,7 +11,7 @@ import pytest
 
 from raydet.cli import main
 from raydet.config import Experiment, apply_overrides
-from raydet.metrics.coco import GroundTruth, evaluate_with_records
+from raydet.metrics.coco import GroundTruth, evaluate_coco
 from raydet.recipes import recipe
 
 EXPERIMENT = recipe("demo")
@@ -29,7 +29,7 @@ def finished_run(
         [images, boxes + generator.normal(0, noise, boxes.shape), generator.random(count), labels]
     )
     names = [f"image_{index:03d}" for index in range(num_images)]
-    _, records = evaluate_with_records(
+    _, records = evaluate_coco(
         GroundTruth(num_images, images, boxes, labels),
         rows,
         experiment.data.classes,
@@ -77,7 +77,7 @@ def test_equal_arms_are_not_distinguishable(tmp_path: Path, capsys: pytest.Captu
 
 def test_one_run_on_a_side_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = arm(tmp_path, "one", noise=3.0, seeds=1), arm(tmp_path, "other", noise=9.0, seeds=3)
-    assert "unknown, one run on a side says nothing about the noise of training" in compared(
+    assert "unknown: the noise of training cannot be estimated from one run per side" in compared(
         capsys, one, other
     )
 
@@ -121,7 +121,7 @@ def test_shards_are_alike_by_what_they_hold(tmp_path: Path, capsys: pytest.Captu
     compared(capsys, here, there)
     assert "data.source is" in compared(capsys, here, other, code=2)
     compared(capsys, here, other, "--anyway")
-    info = there / "model_info.json"  # the set was converted anew, and the run's config did not pin it
+    info = there / "model_info.json"  # the set was converted again, and the run's config did not pin it
     info.write_text(info.read_text().replace("a" * 64, "b" * 64))
     assert "data.source is" in compared(capsys, here, there, code=2)
 
@@ -141,12 +141,12 @@ def test_other_images_and_unfinished_runs_are_refused(
 ) -> None:
     a = arm(tmp_path, "a", noise=3.0, seeds=2)
     b = arm(tmp_path, "bb", noise=3.0, seeds=2, num_images=50)
-    assert "they were evaluated on other images" in compared(capsys, a, b, code=2)
+    assert "they were evaluated on different images" in compared(capsys, a, b, code=2)
     (b / "match_records.npz").unlink()
     (tmp_path / "bb_seed1" / "match_records.npz").unlink()
-    assert "the run has not come to its end" in compared(capsys, a, b, code=2)
+    assert "the run is not finished" in compared(capsys, a, b, code=2)
     (b / "final_results.json").touch()
-    assert "the run is older than such records" in compared(capsys, a, b, code=2)
+    assert "the run is older than match records" in compared(capsys, a, b, code=2)
     assert "is no run directory" in compared(capsys, a, tmp_path / "nothing", code=2)
 
 
@@ -154,7 +154,7 @@ def test_what_is_no_repeat_is_not_pooled(tmp_path: Path, capsys: pytest.CaptureF
     a, b = arm(tmp_path, "a", noise=3.0, seeds=2), arm(tmp_path, "bb", noise=3.0, seeds=2)
     longer = apply_overrides(EXPERIMENT, {"train.epochs": 99, "seed": 7})
     finished_run(tmp_path / "a_seed7", noise=3.0, seed=7, experiment=longer)
-    assert "a_seed7 is no repeat of" in compared(capsys, a, b, code=2)
+    assert "a_seed7 is not a repeat of" in compared(capsys, a, b, code=2)
 
 
 def test_an_arm_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,16 +195,16 @@ def test_a_head_that_stands_still(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_replaced_token(command: str, tmp_path: Path, head: Head) -> None:
     line = refused(command, tmp_path, head.environment(OTHER_TOKEN))
-    assert "it refuses the token" in line
+    assert "it rejects the token" in line
     assert OTHER_TOKEN not in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_token(command: str, tmp_path: Path, head: Head) -> None:
     line = refused(command, tmp_path, head.environment(None))
-    assert "it wants a token; set RAY_AUTH_MODE=token" in line
+    assert "it requires a token; set RAY_AUTH_MODE=token" in line
     line = refused(command, tmp_path, head.environment(None) | {"RAY_AUTH_MODE": "token"})
-    assert "RAY_AUTH_MODE=token, and there is no token" in line
+    assert "RAY_AUTH_MODE=token, but there is no token" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)

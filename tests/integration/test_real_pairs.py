@@ -14,7 +14,7 @@ from raydet.config import Experiment, FirstSplit, NpyYoloSource, apply_overrides
 from raydet.data.build import adopt_source, detect_source, open_source
 from raydet.data.loader import TrainLoader
 from raydet.engine.step import seed_slot
-from raydet.models.build import build_detector
+from raydet.models.build import build_model
 from raydet.recipes import recipe
 
 NUM_PAIRS = 8
@@ -73,10 +73,10 @@ def first_step_losses(experiment: Experiment) -> dict[str, float]:
         world_size=1,
     )
     torch.manual_seed(experiment.seed)
-    detector = build_detector(experiment)
+    detector = build_model(experiment)
     ((batch,),) = list(loader.epoch(0))
     seed_slot(experiment.seed, 0, slot=0)
-    return {name: value.item() for name, value in detector(batch).items()}
+    return {name: value.item() for name, value in detector(batch).losses.items()}
 
 
 def test_both_formats_give_the_same_boxes_and_the_same_first_step(shared_data: Path, tmp_path: Path) -> None:

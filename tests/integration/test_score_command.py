@@ -97,34 +97,34 @@ def test_the_published_coco_fixture(shared_data: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("truth", "found", "message"),
     [
-        ("{", FOUND, "truth.json: wanted a json file, got a broken one"),
-        ([], FOUND, "truth.json: wanted a list of objects under 'images'"),
-        (TRUTH | {"images": [{"file": "a"}]}, FOUND, "truth.json: entry 0 wants 'id', got 'file'"),
+        ("{", FOUND, "truth.json is not valid JSON"),
+        ([], FOUND, "truth.json: expected a list of objects under 'images'"),
+        (TRUTH | {"images": [{"file": "a"}]}, FOUND, "truth.json: entry 0 must have 'id', got 'file'"),
         (
             TRUTH | {"images": [{"id": 7}, {"id": 7}]},
             FOUND,
-            "wanted one or more different ids, got 2, 1 of them",
+            "expected one or more unique ids, got 2, 1 of them",
         ),
         (
             TRUTH | {"images": [{"id": 7}]},
             FOUND,
-            "truth.json: annotation 1 names 3, which is unknown; known: 7 to 7",
+            "truth.json: annotation 1 has the unknown id 3; known: 7 to 7",
         ),
-        (TRUTH, TRUTH, "found.json: wanted a list of objects"),
-        (TRUTH, [FOUND[0], {"image_id": 7}], "found.json: entry 1 wants 'bbox', got 'image_id'"),
+        (TRUTH, TRUTH, "found.json: expected a list of objects"),
+        (TRUTH, [FOUND[0], {"image_id": 7}], "found.json: entry 1 must have 'bbox', got 'image_id'"),
         (
             TRUTH,
             [FOUND[0] | {"image_id": 8}],
-            "found.json: detection 0 names 8, which is unknown; known: 3 to 7",
+            "found.json: detection 0 has the unknown id 8; known: 3 to 7",
         ),
-        (TRUTH, [FOUND[0] | {"category_id": 1}], "detection 0 names 1, which is unknown; known: 2 to 5"),
+        (TRUTH, [FOUND[0] | {"category_id": 1}], "detection 0 has the unknown id 1; known: 2 to 5"),
         (
             TRUTH,
             [*FOUND, FOUND[0] | {"bbox": [0, 0, 3]}],
-            "detection 2 wants 4 finite numbers, got [0, 0, 3]",
+            "detection 2 must have 4 finite numbers, got [0, 0, 3]",
         ),
-        (TRUTH, [FOUND[0] | {"score": "high"}], "detection 0 wants a finite number, got 'high'"),
-        (TRUTH, [FOUND[0] | {"score": float("nan")}], "detection 0 wants a finite number, got nan"),
+        (TRUTH, [FOUND[0] | {"score": "high"}], "detection 0 must have a finite number, got 'high'"),
+        (TRUTH, [FOUND[0] | {"score": float("nan")}], "detection 0 must have a finite number, got nan"),
     ],
 )
 def test_bad_coco_files(
@@ -171,13 +171,17 @@ def test_kaist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             KAIST,
             "1,50,50,30,60\n",
-            "line 1 wants 6 numbers: image,x,y,width,height,score; got '1,50,50,30,60'",
+            "line 1 must have 6 numbers: image,x,y,width,height,score; got '1,50,50,30,60'",
         ),
-        (KAIST, "1,50,50,30,60,0.9\n1,5,5,3,6,high", "line 2 wants 6 numbers"),
-        (KAIST, "3,50,50,30,60,0.9", "line 1 wants finite numbers and an image from 1 to 2"),
-        (KAIST, "1,50,50,30,60,nan", "line 1 wants finite numbers"),
-        (TRUTH, "", "truth.json: entry 0 wants 'im_name'"),
-        (KAIST | {"annotations": [{"category_id": 1, "bbox": [0, 0, 1, 1]}]}, "", "entry 0 wants 'height'"),
+        (KAIST, "1,50,50,30,60,0.9\n1,5,5,3,6,high", "line 2 must have 6 numbers"),
+        (KAIST, "3,50,50,30,60,0.9", "line 1 must have finite numbers and an image from 1 to 2"),
+        (KAIST, "1,50,50,30,60,nan", "line 1 must have finite numbers"),
+        (TRUTH, "", "truth.json: entry 0 must have 'im_name'"),
+        (
+            KAIST | {"annotations": [{"category_id": 1, "bbox": [0, 0, 1, 1]}]},
+            "",
+            "entry 0 must have 'height'",
+        ),
     ],
 )
 def test_bad_kaist_files(

@@ -23,7 +23,7 @@ from raydet.engine.open_run import evaluated, open_trained
 from raydet.engine.process import run_process
 from raydet.errors import ConfigError
 from raydet.metrics.names import METRIC_NAMES
-from raydet.models.build import build_detector
+from raydet.models.build import build_model
 from raydet.parallel.collectives import World
 from raydet.plan.flops import forward_flops
 from raydet.recipes import recipe
@@ -156,7 +156,7 @@ def test_a_modality_that_other_images_lack_is_missing(
     )
     found = json.loads(output_of(capsys, "evaluate", run_dir, "--data", data, "--json"))
     assert found["modalities"] == ["rgb", "event"]
-    with run.detector.without("thermal"):
+    with run.model.without("thermal"):
         assert found["metrics"] == evaluated(run).metrics
 
 
@@ -268,9 +268,9 @@ def test_robustness_has_a_row_for_everything_that_can_befall_the_model(
 def test_an_absent_modality_is_a_missing_one(run_dir: Path) -> None:
     run = open_trained(run_dir)
     data = run.experiment.data.model_copy(update={"missing": ("thermal",)})
-    detector = build_detector(run.experiment.model_copy(update={"data": data})).eval()
-    detector.load_state_dict(run.detector.state_dict())
-    lacking = evaluated(replace(run, detector=detector)).metrics["mAP"]
+    detector = build_model(run.experiment.model_copy(update={"data": data})).eval()
+    detector.load_state_dict(run.model.state_dict())
+    lacking = evaluated(replace(run, model=detector)).metrics["mAP"]
     (curve,) = (c for c in measure_robustness(run, kinds=["absent"]).curves if c.modality == "thermal")
     assert curve.scores[1] == lacking
 
@@ -279,10 +279,10 @@ def test_a_model_of_one_modality_is_neither_shifted_nor_emptied(run_dir: Path) -
     run = open_trained(run_dir)
     alone = {"kind": "identity"}
     experiment = apply_overrides(run.experiment, {"model.fusion": alone, "model.elsewhere": alone})
-    single = replace(run, experiment=experiment, detector=build_detector(experiment).eval())
+    single = replace(run, experiment=experiment, model=build_model(experiment).eval())
     found = measure_robustness(single, severities=1, kinds=["dark", "dead_rows", "shift", "absent"])
     assert [(curve.modality, curve.kind) for curve in found.curves] == [("rgb", "dark")]
-    with pytest.raises(ConfigError, match="nothing of it befalls what the model reads"):
+    with pytest.raises(ConfigError, match="does not apply to the modalities that the model uses"):
         measure_robustness(single, kinds=["event_loss"])
 
 

@@ -33,8 +33,7 @@ from raydet.data.loader import TrainLoader
 from raydet.engine.optim import build_optimizer
 from raydet.engine.step import train_step
 from raydet.errors import CheckpointError, WorkerLostError
-from raydet.models.build import build_detector
-from raydet.models.units import units_of
+from raydet.models.build import build_model
 from raydet.parallel.collectives import World
 from raydet.parallel.parallelize import parallelize, unwrapped
 from raydet.recipes import recipe
@@ -120,8 +119,8 @@ def detector(world: World, strategy: str, *, seed: int, kind: str) -> Built:
         },
     )
     torch.manual_seed(seed)
-    bare = build_detector(experiment)
-    model = parallelize(bare, world, units=units_of(bare), train=experiment.train)
+    bare = build_model(experiment)
+    model = parallelize(bare, world, units=bare.units(), train=experiment.train)
     optimizer = build_optimizer(experiment.optim, bare.parameters())
     model.train()
     source = open_source(experiment.data)
@@ -140,7 +139,7 @@ def detector(world: World, strategy: str, *, seed: int, kind: str) -> Built:
     def step(number: int) -> float:
         epoch, first = divmod(number, loader.steps_per_epoch)
         (micro_batches,) = islice(loader.epoch(epoch, first), 1)
-        losses, _ = train_step(
+        losses, *_ = train_step(
             model,
             micro_batches,
             optimizer,

@@ -23,8 +23,7 @@ from raydet.data.split import split_indices
 from raydet.engine.barriers import yielding_busy_cores
 from raydet.engine.optim import build_optimizer
 from raydet.engine.step import train_step
-from raydet.models.build import build_detector, modalities_read
-from raydet.models.units import units_of
+from raydet.models.build import build_model, modalities_read
 from raydet.parallel.collectives import World
 from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import parallelize
@@ -107,8 +106,8 @@ def hashes_of(experiment: Experiment, steps: int) -> Mapping[str, Any]:
     """Hashes of the losses and the gradients of every step, and of the last weights and buffers."""
     world = World()
     torch.manual_seed(experiment.seed)
-    detector = build_detector(experiment).train()
-    model = parallelize(detector, world, units=units_of(detector), train=experiment.train)
+    detector = build_model(experiment).train()
+    model = parallelize(detector, world, units=detector.units(), train=experiment.train)
     optimizer = build_optimizer(experiment.optim, model.parameters())
     losses: list[str] = []
     gradients: list[str] = []
@@ -116,7 +115,7 @@ def hashes_of(experiment: Experiment, steps: int) -> Mapping[str, Any]:
         lambda *_: gradients.append(hash_of(p.grad for p in model.parameters() if p.grad is not None))
     )
     for step, batches in zip(range(steps), micro_batches(experiment), strict=False):
-        found, _ = train_step(
+        found, *_ = train_step(
             model,
             batches,
             optimizer,

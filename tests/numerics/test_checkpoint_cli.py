@@ -108,13 +108,13 @@ def test_a_list_says_what_there_is(run_dir: Path) -> None:
 
 
 def test_every_damaged_file_is_one_line(run_dir: Path) -> None:
-    assert call("verify", run_dir) == "2 of 2 checkpoints are as they were written\n"
+    assert call("verify", run_dir) == "2 of 2 checkpoints are intact\n"
     first, second = (run_dir / "checkpoints" / f"epoch_000{epoch}" for epoch in (1, 2))
     (first / "state.json").write_text("{}")
     (second / shard_name(0, 1)).unlink()
     lines = call("verify", first, second, code=3).splitlines()
     assert len(lines) == 2
-    assert "state.json: wanted" in lines[0]
+    assert "state.json: expected" in lines[0]
     assert "safetensors is missing" in lines[1]
 
 

@@ -66,7 +66,7 @@ def told(directory: Path) -> list[dict[str, Any]]:
         ("full disk", r"epoch_0002 (rank 1): [Errno 27] File too large; free some disk space"),
         ("full disk at the end", r"epoch_0005 (rank 0): [Errno 27] File too large; free some disk space"),
         ("one cannot read", "nowhere is not a complete checkpoint"),
-        ("damaged", "shard-00003-of-00003.safetensors: wanted sha256"),
+        ("damaged", "shard-00003-of-00003.safetensors: expected sha256"),
         ("another model", "belongs to another model: 9 tensors differ"),
     ],
 )

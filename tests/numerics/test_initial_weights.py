@@ -14,7 +14,6 @@ import json, sys
 import torch
 from torch.distributed.tensor import DTensor
 from raydet.config import apply_overrides
-from raydet.models.units import units_of
 from raydet.parallel.collectives import world_from_environment
 from raydet.parallel.parallelize import parallelize
 from raydet.recipes import recipe
@@ -24,7 +23,7 @@ world = world_from_environment()
 experiment = apply_overrides(recipe("demo"), {"train.strategy": sys.argv[1]})
 detector = _initial_detector(experiment, world)
 before = sum(p.nbytes for p in detector.parameters() if not p.is_meta)
-parallelize(detector, world, units=units_of(detector), train=experiment.train)
+parallelize(detector, world, units=detector.units(), train=experiment.train)
 parameters = list(detector.parameters())
 local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
 whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]

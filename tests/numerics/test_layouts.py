@@ -141,7 +141,7 @@ def test_sharded_gradients_accumulate(train: Launch, tmp_path: Path) -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU wants a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU requires a C++ compiler")
 @pytest.mark.parametrize("name", COMPILED_LAYOUTS)
 def test_compiled_layouts_do_not_change_the_losses(
     name: str, train: Launch, tmp_path: Path, runs: Runs
@@ -158,7 +158,7 @@ import torch
 from raydet.config import Experiment
 from raydet.data.build import open_source
 from raydet.data.split import split_indices
-from raydet.models.build import build_detector
+from raydet.models.build import build_model
 from safetensors.torch import load_file
 from raydet.parallel.collectives import world_from_environment
 from raydet.engine.process import Evaluator
@@ -168,7 +168,7 @@ experiment = Experiment.from_json((run_dir / "config.json").read_text(), where="
 world = world_from_environment()
 source = open_source(experiment.data)
 _, val = split_indices(source, experiment.data.split)
-detector = build_detector(experiment)
+detector = build_model(experiment)
 detector.load_state_dict(load_file(run_dir / "weights.safetensors"))
 print(json.dumps(Evaluator(experiment, source, val, world).evaluate(detector).metrics))
 """

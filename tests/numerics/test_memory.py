@@ -1,4 +1,4 @@
-"""Memory that ends, memory that is planned, and a rehearsal that leaves no trace."""
+"""Memory that ends, memory that is planned, and a worst-case dry run that leaves no trace."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def run(run_dir: Path, experiment: Experiment = EXPERIMENT) -> list[dict[str, st
         return list(csv.DictReader(file))
 
 
-def test_a_rehearsal_leaves_no_trace(
+def test_a_dry_run_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = run(tmp_path / "plain")
     monkeypatch.setattr(process, "LONG_RUN_STEPS", 1)
     with caplog.at_level("INFO", logger="raydet"):
         assert run(tmp_path / "rehearsed") == plain
-    assert "rehearsed the worst batch: up to" in caplog.text
+    assert "the worst batch fits" in caplog.text
     first, second = (tmp_path / name / "checkpoints" / "epoch_0002" for name in ("plain", "rehearsed"))
     assert compare_checkpoints(first, second).is_empty
 

@@ -21,8 +21,7 @@ sys.path.insert(0, "")
 import torch
 from torch.distributed.tensor import DTensor
 from raydet.config import Experiment
-from raydet.models.build import build_detector
-from raydet.models.units import units_of
+from raydet.models.build import build_model
 from raydet.parallel.collectives import world_from_environment
 from raydet.parallel.parallelize import parallelize
 from raydet.engine.optim import build_optimizer
@@ -30,15 +29,15 @@ from tests.unit.plan.real import batch_of
 
 experiment = Experiment.from_json(Path(sys.argv[1]).read_text(), where="test")
 world = world_from_environment()
-detector = build_detector(experiment)
-model = parallelize(detector, world, units=units_of(detector), train=experiment.train).train()
+detector = build_model(experiment)
+model = parallelize(detector, world, units=detector.units(), train=experiment.train).train()
 optimizer = build_optimizer(experiment.optim, model.parameters())
 
 def bytes_of(tensors):
     locals_ = [x.to_local() if isinstance(x, DTensor) else x for x in tensors if x.ndim]
     return sum(dict((s.data_ptr(), s.nbytes()) for s in (x.untyped_storage() for x in locals_)).values())
 
-sum(model(batch_of(experiment, 2)).values()).backward()
+sum(model(batch_of(experiment, 2)).losses.values()).backward()
 optimizer.step()
 print(json.dumps({
     "weights": bytes_of(model.parameters()),

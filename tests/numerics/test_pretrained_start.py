@@ -92,7 +92,6 @@ import torch
 from torch.distributed.tensor import DTensor
 from raydet.config import Experiment, apply_overrides
 from raydet.errors import ConfigError
-from raydet.models.units import units_of
 from raydet.parallel.collectives import world_from_environment
 from raydet.parallel.parallelize import parallelize
 from raydet.engine.pretrained import start_from_published
@@ -108,9 +107,9 @@ try:
 except ConfigError as error:
     problem = str(error)
 info = start_from_published(detector, experiment, world, run_dir=Path(), is_resumed=False)
-model = parallelize(detector, world, units=units_of(detector), train=experiment.train).train()
+model = parallelize(detector, world, units=detector.units(), train=experiment.train).train()
 torch.manual_seed(0)
-sum(model(batch_of(experiment, 2)).values()).backward()
+sum(model(batch_of(experiment, 2)).losses.values()).backward()
 parameters = dict(detector.named_parameters())
 whole = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in parameters.items()}
 print(json.dumps({

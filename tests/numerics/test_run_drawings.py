@@ -16,9 +16,9 @@ from raydet.errors import ConfigError, DataError
 from raydet.metrics.matches import MatchRecords
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.report.drawings.detections import NO_TRUTH, matched_truths
+from raydet.report.drawings.detections import NO_MATCH, matched_truths
 from raydet.report.drawings.ranking import image_scores
-from raydet.report.drawings.run import detect_image, drawings_of_run, unread_modalities
+from raydet.report.drawings.run import detect_image, drawings_of_run, unused_modalities
 from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
 
 
@@ -56,7 +56,7 @@ def test_a_run_has_its_best_its_worst_and_its_attention(gaff_run: Path) -> None:
         assert image.format == "PNG"
         assert min(image.size) > 300
         assert "sequence_" in drawing.title
-    assert "Dashed white: what should be found" in drawings[0].caption
+    assert "Dashed white: ground truth" in drawings[0].caption
 
 
 def test_right_and_wrong_are_those_of_the_runs_evaluation(gaff_run: Path) -> None:
@@ -65,8 +65,8 @@ def test_right_and_wrong_are_those_of_the_runs_evaluation(gaff_run: Path) -> Non
     for position, index in enumerate(run.val_indices):
         sample, found = detect_image(run, index)
         matched = matched_truths(sample, found)[(found.scores >= scores.score_threshold).numpy()]
-        assert (matched != NO_TRUTH).sum() == scores.right_I[position]
-        assert (matched == NO_TRUTH).sum() == scores.wrong_I[position]
+        assert (matched != NO_MATCH).sum() == scores.right_I[position]
+        assert (matched == NO_MATCH).sum() == scores.wrong_I[position]
 
 
 def test_one_modality_and_nothing_found(tmp_path: Path) -> None:
@@ -78,13 +78,13 @@ def test_one_modality_and_nothing_found(tmp_path: Path) -> None:
     assert sorted({drawing.name.split("-")[0] for drawing in drawings}) == ["best", "worst"]
     assert len(drawings) == len(open_trained(run_dir).val_indices)
     assert all("0 right, 0 wrong" in drawing.caption for drawing in drawings)
-    assert all("at no score is one right" in drawing.caption for drawing in drawings)
-    assert unread_modalities(open_trained(run_dir)) == {"thermal"}
+    assert all("none is right at any threshold" in drawing.caption for drawing in drawings)
+    assert unused_modalities(open_trained(run_dir)) == {"thermal"}
 
 
 def test_a_run_that_has_not_ended_is_named(tmp_path: Path) -> None:
     claim_run_directory(tmp_path, recipe("demo"))
-    with pytest.raises(ConfigError, match=r"match_records\.npz is missing; give the run's command again"):
+    with pytest.raises(ConfigError, match=r"match_records\.npz is missing; run its command again"):
         drawings_of_run(tmp_path)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from raydet.config import apply_overrides
 from raydet.errors import EXIT_STALLED
-from raydet.resilience.current_phase import IN_WORDS
+from raydet.resilience.current_phase import PHASE_NAMES
 from raydet.resilience.heartbeat import STALL_REPORT
 from tests.numerics.conftest import free_port
 from tests.numerics.test_resume import EXPERIMENT
@@ -56,6 +56,6 @@ def test_a_stopped_rank_is_named(tmp_path: Path) -> None:
     report = json.loads((run_dir / STALL_REPORT).read_text())
     assert report["rank"] == 1
     assert report["pid"] == ranks[1].pid
-    assert report["phase"] in set(IN_WORDS)
+    assert report["phase"] in set(PHASE_NAMES)
     assert report["stack"]
-    assert f"rank 1 (pid {ranks[1].pid}) is stalled, not heard of for" in output
+    assert f"rank 1 (pid {ranks[1].pid}) is stalled, no heartbeat for" in output

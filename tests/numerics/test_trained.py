@@ -31,7 +31,7 @@ def test_an_opened_run_scores_as_it_did(ema_decay: float | None, tmp_path: Path)
     run_process(experiment, run_dir=tmp_path, world=World())
     run = open_trained(tmp_path)
     evaluator = Evaluator(run.experiment, run.source, run.val_indices, World())
-    evaluator.evaluate(run.detector)
+    evaluator.evaluate(run.model)
     records, earlier = evaluator.records, MatchRecords.load(tmp_path / MATCH_RECORDS)
     assert records is not None
     np.testing.assert_array_equal(records.scores_N, earlier.scores_N)

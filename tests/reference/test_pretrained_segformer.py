@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raydet.config import apply_overrides
 from raydet.models.backbones.mit import MIT_VARIANTS
-from raydet.models.build import build_detector, load_pretrained
+from raydet.models.build import build_model, load_pretrained
 from raydet.recipes import recipe
 
 transformers = pytest.importorskip(
@@ -113,7 +113,7 @@ def test_both_streams_compute_the_references_features(
         recipe("demo"),
         {"model.backbone.variant": variant, "model.backbone.pretrained.path": str(path)},
     )
-    detector = build_detector(experiment)
+    detector = build_model(experiment)
     found = load_pretrained(detector, experiment)
     assert found is not None
     assert (found.naming, set(found.unused)) == (naming, unused)

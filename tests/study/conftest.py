@@ -1,4 +1,4 @@
-"""Studies for real: the command line in a process of its own, a local Ray, sqlite MLflow."""
+"""End-to-end studies: the command line in a subprocess, a local Ray cluster, MLflow on sqlite."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ SPACES = Path(__file__).with_name("spaces")
 
 
 def tune_arguments(space: str) -> list[str]:
-    """`raydet tune` on the tiny run: a space of the project, or one of `spaces/`."""
+    """Arguments of `raydet tune` for the tiny run, with a space of the project or of `spaces/`."""
     own = SPACES / f"{space}.py"
     sets = [part for path, value in TINY.items() for part in ("--set", f"{path}={json.dumps(value)}")]
     return ["--space", str(own) if own.exists() else space, "--recipe", "demo", *sets]
 
 
 def tune_command(storage: Path, *arguments: str, space: str = "gaff_phase2") -> list[str]:
-    """`python -m raydet.tune` on the tiny run."""
+    """The command `python -m raydet.tune` for the tiny run."""
     command = [sys.executable, "-m", "raydet.tune", *tune_arguments(space)]
     return [*command, "--storage", str(storage), *arguments]
 
 
 def environment() -> dict[str, str]:
-    """Without what this test process may have set for itself."""
+    """The environment without the Ray settings of this test process."""
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 
 def tune(
     storage: Path, *arguments: str, space: str = "gaff_phase2", extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, with `extra` in its environment."""
+    """Run the command, with `extra` in its environment."""
     return subprocess.run(
         tune_command(storage, *arguments, space=space),
         capture_output=True,
@@ -57,12 +57,12 @@ def tune(
 
 
 def events(storage: Path) -> list[dict[str, Any]]:
-    """The journal of the GAFF study, whole lines only."""
+    """The journal of the GAFF study, complete lines only."""
     path = storage / "gaff" / "journal.jsonl"
     content = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in content[: content.rfind("\n") + 1].splitlines()]
 
 
 def names(storage: Path, event: str) -> Counter[str]:
-    """How often each trial has an event."""
+    """Number of events of a kind by trial name."""
     return Counter(entry["name"] for entry in events(storage) if entry["event"] == event)

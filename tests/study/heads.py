@@ -1,4 +1,4 @@
-"""A real Ray head on the loopback that wants a token; it may scale, by Ray's own nodes on one machine."""
+"""A real Ray head on the loopback interface with token authentication and, optionally, an autoscaler."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ RAY = Path(sys.executable).with_name("ray")
 PATIENCE = dict.fromkeys(
     ("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT"), "240"
 )
-"""For a machine that does other things, too."""
+"""Timeouts for a busy machine."""
 COMMANDS = [f"{kind}_commands" for kind in ("initialization", "setup", "head_setup", "worker_setup")]
 COMMANDS += ["head_start_ray_commands", "worker_start_ray_commands"]
-"""Which there are none of, but Ray wants to see."""
+"""Keys of commands, which are empty but must be present."""
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
 @dataclass(frozen=True)
 class Head:
-    """Where it is, and with what one comes in."""
+    """A running head, and how to connect to it."""
 
     env: dict[str, str]
-    """With the address of the dashboard, and a home directory that holds the token."""
+    """Environment with the address of the dashboard, and a home directory with the token."""
     address: str
-    """For RAY_ADDRESS."""
+    """Value for RAY_ADDRESS."""
     dashboard: str
     token: str
 
     def without_token(self, home: Path) -> dict[str, str]:
-        """The environment of somebody who has none."""
+        """The environment of a user without a token."""
         home.mkdir(exist_ok=True)
         return self.env | {"HOME": str(home)}
 
     def get(self, path: str) -> Any:
-        """Ask the dashboard."""
+        """Query the dashboard."""
         request = urllib.request.Request(
             self.dashboard + path, headers={"Authorization": f"Bearer {self.token}"}
         )
@@ -59,7 +59,7 @@ class Head:
             return json.load(reply)
 
     def refused(self, storage: Path, *arguments: str) -> str:
-        """What a study is told that is refused before any trial."""
+        """The error message of a study that is refused before any trial."""
         done = subprocess.run(
             tune_command(storage, *arguments),
             env=self.env | {"RAY_ADDRESS": self.address},
@@ -80,7 +80,7 @@ def ray_head(
     workers: Mapping[str, Any] | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> Iterator[Head]:
-    """A head while the block runs.
+    """Run a head while the block runs.
 
     Args:
         workers: a node type that the cluster may scale to, as in Ray's cluster config; None: it does not scale.
@@ -146,9 +146,9 @@ def _autoscaling(address: str, cpus: int, workers: Mapping[str, Any]) -> dict[st
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:
-    """With all that it has started: nodes that were added are not in its process group."""
+    """End a head and all of its processes: added nodes are not in its process group."""
     if head.poll() is not None:
-        return  # it has taken its own processes with it
+        return  # it has ended its own processes
     below = psutil.Process(head.pid).children(recursive=True)
     os.killpg(head.pid, signal.SIGTERM)
     try:
@@ -176,7 +176,7 @@ def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2):
             return True
-    except urllib.error.HTTPError:  # it wants a token: it is there
+    except urllib.error.HTTPError:  # it requires a token, so it is up
         return True
     except OSError:
         return False

@@ -1,8 +1,8 @@
-"""A study of thousands of trials, run by its real driver: journal, view, tracker, summary, meter; only Ray is left out.
+"""Run a study of thousands of trials by its real driver (journal, view, tracker, summary, usage) without Ray.
 
     python -m tests.study.many_trials STORAGE SEEDS FIGURES.json [TRACKING_URI]
 
-A trial is over as soon as it is written down: its results follow a rule. One in fifty fails the first time.
+A trial ends as soon as it is recorded, with synthetic results. One in fifty fails the first time.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import raydet.tune.ray_tune
 from raydet.recipes import recipe
 from raydet.runs.epoch_watcher import EPOCHS
 from raydet.runs.run_dir import claim_run_directory
-from raydet.runs.usage import noting_usage
+from raydet.runs.usage import record_usage
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.controls import with_controls
 from raydet.tune.options import StudyOptions
 from raydet.tune.run import run_study
 from raydet.tune.study import GridPhase, Study
-from raydet.tune.trial_listener import PhaseBook
+from raydet.tune.trial_listener import TrialListener
 from tests.study.simulated import simulated_results
 from tune_spaces import gaff_phase1
 
@@ -50,14 +50,14 @@ def study() -> Study:
 
 
 class Executor:
-    """In the place of `execute_trials`; remembers when each trial was down in journal and tracker."""
+    """Replaces `execute_trials`; measures when each trial was recorded in journal and tracker."""
 
     def __init__(self) -> None:
         self.wall_s = [time.perf_counter()]
         self.cpu_s = [time.process_time()]
         self._failed: set[str] = set()
 
-    def __call__(self, trials: Sequence[Trial], *, root: Path, listener: PhaseBook, **_: object) -> None:
+    def __call__(self, trials: Sequence[Trial], *, root: Path, listener: TrialListener, **_: object) -> None:
         running: deque[Trial] = deque()
         for trial in [*trials, *[None] * CONCURRENCY]:
             if trial is not None:
@@ -66,10 +66,10 @@ class Executor:
             if running and (trial is None or len(running) == CONCURRENCY):
                 self._end(running.popleft(), listener)
 
-    def _begin(self, trial: Trial, root: Path, listener: PhaseBook) -> None:
+    def _begin(self, trial: Trial, root: Path, listener: TrialListener) -> None:
         run_dir = trial_directory(root, trial)
         claim_run_directory(run_dir, trial.experiment)
-        with noting_usage(run_dir, since=time.time() - 6, workers=2, use_gpu=True):
+        with record_usage(run_dir, since=time.time() - 6, workers=2, use_gpu=True):
             pass
         with (run_dir / EPOCHS).open("w", newline="") as file:
             history = simulated_results(trial, 0.5, epochs=NUM_EPOCHS)["history"]
@@ -78,24 +78,24 @@ class Executor:
             writer.writerows(history)
         listener.started(trial)
 
-    def _end(self, trial: Trial, listener: PhaseBook) -> None:
+    def _end(self, trial: Trial, listener: TrialListener) -> None:
         if int(trial.key, 16) % FAILS_EVERY == 0 and trial.key not in self._failed:
             self._failed.add(trial.key)
             listener.failed(trial, "on purpose")
         else:
             score = 0.5 + int(trial.key, 16) % 1000 / 1e4
             listener.finished(trial, simulated_results(trial, score, epochs=NUM_EPOCHS), 6.0)
-        is_told = threading.Event()
-        listener._tell(is_told.set)  # trials take longer than the tracker; here they wait
-        is_told.wait()
+        is_tracked = threading.Event()
+        listener._queue.put(is_tracked.set)  # real trials take longer than the tracker
+        is_tracked.wait()
         self.wall_s.append(time.perf_counter())
         self.cpu_s.append(time.process_time())
 
 
 def most_resident_bytes() -> int:
-    """Of this process so far; `getrusage` would count what its parent had."""
-    said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(said["VmHWM"].split()[0])
+    """Peak memory of this process; `getrusage` would include its parent's."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status["VmHWM"].split()[0])
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def no_cluster() -> Iterator[None]:
 
 
 def main(storage: Path, seeds: int, figures: Path, tracking_uri: str | None = None) -> None:
-    """Run the study and write down what it has cost."""
+    """Run the study and write its cost to a file."""
     executor = Executor()
     raydet.tune.ray_tune.execute_trials = executor  # type: ignore[assignment]
     raydet.launch.cluster.cluster = no_cluster

@@ -1,4 +1,4 @@
-"""MLflow's own server and PostgreSQL on the loopback, as processes that tests start and kill."""
+"""MLflow's server and PostgreSQL on the loopback interface, as processes that tests start and kill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 NOT_MUCH = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""Environment of a server that does without its consumers of jobs."""
+"""Environment of a server without telemetry and job workers."""
 
 
 def free_port() -> int:
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 @dataclass
 class MlflowServer:
-    """`mlflow server` that keeps its files in a directory, and hands out artifacts itself."""
+    """`mlflow server` with its files in a directory, which also serves artifacts."""
 
     directory: Path
     store: str
@@ -42,7 +42,7 @@ class MlflowServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Return when it answers."""
+        """Start the server and wait until it responds."""
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.store]
         command += ["--serve-artifacts", "--artifacts-destination", str(self.directory / "artifacts")]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
@@ -57,11 +57,11 @@ class MlflowServer:
         end = time.monotonic() + 400
         while not self._answers():
             assert self._process.poll() is None, (self.directory / "server.log").read_text()
-            assert time.monotonic() < end, "the MLflow server does not answer"
+            assert time.monotonic() < end, "the MLflow server does not respond"
             time.sleep(0.5)
 
     def kill(self) -> None:
-        """With all its processes, without a word."""
+        """Kill the server and all of its processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -76,9 +76,9 @@ class MlflowServer:
 
 @contextmanager
 def postgres(password: str) -> Iterator[str]:
-    """PostgreSQL that asks user raydet for a password; yields the URI of a database, without the password."""
+    """PostgreSQL with a password for user raydet; yields the URI of a database without the password."""
     owner = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
-    directory = Path(tempfile.mkdtemp(prefix="raydet-pg-"))  # short: the names of Unix sockets are
+    directory = Path(tempfile.mkdtemp(prefix="raydet-pg-"))  # paths of Unix sockets must be short
     try:
         (directory / "password").write_text(password)
         if owner is not None:
@@ -103,11 +103,11 @@ def postgres(password: str) -> Iterator[str]:
             end = time.monotonic() + 60
             while subprocess.run(create, capture_output=True, env=environment).returncode:
                 assert server.poll() is None, "PostgreSQL has ended"
-                assert time.monotonic() < end, "PostgreSQL does not answer"
+                assert time.monotonic() < end, "PostgreSQL does not respond"
                 time.sleep(0.3)
             yield f"postgresql+psycopg2://raydet@127.0.0.1:{port}/mlflow"
         finally:
-            server.send_signal(signal.SIGINT)  # its fast way to end
+            server.send_signal(signal.SIGINT)  # fast shutdown
             server.wait(timeout=60)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

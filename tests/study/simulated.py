@@ -1,4 +1,4 @@
-"""Studies whose runs were never trained: scores by a rule, written by the real journal into real directories."""
+"""Simulated studies: trials with synthetic scores in real journals and run directories."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from raydet.metrics.names import METRIC_NAMES
 from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
 from raydet.runs.usage import Usage
 from raydet.track.runs import open_tracker
-from raydet.tune.budget import Meter
+from raydet.tune.budget import UsageMeter
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.journal import Journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, remember_study, trials_by_phase
 from raydet.tune.preregistration import protocol_of, remember_protocol
 from raydet.tune.study import Study
-from raydet.tune.trial_listener import PhaseBook
+from raydet.tune.trial_listener import TrialListener
 from raydet.tune.trial_status import records_of
 from raydet.tune.view import StudyView
 
 USAGE = Usage(gpu_s=1800)
-"""Of every run."""
+"""Usage of every trial."""
 Quality = Callable[[Trial], float | str]
-"""How much of what there is a trial finds, in 0..1; or what else becomes of it: pending, failed, stopped."""
+"""The fraction of objects that a trial detects, in 0..1; or its status: pending, failed, stopped."""
 
 
 def match_records(quality: float, *, seed: int, num_images: int = 60, num_groups: int = 20) -> MatchRecords:
-    """Detections of a detector that finds about `quality` of the objects, at all IoU thresholds or none.
+    """Records of a detector that finds about `quality` of the objects, each at all IoU thresholds or none.
 
-    The images are the same for all; how hard each object is, too.
+    The images and the difficulty of each object do not depend on the seed.
     """
     images, run = np.random.default_rng(0), np.random.default_rng(seed)
     objects_IK = images.integers(1, 5, (num_images, 3))
@@ -54,7 +54,7 @@ def match_records(quality: float, *, seed: int, num_images: int = 60, num_groups
 
 
 def simulated_results(trial: Trial, score: float, *, epochs: int = 5) -> dict[str, Any]:
-    """As a run writes them."""
+    """Results in the format of a real run."""
     classes = [f"AP/{name}" for name in trial.experiment.data.classes]
     history = [
         {
@@ -99,7 +99,7 @@ def simulate(
     has_records: bool = True,
     num_groups: int = 20,
 ) -> Path:
-    """Run a study on paper; returns its directory.
+    """Simulate a study; returns its directory.
 
     Args:
         decisions: journal events by which later phases are decided.
@@ -132,22 +132,22 @@ def simulate(
 
 
 def track(study: Study, directory: Path, *, seeds: int = 3) -> None:
-    """Put a study's finished runs into sqlite MLflow beside it, as the driver does with those it finds untracked."""
+    """Log a study's finished trials to MLflow on sqlite next to it, as the driver does with untracked ones."""
     tracker = open_tracker(None, directory=directory.parent, experiment=study.name)
     view = StudyView(console=Console(quiet=True), study=study.name, metric=study.metric)
     with Journal(directory) as journal:
         for phase, trials in trials_by_phase(study, journal, seeds).items():
-            with PhaseBook(
+            with TrialListener(
                 phase,
                 root=directory,
                 journal=journal,
-                meter=Meter(directory, journal),
+                meter=UsageMeter(directory, journal),
                 tracker=tracker,
                 view=view,
                 screening=None,
-                is_tried_again=lambda _: False,
+                will_retry=lambda _: False,
                 on_ended=lambda _: None,
-            ) as book:
+            ) as listener:
                 for record in records_of(trials, journal):
                     if record.status == "finished" and record.trial.phase == phase:
-                        book.track(record)
+                        listener.track(record)

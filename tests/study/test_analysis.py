@@ -31,7 +31,12 @@ PROMOTED = (
         "phase": "phase2_hyperparameter_tuning",
         "choices": [{"pattern": [stage], "mean": 0.6, "reason": "the best left"} for stage in (2, 3, 4)],
     },
-    {"event": "confirming", "codes": ["s3_r4_is0_mb1", "thermal"], "metric": "mAP", "means": [0.6, 0.4]},
+    {
+        "event": "confirmation_selected",
+        "codes": ["s3_r4_is0_mb1", "thermal"],
+        "metric": "mAP",
+        "means": [0.6, 0.4],
+    },
 )
 
 
@@ -61,7 +66,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 
 
 def test_the_known_answers_are_found(methods: Analysis) -> None:
-    assert {tested.hypothesis.name: tested.answer for tested in methods.hypotheses} == {
+    assert {tested.hypothesis.name: tested.outcome for tested in methods.hypotheses} == {
         "F1": "supported",
         "F2": "supported",
         "F3": "supported",
@@ -70,12 +75,12 @@ def test_the_known_answers_are_found(methods: Analysis) -> None:
     }
     assert methods.best_control is not None
     assert methods.best_control.name in ("thermal", "thermal_twice")
-    assert {versus.verdict for versus in methods.against_control} == {"A is better"}
+    assert {pair.verdict for pair in methods.against_control} == {"A is better"}
 
 
 def test_the_twins_are_not_distinguishable(methods: Analysis) -> None:
-    (twin,) = methods.noise.twins
-    assert (twin.a, twin.b, twin.verdict) == ("gaff_shared", "gaff", "not distinguishable")
+    (pair,) = methods.noise.equivalent_pairs
+    assert (pair.a, pair.b, pair.verdict) == ("gaff_shared", "gaff", "not distinguishable")
     assert methods.noise.spread is not None
     # 11 cells of three runs, two of which are one function: 33 runs less 10 groups.
     assert methods.noise.spread.degrees == 33 - 10
@@ -87,7 +92,7 @@ def test_one_seed_says_nothing_of_cells_without_twins(tmp_path: Path) -> None:
     space = load_space("modalities", recipe("demo"), {})
     found = analysed(simulate(space, tmp_path, lambda trial: noisy({}, trial), seeds=1))
     assert found.noise.spread is None
-    assert {versus.verdict for versus in found.against_control} == {"unknown"}
+    assert {pair.verdict for pair in found.against_control} == {"unknown"}
     assert all(estimate.low is None for phase in found.estimates.values() for estimate in phase)
 
 
@@ -111,12 +116,12 @@ def gaff(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 def test_twins_measure_the_noise_of_a_study_with_one_seed(gaff: Analysis) -> None:
     assert gaff.noise.spread is not None
     assert gaff.noise.spread.degrees == 12 + 2
-    assert len(gaff.noise.twins) == 12
-    assert {versus.verdict for versus in gaff.noise.twins} == {"not distinguishable"}
+    assert len(gaff.noise.equivalent_pairs) == 12
+    assert {pair.verdict for pair in gaff.noise.equivalent_pairs} == {"not distinguishable"}
 
 
 def test_effects_and_hypotheses_of_phase_2(gaff: Analysis) -> None:
-    answers = {tested.hypothesis.name: tested.answer for tested in gaff.hypotheses}
+    answers = {tested.hypothesis.name: tested.outcome for tested in gaff.hypotheses}
     assert (answers["H1"], answers["H2"], answers["H3"]) == ("refuted", "not distinguishable", "supported")
     assert answers["H4"] == "not distinguishable"  # all gaps are alike
     effects = {effect.factor.letter: effect for effect in gaff.effects if effect.phase.startswith("phase2")}
@@ -125,7 +130,7 @@ def test_effects_and_hypotheses_of_phase_2(gaff: Analysis) -> None:
     (interaction,) = [
         found for found in gaff.interactions if {factor.letter for factor in found.factors} == {"r", "mb"}
     ]
-    assert interaction.versus.comparison.difference == pytest.approx(0.06, abs=0.03)
+    assert interaction.pair.comparison.difference == pytest.approx(0.06, abs=0.03)
 
 
 def test_the_winner_is_confirmed_on_fresh_seeds(gaff: Analysis) -> None:
@@ -138,7 +143,7 @@ def test_without_match_records_the_images_noise_is_said_to_be_unknown(tmp_path: 
     directory = simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), has_records=False)
     found = analysed(directory)
     assert len(found.without_images) == 11
-    assert all(versus.comparison.sd_images is None for versus in found.pairs)
+    assert all(pair.comparison.sd_images is None for pair in found.pairs)
 
 
 def test_a_directory_without_a_study_is_named(tmp_path: Path) -> None:
@@ -153,7 +158,7 @@ def shifted(trial: Trial) -> float:
 
 def test_twins_that_differ_are_found_out_and_leave_the_noise_alone(tmp_path: Path) -> None:
     found = analysed(simulate(GAFF, tmp_path, shifted, seeds=3, decisions=PROMOTED))
-    assert len(found.noise.twins_apart) == 12
+    assert [pair.is_different for pair in found.noise.equivalent_pairs] == [True] * 12
     assert found.noise.spread is not None
     assert found.noise.spread.sd < 0.015
     assert any("Do not trust small differences" in sentence for sentence in conclusions(found))
@@ -162,8 +167,8 @@ def test_twins_that_differ_are_found_out_and_leave_the_noise_alone(tmp_path: Pat
 def test_with_one_seed_and_nothing_repeated_twins_are_no_check(tmp_path: Path) -> None:
     study = GAFF.model_copy(update={"phases": GAFF.phases[:-1]})
     found = analysed(simulate(study, tmp_path, shifted, seeds=1, decisions=PROMOTED[:1]))
-    assert found.noise.twins == ()
-    assert not any("cells that are the same function" in sentence for sentence in conclusions(found))
+    assert found.noise.equivalent_pairs == ()
+    assert not any("equivalent cells" in sentence for sentence in conclusions(found))
 
 
 def stages_only(trial: Trial) -> float | str:
@@ -177,7 +182,7 @@ def stages_only(trial: Trial) -> float | str:
 
 def test_sides_are_compared_over_what_all_of_them_have(tmp_path: Path) -> None:
     found = analysed(simulate(GAFF, tmp_path, stages_only, seeds=2, decisions=PROMOTED))
-    answers = {tested.hypothesis.name: tested.answer for tested in found.hypotheses}
+    answers = {tested.hypothesis.name: tested.outcome for tested in found.hypotheses}
     assert answers["H1"] == "not distinguishable"
     effects = {effect.factor.letter: effect for effect in found.effects if effect.phase.startswith("phase2")}
     assert effects["r"].changes[0].verdict == "not distinguishable"
@@ -190,7 +195,7 @@ def test_a_claim_of_which_a_control_is_missing_is_not_tested(tmp_path: Path) -> 
         return "failed" if trial.cell.code == "event" else noisy({"rgb": 0.3, "thermal": 0.3}, trial)
 
     found = analysed(simulate(METHODS, tmp_path, quality, seeds=2))
-    answers = {tested.hypothesis.name: tested.answer for tested in found.hypotheses}
+    answers = {tested.hypothesis.name: tested.outcome for tested in found.hypotheses}
     assert answers["F1"] == "not tested"
 
 
@@ -214,7 +219,7 @@ def test_detectors_that_have_learnt_nothing_are_called_so(
 
 def test_one_group_of_images_can_tell_nothing_apart(tmp_path: Path) -> None:
     found = analysed(simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), num_groups=1))
-    assert {versus.verdict for versus in found.against_control} == {"unknown"}
+    assert {pair.verdict for pair in found.against_control} == {"unknown"}
     assert any("one group" in sentence for sentence in limits(found))
     assert not any("as it should be" in sentence for sentence in conclusions(found))
 
@@ -236,14 +241,14 @@ def test_a_later_command_with_fewer_seeds_takes_nothing_away(tmp_path: Path) -> 
         remember_protocol(journal, protocol_of(METHODS, StudyOptions(storage=tmp_path, seeds=1)))
     found = analysed(directory)
     assert {len(cell.runs) for cell in found.results.arms} == {3}
-    assert any("The rules were changed after 33 results" in sentence for sentence in limits(found))
+    assert any("The protocol was changed after 33 results" in sentence for sentence in limits(found))
 
 
 def test_a_loss_that_is_not_finite_leaves_the_gap_open(tmp_path: Path) -> None:
     directory = simulate(GAFF, tmp_path, gaff_quality, seeds=1, decisions=PROMOTED)
     path = directory / "journal.jsonl"
     path.write_text(re.sub(r'"val_loss": 0\.4\d*', '"val_loss": NaN', path.read_text(), count=20))
-    answers = {tested.hypothesis.name: tested.answer for tested in analysed(directory).hypotheses}
+    answers = {tested.hypothesis.name: tested.outcome for tested in analysed(directory).hypotheses}
     assert answers["H4"] == "not tested"
 
 
@@ -273,4 +278,4 @@ def test_a_hypothesis_that_came_after_results_is_named(tmp_path: Path) -> None:
     with Journal(directory) as journal:
         remember_study(METHODS, journal)
     sentences = limits(analysed(directory))
-    assert "F2, F3, F4, F5: written down when 33 runs had finished already." in sentences
+    assert "F2, F3, F4, F5: registered after 33 runs had finished." in sentences

@@ -1,4 +1,4 @@
-"""A budget ends a study cleanly: what runs saves, nothing starts, a larger budget goes on where it was."""
+"""A budget ends a study cleanly: running trials save, none starts, and a larger budget resumes the study."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ def tracked_hours(storage: Path) -> dict[str, float]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
+def test_a_larger_budget_resumes_the_study(tmp_path: Path) -> None:
     run_dir = tmp_path / "gaff" / "controls" / "control_rgb"
     num_steps = []
     for hours in (0.002, 0.002, 0.005):
         result = tune(tmp_path, "--budget-worker-hours", str(hours), *LONG)
         assert result.returncode == EXIT_BUDGET_SPENT, result.stdout + result.stderr
         assert f"the budget of {hours} CPU worker-hours is spent" in result.stdout
-        assert (
-            "37 trials left; nothing is lost, the same command with a larger budget goes on" in result.stdout
-        )
+        remedy = "nothing is lost, the same command with a larger budget continues"
+        assert f"37 trials left; {remedy}" in result.stdout
         assert "Traceback" not in result.stdout + result.stderr
         assert_all_is_saved(run_dir)
         num_steps.append(len(steps(run_dir)))
@@ -42,7 +41,7 @@ def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
     attempts = json.loads((run_dir / "usage.json").read_text())
     assert [(attempt["workers"], attempt["use_gpu"]) for attempt in attempts] == [(1, False)] * 2
     taken = sum(attempt["until"] - attempt["since"] for attempt in attempts) / 3600
-    spent = [entry["usage"] for entry in events(tmp_path) if entry["event"] == "overspent"]
+    spent = [entry["usage"] for entry in events(tmp_path) if entry["event"] == "budget_exhausted"]
     assert spent[0] == spent[1]
     assert spent[2]["cpu_worker_s"] / 3600 == pytest.approx(taken, rel=1e-4)
     assert tracked_hours(tmp_path) == pytest.approx({run_dir.name: taken, "controls": taken}, rel=1e-4)
@@ -53,5 +52,5 @@ def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
 def test_gpu_hours_are_refused_where_there_are_no_gpus(tmp_path: Path) -> None:
     result = tune(tmp_path, "--budget-gpu-hours", "1")
     assert result.returncode == EXIT_USAGE, result.stdout + result.stderr
-    assert "--budget-gpu-hours limits nothing without GPUs; take --budget-worker-hours" in result.stderr
+    assert "--budget-gpu-hours limits nothing without GPUs; use --budget-worker-hours" in result.stderr
     assert not names(tmp_path, "started")

@@ -1,4 +1,4 @@
-"""Which trials are to be run: by what the journal says, without running any."""
+"""Which trials have to run by the journal, without running any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from raydet.recipes import recipe
 from raydet.track.base import NullTracker
-from raydet.tune.budget import Meter
+from raydet.tune.budget import UsageMeter
 from raydet.tune.cells import Trial, seeds_of, trials_of
 from raydet.tune.early_stopping import EarlyStopping
 from raydet.tune.journal import Journal
@@ -37,17 +37,17 @@ def first_trial(journal: Journal) -> Trial:
 
 @pytest.fixture
 def trial(journal: Journal) -> Trial:
-    """The first one, of which the tests tell; nothing is known of the other seven."""
+    """The first of eight trials; the journal has no events of the others."""
     return first_trial(journal)
 
 
-def to_run(journal: Journal, trial: Trial, **options: object) -> bool:
+def has_to_run(journal: Journal, trial: Trial, **options: object) -> bool:
     run = StudyRun(
         study=STUDY,
         options=StudyOptions(storage=journal.path.parent.parent, **options),  # type: ignore[arg-type]
         root=journal.path.parent,
         journal=journal,
-        meter=Meter(journal.path.parent, journal),
+        meter=UsageMeter(journal.path.parent, journal),
         tracker=NullTracker(),
         view=StudyView(console=Console(), study="gaff", metric="mAP"),
         stack=ExitStack(),
@@ -57,38 +57,38 @@ def to_run(journal: Journal, trial: Trial, **options: object) -> bool:
     return trial in missing
 
 
-def happened(journal: Journal, trial: Trial, *events: str) -> None:
+def append(journal: Journal, trial: Trial, *events: str) -> None:
     for event in events:
         journal.append(event, key=trial.key, name=trial.name, reason="test", epoch=1, score=0.1)
 
 
-def test_a_trial_has_one_chance_and_its_retries(journal: Journal, trial: Trial) -> None:
-    assert to_run(journal, trial)
-    happened(journal, trial, "started", "failed")
-    assert to_run(journal, trial)
-    assert not to_run(journal, trial, retries=0)
-    happened(journal, trial, "started", "failed")
-    assert not to_run(journal, trial)
-    assert to_run(journal, trial, retries=2)
+def test_a_trial_has_one_attempt_and_its_retries(journal: Journal, trial: Trial) -> None:
+    assert has_to_run(journal, trial)
+    append(journal, trial, "started", "failed")
+    assert has_to_run(journal, trial)
+    assert not has_to_run(journal, trial, retries=0)
+    append(journal, trial, "started", "failed")
+    assert not has_to_run(journal, trial)
+    assert has_to_run(journal, trial, retries=2)
 
 
-def test_chances_are_counted_over_all_commands_unless_they_are_given_anew(tmp_path: Path) -> None:
+def test_failures_count_over_all_commands_unless_retried_on_request(tmp_path: Path) -> None:
     with Journal(tmp_path / "gaff") as first:
         trial = first_trial(first)
-        happened(first, trial, "started", "failed", "started", "failed")
+        append(first, trial, "started", "failed", "started", "failed")
     with Journal(tmp_path / "gaff") as second:
-        assert not to_run(second, trial)
-        assert to_run(second, trial, retry_failed=True)
+        assert not has_to_run(second, trial)
+        assert has_to_run(second, trial, retry_failed=True)
 
 
-def test_a_stopped_trial_goes_on_only_where_stopping_is_not_wanted(journal: Journal, trial: Trial) -> None:
-    happened(journal, trial, "started", "stopped")
-    assert not to_run(journal, trial, early_stopping=EarlyStopping(1))
-    assert to_run(journal, trial)
+def test_a_stopped_trial_resumes_only_without_early_stopping(journal: Journal, trial: Trial) -> None:
+    append(journal, trial, "started", "stopped")
+    assert not has_to_run(journal, trial, early_stopping=EarlyStopping(1))
+    assert has_to_run(journal, trial)
 
 
-def test_failures_before_a_stop_are_forgotten(journal: Journal, trial: Trial) -> None:
-    happened(journal, trial, "failed", "failed", "started", "stopped")
-    assert to_run(journal, trial)
-    happened(journal, trial, "failed", "failed")
-    assert not to_run(journal, trial)
+def test_failures_before_a_stop_do_not_count(journal: Journal, trial: Trial) -> None:
+    append(journal, trial, "failed", "failed", "started", "stopped")
+    assert has_to_run(journal, trial)
+    append(journal, trial, "failed", "failed")
+    assert not has_to_run(journal, trial)

@@ -1,4 +1,4 @@
-"""A study under fire ends as it would have; a study that lies is found out."""
+"""A study under random kills ends like an undisturbed one; `verify study` detects tampering."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_and_what_would_be_is_seen(tmp_path: Path) -> None:
+def test_nothing_is_lost_and_losses_would_be_detected(tmp_path: Path) -> None:
     result = chaos(
         *("--kills", "3", "--targets", "node,trial,driver", "--storage", str(tmp_path / "runs"), "--json"),
         *("--", "tune", *tune_arguments("two_stages"), "--set", "train.epochs=20"),
@@ -42,7 +42,7 @@ def test_nothing_is_lost_and_what_would_be_is_seen(tmp_path: Path) -> None:
     assert (
         report["study"]["num_finished"] == report["study"]["num_tracked"] == report["study"]["num_whole"] == 4
     )
-    tamper_and_look(tmp_path / "runs" / "gaff")
+    tamper_and_check(tmp_path / "runs" / "gaff")
 
 
 @pytest.mark.exhaustive
@@ -57,25 +57,25 @@ def test_every_target_and_every_phase(tmp_path: Path) -> None:
     assert {fault["phase"] for fault in faults} == set(FAULT_PHASES)
 
 
-def tamper_and_look(study: Path) -> None:
+def tamper_and_check(study: Path) -> None:
     assert check_study(study).problems == []
     journal = study / "journal.jsonl"
-    truth = journal.read_text()
-    finished = [line for line in truth.splitlines() if json.loads(line)["event"] == "finished"]
+    original = journal.read_text()
+    finished = [line for line in original.splitlines() if json.loads(line)["event"] == "finished"]
     name = json.loads(finished[0])["name"]
 
-    journal.write_text(truth + finished[0] + "\n")
+    journal.write_text(original + finished[0] + "\n")
     assert check_study(study).problems == [f"{name} finished 2 times"]
 
-    journal.write_text(truth.replace(finished[0] + "\n", ""))
-    assert f"{name} has begun, but not finished" in check_study(study).problems
+    journal.write_text(original.replace(finished[0] + "\n", ""))
+    assert f"{name} has started, but not finished" in check_study(study).problems
     assert f"{name} has finished by summary_all_experiments.csv, but not by the journal" in (
         check_study(study).problems
     )
 
-    journal.write_text(truth.replace(json.loads(finished[0])["results"]["digest"], "0" * 64))
+    journal.write_text(original.replace(json.loads(finished[0])["results"]["digest"], "0" * 64))
     assert f"{name}: samples were lost or repeated" in check_study(study).problems
-    journal.write_text(truth)
+    journal.write_text(original)
 
     (run_dir,) = study.glob(f"*/{name}")
     rows = (run_dir / "metrics_per_batch.csv").read_text().splitlines()
@@ -90,23 +90,23 @@ def tamper_and_look(study: Path) -> None:
     client.set_terminated(run.info.run_id, "KILLED")
     assert check_study(study).problems == [f"{name} has finished, but the tracker says killed"]
     client.delete_run(run.info.run_id)
-    assert check_study(study).problems == [f"{name} stands in the tracker 0 times"]
+    assert check_study(study).problems == [f"{name} is in the tracker 0 times"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--", "train"], "chaos wants a study's command, e.g. tune --space gaff_phase1, got 'train'"),
+        (["--", "train"], "chaos: expected a study's command, e.g. tune --space gaff_phase1, got 'train'"),
         (
             ["--targets", "gpu", "tune"],
             "--targets: unknown 'gpu'; known: worker, node, trial, driver, preemption, all",
         ),
-        (["--kills", "0", "tune"], "--kills wants at least 1, got 0"),
+        (["--kills", "0", "tune"], "--kills must be at least 1, got 0"),
         (["--no-replace", "--kills", "3", "tune"], "--no-replace with 3 kills may take all 3 nodes"),
-        (["tune", "--storage", "x"], "--storage stands before the study's command"),
+        (["tune", "--storage", "x"], "--storage must precede the study's command"),
     ],
 )
-def test_bad_orders(arguments: list[str], message: str) -> None:
+def test_bad_arguments(arguments: list[str], message: str) -> None:
     result = chaos(*arguments)
     assert result.returncode == 2
     assert message in result.stderr

@@ -1,4 +1,4 @@
-"""The driver of a study is killed again and again: in the end every trial has finished once, everywhere."""
+"""The driver of a study is killed repeatedly: in the end, every trial has finished exactly once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.exhaustive]
 
 NUM_KILLS = int(os.environ.get("RAYDET_TEST_KILLS", "50"))
 LONGEST_S = 40.0
-"""The start of a study takes about ten seconds: kills fall before, into, between and after trials."""
+"""Longest time until a kill. A study starts in about ten seconds, so kills come before, during and between trials."""
 STUDY = ("--seeds", "2", "--checkpoint-minutes", "0.02", "--set", "train.epochs=60")
 
 
 def test_journal_tracker_and_summary_agree(tmp_path: Path) -> None:
-    chance = random.Random(0)
+    generator = random.Random(0)
     finished_before: set[str] = set()
     for _ in range(NUM_KILLS):
         driver = subprocess.Popen(
@@ -33,14 +33,14 @@ def test_journal_tracker_and_summary_agree(tmp_path: Path) -> None:
             env=environment(),
             start_new_session=True,
         )
-        time.sleep(chance.uniform(0.5, LONGEST_S))
+        time.sleep(generator.uniform(0.5, LONGEST_S))
         driver.send_signal(signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL, "it had ended before"
         finished = names(tmp_path, "finished")
         assert finished_before <= set(finished)
         assert all(count == 1 for count in finished.values())
         finished_before = set(finished)
-    assert 0 < len(finished_before) < 12, "the kills fell before the study, or after it"
+    assert 0 < len(finished_before) < 12, "all kills came before the first trial ended, or after the last one"
     last = tune(tmp_path, *STUDY, space="twelve_trials")
     assert last.returncode == 0, last.stdout + last.stderr
     report = check_study(tmp_path / "gaff")

@@ -1,4 +1,4 @@
-"""Early stopping: the rule against Ray Tune's own, and what becomes of a trial that was stopped."""
+"""Early stopping: the rule compared with Ray Tune's, and the fate of stopped trials."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ BASE = apply_overrides(recipe("demo"), {"train.epochs": 9, "train.eval_every": 1
 
 
 class FakeTrial:
-    """All that Tune's bracket wants to know of a trial."""
+    """A trial as far as Tune's bracket uses it."""
 
     def __init__(self, number: int) -> None:
         self.trial_id = str(number)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(2, 5))
-def test_the_rule_is_that_of_ray_tune(scores: list[float], reduction: int) -> None:
+def test_the_rule_equals_that_of_ray_tune(scores: list[float], reduction: int) -> None:
     rule = EarlyStopping(grace_epochs=1, reduction=reduction)
     bracket = _Bracket(min_t=1, max_t=100, reduction_factor=reduction, s=0)
     for number, score in enumerate(scores):
@@ -40,9 +40,9 @@ def test_the_rule_is_that_of_ray_tune(scores: list[float], reduction: int) -> No
 
 
 def test_rungs_must_be_evaluated_epochs_before_the_end() -> None:
-    with pytest.raises(StudyError, match="wants runs of more epochs than 4"):
+    with pytest.raises(StudyError, match=r"--asha 4 must be less than train\.epochs=4"):
         EarlyStopping(4).rungs(TrainConfig(epochs=4))
-    with pytest.raises(StudyError, match=r"--asha 3 is no multiple of train\.eval_every=2"):
+    with pytest.raises(StudyError, match=r"--asha must be a multiple of train\.eval_every=2, got 3"):
         EarlyStopping(3).rungs(TrainConfig(epochs=12, eval_every=2))
 
 
@@ -57,7 +57,7 @@ def write_epochs(root: Path, trial: Trial, scores: list[float]) -> list[dict[str
     return rows
 
 
-def test_a_trial_far_behind_is_ordered_to_stop_once(tmp_path: Path) -> None:
+def test_a_trial_far_behind_is_stopped_once(tmp_path: Path) -> None:
     study = gaff_phase1.study(BASE)
     trials = trials_of(study, grid_cells(study, gaff_phase1.PHASE, first_number=1), seeds_of(study, 1))
     screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric="mAP")
@@ -67,21 +67,20 @@ def test_a_trial_far_behind_is_ordered_to_stop_once(tmp_path: Path) -> None:
     screening.judge(good, write_epochs(tmp_path, good, [0.1, 0.5, 0.6, 0.7]))
     assert screening.stops == {}
     rows = write_epochs(tmp_path, bad, [0.9])
-    screening.judge(bad, rows)  # the first epoch is no rung
+    screening.judge(bad, rows)  # the first epoch is not a rung
     assert screening.stops == {}
     screening.judge(bad, write_epochs(tmp_path, bad, [0.9, 0.4, 0.4, 0.4, 0.4]))
     stop = screening.stops[bad.key]
     assert (stop.epoch, stop.score, stop.bar) == (2, 0.4, 0.5)
-    ordered = requested_stop(trial_directory(tmp_path, bad))
-    assert ordered == Stop(StopKind.EARLY, "0.4000 after epoch 2, 0.5000 was needed to go on")
+    request = requested_stop(trial_directory(tmp_path, bad))
+    assert request == Stop(StopKind.EARLY, "0.4000 after epoch 2, 0.5000 was needed to continue")
     assert requested_stop(trial_directory(tmp_path, good)) is None
-    screening.judge(
-        bad, write_epochs(tmp_path, bad, [0.9, 0.4] + [0.0] * 7)
-    )  # on its way to a stop it goes on
+    rows = write_epochs(tmp_path, bad, [0.9, 0.4] + [0.0] * 7)
+    screening.judge(bad, rows)  # it trains on until it obeys the request
     assert screening.stops[bad.key] is stop
 
 
-def test_a_driver_that_comes_later_does_not_judge_again(tmp_path: Path) -> None:
+def test_a_restarted_driver_does_not_judge_a_rung_again(tmp_path: Path) -> None:
     study = gaff_phase1.study(BASE)
     trials = trials_of(study, grid_cells(study, gaff_phase1.PHASE, first_number=1), seeds_of(study, 1))
     good, bad = trials[:2]
@@ -96,7 +95,7 @@ def test_a_driver_that_comes_later_does_not_judge_again(tmp_path: Path) -> None:
     assert screening.stops[bad.key].epoch == 4
 
 
-def test_an_order_survives_another_one_only_as_the_newest(tmp_path: Path) -> None:
+def test_a_stop_request_replaces_an_earlier_one(tmp_path: Path) -> None:
     request_stop(tmp_path, StopKind.EARLY, "far behind")
     request_stop(tmp_path, StopKind.END, "the driver was asked to stop")
     assert requested_stop(tmp_path) == Stop(StopKind.END, "the driver was asked to stop")
@@ -104,8 +103,8 @@ def test_an_order_survives_another_one_only_as_the_newest(tmp_path: Path) -> Non
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_stopped_trial_is_finished_where_a_comparison_needs_it(tmp_path: Path) -> None:
-    # As if the second trial had been very good: the first one falls behind it.
+def test_a_stopped_trial_resumes_if_a_comparison_needs_it(tmp_path: Path) -> None:
+    # The second trial seems to be very good, so the first one is far behind.
     root = tmp_path / "gaff"
     stale = root / "phase1_stage_selection" / "exp_002_s4_r4_is0_mb0"
     stale.mkdir(parents=True)
@@ -115,10 +114,10 @@ def test_a_stopped_trial_is_finished_where_a_comparison_needs_it(tmp_path: Path)
     )
     assert result.returncode == 0, result.stdout + result.stderr
     first = "exp_001_s3_r4_is0_mb0"
-    told = [entry["event"] for entry in events(tmp_path) if entry.get("name") == first]
-    assert told == ["started", "stopped", "started", "finished", "tracked"]
-    assert "stopped early: mAP 0.0000 after epoch 1, 0.9000 was needed to go on" in result.stdout
-    assert "stages [3] go on: mean 0.0000 when it was stopped early after epoch 1" in result.stdout
+    kinds = [entry["event"] for entry in events(tmp_path) if entry.get("name") == first]
+    assert kinds == ["started", "stopped", "started", "finished", "tracked"]
+    assert "stopped early: mAP 0.0000 after epoch 1, 0.9000 was needed to continue" in result.stdout
+    assert "promoted stages [3]: mean 0.0000 when it was stopped early after epoch 1" in result.stdout
     assert len(names(tmp_path, "finished")) == 4
     assert set(names(tmp_path, "finished").values()) == {1}
     with (root / "phase1_stage_selection" / first / "metrics_per_batch.csv").open(newline="") as file:

@@ -1,4 +1,4 @@
-"""The command that users live by, on a real Ray head with a token: `ray job submit -- python -m raydet.tune ...`."""
+"""Studies as Ray jobs on a real head with a token: `ray job submit -- python -m raydet.tune ...`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """Two CPUs; a job that is stopped has the time to save."""
+    """A head with two CPUs, on which a stopped job has enough time to save."""
     with ray_head(tmp_path_factory.mktemp("head"), extra={"RAY_JOB_STOP_WAIT_TIME_S": "40"}) as started:
         yield started
 
 
 def job(env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    """`ray job WORDS`."""
+    """Run `ray job WORDS`."""
     return subprocess.run(
         [str(RAY), "job", *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=400
     )
@@ -35,7 +35,7 @@ def job(env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]
 def submit(
     env: Mapping[str, str], storage: Path, *arguments: str, options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """The study, from the project's directory."""
+    """Submit the study from the project's directory."""
     sets = [word for path, value in TINY.items() for word in ("--set", f"{path}={value}")]
     command = ["python", "-m", "raydet.tune", "--space", "gaff_phase2", "--recipe", "demo", *sets]
     command += ["--storage", str(storage), *arguments]
@@ -76,17 +76,17 @@ def test_the_exit_code_of_a_job(head: Head, tmp_path: Path) -> None:
     submitted = submit(
         head.env, tmp_path, "--cpus-per-worker", "64", options=("--submission-id", "too-large")
     )
-    assert submitted.returncode == 1  # Ray's answer to any failure
-    told = head.get("/api/jobs/too-large")
-    assert (told["status"], told["driver_exit_code"]) == ("FAILED", 2)
+    assert submitted.returncode == 1  # Ray's exit code for any failure
+    info = head.get("/api/jobs/too-large")
+    assert (info["status"], info["driver_exit_code"]) == ("FAILED", 2)
     assert (
-        "1 worker of 64 CPUs wants 64 CPUs on one node, the largest node of the cluster has 2 CPUs; "
+        "1 worker of 64 CPUs needs 64 CPUs on one node, the largest node of the cluster has 2 CPUs; "
         "nearest that fits: --cpus-per-worker 2" in submitted.stdout
     )
     assert not names(tmp_path, "started")
 
 
-def test_nobody_comes_in_without_the_token(head: Head, tmp_path: Path) -> None:
+def test_requests_without_the_token_are_refused(head: Head, tmp_path: Path) -> None:
     without = head.without_token(tmp_path / "home")
     wrong = without | {"RAY_AUTH_TOKEN": "0" * 64}
     for env, words in (
@@ -105,23 +105,23 @@ def test_nobody_comes_in_without_the_token(head: Head, tmp_path: Path) -> None:
     [
         (
             ["--gpu"],
-            "1 worker of 1 GPU and 1 CPU wants 1 GPU, the cluster has 0 and does not scale; "
+            "1 worker of 1 GPU and 1 CPU needs 1 GPU, the cluster has 0 and does not scale; "
             "nearest that fits: --cpu",
         ),
         (
             ["--workers", "4", "--set", "train.global_batch=4"],
-            "4 workers of 1 CPU each want 4 CPUs, the cluster has 2 and does not scale; "
+            "4 workers of 1 CPU each need 4 CPUs, the cluster has 2 and does not scale; "
             "nearest that fits: --workers 2",
         ),
     ],
 )
-def test_what_can_never_run_is_refused(
+def test_requests_beyond_the_cluster_are_refused(
     head: Head, tmp_path: Path, arguments: list[str], refusal: str
 ) -> None:
     assert refusal in head.refused(tmp_path, *arguments)
 
 
-def test_nodes_that_somebody_will_add_are_waited_for_no_longer_than_asked(head: Head, tmp_path: Path) -> None:
+def test_nodes_are_awaited_no_longer_than_requested(head: Head, tmp_path: Path) -> None:
     refused = subprocess.run(
         tune_command(tmp_path, "--gpu", "--wait-minutes", "0.1"),
         env=head.env | {"RAY_ADDRESS": head.address},
@@ -132,7 +132,7 @@ def test_nodes_that_somebody_will_add_are_waited_for_no_longer_than_asked(head: 
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "waiting for 1 worker of 1 GPU and 1 CPU, " in refused.stdout
     assert (
-        "found no place within 0.1 min: the nodes have 0 GPUs and 2 CPUs; raise --wait-minutes"
+        "could not start within 0.1 min: the nodes have 0 GPUs and 2 CPUs; raise --wait-minutes"
         in refused.stderr
     )
     assert not names(tmp_path, "started")

@@ -1,4 +1,4 @@
-"""The journal: what is written stays, what is torn never happened, one driver at a time."""
+"""The journal: durable events, torn lines, journals of older versions, one driver at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from raydet.errors import StudyError
+from raydet.recipes import recipe
 from raydet.tune.journal import Journal, read_journal
+from raydet.tune.phases import confirmed_codes, recorded_study, remember_study
+from tune_spaces import gaff_phase1
 
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
@@ -22,7 +25,7 @@ def test_events_come_back_in_order(tmp_path: Path) -> None:
         assert journal.results() == {"a": {"mAP": 0.5}}
 
 
-def test_a_torn_line_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> None:
+def test_a_torn_line_is_dropped_and_the_next_one_is_complete(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.append("started", key="a")
     with (tmp_path / "journal.jsonl").open("a") as file:
@@ -34,7 +37,7 @@ def test_a_torn_line_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> Non
     assert [json.loads(line)["key"] for line in lines] == ["a", "b"]
 
 
-def test_epochs_leave_the_memory_once_they_are_tracked_but_not_the_file(tmp_path: Path) -> None:
+def test_tracked_epochs_are_dropped_from_memory_but_not_from_the_file(tmp_path: Path) -> None:
     results = {"history": [{"epoch": 1}], "final": {"mAP": 0.5}}
     with Journal(tmp_path) as journal:
         for key in ("a", "b"):
@@ -44,6 +47,25 @@ def test_epochs_leave_the_memory_once_they_are_tracked_but_not_the_file(tmp_path
     with Journal(tmp_path) as journal:
         assert journal.results() == {"a": {"final": {"mAP": 0.5}}, "b": results}
     assert read_journal(tmp_path).results() == {"a": results, "b": results}
+
+
+def test_events_of_older_journals_have_their_current_names(tmp_path: Path) -> None:
+    study = gaff_phase1.study(recipe("demo"))
+    with Journal(tmp_path) as journal:
+        remember_study(study, journal)
+    path = tmp_path / "journal.jsonl"
+    current = path.read_text()
+    older = current.replace('"equivalent_values"', '"twins"')
+    assert older != current
+    older += '{"event": "confirming", "codes": ["a", "b"]}\n{"event": "overspent", "budget": "1 GPU-hours"}\n'
+    path.write_text(older)
+    events = read_journal(tmp_path)
+    assert recorded_study(events) == study
+    assert confirmed_codes(events) == ["a", "b"]
+    assert [entry["budget"] for entry in events.of("budget_exhausted")] == ["1 GPU-hours"]
+    with Journal(tmp_path) as journal:
+        remember_study(study, journal)  # the same settings
+    assert path.read_text() == older
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
@@ -56,13 +78,13 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_an_edited_journal_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_broken_line_is_reported_with_its_number(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"event": "study"}\nnot json\n')
     with pytest.raises(StudyError, match=r"journal\.jsonl:2: not a journal line"):
         Journal(tmp_path)
 
 
-def test_a_directory_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match="cannot write the study directory"):
         Journal(tmp_path / "file" / "study")

@@ -1,4 +1,4 @@
-"""A study on a local Ray changes nothing for the user's other programs: a cluster comes up after it as README says."""
+"""A study on a local Ray leaves nothing behind: a cluster can then be started as README says."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"one machine, as a cluster of one node:\n\n```sh\n(.*?)```", re.DOTALL)
 PORTS = (6379, 8265)
-"""Where `ray start --head` listens unless it is told otherwise."""
+"""Default ports of `ray start --head`."""
 
 
 @pytest.fixture
 def user() -> Iterator[dict[str, str]]:
-    """The environment of a user whose home directory is new, in an activated virtual environment."""
+    """The environment of a user with an empty home directory, in an activated virtual environment."""
     for port in PORTS:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -59,7 +59,7 @@ def files_in(directory: str) -> list[Path]:
     return [path for path in Path(directory).rglob("*") if path.is_file()]
 
 
-def test_a_cluster_after_a_demo_as_readme_has_it(user: dict[str, str], tmp_path: Path) -> None:
+def test_a_cluster_starts_after_a_demo_as_in_the_readme(user: dict[str, str], tmp_path: Path) -> None:
     clone = tmp_path / "raydet"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     demo = "python -m raydet.tune --space gaff_phase2 --recipe demo --epochs 1 --max-trials 1 --storage runs/demo"

@@ -1,6 +1,6 @@
-"""The real MLflow UI in a real browser: the study is listed, eight trials compare, charts draw, the report is shown.
+"""A study in the MLflow UI, in a real browser: its runs, a comparison of eight trials, charts, and the report.
 
-What is asserted of MLflow's own pages is text that people read, not how they are built.
+The tests check visible text of MLflow's pages, not their structure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from raydet.cli.report import keep
+from raydet.cli.report import log_report
 from raydet.report.write import write_report
 from raydet.track.runs import SQLITE
 from tests.study.simulated import simulate, track
@@ -35,8 +35,8 @@ from tests.study.test_report import HOSTILE, STUDY, quality
 pytestmark = pytest.mark.exhaustive
 
 PATIENCE_MS = 120_000
-THEIRS = ("the server responded with a status of 404", "ResizeObserver loop")
-"""Errors on the console of MLflow's own pages."""
+MLFLOW_ERRORS = ("the server responded with a status of 404", "ResizeObserver loop")
+"""Console errors of MLflow's own pages."""
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
@@ -50,7 +50,7 @@ QUIET = (
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A study in a server."""
+    """A study in an MLflow server."""
 
     url: str
     experiment: str
@@ -63,7 +63,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     storage = tmp_path_factory.mktemp("runs")
     directory = simulate(STUDY, storage, quality, epochs=3)
     track(STUDY, directory)
-    keep(write_report(directory, resamples=100), directory, None)
+    log_report(write_report(directory, resamples=100), directory, None)
     store = f"sqlite:///{storage / SQLITE}"
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name(STUDY.name)
@@ -100,12 +100,12 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    pytest.fail(f"the MLflow server does not answer; exit code {server.poll()}")
+    pytest.fail(f"the MLflow server does not respond; exit code {server.poll()}")
 
 
 @pytest.fixture
 def page(served: Served, tmp_path: Path) -> Iterator[Any]:
-    """A page of an empty profile; at the end, nothing may have gone wrong but what is MLflow's own."""
+    """A page in an empty browser profile; afterwards, checks for console errors and foreign requests."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed")
@@ -129,21 +129,21 @@ def page(served: Served, tmp_path: Path) -> Iterator[Any]:
         if folder := os.environ.get("RAYDET_SCREENSHOTS"):
             page.screenshot(path=Path(folder) / f"{tmp_path.name}.png")
         context.close()
-    assert [text for text in messages if not any(known in text for known in THEIRS)] == []
+    assert [text for text in messages if not any(known in text for known in MLFLOW_ERRORS)] == []
     here = (f"{served.url}/", "data:", "blob:", "about:")
     assert [url for url in elsewhere if not url.startswith(here)] == []
 
 
 def _text(page: Any, text: str) -> Any:
-    """What shows this text."""
+    """The first element with this text."""
     return page.get_by_text(text, exact=True).first
 
 
-def test_the_study_is_listed_and_its_trials_stand_under_their_phase(page: Any, served: Served) -> None:
+def test_the_study_is_listed_with_trials_below_their_phase(page: Any, served: Served) -> None:
     page.goto(f"{served.url}/#/experiments")
     _text(page, STUDY.name).wait_for()
     page.goto(f"{served.url}/#/experiments/{served.experiment}/runs?workflowType=machine_learning")
-    page.get_by_text("The best control is").first.wait_for()  # the conclusions stand above the runs
+    page.get_by_text("The best control is").first.wait_for()  # the conclusions are above the runs
     row = page.locator("[role=row]", has=page.get_by_role("link", name="methods", exact=True)).first
     row.locator("[role=gridcell] button").first.click()
     for trial in served.trials:
@@ -157,7 +157,7 @@ def test_eight_trials_compare(page: Any, served: Served) -> None:
     experiments = quote(json.dumps([served.experiment]))
     page.goto(f"{served.url}/#/compare-runs?runs={ids}&experiments={experiments}")
     _text(page, "Comparing 8 Runs from 1 Experiment").wait_for()
-    # What is drawn without a choice: the arms, and the score.
+    # Shown by default: the arms, and the score.
     drawn = page.locator("svg.main-svg")
     drawn.get_by_text("arm", exact=True).first.wait_for()
     drawn.get_by_text("mAP", exact=True).first.wait_for()
@@ -167,19 +167,19 @@ def test_eight_trials_compare(page: Any, served: Served) -> None:
     assert f"{eight[0].data.metrics['mAP']:.3f}" in page.inner_text("body")
 
 
-def test_charts_of_every_epoch_draw_what_matters_first(page: Any, served: Served) -> None:
+def test_charts_show_losses_and_ap_first(page: Any, served: Served) -> None:
     trial = served.trials[0].info.run_id
     page.goto(f"{served.url}/#/experiments/{served.experiment}/runs/{trial}/model-metrics")
     for name in ("loss", "mAP", "mAP_50"):
         _text(page, name).wait_for()
     page.locator("svg.main-svg .scatterlayer .trace").first.wait_for(state="attached")
     text = page.inner_text("body")
-    places = [text.index(f"\n{name}\n") for name in ("loss", "mAP", "mAP_50")]
-    assert places == sorted(places)
-    assert not re.search(r"\b(AR_1|epoch)\b", text[: places[-1]])
+    positions = [text.index(f"\n{name}\n") for name in ("loss", "mAP", "mAP_50")]
+    assert positions == sorted(positions)
+    assert not re.search(r"\b(AR_1|epoch)\b", text[: positions[-1]])
 
 
-def test_the_report_is_shown_as_it_is(page: Any, served: Served) -> None:
+def test_the_report_is_displayed(page: Any, served: Served) -> None:
     run = served.parent.info.run_id
     page.goto(f"{served.url}/#/experiments/{served.experiment}/runs/{run}/artifacts/report/report.html")
     frame = page.frame_locator("iframe")

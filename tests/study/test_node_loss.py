@@ -1,4 +1,4 @@
-"""A node of the cluster is killed: the run goes on with the workers that still find a place, and grows again."""
+"""After losing a node, a run continues with the workers that still fit, and grows again when a node joins."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SETTINGS = TINY | {
 
 @pytest.fixture
 def nodes() -> Iterator[subprocess.Popen[str]]:
-    """`three_nodes` as a process."""
+    """`three_nodes.py` as a subprocess."""
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("three_nodes.py"))],
         stdin=subprocess.PIPE,
@@ -55,13 +55,13 @@ def wait_for(driver: subprocess.Popen[str], seconds: float, condition: Callable[
     deadline = time.monotonic() + seconds
     while not condition():
         assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
 
 
-def tell(nodes: subprocess.Popen[str], order: str) -> None:
+def send(nodes: subprocess.Popen[str], command: str) -> None:
     assert nodes.stdin is not None
-    nodes.stdin.write(f"{order}\n")
+    nodes.stdin.write(f"{command}\n")
     nodes.stdin.flush()
 
 
@@ -82,7 +82,7 @@ def test_training_shrinks_and_grows_with_the_cluster(nodes: subprocess.Popen[str
     )
 
     def is_training_with(workers: int) -> bool:
-        """It has saved since it began with so many."""
+        """Whether it has saved since it started with so many workers."""
         info = run_dir / "model_info.json"
         newest = max((path.stat().st_mtime for path in run_dir.glob("checkpoints/epoch_*")), default=0.0)
         return (
@@ -93,9 +93,9 @@ def test_training_shrinks_and_grows_with_the_cluster(nodes: subprocess.Popen[str
 
     try:
         wait_for(driver, 120, lambda: is_training_with(3))
-        tell(nodes, "kill")
+        send(nodes, "kill")
         wait_for(driver, 180, lambda: is_training_with(2))
-        tell(nodes, "add")
+        send(nodes, "add")
         wait_for(driver, 180, lambda: is_training_with(3))
         driver.send_signal(signal.SIGTERM)
         output, _ = driver.communicate(timeout=180)

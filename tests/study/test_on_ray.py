@@ -1,4 +1,4 @@
-"""Studies end to end: trials on Ray, once each, whatever happens to the driver."""
+"""Studies end to end: each trial runs once on Ray, even if the driver is killed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.ray
 
 
 def mlflow_runs(storage: Path) -> dict[str, tuple[str, str | None]]:
-    """Status and parent's name by run name; a name twice fails."""
+    """Status and parent's name by run name; names must be unique."""
     client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("gaff").experiment_id], max_results=1000)
     by_id = {run.info.run_id: run for run in runs}
     found: dict[str, tuple[str, str | None]] = {}
     for run in runs:
-        assert run.info.run_name not in found, f"{run.info.run_name} stands in MLflow twice"
+        assert run.info.run_name not in found, f"{run.info.run_name} is in MLflow twice"
         parent = by_id.get(run.data.tags.get("mlflow.parentRunId"))
         found[run.info.run_name] = (run.info.status, parent.info.run_name if parent else None)
     return found
@@ -36,7 +36,7 @@ def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stderr == ""
     assert "[1/37] control_rgb  mAP " in first.stdout
-    assert "2 trials left after --max-trials 2; the same command goes on" in first.stdout
+    assert "2 trials left after --max-trials 2; the same command continues" in first.stdout
 
     run_dir = tmp_path / "gaff" / "controls" / "control_rgb"
     files = {path.name for path in run_dir.iterdir()}
@@ -67,7 +67,7 @@ def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
         **dict.fromkeys(started, ("FINISHED", "controls")),
     }
 
-    # A driver that was killed right after a trial's end: its files are there, the journal does not know.
+    # As if the driver had been killed right after the trial ended: the files exist, but not the event.
     journal = tmp_path / "gaff" / "journal.jsonl"
     lost = [
         entry for entry in events(tmp_path) if entry.get("name") != started[2] or entry["event"] == "started"
@@ -88,7 +88,7 @@ def test_files_journal_mlflow_and_a_second_command(tmp_path: Path) -> None:
 def wait_for(condition: object, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
 
 
@@ -97,7 +97,7 @@ def wait_for(condition: object, seconds: float) -> None:
     [
         signal.SIGTERM,
         pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive),  # the slow test of chaos does it, too
+        pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive),  # also covered by the slow test of chaos
     ],
 )
 @pytest.mark.slow
@@ -130,10 +130,10 @@ def test_a_killed_driver_repeats_nothing(how: signal.Signals, tmp_path: Path) ->
     assert set(names(tmp_path, "finished")) <= tracked
 
 
-def test_a_failing_trial_is_named_and_the_exit_code_says_so(tmp_path: Path) -> None:
+def test_a_failing_trial_is_named_and_sets_the_exit_code(tmp_path: Path) -> None:
     failed = tune(tmp_path, "--max-trials", "1", "--set", "optim.lr=1e30", "--set", "optim.clip_norm=null")
     assert failed.returncode == 1, failed.stdout + failed.stderr
-    assert "FAILED, will be tried again: " in failed.stdout
+    assert "FAILED, will be retried: " in failed.stdout
     assert "the same command tries again" in failed.stdout
     assert "the loss is not finite at step" in failed.stdout
     assert [entry["event"] for entry in events(tmp_path)][-1] == "failed"
@@ -150,6 +150,6 @@ def test_the_whole_two_phase_study(tmp_path: Path) -> None:
     assert len(runs) == 41
     again = tune(tmp_path, "--concurrency", "2", "--set", "train.epochs=1")
     assert again.returncode == 0
-    assert "everything has run already, nothing to do" in again.stdout
+    assert "all trials have already run, nothing to do" in again.stdout
     assert len(names(tmp_path, "started")) == 37
     assert mlflow_runs(tmp_path) == runs

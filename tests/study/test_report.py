@@ -72,7 +72,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing(report: Report) -> None:
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert HOSTILE in page.text
     num_runs = len(read_journal(report.page.parents[1]).results())
-    assert f"{num_runs / 2:.3f} GPU-hours, attempts that came to nothing included" in page.text
+    assert f"{num_runs / 2:.3f} GPU-hours, including failed attempts" in page.text
     assert "http" not in re.sub(r"data:[^\"]*", "", report.page.read_text()).replace("http-equiv", "")
 
 
@@ -92,7 +92,7 @@ def test_tables_say_the_same_as_the_journal(study: Path, report: Report) -> None
     with (study / "report" / "tables" / "cells_methods.csv").open(newline="") as file:
         rows = {row["cell"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"cmx", "gaff", "gaff_shared"}
-    assert rows["cmx"]["less default"] == "–"
+    assert rows["cmx"]["minus default"] == "–"
     assert rows["cmx"]["images/s"] == "100.0"
     assert rows["cmx"]["GPU-hours"] == "1.500"  # three runs
     assert {row["against best control"] for row in rows.values()} == {"better"}

@@ -1,4 +1,4 @@
-"""The report in a real browser: no console message, no request, nothing cut off, wide and narrow."""
+"""The report in a real browser, wide and narrow: no console messages, no requests, nothing clipped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ARMS = {
 
 
 def hostile_study() -> Study:
-    """Classes and arms with names that want to be code, do not end, or are of other scripts."""
+    """Classes and arms with names that look like code, are very long, or use other scripts."""
     base = apply_overrides(recipe("demo"), {"data.classes": CLASSES})
     study = load_space("fusion_methods", base, {}, arms=list(ARMS))
     (factor,) = study.factors
@@ -49,7 +49,7 @@ def hostile_study() -> Study:
         update={
             "values": tuple(ARMS.values()),
             "arms": {name: factor.arms[arm] for arm, name in ARMS.items()},
-            "twins": (),
+            "equivalent_values": (),
         }
     )
     return study.model_copy(update={"factors": (renamed,), "hypotheses": ()})

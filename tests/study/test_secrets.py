@@ -1,7 +1,7 @@
-"""A whole study with planted secrets, each of them in use: no file that it leaves, and no line that it says, has one.
+"""A study with planted secrets, all of them in use: none appears in a file or in the output.
 
-The set is read from an S3 server with keys of the environment, the tracker is a server that is sent a password, Ray
-wants a token. While it runs, nothing listens beyond the loopback.
+The data set is read from an S3 server with keys from the environment, the tracking server gets a password, Ray requires
+a token. While the study runs, no process listens beyond the loopback interface.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIZE = {path: value for path, value in TINY.items() if path.startswith("data.sou
 
 
 def planted() -> dict[str, str]:
-    """Environment variables that hold secrets, as the programs want them."""
+    """Environment variables with secrets in the programs' formats."""
     letters = string.ascii_uppercase + string.digits
     return {
         "AWS_ACCESS_KEY_ID": "AKIA" + "".join(secrets.choice(letters) for _ in range(16)),
@@ -57,7 +57,7 @@ def planted() -> dict[str, str]:
 
 @dataclass
 class Left:
-    """What a study leaves."""
+    """Files and output of the commands."""
 
     directory: Path
     study: Path
@@ -66,10 +66,10 @@ class Left:
     outputs: dict[str, str] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
     listening: set[tuple[str, str]] = field(default_factory=set)
-    """Process and address of every socket that listened."""
+    """Process and address of every listening socket."""
 
     def run(self, name: str, arguments: list[str], env: Mapping[str, str]) -> None:
-        """A command to its end, with an eye on the sockets of its processes."""
+        """Run a command, and record the sockets of its processes."""
         process = subprocess.Popen(
             [sys.executable, "-m", "raydet", *arguments],
             stdout=subprocess.PIPE,
@@ -96,9 +96,9 @@ class Left:
                 try:
                     found = process.net_connections(kind="inet")
                     self.listening |= {
-                        (process.name(), place.laddr.ip)
-                        for place in found
-                        if place.status == psutil.CONN_LISTEN
+                        (process.name(), connection.laddr.ip)
+                        for connection in found
+                        if connection.status == psutil.CONN_LISTEN
                     }
                 except psutil.Error:
                     continue
@@ -107,7 +107,7 @@ class Left:
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
     directory = tmp_path_factory.mktemp("left")
-    ray = Path(tempfile.mkdtemp(prefix="raydet-"))  # short: the names of Unix sockets are
+    ray = Path(tempfile.mkdtemp(prefix="raydet-"))  # paths of Unix sockets must be short
     left = Left(directory, directory / "runs" / "gaff", ray, planted())
     for name in ("objects", "mlflow"):
         (directory / name).mkdir()
@@ -135,7 +135,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
 
 
 def commands(left: Left, tracking_uri: str) -> dict[str, list[str]]:
-    """By name: a study, and what is refused before it could be one."""
+    """Commands by name: a study, and commands that are refused."""
     space = str(SPACES / "two_stages.py")
     password = left.hidden["MLFLOW_TRACKING_PASSWORD"]
     in_uri = tracking_uri.replace("://", f"://{USER}:{password}@")
@@ -157,7 +157,7 @@ def sets(values: Mapping[str, object]) -> list[str]:
 
 
 def forms(left: Left) -> dict[str, bytes]:
-    """Every secret as it may turn up, by what it is."""
+    """Every secret in all encodings in which it may appear, by description."""
     found = {}
     for name, value in left.hidden.items():
         found |= {name: value.encode(), f"{name}, quoted": quote(value, safe="").encode()}
@@ -181,7 +181,7 @@ def test_secrets_in_command_lines_are_refused(left: Left) -> None:
     assert "AWS_SECRET_ACCESS_KEY" in left.outputs["signed URL"]
 
 
-def test_nothing_that_is_left_holds_a_secret(left: Left) -> None:
+def test_no_file_or_output_contains_a_secret(left: Left) -> None:
     hidden = forms(left)
     files = [path for root in (left.directory, left.ray) for path in root.rglob("*") if path.is_file()]
     leaks = []
@@ -195,7 +195,7 @@ def test_nothing_that_is_left_holds_a_secret(left: Left) -> None:
         if form in output.encode()
     ]
     assert leaks == []
-    # Where a secret would be seen: the scan reads what Ray, MLflow and the study itself have written.
+    # The scan covers the files of Ray, MLflow and the study.
     seen = b"".join(path.read_bytes() for path in files if path.suffix in (".log", ".out", ".err", ".db"))
     for word in (b"raylet", b"mlflow.parentRunId", b"exp_001", os.fsencode(left.study)):
         assert word in seen
@@ -204,9 +204,9 @@ def test_nothing_that_is_left_holds_a_secret(left: Left) -> None:
 
 def test_nothing_listens_beyond_the_loopback(left: Left) -> None:
     beyond = {
-        (name, place)
-        for name, place in left.listening
-        if not ipaddress.ip_address(place.removeprefix("::ffff:")).is_loopback
+        (name, address)
+        for name, address in left.listening
+        if not ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
     }
     assert beyond == set()
     assert {"raylet", "gcs_server"} <= {name for name, _ in left.listening}

@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers and spot machines send it: the step is finished and saved, exit code 143."""
+"""SIGTERM, as from schedulers and spot machines: the run finishes its step, saves, and exits with code 143."""
 
 from __future__ import annotations
 

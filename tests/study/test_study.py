@@ -14,7 +14,7 @@ from raydet.config import CSSAFusion, Experiment, apply_overrides
 from raydet.errors import StudyError
 from raydet.models.build import describe_parameters
 from raydet.recipes import recipe
-from raydet.tune.cells import grid_cells, promotion_cells, seeds_of, trials_of, twin_of
+from raydet.tune.cells import canonical_code, grid_cells, promotion_cells, seeds_of, trials_of
 from raydet.tune.journal import Events, Journal, read_journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, trials_by_phase
@@ -62,7 +62,7 @@ def test_phase_2_has_24_cells_of_which_21_are_new() -> None:
     ]
 
 
-def test_a_trial_is_its_config() -> None:
+def test_a_trial_has_the_settings_of_its_cell() -> None:
     (trial, *_) = trials_of(STUDY, PHASE_1[3:4], seeds_of(STUDY, 1))
     model = trial.experiment.model
     assert model.fusion_stages == (4,)
@@ -95,7 +95,7 @@ def test_promotion_prefers_a_new_size_within_the_margin() -> None:
     choices = promote(candidates_from(scores), top=3, margin=0.0066)
     assert [choice.pattern for choice in choices] == [(4,), (2, 3, 4), (3,)]
     assert "within the margin 0.0066" in choices[1].reason
-    assert choices[0].reason == "mean 0.8340, the best left"
+    assert choices[0].reason == "mean 0.8340, the best remaining"
 
 
 def test_promotion_without_margin_is_the_plain_ranking() -> None:
@@ -109,7 +109,7 @@ def test_promotion_averages_over_seeds() -> None:
     assert promote(candidates_from(scores), top=1, margin=0.0)[0].pattern == (2,)
 
 
-def test_patterns_that_were_stopped_early_only_fill_up() -> None:
+def test_patterns_that_were_stopped_early_come_last() -> None:
     candidates = [
         Candidate(pattern=(1,), scores=(0.1,)),
         Candidate(pattern=(2,), scores=(0.9,), stopped_epoch=2),
@@ -118,7 +118,7 @@ def test_patterns_that_were_stopped_early_only_fill_up() -> None:
     ]
     choices = promote(candidates, top=3, margin=0.5)
     assert [choice.pattern for choice in choices] == [(1,), (4,), (3,)]
-    assert "when it was stopped early after epoch 6, as only 1 came to their end" in choices[1].reason
+    assert "when it was stopped early after epoch 6, as only 1 finished" in choices[1].reason
 
 
 @given(
@@ -148,7 +148,7 @@ def test_promotion_does_not_depend_on_the_order_and_stays_near_the_best(
         assert choice.mean >= ordered[rank] - margin - 1e-12
 
 
-def test_a_plan_says_what_is_decided_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_plan_lists_decided_trials_and_writes_nothing(tmp_path: Path) -> None:
     plan = plan_study(STUDY, StudyOptions(storage=tmp_path))
     controls = ["control_rgb", "control_thermal", "control_event", "control_baseline"]
     cells = [cell.trial_name(42, 42) for cell in PHASE_1]
@@ -180,7 +180,7 @@ def test_every_trial_of_every_space_can_be_built(name: str) -> None:
         assert describe_parameters(trial.experiment)["total"] > 0
 
 
-def test_fusion_methods_has_controls_of_what_the_data_have() -> None:
+def test_controls_of_fusion_methods_depend_on_the_modalities_of_the_data() -> None:
     def arms(missing: list[str]) -> dict[str, Experiment]:
         study = load_space("fusion_methods", apply_overrides(recipe("demo"), {"data.missing": missing}), {})
         trials = all_trials(study, Events([]), 1)
@@ -199,14 +199,14 @@ def test_fusion_methods_has_controls_of_what_the_data_have() -> None:
 
 
 @pytest.mark.parametrize("path", ["model.fusion", "model.fusion.kind", "model"])
-def test_a_setting_that_an_arm_makes_is_refused(path: str) -> None:
+def test_overriding_a_setting_of_an_arm_is_refused(path: str) -> None:
     with pytest.raises(StudyError, match=rf"{path} is set, but the space fusion_methods varies model\."):
         load_space("fusion_methods", recipe("demo"), {path: "add"})
     with pytest.raises(StudyError, match=r"the space backbones varies model\.backbone\.variant"):
         load_space("backbones", recipe("demo"), {}, chosen=["model.backbone.variant"])
 
 
-def test_arms_are_made_from_the_base_as_it_is_set() -> None:
+def test_arms_are_derived_from_the_overridden_base() -> None:
     study = load_space("modalities", recipe("demo"), {"model.fusion.kind": "gaff", "data.missing": ["event"]})
     trials = all_trials(study, Events([]), 1)
     assert [trial.cell.code for trial in trials] == ["rgb", "thermal", "rgb_thermal"]
@@ -215,7 +215,7 @@ def test_arms_are_made_from_the_base_as_it_is_set() -> None:
 
 
 @pytest.mark.parametrize("name", space_names())
-def test_what_the_journal_keeps_of_a_space_is_the_space(name: str) -> None:
+def test_studies_and_trials_survive_json(name: str) -> None:
     study = load_space(name, recipe("demo"), {})
     assert type(study).from_json(study.to_json(), where="test") == study
     trials = all_trials(study, Events([]), 1)
@@ -225,7 +225,7 @@ def test_what_the_journal_keeps_of_a_space_is_the_space(name: str) -> None:
         assert {row[factor.path.split(".")[-1]] for row in rows} <= {*factor.values, None}
 
 
-def test_a_space_of_ones_own(tmp_path: Path) -> None:
+def test_a_space_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("from tune_spaces.gaff_phase1 import study\n")
     assert load_space(str(path), recipe("demo"), {}).name == "gaff"
@@ -236,28 +236,28 @@ def test_a_space_of_ones_own(tmp_path: Path) -> None:
         load_space(str(tmp_path / "missing.py"), recipe("demo"), {})
 
 
-def test_controls_come_into_every_space_that_compares_fusions() -> None:
+def test_every_space_that_compares_fusions_has_controls() -> None:
     for name in space_names():
         study = load_space(name, recipe("demo"), {"data.missing": ["event"]})
         codes = [trial.cell.code for trial in all_trials(study, Events([]), 1) if trial.cell.is_control]
         assert codes[:2] == ([] if name == "memory" else ["rgb", "thermal"]), name
 
 
-def test_a_twin_has_seeds_of_its_own_and_stands_for_the_same_function() -> None:
+def test_equivalent_cells_have_different_seeds_and_one_canonical_code() -> None:
     cells = promotion_cells(STUDY, SECOND, [(3,)], known=PHASE_1)
     trials = {trial.cell.code: trial for trial in trials_of(STUDY, cells, seeds_of(STUDY, 1))}
-    plain, twin = trials["s3_r4_is0_mb0"], trials["s3_r4_is1_mb0"]
-    assert (plain.experiment.seed, twin.experiment.seed) == (42, 1042)
-    assert twin.name == "exp_010_s3_r4_is1_mb0"
-    assert twin_of(STUDY, twin.cell) == plain.cell.code
-    assert len({twin_of(STUDY, cell) for cell in cells}) == 4
+    canonical, other = trials["s3_r4_is0_mb0"], trials["s3_r4_is1_mb0"]
+    assert (canonical.experiment.seed, other.experiment.seed) == (42, 1042)
+    assert other.name == "exp_010_s3_r4_is1_mb0"
+    assert canonical_code(STUDY, other.cell) == canonical.cell.code
+    assert len({canonical_code(STUDY, cell) for cell in cells}) == 4
 
 
 def test_the_winner_and_the_best_control_run_again_with_fresh_seeds() -> None:
     journal = Events(
         [
             {"event": "promoted", "phase": SECOND.name, "choices": [{"pattern": [3]}]},
-            {"event": "confirming", "codes": ["s3_r8_is0_mb1", "thermal"]},
+            {"event": "confirmation_selected", "codes": ["s3_r8_is0_mb1", "thermal"]},
         ]
     )
     *_, again = trials_by_phase(STUDY, journal, 3).values()
@@ -269,7 +269,7 @@ def test_the_winner_and_the_best_control_run_again_with_fresh_seeds() -> None:
     assert len({trial.key for trial in all_trials(STUDY, journal, 3)}) == 3 * (4 + 8 + 7) + 6
 
 
-def test_arms_can_be_chosen_but_controls_stay() -> None:
+def test_a_choice_of_arms_keeps_the_controls() -> None:
     study = load_space("fusion_methods", recipe("demo"), {}, arms=["add", "cmx", "gaff"])
     codes = [trial.cell.code for trial in all_trials(study, Events([]), 1)]
     assert codes == [
@@ -283,13 +283,13 @@ def test_arms_can_be_chosen_but_controls_stay() -> None:
         "cmx",
         "gaff",
     ]
-    assert study.factors[0].twins == ()
+    assert study.factors[0].equivalent_values == ()
     assert [hypothesis.name for hypothesis in study.hypotheses] == ["F1", "F2", "F5"]
     with pytest.raises(StudyError, match="fusion_methods has no arm 'gaf'; it has add, concat"):
         load_space("fusion_methods", recipe("demo"), {}, arms=["gaf"])
 
 
-def test_other_rules_than_before_are_a_deviation(tmp_path: Path) -> None:
+def test_a_changed_protocol_is_a_deviation(tmp_path: Path) -> None:
     def rules(seeds: int) -> Protocol:
         return protocol_of(STUDY, StudyOptions(storage=tmp_path, seeds=seeds))
 
@@ -307,12 +307,12 @@ def test_other_rules_than_before_are_a_deviation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_spaces_tell_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_spaces_are_listed_with_their_cost(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["spaces", "--recipe", "demo", "--seeds", "2"])
     assert left.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == list(space_names())
     gaff = next(line for line in lines if line.startswith("gaff_phase2"))
-    assert " 70 trials " in gaff  # two seeds of 4 controls and 8 + 21 cells, and of two cells that run again
-    assert not any("not for this" in line for line in lines)
+    assert " 70 trials " in gaff  # two seeds of 4 controls, 29 cells and 2 confirmed cells
+    assert not any("not applicable" in line for line in lines)

@@ -1,4 +1,4 @@
-"""Bookkeeping neither slows down nor fills the memory: 10,000 trials through journal, view, summary, sqlite MLflow."""
+"""10,000 trials through journal, view, summary and MLflow on sqlite: time per trial and memory stay bounded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 
 from raydet.errors import EXIT_OK
 from raydet.runs.usage import Usage
-from raydet.tune.budget import Meter
+from raydet.tune.budget import UsageMeter
 from raydet.tune.journal import read_journal
 from raydet.tune.summary import SUMMARY
 from tests.study.conftest import environment
 from tests.study.many_trials import NUM_CELLS
 
 BLOCK = 1000
-"""Trials that are held against one another: the first ones, the last ones."""
+"""Number of trials at the start and at the end whose times are compared."""
 
 
 @pytest.mark.exhaustive
@@ -47,4 +47,4 @@ def test_ten_thousand_trials(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["finished"] * seeds * NUM_CELLS
     total = sum((Usage(gpu_s=3600 * float(row["gpu_hours"])) for row in rows), start=Usage())
-    assert Meter(tmp_path / "gaff", journal).total().gpu_s == pytest.approx(total.gpu_s, rel=1e-3)
+    assert UsageMeter(tmp_path / "gaff", journal).total().gpu_s == pytest.approx(total.gpu_s, rel=1e-3)

@@ -1,4 +1,4 @@
-"""A worker of a single run is killed: the run goes on from its newest checkpoint, no step missing, none twice."""
+"""After a worker is killed, a run resumes from its newest checkpoint, with every step exactly once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_killed_worker_costs_an_epoch_at_most(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_fills_its_host_starts_again_and_gives_up_in_plain_words(tmp_path: Path) -> None:
+def test_a_run_that_fills_host_memory_restarts_and_then_fails_clearly(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     overrides = TINY | {"train.epochs": 1000, "train.eval_every": 1000}
     sets = [part for path, value in overrides.items() for part in ("--set", f"{path}={json.dumps(value)}")]

@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine; prints its address, kills a node per line of input, ends with it."""
+"""A Ray cluster of three nodes on this machine. Prints its address; kills or adds a node per line of standard input."""
 
 from __future__ import annotations
 

@@ -41,15 +41,13 @@ def test_bf16_by_the_flags_of_the_kernel(
     assert cpu.has_bf16() is expected
 
 
-def test_a_system_that_does_not_tell_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_cpu_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / "none")
     assert cpu.has_bf16()
     assert cpu.cpu_name()
 
 
-def test_bf16_is_refused_with_the_cpu_and_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_is_refused_with_the_cpu_and_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has_cpu(AVX2, tmp_path, monkeypatch)
     monkeypatch.setattr(cpu, "GPU_DRIVERS", (tmp_path / "none", tmp_path / "driver"))
     monkeypatch.delenv(cpu.EMULATE_BF16, raising=False)

@@ -1,4 +1,4 @@
-"""Planted secrets are struck out whatever stands around them; hashes, ids, paths and plain words stay."""
+"""Planted secrets are masked in any context; hashes, ids, paths and plain words stay."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_a_command_line_with_a_secret_is_refused_in_one_line(
         main(["train", *arguments] if arguments[0] != "chaos" else arguments)
     error = capsys.readouterr().err
     assert left.value.code == 2
-    assert error.startswith(f"error: {flag} wants a URI without keys or passwords, got a ")
+    assert error.startswith(f"error: {flag}: expected a URI without keys or passwords, got a ")
     assert variable in error
     assert "hunter22" not in error
     assert error.count("\n") == 1

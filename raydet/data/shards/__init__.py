@@ -1,8 +1,8 @@
-"""Images in Arrow files with a hashed manifest: written once, read at random, trusted after checks only.
+"""Images in Arrow files with a hashed manifest: written once, read at random, trusted only after checks.
 
-manifest.json        what the set is, with the sha256 of index, shards and itself; written last
-index.arrow          what is known of every image but its pixels, in order
-shard-000000.arrow   pixels (and once more the rest) of so many images each
-left_out.jsonl       images that could not be read, and why; only where there are any; for people, without a hash
-unfinished/          while a set is written, see `raydet.data.convert`
+manifest.json        description of the set, with the sha256 of index, shards and itself; written last
+index.arrow          everything about every image except its pixels, in order
+shard-000000.arrow   pixels (and a copy of the index entries) of a fixed number of images
+left_out.jsonl       images that could not be read, and why; only if there are any; for humans, without a hash
+unfinished/          work in progress while a set is written, see `raydet.data.convert`
 """

@@ -1,4 +1,4 @@
-"""Columns of the files, and the limits of what is read from them."""
+"""Columns of the shard and index files, and limits on image sizes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ ENTRY_FIELDS = (
     pa.field("group_id", pa.large_string(), nullable=False),
     pa.field("height", pa.int32(), nullable=False),
     pa.field("width", pa.int32(), nullable=False),
-    # x1, y1, x2, y2 of one box after the other, in pixels
+    # x1, y1, x2, y2 of each box, concatenated, in pixels
     pa.field("boxes_xyxy", pa.large_list(pa.field("item", pa.float32(), nullable=False)), nullable=False),
     pa.field("labels", pa.large_list(pa.field("item", pa.int32(), nullable=False)), nullable=False),
-    # of the pixels as the source gives them, see `writer.content_hash`
+    # of the pixels as read from the source, see `writer.ShardBuilder.add`
     pa.field("pixels_sha256", pa.binary(32), nullable=False),
 )
 ENTRY = pa.schema(ENTRY_FIELDS)
-"""What is known of an image but its pixels."""
+"""Everything about an image except its pixels."""
 INDEX_SCHEMA = pa.schema(
     [
         pa.field(field.name, pa.dictionary(pa.int32(), pa.large_string()), nullable=False)
@@ -30,11 +30,11 @@ INDEX_SCHEMA = pa.schema(
 
 MAX_SIDE_PX = 32_768
 MAX_PIXELS = 2**28
-"""Per image and modality: beyond, a file is refused before anything is allocated."""
+"""Limit per image and modality; larger ones are refused before memory is allocated."""
 
 
 def shard_schema(modalities: Sequence[str]) -> pa.Schema:
-    """An entry and, for each modality, the pixels [C, H, W], C, and the bytes of a value (1: uint8, 4: float32)."""
+    """The fields of `ENTRY` and, per modality, the pixels [C, H, W], C, and bytes per value (1: uint8, 4: float32)."""
     fields = list(ENTRY_FIELDS)
     for name in modalities:
         fields += [
@@ -46,5 +46,4 @@ def shard_schema(modalities: Sequence[str]) -> pa.Schema:
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard."""
     return f"shard-{number:06d}.arrow"

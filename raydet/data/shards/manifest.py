@@ -1,4 +1,4 @@
-"""`manifest.json`: what a set of shards is, and the hash that names it."""
+"""`manifest.json`: the description of a set of shards, and the hash that identifies it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LEFT_OUT = "left_out.jsonl"
 SCHEMA_VERSION = 2
 
 Encoding = Literal["raw", "zstd"]
-"""raw: pixels as they are, fastest from a fast disk. zstd: lossless, about a quarter of the bytes
-on real images, which are stored as differences of neighbours, see `residuals`."""
+"""raw: uncompressed, fastest from a fast disk. zstd: lossless, about a quarter of the bytes on real images, which are
+stored as differences of neighbouring pixels, see `residuals`."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
 
 IMAGES = "pictures"
-"""The key in the file, whose hash it is part of."""
+"""The JSON key; it is part of the hash of existing sets."""
 
 
 class FileEntry(Config):
@@ -34,19 +34,17 @@ class FileEntry(Config):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.[a-z]+$")]
-    """No path: a manifest must not point elsewhere."""
+    """A bare name, because a manifest must not point elsewhere."""
     sha256: Sha256
     size_bytes: Count
 
 
 class ShardEntry(FileEntry):
-    """A file of images."""
-
     images: Count = Field(alias=IMAGES)
 
 
 class ModalityEntry(Config):
-    """What the images of a modality are like, on a 0..1 scale, per channel."""
+    """Statistics of a modality per channel, on a 0..1 scale."""
 
     channels: Annotated[int, Field(ge=1)]
     mean: tuple[float, ...]
@@ -60,52 +58,52 @@ class Manifest(Config):
 
     schema_version: int
     sha256: Sha256
-    """Of all that follows but `plan`: it changes with any byte of the index or of a shard, and with the order of the
-    images."""
+    """Hash of all fields below except `plan`: it changes with any byte of the index or a shard, and with the order of
+    the images."""
     content_sha256: Sha256
-    """Of images, boxes, names and classes, whatever the encoding and the cut into shards: equal data are equal."""
+    """Hash of images, boxes, names and classes; it does not depend on the encoding or the division into shards."""
     encoding: Encoding
     classes: tuple[str, ...]
     modalities: dict[str, ModalityEntry]
     simulated: tuple[Literal["event"], ...] = ()
-    """Modalities that no sensor has recorded."""
+    """Modalities that were simulated, not recorded."""
     images: Count = Field(alias=IMAGES)
     boxes: dict[str, Count]
-    """By class."""
+    """Number of boxes by class."""
     left_out: Count
-    """Images that could not be read; left_out.jsonl says why, for people, and is not hashed."""
+    """Number of images that could not be read; left_out.jsonl gives the reasons, for humans, and is not hashed."""
     index: FileEntry
     shards: tuple[ShardEntry, ...]
     plan: dict[str, Any]
-    """What it was made from, and how; for people, and to recognise a conversion that is asked for again."""
+    """Source and settings of the conversion; for humans, and to recognise a repeated conversion."""
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
-        """A manifest of the present schema, with its hashes."""
+        """A manifest of the current schema, with its hashes."""
         draft = cls(schema_version=SCHEMA_VERSION, sha256="0" * 64, content_sha256="0" * 64, **fields)
         draft = draft.model_copy(update={"content_sha256": draft._content_hash()})
         return draft.model_copy(update={"sha256": draft._hash()})
 
     @classmethod
     def parsed(cls, text: bytes, *, where: str) -> Self:
-        """A manifest that may be believed.
+        """A manifest from its JSON, with its hashes verified.
 
         Args:
             where: names the file in the error.
 
         Raises:
-            DataError: it is none, of another schema, or altered.
+            DataError: the JSON is malformed, of another schema version, or altered.
         """
         try:
             tree = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{where}: wanted JSON, got a broken file ({error}); convert the set again"
+                f"{where}: expected JSON, got a broken file ({error}); convert the set again"
             ) from None
         version = tree.get("schema_version") if isinstance(tree, dict) else None
         if version != SCHEMA_VERSION:
             raise DataError(
-                f"{where}: wanted schema_version {SCHEMA_VERSION}, got {version!r}; convert the set again, or use "
+                f"{where}: expected schema_version {SCHEMA_VERSION}, got {version!r}; convert the set again, or use "
                 "the raydet that wrote it"
             )
         try:
@@ -114,7 +112,7 @@ class Manifest(Config):
             raise DataError(f"{where}: {describe(error)}; convert the set again") from None
         if manifest.sha256 != manifest._hash() or manifest.content_sha256 != manifest._content_hash():
             raise DataError(
-                f"{where}: its hash is not that of its content: it was altered; convert the set again"
+                f"{where}: the hash does not match the content: it was altered; convert the set again"
             )
         if manifest.images != sum(shard.images for shard in manifest.shards):
             raise DataError(f"{where}: images is not the sum over the shards; convert the set again")
@@ -124,10 +122,10 @@ class Manifest(Config):
         return hash_of(self.model_dump(mode="json", exclude={"sha256", "plan"}))
 
     def _content_hash(self) -> str:
-        # The index holds the hash of every image's pixels, and everything else that is known of it.
+        # The index holds everything about every image, including the hash of its pixels.
         return hash_of([self.schema_version, self.classes, list(self.modalities), self.index.sha256])
 
 
 def hash_of(content: Any) -> str:
-    """The sha256 of JSON data: equal data, equal hash."""
+    """The sha256 of JSON data in canonical form."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A set of shards as a source: any image at once, from a memory map, after checks."""
+"""A set of shards as a source: random access to images in memory maps, after checks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import mmap
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,24 +25,23 @@ from raydet.data.storage import Store
 from raydet.errors import DataError
 from raydet.structures import Sample
 
-MOST_OPEN_SHARDS = 256
-"""Per process: each is an open file, of which many systems allow 1,024."""
+MAX_OPEN_SHARDS = 256
+"""Limit per process: each is an open file, of which many systems allow 1,024."""
 
 
 class ShardSet:
-    """A directory or URI that holds `manifest.json`, in the order of the shards.
+    """The images of a directory or URI with a `manifest.json`, in the order of the shards.
 
-    Travels between processes as its path and hash; each opens the files for itself, and the memory of the index is
-    shared by all processes of a machine. A sample's tensors must not be changed in place: where shards are raw they
-    are the file's pages.
+    It is pickled as its path and hash; each process opens the files itself, and all processes of a machine share the
+    memory of the index. A sample's tensors must not be changed in place: those of raw shards are the file's pages.
 
     Args:
         path: directory or URI.
-        sha256: that the set must have.
+        sha256: the hash that the set must have.
         missing: modalities to leave out.
 
     Raises:
-        DataError: the set is not there, not whole, or not the one that is wanted.
+        DataError: the set does not exist, is incomplete, or has another hash.
     """
 
     def __init__(self, path: str, *, sha256: str | None = None, missing: Collection[str] = ()) -> None:
@@ -49,8 +49,8 @@ class ShardSet:
         self.manifest = read_manifest(self._store)
         if sha256 is not None and sha256 != self.manifest.sha256:
             raise DataError(
-                f"{path}: wanted the set with sha256 {sha256}, found {self.manifest.sha256}; the set was converted "
-                "anew: restore it, or start a new run with --data"
+                f"{path}: expected the set with sha256 {sha256}, found {self.manifest.sha256}; the set was converted "
+                "again: restore it, or start a new run with --data"
             )
         self.classes = self.manifest.classes
         self.modalities = tuple(name for name in self.manifest.modalities if name not in self._missing)
@@ -63,23 +63,22 @@ class ShardSet:
         self._open: OrderedDict[int, _Shard] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._store.uri, self.manifest.sha256, self._missing)
+        reopen = partial(ShardSet, sha256=self.manifest.sha256, missing=self._missing)
+        return reopen, (self._store.uri,)
 
     @property
     def image_ids(self) -> Sequence[str]:
-        """One per image, read when looked at."""
         return self._index.image_ids
 
     @property
     def group_ids(self) -> Sequence[str]:
-        """The sequence of each image, read when looked at."""
         return self._index.group_ids
 
     def __len__(self) -> int:
         return self.manifest.images
 
     def read(self, index: int) -> Sample:
-        """One image; pixels have the type that the source gave them."""
+        """One image; pixels have the type that they had in the source."""
         boxes_xyxy, labels, size_hw = self.targets(index)
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard = self._shard(number)
@@ -95,7 +94,7 @@ class ShardSet:
         )
 
     def targets(self, index: int) -> Targets:
-        """The boxes alone; no shard is opened."""
+        """The boxes of an image; no shard is opened."""
         return self._index.targets(index)
 
     def _shard(self, number: int) -> _Shard:
@@ -106,10 +105,10 @@ class ShardSet:
             shard = _Shard(memory, batch, self._store.shown(entry.name), self.manifest)
             if shard.rows != entry.images:
                 raise DataError(
-                    f"{shard.where}: wanted {entry.images} rows, got {shard.rows}; convert the set again"
+                    f"{shard.where}: expected {entry.images} rows, got {shard.rows}; convert the set again"
                 )
             self._open[number] = shard
-            if len(self._open) > MOST_OPEN_SHARDS:
+            if len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return shard
@@ -119,11 +118,11 @@ class ShardSet:
             path = ShardCache.of_machine().fetched(self._store, entry.name, entry.sha256, entry.size_bytes)
             try:
                 return mapped_batch(path, schema)
-            except FileNotFoundError:  # another process has made room with it just now
+            except FileNotFoundError:  # another process has just evicted it
                 continue
         raise DataError(
-            f"{self._store.shown(entry.name)}: the file goes as soon as it is there; give the cache more room "
-            "(RAYDET_CACHE_GIB)"
+            f"{self._store.shown(entry.name)}: evicted from the cache before it could be opened; raise "
+            "RAYDET_CACHE_GIB"
         )
 
 
@@ -131,38 +130,34 @@ def read_manifest(store: Store) -> Manifest:
     """The manifest of a set.
 
     Raises:
-        DataError: there is none, or it cannot be believed.
+        DataError: there is none, or it is damaged.
     """
     text = store.read(MANIFEST)
     if text is None:
         raise DataError(
-            f"{store.uri}: wanted a set of shards, {MANIFEST} is not there; check the path, or finish the conversion "
-            "(raydet data convert)"
+            f"{store.uri}: expected a set of shards, {MANIFEST} does not exist; check the path, or finish the "
+            "conversion (raydet data convert)"
         )
     return Manifest.parsed(text, where=store.shown(MANIFEST))
 
 
-def _reopened(path: str, sha256: str, missing: tuple[str, ...]) -> ShardSet:
-    return ShardSet(path, sha256=sha256, missing=missing)
-
-
 class _Index:
-    """What is known of the images but their pixels: views of a memory map."""
+    """Everything about the images except their pixels, as views of a memory map."""
 
     def __init__(self, memory: mmap.mmap, batch: pa.RecordBatch, where: str, manifest: Manifest) -> None:
         self._memory, self._where = memory, where
         self._num_classes = len(manifest.classes)
         if batch.num_rows != manifest.images:
             raise DataError(
-                f"{where}: wanted {manifest.images} rows, got {batch.num_rows}; convert the set again"
+                f"{where}: expected {manifest.images} rows, got {batch.num_rows}; convert the set again"
             )
         column = {name: batch.column(name) for name in INDEX_SCHEMA.names}
-        self.image_ids = Texts(column["image_id"], where=self._where)
-        self.group_ids = Names(column["group_id"], where=self._where)
-        self._heights_R: NDArray[np.int32] = numbers(column["height"], "<i4", where=self._where)
-        self._widths_R: NDArray[np.int32] = numbers(column["width"], "<i4", where=self._where)
-        self._boxes = Lists.of(column["boxes_xyxy"], "<f4", where=self._where)
-        self._labels = Lists.of(column["labels"], "<i4", where=self._where)
+        self.image_ids = Texts(column["image_id"], where=where)
+        self.group_ids = Names(column["group_id"], where=where)
+        self._heights_R: NDArray[np.int32] = numbers(column["height"], "<i4", where=where)
+        self._widths_R: NDArray[np.int32] = numbers(column["width"], "<i4", where=where)
+        self._boxes = Lists.of(column["boxes_xyxy"], "<f4", where=where)
+        self._labels = Lists.of(column["labels"], "<i4", where=where)
 
     def targets(self, row: int) -> Targets:
         boxes, labels = self._boxes[row], self._labels[row]
@@ -173,12 +168,12 @@ class _Index:
             or (len(labels) and not (labels.min() >= 0 and labels.max() < self._num_classes))
         ):
             raise DataError(
-                f"{self._where}, row {row}: wanted four finite numbers and a label in 0..{self._num_classes - 1} per "
+                f"{self._where}, row {row}: expected four finite numbers and a label in 0..{self._num_classes - 1} per "
                 "box; convert the set again"
             )
         if not (min(size_hw) >= 1 and max(size_hw) <= MAX_SIDE_PX and size_hw[0] * size_hw[1] <= MAX_PIXELS):
             raise DataError(
-                f"{self._where}, row {row}: no image is {size_hw[1]} x {size_hw[0]}; convert the set again"
+                f"{self._where}, row {row}: invalid image size {size_hw[1]} x {size_hw[0]}; convert the set again"
             )
         boxes_xyxy = torch.from_numpy(boxes.copy()).reshape(-1, 4)
         return boxes_xyxy, torch.from_numpy(labels.astype(np.int64)), size_hw
@@ -186,11 +181,11 @@ class _Index:
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """Pixels of one modality in one shard."""
+    """The pixels of one modality in one shard."""
 
     lists: Lists
-    begin: int
-    """Of the values, in bytes from the start of the file."""
+    offset: int
+    """Byte offset of the values in the file."""
     channels_R: NDArray[np.int32]
     value_bytes_R: NDArray[np.int32]
 
@@ -228,9 +223,9 @@ class _Shard:
             if end - start != num_bytes:
                 raise self._damaged(name, row, f"{end - start} bytes, not {num_bytes}")
             flat = torch.frombuffer(
-                self._memory, dtype=torch.uint8, count=num_bytes, offset=column.begin + start
+                self._memory, dtype=torch.uint8, count=num_bytes, offset=column.offset + start
             )
-            # Rows of floats begin anywhere; a view of another type must not.
+            # Rows of floats may be unaligned, which a view of another type does not allow.
             flat = flat.clone() if value_bytes == 4 else flat
         else:
             try:
@@ -243,8 +238,8 @@ class _Shard:
             restore(pixels_CHW)
         return pixels_CHW
 
-    def _damaged(self, name: str, row: int, came: str) -> DataError:
+    def _damaged(self, name: str, row: int, found: str) -> DataError:
         return DataError(
-            f"{self.where}, row {row}: wanted {name} pixels of the size that the index tells, got {came}; the file is "
+            f"{self.where}, row {row}: expected {name} pixels of the size given in the index, got {found}; the file is "
             "damaged, copy it again or convert the set again"
         )

@@ -1,7 +1,7 @@
-"""Differences of neighbours, which pack better than pixels: lossless, modulo 256.
+"""Differences of neighbouring pixels, which compress better than pixels: lossless, modulo 256.
 
-Red and blue resemble green, and a row resembles the one above. Rows are taken in bands, the first row of a band as it
-is: all bands are restored at once, in `BAND_ROWS` steps instead of one per row.
+Red and blue are stored relative to green, and a row relative to the one above. Rows form bands whose first row is
+stored as is: all bands are restored together, in `BAND_ROWS` steps instead of one per row.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ BAND_ROWS = 16
 
 
 def residuals(pixels_CHW: Tensor) -> Tensor:
-    """uint8 pixels as differences; others as they are."""
+    """Differences for uint8 pixels; other types unchanged."""
     if pixels_CHW.dtype != torch.uint8:
         return pixels_CHW
-    less_CHW = pixels_CHW.numpy().copy()
-    if len(less_CHW) == 3:
-        less_CHW[[0, 2]] -= less_CHW[1]
+    values_CHW = pixels_CHW.numpy().copy()
+    if len(values_CHW) == 3:
+        values_CHW[[0, 2]] -= values_CHW[1]
     for row in range(BAND_ROWS - 1, 0, -1):
-        rows, above = _rows_and_above(less_CHW, row)
+        rows, above = _rows_and_above(values_CHW, row)
         rows -= above
-    return torch.from_numpy(less_CHW)
+    return torch.from_numpy(values_CHW)
 
 
 def restore(residuals_CHW: Tensor) -> None:
     """Undo `residuals`, in place."""
     if residuals_CHW.dtype != torch.uint8:
         return
-    less_CHW = residuals_CHW.numpy()
+    values_CHW = residuals_CHW.numpy()
     for row in range(1, BAND_ROWS):
-        rows, above = _rows_and_above(less_CHW, row)
+        rows, above = _rows_and_above(values_CHW, row)
         rows += above
-    if len(less_CHW) == 3:
-        less_CHW[0] += less_CHW[1]
-        less_CHW[2] += less_CHW[1]
+    if len(values_CHW) == 3:
+        values_CHW[0] += values_CHW[1]
+        values_CHW[2] += values_CHW[1]
 
 
 def _rows_and_above(pixels_CHW: NDArray[np.uint8], row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One row of every band, and the rows above those."""
+    """One row of every band, and the row above each."""
     rows = pixels_CHW[:, row::BAND_ROWS]
     return rows, pixels_CHW[:, row - 1 :: BAND_ROWS][:, : rows.shape[1]]

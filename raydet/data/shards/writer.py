@@ -1,4 +1,4 @@
-"""From samples to the bytes of a shard and of the index: the same samples give the same bytes."""
+"""Write samples as the bytes of a shard and of the index: the same samples give the same bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -26,9 +26,9 @@ SUMMARY = b"raydet.summary"
 
 @dataclass(slots=True)
 class ChannelSums:
-    """Of one channel over many images. uint8 pixels are added up as whole numbers, exactly and in any order.
+    """Sums of one channel over many images. uint8 pixels are summed as integers: exactly, in any order.
 
-    Floats are added up by NumPy, in an order that does not depend on the number of threads, as torch's does.
+    NumPy sums the floats, because torch's order of summation depends on the number of threads.
     """
 
     count: int = 0
@@ -39,7 +39,6 @@ class ChannelSums:
     float_squares: float = 0.0
 
     def add(self, pixels_HW: Tensor) -> None:
-        """Take in a channel of an image."""
         if pixels_HW.dtype == torch.uint8:
             counts = torch.bincount(pixels_HW.flatten(), minlength=256).tolist()
             self.count += pixels_HW.numel()
@@ -52,31 +51,23 @@ class ChannelSums:
             self.float_squares += float(np.square(values).sum())
 
     def as_row(self) -> list[int | float]:
-        """`ChannelSums(*row)` gives it back."""
-        return [
-            self.count,
-            self.total,
-            self.squares,
-            self.float_count,
-            self.float_total,
-            self.float_squares,
-        ]
+        """The fields in order: `ChannelSums(*row)` restores them."""
+        return list(astuple(self))
 
 
 @dataclass(slots=True)
 class Summary:
-    """What is kept of a shard beside its entries, until the manifest is written."""
+    """The record of a shard beside its entries, kept until the manifest is written."""
 
     sha256: str
     size_bytes: int
     plan: str
-    """Hash of the conversion that it belongs to."""
+    """Hash of the conversion's plan."""
     channels: dict[str, list[ChannelSums]] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason."""
 
     def to_json(self) -> bytes:
-        """`from_json` reads it back."""
         channels = {name: [sums.as_row() for sums in rows] for name, rows in self.channels.items()}
         content = {
             "sha256": self.sha256,
@@ -89,7 +80,6 @@ class Summary:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """A summary from its JSON."""
         content = json.loads(text)
         channels = {
             name: [ChannelSums(*row) for row in rows] for name, rows in content.pop("channels").items()
@@ -99,7 +89,7 @@ class Summary:
 
 
 class ShardBuilder:
-    """Collects samples; `finish` gives the bytes of the shard and of its part of the index."""
+    """Collects samples; `finish` returns the bytes of the shard and of its part of the index."""
 
     def __init__(self, modalities: Sequence[str], encoding: Encoding, *, num_classes: int) -> None:
         self._num_classes = num_classes
@@ -110,10 +100,10 @@ class ShardBuilder:
         self._channels: dict[str, list[ChannelSums]] = {}
 
     def add(self, sample: Sample) -> None:
-        """Take in an image, with the modalities that were announced.
+        """Add an image, which must have all modalities of the shard.
 
         Raises:
-            DataError: it is not as a sample should be.
+            DataError: the sample is invalid, see `check_sample`.
         """
         check_sample(sample, self._modalities, self._num_classes)
         self._check_channels(sample)
@@ -144,17 +134,17 @@ class ShardBuilder:
             values.append(row[name])
 
     def _check_channels(self, sample: Sample) -> None:
-        """Before anything of the image is counted: one that is left out must leave nothing behind."""
+        """Compare channel counts before anything is added: an image that is left out must leave no trace."""
         for name, sums in self._channels.items():
-            came = len(sample.modalities[name])
-            if came != len(sums):
+            num_channels = len(sample.modalities[name])
+            if num_channels != len(sums):
                 raise DataError(
-                    f"{sample.image_id}: wanted {len(sums)} channels of {name}, as in the images before, got "
-                    f"{came}; correct or remove the image"
+                    f"{sample.image_id}: expected {len(sums)} channels of {name} as in earlier images, got "
+                    f"{num_channels}; correct or remove the image"
                 )
 
     def finish(self, *, plan: str, left_out: Sequence[tuple[str, str]]) -> tuple[bytes, bytes]:
-        """The shard, and its entries with a `Summary`."""
+        """The bytes of the shard, and of its entries with a `Summary`."""
         arrays = [pa.array(self._columns[field.name], field.type) for field in self._schema]
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
         shard = _file_of(batch)
@@ -165,49 +155,47 @@ class ShardBuilder:
 
 
 def check_sample(sample: Sample, modalities: Sequence[str], num_classes: int) -> None:
-    """Refuse what no reader could be given.
+    """Check that a sample can be stored.
 
     Raises:
-        DataError: a modality is missing, of another type, size or range, or a box or label is out of its own.
+        DataError: a modality is missing, or the type, size or range of pixels, boxes or labels is wrong.
     """
     height, width = sample.source_hw
     if max(height, width) > MAX_SIDE_PX or height * width > MAX_PIXELS or min(height, width) < 1:
         raise DataError(
-            f"{sample.image_id}: wanted an image of at most {MAX_SIDE_PX} x {MAX_SIDE_PX} and {MAX_PIXELS} pixels, "
+            f"{sample.image_id}: expected an image of at most {MAX_SIDE_PX} x {MAX_SIDE_PX} and {MAX_PIXELS} pixels, "
             f"got {width} x {height}; scale it down"
         )
     for name in modalities:
         pixels = sample.modalities.get(name)
-        if (
-            pixels is None
-            or pixels.ndim != 3
-            or pixels.shape[-2:] != (height, width)
-            or pixels.dtype not in _DTYPES
-        ):
-            came = "none" if pixels is None else f"{pixels.dtype} {tuple(pixels.shape)}"
+        is_valid = (
+            pixels is not None
+            and pixels.ndim == 3
+            and pixels.shape[-2:] == (height, width)
+            and pixels.dtype in (torch.uint8, torch.float32)
+        )
+        if pixels is None or not is_valid:
+            found = "none" if pixels is None else f"{pixels.dtype} {tuple(pixels.shape)}"
             raise DataError(
-                f"{sample.image_id}: wanted uint8 or float32 pixels C x {height} x {width} of {name}, got {came}; "
+                f"{sample.image_id}: expected uint8 or float32 pixels C x {height} x {width} of {name}, got {found}; "
                 "correct or remove the image"
             )
         if pixels.dtype == torch.float32 and not bool(((pixels >= 0) & (pixels <= 1)).all()):
-            raise DataError(f"{sample.image_id}: wanted {name} values in 0..1; correct or remove the image")
+            raise DataError(f"{sample.image_id}: {name} values must be in 0..1; correct or remove the image")
     if sample.boxes_xyxy.shape != (len(sample.labels), 4) or not bool(sample.boxes_xyxy.isfinite().all()):
-        raise DataError(f"{sample.image_id}: wanted four finite numbers per box; correct the annotations")
+        raise DataError(f"{sample.image_id}: boxes must have four finite numbers; correct the annotations")
     if not bool(((sample.labels >= 0) & (sample.labels < num_classes)).all()):
         raise DataError(
-            f"{sample.image_id}: wanted labels in 0..{num_classes - 1}, got {sample.labels.tolist()}; correct the "
+            f"{sample.image_id}: expected labels in 0..{num_classes - 1}, got {sample.labels.tolist()}; correct the "
             "annotations"
         )
 
 
-_DTYPES = (torch.uint8, torch.float32)
-
-
 def read_part(content: bytes) -> tuple[pa.RecordBatch, Summary]:
-    """The entries of a shard and its summary, as `ShardBuilder.finish` wrote them.
+    """The entries and the summary of a shard, as written by `ShardBuilder.finish`.
 
     Raises:
-        DataError: they are damaged.
+        DataError: the record is damaged.
     """
     try:
         reader = pa.ipc.open_file(pa.BufferReader(content))
@@ -217,7 +205,7 @@ def read_part(content: bytes) -> tuple[pa.RecordBatch, Summary]:
 
 
 def index_file(parts: Iterable[pa.RecordBatch]) -> bytes:
-    """All entries in one batch, so that each column is one flat stretch of memory."""
+    """The bytes of the index: all entries in one batch, so that each column is contiguous."""
     table = pa.Table.from_batches((batch.replace_schema_metadata(None) for batch in parts), ENTRY)
     arrays = []
     for name in ENTRY.names:
@@ -235,12 +223,12 @@ def modality_entries(summaries: Iterable[Summary], names: Sequence[str]) -> dict
     rows = [summary.channels for summary in summaries if summary.channels]
     entries = {}
     for name in names:
-        numbers = {len(row[name]) for row in rows}
-        if len(numbers) != 1:
+        counts = {len(row[name]) for row in rows}
+        if len(counts) != 1:
             raise DataError(
-                f"wanted as many channels of {name} in all images, got {sorted(numbers)}; correct the set"
+                f"expected the same number of channels of {name} in all images, got {sorted(counts)}; correct the set"
             )
-        moments = [_moments([row[name][channel] for row in rows]) for channel in range(numbers.pop())]
+        moments = [_moments([row[name][channel] for row in rows]) for channel in range(counts.pop())]
         entries[name] = ModalityEntry(
             channels=len(moments), mean=tuple(m for m, _ in moments), std=tuple(s for _, s in moments)
         )

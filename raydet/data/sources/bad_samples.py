@@ -1,4 +1,4 @@
-"""What becomes of a bad image: it ends the reading of a set, or it is left out and listed."""
+"""How bad images are handled: the first one ends the reading of a set, or each is left out and listed."""
 
 from __future__ import annotations
 
@@ -9,58 +9,62 @@ from typing import Literal, TypeVar
 from raydet.errors import DataError
 
 OnBad = Literal["error", "skip"]
-"""error: the first bad image or box is a `DataError`. skip: the image is left out."""
+"""error: the first bad image or box raises a `DataError`. skip: the image is left out."""
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """An image that is not in the set, and why."""
+    """An image that was left out of the set."""
 
     name: str
-    """The image, as far as it is known: its id, or its file."""
+    """The image's id or file, as far as it is known."""
     reason: str
-    """The error's line, which names file and field."""
+    """The message of the error, which names file and field."""
 
 
 @dataclass(slots=True)
-class Sieve:
-    """Reads image by image and keeps a list of what did not pass.
+class BadSamples:
+    """Reads image by image and lists the bad ones.
 
-    >>> sieve = Sieve("skip")
+    >>> bad_samples = BadSamples("skip")
     >>> def broken() -> int:
     ...     raise DataError("a.png: truncated")
-    >>> sieve.take("a", broken) is None, sieve.left_out
+    >>> bad_samples.try_read("a", broken) is None, bad_samples.left_out
     (True, [LeftOut(name='a', reason='a.png: truncated')])
     """
 
     on_bad: OnBad = "error"
     left_out: list[LeftOut] = field(default_factory=list)
 
-    def take(self, name: str, read: Callable[[], Found]) -> Found | None:
-        """What `read` returns; None where it is left out.
+    def try_read(self, name: str, read: Callable[[], Found]) -> Found | None:
+        """The result of `read`; None if the image is left out.
 
         Raises:
-            DataError: it is bad, and nothing is to be left out.
+            DataError: the image is bad, and `on_bad` is "error".
         """
         try:
             return read()
         except DataError as error:
-            if self.on_bad == "error":
-                raise
-            self.leave_out(name, str(error))
+            self.refuse(name, error)
             return None
 
-    def all(self, reads: Iterable[tuple[str, Callable[[], Found]]]) -> list[Found]:
-        """What the readers return, by the name of each, in their order and without those that are left out.
+    def read_all(self, reads: Iterable[tuple[str, Callable[[], Found]]]) -> list[Found]:
+        """The results of (name, read) pairs in their order, without the images that are left out.
 
         Raises:
-            DataError: one is bad, and nothing is to be left out.
+            DataError: an image is bad, and `on_bad` is "error".
         """
-        taken = (self.take(name, read) for name, read in reads)
-        return [found for found in taken if found is not None]
+        results = (self.try_read(name, read) for name, read in reads)
+        return [result for result in results if result is not None]
 
-    def leave_out(self, name: str, reason: str) -> None:
-        """Put an image on the list."""
-        self.left_out.append(LeftOut(name=name, reason=reason))
+    def refuse(self, name: str, error: DataError) -> None:
+        """Leave out an image because of this error.
+
+        Raises:
+            DataError: this error, if `on_bad` is "error".
+        """
+        if self.on_bad == "error":
+            raise error
+        self.left_out.append(LeftOut(name=name, reason=str(error)))

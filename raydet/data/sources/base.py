@@ -1,4 +1,4 @@
-"""What every source offers, whatever its format."""
+"""The interface of every source, whatever its format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Targets = tuple[Tensor, Tensor, tuple[int, int]]
 class Source(Protocol):
     """An ordered set of annotated images.
 
-    Opening one checks everything that can be checked without decoding pixels, so that bad data are found before
-    anything expensive starts. A source is picklable: loader processes get a copy.
+    Opening a source checks everything that does not need decoded pixels, so that bad data are found before anything
+    expensive starts. A source is picklable: loader processes get a copy.
     """
 
     @property
@@ -26,25 +26,25 @@ class Source(Protocol):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What every image has, in the order rgb, thermal, event."""
+        """The modalities of every image, in the order rgb, thermal, event."""
 
     @property
     def image_ids(self) -> Sequence[str]:
-        """One per image, all different."""
+        """One id per image, all different."""
 
     @property
     def group_ids(self) -> Sequence[str]:
-        """The sequence of each image; all the same where the source cannot tell."""
+        """The sequence of each image; all the same if the source has no sequences."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """The number of images."""
 
     def read(self, index: int) -> Sample:
-        """One image with its boxes, in source pixels and without padding.
+        """One image with its boxes in source pixels, without padding.
 
         Raises:
             DataError: the image cannot be read.
         """
 
     def targets(self, index: int) -> Targets:
-        """The boxes alone; no pixel is read."""
+        """The boxes of an image; no pixel is read."""

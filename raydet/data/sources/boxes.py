@@ -1,4 +1,4 @@
-"""The rule for boxes, the same in every format: finite, not empty, inside the image."""
+"""The requirements on boxes in every format: finite, not empty, inside the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from raydet.errors import DataError
 
 MAX_BOXES = 10_000
-"""Of one image; the most crowded real ones have a few hundred. A target tensor is padded to the most of a batch."""
+"""Limit per image; the most crowded real ones have a few hundred. Targets are padded to the maximum of a batch."""
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels."""
@@ -34,11 +34,11 @@ def checked_box(xyxy: Box, *, image_hw: tuple[int, int], slack_hw: tuple[float, 
     x1, y1, x2, y2 = xyxy
     if not all(map(math.isfinite, xyxy)):
         raise DataError(
-            f"{where}: a box wants four finite numbers, got {_shown(xyxy)}; correct or delete the box"
+            f"{where}: a box must have four finite numbers, got {_shown(xyxy)}; correct or delete the box"
         )
     if x2 <= x1 or y2 <= y1:
         raise DataError(
-            f"{where}: a box wants a width and a height above 0, got {x2 - x1:g} x {y2 - y1:g}; "
+            f"{where}: a box must have a width and a height above 0, got {x2 - x1:g} x {y2 - y1:g}; "
             "correct or delete the box"
         )
     (height, width), (slack_h, slack_w) = image_hw, slack_hw
@@ -46,32 +46,34 @@ def checked_box(xyxy: Box, *, image_hw: tuple[int, int], slack_hw: tuple[float, 
     is_inside = x1 >= -slack_w and y1 >= -slack_h and x2 <= width + slack_w and y2 <= height + slack_h
     if not is_inside or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         raise DataError(
-            f"{where}: the box leaves the image: wanted x in 0..{width} and y in 0..{height} (pixels), "
+            f"{where}: the box leaves the image: expected x in 0..{width} and y in 0..{height} (pixels), "
             f"got {_shown(xyxy)}; clip the box, or check that it belongs to this image"
         )
     x1, y1, x2, y2 = map(float, clipped)
-    if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):  # as the tensors will hold it
+    if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(
+        y1
+    ):  # the precision of target tensors
         raise DataError(
-            f"{where}: a box wants a width and a height above 0 in float32, got {x2 - x1:g} x {y2 - y1:g}; correct "
-            "or delete the box"
+            f"{where}: a box must have a width and a height above 0 in float32, got {x2 - x1:g} x {y2 - y1:g}; "
+            "correct or delete the box"
         )
     return x1, y1, x2, y2
 
 
 def check_count(count: int, where: str) -> None:
-    """Refuse more boxes than any image has.
+    """Refuse an image with more than `MAX_BOXES` boxes.
 
     Raises:
-        DataError: there are more than `MAX_BOXES`.
+        DataError: there are more.
     """
     if count > MAX_BOXES:
         raise DataError(
-            f"{where}: wanted at most {MAX_BOXES} boxes in one image, got more; check that the labels belong to it"
+            f"{where}: expected at most {MAX_BOXES} boxes in one image, got more; check that the labels belong to it"
         )
 
 
 def target_tensors(boxes: Sequence[Box], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """float32 [N, 4] and int64 [N], of the right shape also for no box."""
+    """Boxes as float32 [N, 4] and labels as int64 [N], also for N = 0."""
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64)
 
 

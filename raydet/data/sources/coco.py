@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydet.data.sources.bad_samples import OnBad, Sieve
+from raydet.data.sources.bad_samples import BadSamples, OnBad
 from raydet.data.sources.boxes import Box, check_count, checked_box
 from raydet.data.sources.files import Root, checked_name, one_line, read_json
 from raydet.data.sources.images import ThermalRange, check_sizes
@@ -45,7 +45,7 @@ class CocoSet(PairedImages):
         root: directory of the images; default: that of the json.
         missing: modalities to leave out although the json names them.
         thermal_range: see `raydet.data.sources.images`.
-        on_bad: "skip" leaves out an image with a bad file, entry or box; a json that is none stays an error.
+        on_bad: "skip" leaves out an image with a bad file, entry or box; a malformed json is always an error.
 
     Raises:
         DataError: the json or an image is not as described above.
@@ -60,7 +60,7 @@ class CocoSet(PairedImages):
         thermal_range: ThermalRange | None = None,
         on_bad: OnBad = "error",
     ) -> None:
-        path, sieve = Path(annotations), Sieve(on_bad)
+        path, bad_samples = Path(annotations), BadSamples(on_bad)
         tree = _read_tree(path)
         self.classes, label_of = _read_categories(tree["categories"], path)
         self.category_ids = tuple(label_of)  # by label
@@ -70,62 +70,66 @@ class CocoSet(PairedImages):
             modalities=tuple(name for name in _modalities(tree["images"], path) if name not in missing),
             thermal_range=thermal_range,
             label_of=label_of,
-            times=Counter(_key(entry, number) for number, entry in enumerate(tree["images"])),
+            id_counts=Counter(_key(entry, number) for number, entry in enumerate(tree["images"])),
             annotations=_by_image(tree["annotations"]),
         )
-        images = sieve.all(
+        images = bad_samples.read_all(
             (one_line(_key(entry, number)), partial(reader.image, entry, number))
             for number, entry in enumerate(tree["images"])
         )
-        for place, image_id in reader.orphans():
-            sieve.take(place, partial(_refuse_orphan, place, image_id))
+        for where, error in reader.orphans():
+            bad_samples.refuse(where, error)
         super().__init__(
             images,
             where=path,
             classes=self.classes,
             modalities=reader.modalities,
             thermal_range=thermal_range,
-            sieve=sieve,
+            bad_samples=bad_samples,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Annotations:
-    """Of one image: the id of each, and what it says."""
+    """The annotations of one image."""
 
     entries: list[tuple[str, Entry]] = field(default_factory=list)
+    """Id and json entry of each."""
     repeated: list[str] = field(default_factory=list)
-    """Ids that another annotation has already."""
+    """Ids that an earlier annotation already has."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """From an image's entry to an image."""
+    """Converts json entries to images."""
 
     path: Path
     root: Root
     modalities: tuple[str, ...]
     thermal_range: ThermalRange | None
     label_of: Mapping[int, int]
-    times: Mapping[str, int]
-    """How often each image id is there."""
+    id_counts: Mapping[str, int]
+    """Number of entries with each image id."""
     annotations: Mapping[str, _Annotations]
 
-    def orphans(self) -> Iterator[tuple[str, str]]:
-        """Annotations of images that are not there: where they stand, and the image's id."""
-        for image_id, mine in self.annotations.items():
-            if image_id not in self.times:
-                yield from ((self._place(key), image_id) for key, _ in mine.entries)
+    def orphans(self) -> Iterator[tuple[str, DataError]]:
+        """Annotations of unknown images: location and error of each."""
+        for image_id, found in self.annotations.items():
+            if image_id not in self.id_counts:
+                for key, _ in found.entries:
+                    where = self._where(key)
+                    problem = f"expected an image_id from 'images', got {one_line(image_id)}"
+                    yield where, DataError(f"{where}: {problem}; correct it")
 
-    def _place(self, key: str) -> str:
+    def _where(self, key: str) -> str:
         return f"{self.path}, annotation {one_line(key)}"
 
     def image(self, entry: Entry, number: int) -> Image:
         where = f"{self.path}, image {one_line(_key(entry, number))}"
         image_id = _checked_id(entry.get("id"), f"{self.path}, image number {number}")
-        if self.times[image_id] > 1:
+        if self.id_counts[image_id] > 1:
             raise DataError(
-                f"{self.path}: wanted different image ids, got {one_line(image_id)} twice; renumber the images"
+                f"{self.path}: image ids must be unique, got {one_line(image_id)} twice; renumber the images"
             )
         files = {name: self._file(entry, name, where) for name in self.modalities}
         size_hw = check_sizes(
@@ -140,44 +144,43 @@ class _Reader:
         name = _file_of(entry, modality)
         if name is None:
             raise DataError(
-                f"{where}: wanted a {modality} file, as the first image has one, got none; add the key "
+                f"{where}: expected a {modality} file, because the first image has one, got none; add the key "
                 f"{MODALITY_KEYS[modality][0]!r}, or declare {modality} in data.missing"
             )
         return self.root.inside(name, where)
 
     def _targets(self, image_id: str, size_hw: tuple[int, int], where: str) -> tuple[list[Box], list[int]]:
-        mine = self.annotations.get(image_id, _Annotations())
-        for repeated in mine.repeated:
+        annotations = self.annotations.get(image_id, _Annotations())
+        for repeated in annotations.repeated:
             raise DataError(
-                f"{self._place(repeated)}: wanted different annotation ids, got this one twice; renumber them"
+                f"{self._where(repeated)}: annotation ids must be unique, got this one twice; renumber them"
             )
-        check_count(len(mine.entries), where)
+        check_count(len(annotations.entries), where)
         boxes: list[Box] = []
         labels: list[int] = []
-        for key, entry in mine.entries:
-            place = self._place(key)
+        for key, entry in annotations.entries:
             category = entry.get("category_id")
             label = self.label_of.get(category) if isinstance(category, int) else None
             if label is None:
                 raise DataError(
-                    f"{place}: wanted a category_id from 'categories' "
+                    f"{self._where(key)}: expected a category_id from 'categories' "
                     f"({one_line(', '.join(map(str, self.label_of)))}), got {one_line(category)}; correct it or add "
                     "the category"
                 )
             if not entry.get("iscrowd"):
-                boxes.append(_box(entry.get("bbox"), size_hw, place))
+                boxes.append(_box(entry.get("bbox"), size_hw, self._where(key)))
                 labels.append(label)
         return boxes, labels
 
 
 def _read_tree(path: Path) -> dict[str, list[Entry]]:
-    tree = read_json(path, wanted="a COCO json")
+    tree = read_json(path, expected="a COCO json")
     for key in ("images", "annotations", "categories"):
         entries = tree.get(key) if isinstance(tree, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise DataError(f"{path}: a COCO json wants a list of objects under {key!r}; write it again")
+            raise DataError(f"{path}: a COCO json must have a list of objects under {key!r}; write it again")
     if not tree["images"]:
-        raise DataError(f"{path}: wanted images, found none; check data.source.annotations")
+        raise DataError(f"{path}: expected images, found none; check data.source.annotations")
     return dict(tree)
 
 
@@ -191,7 +194,7 @@ def _read_categories(entries: Sequence[Entry], path: Path) -> tuple[tuple[str, .
         or not len(pairs) == len({key for key, _ in pairs}) == len({name for _, name in pairs})
     ):
         raise DataError(
-            f"{path}: wanted categories with different ids (integers) and different names, got {one_line(entries)}; "
+            f"{path}: expected categories with unique ids (integers) and unique names, got {one_line(entries)}; "
             "correct them"
         )
     ordered = sorted(
@@ -201,13 +204,13 @@ def _read_categories(entries: Sequence[Entry], path: Path) -> tuple[tuple[str, .
 
 
 def _modalities(entries: Sequence[Entry], path: Path) -> tuple[str, ...]:
-    """What the first image that has anything has; that the others have the same is checked as they are read."""
+    """The modalities of the first image that has any; each image is checked to have the same when it is read."""
     for entry in entries:
         found = tuple(name for name in MODALITY_KEYS if _file_of(entry, name) is not None)
         if found:
             return found
     raise DataError(
-        f"{path}: image {one_line(_key(entries[0], 0))}: wanted a file under 'visible' (or 'rgb'), 'thermal' or "
+        f"{path}: image {one_line(_key(entries[0], 0))}: expected a file under 'visible' (or 'rgb'), 'thermal' or "
         f"'event', got the keys {one_line(', '.join(entries[0]))}; name the file of each modality"
     )
 
@@ -217,7 +220,7 @@ def _file_of(entry: Mapping[str, Any], modality: str) -> object:
 
 
 def _key(entry: Entry, number: int) -> str:
-    """The id as a text; an entry's number where it has none."""
+    """The id as a string; the entry's number if it has none."""
     found = entry.get("id")
     return str(found) if isinstance(found, int | str) else f"number {number}"
 
@@ -225,7 +228,7 @@ def _key(entry: Entry, number: int) -> str:
 def _checked_id(value: object, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise DataError(
-            f"{where}: wanted an id for every image (a number or a name), got {one_line(value)}; add it"
+            f"{where}: expected an id (an integer or a string), got {one_line(value)}; correct it"
         )
     return checked_name(str(value), where)
 
@@ -237,16 +240,12 @@ def _by_image(entries: Sequence[Entry]) -> dict[str, _Annotations]:
         key = _key(entry, number)
         image_id = entry.get("image_id")
         name = str(image_id) if isinstance(image_id, int | str) else one_line(image_id)
-        mine = found.setdefault(name, _Annotations())
+        annotations = found.setdefault(name, _Annotations())
         if key in seen:
-            mine.repeated.append(key)
+            annotations.repeated.append(key)
         seen.add(key)
-        mine.entries.append((key, entry))
+        annotations.entries.append((key, entry))
     return found
-
-
-def _refuse_orphan(where: str, image_id: str) -> None:
-    raise DataError(f"{where}: wanted an image_id from 'images', got {one_line(image_id)}; correct it")
 
 
 def _declared_size(entry: Entry, where: str) -> tuple[int, int] | None:
@@ -255,18 +254,18 @@ def _declared_size(entry: Entry, where: str) -> tuple[int, int] | None:
         return None
     if not isinstance(width, int | float) or not isinstance(height, int | float):
         raise DataError(
-            f"{where}: wanted numbers as width and height, got {one_line(width)} and {one_line(height)}; correct them"
+            f"{where}: width and height must be numbers, got {one_line(width)} and {one_line(height)}; correct them"
         )
-    return height, width  # type: ignore[return-value]  # 640.0 is 640, and what is not whole differs from the image
+    return height, width  # type: ignore[return-value]  # 640.0 equals 640, and fractions differ from the image
 
 
 def _box(bbox: object, size_hw: tuple[int, int], where: str) -> Box:
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(x, int | float) for x in bbox):
-        raise DataError(f"{where}: wanted bbox [x, y, width, height], got {one_line(bbox)}; correct it")
+        raise DataError(f"{where}: expected bbox [x, y, width, height], got {one_line(bbox)}; correct it")
     try:
         x, y, w, h = map(float, bbox)
-    except OverflowError as error:  # an integer beyond all floats
+    except OverflowError as error:  # an integer larger than any float
         raise DataError(
-            f"{where}: wanted bbox of finite numbers, got {one_line(bbox)}; correct it"
+            f"{where}: bbox must be of finite numbers, got {one_line(bbox)}; correct it"
         ) from error
     return checked_box((x, y, x + w, y + h), image_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=where)

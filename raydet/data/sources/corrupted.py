@@ -1,4 +1,4 @@
-"""A source with one modality spoiled, image by image, as it is read."""
+"""A source with one modality corrupted, image by image, as it is read."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from raydet.structures import Sample
 
 @dataclass(frozen=True, slots=True)
 class CorruptedSource(WrappedSource):
-    """The same images and boxes; the boxes stay where the other modalities show the objects."""
+    """The same images with a corruption; boxes stay where the other modalities show the objects."""
 
     modality: str
     kind: Kind
     severity: int
-    """See `raydet.data.corruptions`."""
+    """0 (none) to `corruptions.NUM_SEVERITIES`."""
     seed: int = 0
 
     def read(self, index: int) -> Sample:
-        """One image, spoiled: the same at every reading, whatever was read before."""
+        """One corrupted image: the same at every read, in any order."""
         sample = self.source.read(index)
-        spoiled = corrupted(
+        changed = corrupted(
             sample.modalities[self.modality],
             self.kind,
             severity=self.severity,
             key=(self.seed, sample.image_id, self.modality),
         )
-        return replace(sample, modalities={**sample.modalities, self.modality: spoiled})
+        return replace(sample, modalities={**sample.modalities, self.modality: changed})

@@ -1,4 +1,4 @@
-"""Files that someone else may have written: named safely, read within limits, refused on one line."""
+"""Untrusted files: paths stay inside the data set, reads have a size limit, and errors are single lines."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from typing import Any, BinaryIO
 from raydet.errors import DataError
 
 MAX_TEXT_BYTES = 8 * 2**20
-"""Of one label file, list or XML: 10,000 boxes (`boxes.MAX_BOXES`) take a tenth of it."""
+"""Limit for a label file, list or XML: 10,000 boxes (`boxes.MAX_BOXES`) take a tenth of it."""
 MAX_JSON_BYTES = 2**30
-"""A json describes a whole set."""
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
-"""What an image's name may end with; its bytes decide what it is."""
+"""Suffixes of image files; the format is taken from their bytes."""
 SHOWN_CHARACTERS = 120
-"""Of a text from a file, in a message."""
+"""Most characters that a message quotes from a file."""
 
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def one_line(value: object) -> str:
-    r"""A value from a file or of another library, for a message: on one line and not too long.
+    r"""A value from a file or another library as one short line for a message.
 
     >>> one_line("a\nb")
     'a b'
@@ -47,25 +46,25 @@ def checked_name(name: object, where: str) -> str:
 
     >>> checked_name("b\0", "a.json, image 1")
     Traceback (most recent call last):
-    raydet.errors.DataError: a.json, image 1: wanted a name without control characters, got 'b\x00'; rename it
+    raydet.errors.DataError: a.json, image 1: expected a name without control characters, got 'b\x00'; rename it
 
     Raises:
-        DataError: it is empty or no text, or has characters that break lines or cannot be written.
+        DataError: the name is empty, not a string, or has characters that break lines or cannot be written.
     """
     if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: wanted a name, got {one_line(repr(name))}; name it")
+        raise DataError(f"{where}: expected a name, got {one_line(repr(name))}; name it")
     if not _UNPRINTABLE.isdisjoint(map(unicodedata.category, name)):
         raise DataError(
-            f"{where}: wanted a name without control characters, got {one_line(ascii(name))}; rename it"
+            f"{where}: expected a name without control characters, got {one_line(ascii(name))}; rename it"
         )
     return name
 
 
 @dataclass(frozen=True)
 class Root:
-    """A directory that holds a set. Nothing outside it is read, whatever the set's files name.
+    """The directory of a data set. Nothing outside it is read, whatever paths the set's files name.
 
-    The root itself may be a link; below it, a link must not lead out.
+    The root itself may be a link; links below it must not lead out of it.
     """
 
     path: Path
@@ -75,140 +74,139 @@ class Root:
         return os.path.realpath(self.path)
 
     def inside(self, name: object, where: str) -> Path:
-        """The path of a file or directory that is named relative to the root.
+        """The path of a file or directory, given relative to the root.
 
         Raises:
-            DataError: the name is absolute, goes upwards, or leaves the root through a link.
+            DataError: the name is absolute, has "..", or leaves the root through a link.
         """
         text = checked_name(name, where)
         if os.path.isabs(text) or os.pardir in text.split(os.sep):
             raise DataError(
-                f"{where}: wanted a path below {self.path}, got {one_line(text)!r}; move the file, or set the root"
+                f"{where}: expected a path below {self.path}, got {one_line(text)!r}; move the file, or set the root"
             )
-        return self.holding(self.path / text, where)
+        return self.checked(self.path / text, where)
 
-    def holding(self, path: Path, where: str) -> Path:
-        """The path itself, if no link leads it out of the root.
+    def checked(self, path: Path, where: str) -> Path:
+        """The path itself.
 
         Raises:
-            DataError: it does.
+            DataError: a link leads out of the root.
         """
         real = os.path.realpath(path)
         if real != self._real and not real.startswith(os.path.join(self._real, "")):
             raise DataError(
-                f"{where}: wanted a path below {self.path}, {path} is a link to {one_line(real)}; put the "
+                f"{where}: expected a path below {self.path}, {path} is a link to {one_line(real)}; put the "
                 "file itself there"
             )
         return path
 
     def directory(self, name: str) -> Path:
-        """A directory below the root.
+        """The path of a directory below the root.
 
         Raises:
-            DataError: it is not there.
+            DataError: there is no such directory.
         """
         path = self.inside(name, str(self.path))
         if not path.is_dir():
-            raise DataError(f"{self.path}: wanted a directory, {name}/ is not there; check the path")
+            raise DataError(f"{self.path}: expected the directory {name}/, it does not exist; check the path")
         return path
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading: no pipe and no device, which could be waited for without end.
+    """Open a regular file for reading; a pipe or a device could block forever.
 
     Raises:
-        OSError: the file cannot be opened, or is no file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError("it is no file")
+        raise OSError("it is not a regular file")
     return file
 
 
-def read_bytes(path: Path, *, wanted: str, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """All of a file.
+def read_bytes(path: Path, *, expected: str, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """The content of a file.
 
     Args:
-        wanted: what the file should be, for messages.
-        limit: bytes that it may have.
+        expected: what the file should be, for messages.
+        limit: maximum size in bytes.
 
     Raises:
-        DataError: it cannot be read, or is larger.
+        DataError: the file cannot be read, or is larger.
     """
     try:
         with open_regular(path) as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise DataError(f"{path}: wanted {wanted}, {_reason(error)}; check the path") from error
+        raise DataError(f"{path}: expected {expected}, {error.strerror or error}; check the path") from error
     if len(content) > limit:
         raise DataError(
-            f"{path}: wanted {wanted} of at most {limit} bytes, got more; check that it is the right file"
+            f"{path}: expected {expected} of at most {limit} bytes, got more; check that it is the right file"
         )
     return content
 
 
-def read_text(path: Path, *, wanted: str, limit: int = MAX_TEXT_BYTES) -> str:
-    """All of a text file; a byte order mark is taken off.
+def read_text(path: Path, *, expected: str, limit: int = MAX_TEXT_BYTES) -> str:
+    """The content of a text file, without a byte order mark.
 
     Raises:
-        DataError: it cannot be read, is larger than `limit`, or is no UTF-8.
+        DataError: the file cannot be read, is larger than `limit`, or is not UTF-8.
     """
-    content = read_bytes(path, wanted=wanted, limit=limit)
+    content = read_bytes(path, expected=expected, limit=limit)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: wanted {wanted} as UTF-8, got bytes that are no text in it (at byte {error.start}); save it "
-            "as UTF-8"
+            f"{path}: expected {expected} as UTF-8, got an invalid byte at {error.start}; save it as UTF-8"
         ) from error
-    if "\0" in text:  # valid UTF-8, but what UTF-16 without its mark looks like
-        raise DataError(f"{path}: wanted {wanted} as UTF-8, got text with NUL bytes; save it as UTF-8")
+    if "\0" in text:  # valid UTF-8, but typical of UTF-16 without its byte order mark
+        raise DataError(f"{path}: expected {expected} as UTF-8, got text with NUL bytes; save it as UTF-8")
     return text
 
 
-def read_json(path: Path, *, wanted: str) -> Any:
+def read_json(path: Path, *, expected: str) -> Any:
     """The value of a json file.
 
     Raises:
-        DataError: it cannot be read, or is no json.
+        DataError: the file cannot be read, or is not valid json.
     """
-    text = read_text(path, wanted=wanted, limit=MAX_JSON_BYTES)
+    text = read_text(path, expected=expected, limit=MAX_JSON_BYTES)
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise DataError(f"{path}: wanted {wanted}, got one nested too deeply; write it again") from error
+        raise DataError(f"{path}: expected {expected}, got one nested too deeply; write it again") from error
     except ValueError as error:
         raise DataError(
-            f"{path}: wanted {wanted}, got a broken one ({one_line(error)}); write it again"
+            f"{path}: expected {expected}, got a broken one ({one_line(error)}); write it again"
         ) from error
 
 
-def read_names(path: Path, *, wanted: str) -> tuple[str, ...]:
-    """The lines of a file that names something: not empty, all different.
+def read_names(path: Path, *, expected: str) -> tuple[str, ...]:
+    """The non-empty lines of a list of names.
 
     Raises:
-        DataError: it is not so.
+        DataError: there is no name, or one is given twice.
     """
-    names = tuple(line.strip() for line in read_text(path, wanted=wanted).splitlines() if line.strip())
+    names = tuple(line.strip() for line in read_text(path, expected=expected).splitlines() if line.strip())
     if not names or len(set(names)) != len(names):
         raise DataError(
-            f"{path}: wanted {wanted}, all different, got {one_line(list(names))}; correct the file"
+            f"{path}: expected {expected}, without repetition, got {one_line(list(names))}; correct the file"
         )
     return tuple(checked_name(name, str(path)) for name in names)
 
 
 def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str, Path | DataError]:
-    """The files of a directory and of those below it, by their name without its ending, in the order of the names.
+    """The files in a directory tree by stem, sorted.
 
     Args:
         directory: below `root`.
-        suffixes: in small letters; other files are passed over.
+        suffixes: in lower case; other files are ignored.
 
     Returns:
-        A file that must not be read as its error: its name, or that of a directory above it, has control characters
-        or is no UTF-8; the name is there twice; or it is a link out of the root. So is a link to a directory: it could
-        lead in a circle.
+        A path, or the `DataError` of a file that must not be read: its name or that of a parent directory has control
+        characters or is not UTF-8, its stem is not unique, or it is a link out of the root. A link to a directory is
+        an error as well, because it could form a cycle.
 
     Raises:
         DataError: a directory cannot be read.
@@ -219,21 +217,27 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str
             if os.path.islink(os.path.join(parent, name)):
                 shown = one_line(os.path.join(parent, name))
                 found[name] = DataError(
-                    f"{shown}: wanted a directory, got a link to one; put the files themselves there"
+                    f"{shown}: expected a directory, got a link to one; put the files themselves there"
                 )
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in suffixes:
                 file = _checked_file(root, directory, Path(parent, name))
-                found[stem] = file if stem not in found else _twins(stem, found[stem], file)
+                if stem in found:
+                    first, second = sorted(one_line(each) for each in (found[stem], file))
+                    file = DataError(
+                        f"{first}: expected one file of the name {one_line(stem)}, got another, {second}; rename or "
+                        "delete it"
+                    )
+                found[stem] = file
     return dict(sorted(found.items()))
 
 
 def directories_in(directory: Path) -> list[str]:
-    """The names of the directories below one, sorted.
+    """The sorted names of a directory's subdirectories.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the directory cannot be read.
     """
     try:
         return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
@@ -243,28 +247,17 @@ def directories_in(directory: Path) -> list[str]:
 
 
 def _refuse_directory(error: OSError) -> None:
-    shown = one_line(error.filename)
-    raise DataError(f"{shown}: wanted a directory, {_reason(error)}; check the path") from error
+    reason = error.strerror or error
+    raise DataError(f"{one_line(error.filename)}: expected a directory, {reason}; check the path") from error
 
 
 def _checked_file(root: Root, directory: Path, path: Path) -> Path | DataError:
-    place = directory
+    parent = directory
     try:
         for part in path.relative_to(directory).parts:
-            checked_name(part, str(place))
-            place /= part
+            checked_name(part, str(parent))
+            parent /= part
         # The walk follows no links, so only the file itself can lead out.
-        return root.holding(path, str(path.parent)) if path.is_symlink() else path
+        return root.checked(path, str(path.parent)) if path.is_symlink() else path
     except DataError as error:
         return error
-
-
-def _twins(stem: str, *files: Path | DataError) -> DataError:
-    shown = sorted(one_line(file) for file in files)
-    return DataError(
-        f"{shown[0]}: wanted one file of the name {one_line(stem)}, got another, {shown[1]}; rename or delete it"
-    )
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -1,12 +1,11 @@
-"""From the file of an image to a tensor: its size before any pixel, then uint8 or, for deep thermal, float32.
+"""Read image files: the size from the header, then pixels as uint8 or, for thermal of more than 8 bits, float32.
 
-What a file is, its bytes say, not its name. Pillow decodes, because it refuses a truncated JPEG; only formats that
-hold nothing but pixels are opened (its reader of PostScript starts a program).
+The format is taken from a file's bytes, not its name. Pillow decodes, because it refuses a truncated JPEG; only formats
+that hold nothing but pixels are opened (its PostScript reader starts a program).
 
 **Thermal images of more than 8 bits** hold raw counts (or degrees). They become float32 in 0..1 by one fixed rule for
 the whole set, `(value - low) / (high - low)`, clipped, with `thermal_range = (low, high)` from the config. There is no
-default: a range taken from each image, as viewers take it, would give the same temperature another grey in the next
-frame.
+default: a range taken from each image, as viewers do, would give the same temperature another grey in the next frame.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from raydet.errors import ConfigError, DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 8192 * 8192
-"""A header may claim any size; what is larger than this is refused before memory is asked for."""
+"""A header may claim any size; larger ones are refused before memory is allocated."""
 GREY_SPREAD = 16
-"""Largest difference between the channels of a grey image that was stored as colour: JPEG's doing."""
+"""Largest difference between the channels of a grey image that was stored as a colour JPEG."""
 MODALITY_NAMES = ("rgb", "thermal", "event")
 
 ThermalRange = tuple[float, float]
@@ -39,8 +38,6 @@ ThermalRange = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image's file says before its pixels."""
-
     size_hw: tuple[int, int]
     is_deep: bool
     """More than 8 bits in its one channel."""
@@ -58,14 +55,14 @@ def check_sizes(
     Args:
         files: by modality.
         where: names the image in errors.
-        declared_hw: what its annotation says.
+        declared_hw: size according to the annotation.
 
     Raises:
-        DataError: a file is no image, they differ in size, or one has a depth that cannot be read.
+        DataError: a file is not an image, sizes differ, or a bit depth is not supported.
         ConfigError: there are no files.
     """
     if not files:
-        raise ConfigError("data.missing names every modality of the set; take one out")
+        raise ConfigError("data.missing names every modality of the set; remove one")
     sizes = {}
     for modality, path in files.items():
         header = read_header(path, where)
@@ -76,53 +73,50 @@ def check_sizes(
     if len(set(sizes.values())) != 1:
         shown = ", ".join(f"{name} {width} x {height}" for name, (height, width) in sizes.items())
         raise DataError(
-            f"{where}: wanted one size (width x height) in all modalities, got {shown}; align the images"
+            f"{where}: expected one size (width x height) in all modalities, got {shown}; align the images"
         )
     return next(iter(sizes.values()))
 
 
 def check_pixels(height: int, width: int, path: Path) -> None:
-    """Refuse a size that no camera has.
+    """Refuse an empty image, or one of more than `MAX_PIXELS`.
 
     Raises:
-        DataError: it is too large, or nothing.
+        DataError: the size is out of range.
     """
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise DataError(
-            f"{path}: wanted an image of 1 to {MAX_PIXELS} pixels, its header says {width} x {height}; scale it "
+            f"{path}: expected an image of 1 to {MAX_PIXELS} pixels, its header says {width} x {height}; scale it "
             "down, or leave it out"
         )
 
 
 def read_header(path: Path, where: str) -> Header:
-    """Size and depth; no pixel is decoded.
+    """Size and bit depth of an image; no pixel is decoded.
 
     Raises:
-        DataError: the file is not there, is no image, or claims too many pixels.
+        DataError: the file does not exist, is not an image, or claims too many pixels.
     """
     with _opened(path, where) as image:
         return Header((image.height, image.width), is_deep=_is_deep(image))
 
 
 def decode(path: Path, modality: str, *, thermal_range: ThermalRange | None = None) -> Tensor:
-    """The pixels, [C, H, W], 3 channels of rgb, 1 of everything else: uint8, or float32 in 0..1 for deep thermal.
+    """The pixels, [C, H, W], 3 channels for rgb, else 1: uint8, or float32 in 0..1 for thermal of more than 8 bits.
 
     Raises:
-        DataError: the file is damaged or truncated, or not of the modality's kind.
+        DataError: the file is damaged or truncated, or its channels or bit depth do not fit the modality.
     """
     with _opened(path, str(path)) as image:
-        try:
-            image.load()
-        except Exception as error:  # a decoder fed with anyone's bytes fails in any way; all mean one thing
-            raise DataError(
-                f"{path}: the image is truncated or damaged ({one_line(error)}); copy it again"
-            ) from error
+        _load(image, path)
         _check_depth(path, modality, _is_deep(image), thermal_range)
         if _is_deep(image):
             assert thermal_range is not None
-            return _scaled(_raw(image, path), thermal_range)
-        pixels_CHW = _colour(image) if modality == "rgb" else _grey(image, path)
-    return torch.from_numpy(np.ascontiguousarray(pixels_CHW))
+            return _scaled(image, path, thermal_range)
+        if modality == "rgb":
+            rgb_CHW = np.array(image.convert("RGB")).transpose(2, 0, 1)
+            return torch.from_numpy(np.ascontiguousarray(rgb_CHW))
+        return torch.from_numpy(_grey(image, path))
 
 
 @contextmanager
@@ -130,27 +124,34 @@ def _opened(path: Path, where: str) -> Iterator[Image.Image]:
     try:
         file = open_regular(path)
     except OSError as error:
-        is_absent = isinstance(error, FileNotFoundError)
-        reason = "the file is not there" if is_absent else f"it cannot be read ({error.strerror or error})"
-        raise DataError(f"{where}: wanted {path}, {reason}; add the file or leave the image out") from error
+        is_missing = isinstance(error, FileNotFoundError)
+        reason = "does not exist" if is_missing else f"cannot be read ({error.strerror or error})"
+        raise DataError(f"{where}: {path} {reason}; add the file or leave the image out") from error
     with file, warnings.catch_warnings():
-        # Pillow warns of large images and of odd metadata: the one is our own limit, the other changes no pixel.
+        # Pillow warns about large images, for which we have our own limit, and about metadata, which we ignore.
         warnings.simplefilter("ignore")
         try:
             image = Image.open(file, formats=FORMATS)
-        except Exception as error:  # as in `decode`
+        except Exception as error:  # as in `_load`
+            # Pillow's own message for this error names a Python object.
+            is_unidentified = isinstance(error, Image.UnidentifiedImageError)
+            reason = "unknown or damaged header" if is_unidentified else one_line(error)
             raise DataError(
-                f"{where}: wanted {path}, it is no image ({_open_reason(error)}); put a "
-                f"{', '.join(FORMATS)} there or leave the image out"
+                f"{where}: {path} is not an image ({reason}); replace it by a {', '.join(FORMATS)} file or leave the "
+                "image out"
             ) from error
         with image:
             check_pixels(image.height, image.width, path)
             yield image
 
 
-def _open_reason(error: Exception) -> str:
-    # Pillow's own sentence names a Python object.
-    return "unknown or damaged header" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
+def _load(image: Image.Image, path: Path) -> None:
+    try:
+        image.load()
+    except Exception as error:  # decoders fail in many ways on damaged bytes
+        raise DataError(
+            f"{path}: the image is truncated or damaged ({one_line(error)}); copy it again"
+        ) from error
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -161,58 +162,41 @@ def _check_depth(path: Path, modality: str, is_deep: bool, thermal_range: Therma
     if modality != "thermal":
         if is_deep:
             raise DataError(
-                f"{path}: wanted 8 bits per channel for {modality}, got more; convert the image to 8 bits"
+                f"{path}: expected 8 bits per channel for {modality}, got more; convert the image to 8 bits"
             )
     elif is_deep and thermal_range is None:
-        low, high = _extremes(path)
+        with _opened(path, str(path)) as image:
+            _load(image, path)
+            values_HW = np.asarray(image)
         raise DataError(
-            f"{path}: wanted 8 bits per channel or data.source.thermal_range, got more bits, with values {low:g}.."
-            f"{high:g}; set thermal_range=[low, high], the values of the whole set that become 0 and 1"
+            f"{path}: expected 8 bits per channel or data.source.thermal_range, got more bits, with values "
+            f"{values_HW.min():g}..{values_HW.max():g}; set thermal_range=[low, high], the values of the whole set "
+            "that become 0 and 1"
         )
     elif not is_deep and thermal_range is not None:
         raise DataError(
-            f"{path}: wanted more than 8 bits, as data.source.thermal_range is set, got 8; leave out the image, or "
-            "the setting if all images have 8"
+            f"{path}: expected more than 8 bits because data.source.thermal_range is set, got 8; leave out the image, "
+            "or the setting if all images have 8"
         )
 
 
-def _extremes(path: Path) -> tuple[float, float]:
-    with _opened(path, str(path)) as image:
-        try:
-            values_HW = np.asarray(image)
-        except Exception as error:  # as in `decode`
-            raise DataError(
-                f"{path}: the image is truncated or damaged ({one_line(error)}); copy it again"
-            ) from error
-    return float(values_HW.min()), float(values_HW.max())
-
-
-def _raw(image: Image.Image, path: Path) -> NDArray[np.float64]:
+def _scaled(image: Image.Image, path: Path, thermal_range: ThermalRange) -> Tensor:
     values_HW = np.asarray(image).astype(np.float64)
     if not np.isfinite(values_HW).all():
-        raise DataError(f"{path}: wanted finite values, got NaN or infinity; repair or leave out the image")
-    return values_HW
-
-
-def _scaled(values_HW: NDArray[np.float64], thermal_range: ThermalRange) -> Tensor:
+        raise DataError(f"{path}: expected finite values, got NaN or infinity; repair or leave out the image")
     low, high = thermal_range
     unit_HW = np.clip((values_HW - low) / (high - low), 0, 1)
     return torch.from_numpy(unit_HW.astype(np.float32)[None])
 
 
-def _colour(image: Image.Image) -> NDArray[np.uint8]:
-    """[3, H, W]."""
-    return np.array(image.convert("RGB")).transpose(2, 0, 1)
-
-
 def _grey(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    """[1, H, W]; three equal channels are one."""
+    """[1, H, W]; three nearly equal channels are merged."""
     if image.mode != "L":
         colour_HWC = np.array(image.convert("RGB")).astype(np.int16)
         spread = int(np.ptp(colour_HWC, axis=2).max())
         if spread > GREY_SPREAD:
             raise DataError(
-                f"{path}: wanted one channel or three equal ones, got colours (channels differ by up to {spread}); "
+                f"{path}: expected one channel or three equal ones, got colours (channels differ by up to {spread}); "
                 "store the values themselves, not a colour map of them"
             )
     return np.array(image.convert("L"))[None]

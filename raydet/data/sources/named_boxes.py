@@ -1,4 +1,4 @@
-"""Annotations that name their classes: from names to labels, and to the images of a set."""
+"""Data sets whose annotations name the classes of their objects."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from raydet.data.sources.bad_samples import Sieve
+from raydet.data.sources.bad_samples import BadSamples
 from raydet.data.sources.boxes import Box, checked_box
 from raydet.data.sources.files import checked_name, one_line
 from raydet.data.sources.images import ThermalRange, check_sizes
-from raydet.data.sources.paired_images import Image
+from raydet.data.sources.paired_images import Image, PairedImages
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.errors import DataError
 
@@ -21,7 +21,7 @@ SLACK_PX = 1.0
 
 @dataclass(frozen=True, slots=True)
 class NamedBox:
-    """An object before it is known which classes there are."""
+    """An object before its class name is mapped to a label."""
 
     name: str
     xyxy: Box
@@ -32,101 +32,88 @@ class NamedBox:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What a file says about one image."""
+    """The content of one image's annotation file."""
 
     objects: Sequence[NamedBox]
     declared_hw: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NamedReader:
-    """How the images of one set are put together."""
+class NamedSet(PairedImages):
+    """The images of a set whose annotations name the classes.
 
-    root: Path
-    modalities: Sequence[str]
-    read: Callable[[Path], Annotation]
-    """Of the file "annotation" of each image."""
-    group_of: Callable[[str], str]
-    """From an image's id to its sequence."""
-    ignore: Collection[str]
-    """Names of objects that are left out."""
-    thermal_range: ThermalRange | None
+    Args:
+        files: by the image's id, then by modality; the annotation under "annotation".
+        root: directory of the set.
+        read: reads an annotation file.
+        group_of: maps an image's id to its sequence.
+        ignore: names of objects that are left out.
+        classes: names in label order; default: the lines of `classes.txt` in the root, or else all names in the
+            annotations, sorted.
 
-    def open(
-        self, files: Mapping[str, Mapping[str, Path]], *, classes: Sequence[str] | None, sieve: Sieve
-    ) -> tuple[list[Image], tuple[str, ...]]:
-        """The images in the given order, and the class names in label order.
+    Raises:
+        DataError: a file is bad, or an object has another class, and bad samples are not skipped.
+    """
 
-        Args:
-            files: by the image's id, then by modality; the annotation under "annotation".
-            classes: names in label order; default: the lines of `classes.txt` in the root, or else all names that are
-                there, in alphabetical order.
+    def __init__(
+        self,
+        files: Mapping[str, Mapping[str, Path]],
+        *,
+        root: Path,
+        modalities: Sequence[str],
+        read: Callable[[Path], Annotation],
+        group_of: Callable[[str], str],
+        ignore: Collection[str],
+        classes: Sequence[str] | None,
+        thermal_range: ThermalRange | None,
+        bad_samples: BadSamples,
+    ) -> None:
+        def read_annotation(key: str) -> tuple[str, Annotation]:
+            found = read(files[key]["annotation"])
+            kept = [box for box in found.objects if box.name not in ignore]
+            for box in kept:
+                checked_name(box.name, box.where)
+            return key, Annotation(kept, found.declared_hw)
 
-        Raises:
-            DataError: a file is bad, or an object has another name. With a sieve that skips, the image is left out.
-        """
-        annotations = {
-            key: sieve.take(key, partial(self._annotation, paths["annotation"]))
-            for key, paths in files.items()
-        }
-        good = {key: found for key, found in annotations.items() if found is not None}
-        names = tuple(classes) if classes is not None else self._names(list(good.values()))
-        images = sieve.all(
-            (key, partial(self._image, key, files[key], annotation, names))
-            for key, annotation in good.items()
+        def read_image(key: str, annotation: Annotation) -> Image:
+            pixels = {name: files[key][name] for name in modalities}
+            where, declared_hw = f"{root}, image {key}", annotation.declared_hw
+            size_hw = check_sizes(pixels, where, thermal_range=thermal_range, declared_hw=declared_hw)
+            boxes = [
+                checked_box(box.xyxy, image_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=box.where)
+                for box in annotation.objects
+            ]
+            labels = [_label(box, names) for box in annotation.objects]
+            return Image(key, group_of(key), pixels, size_hw, boxes, labels)
+
+        annotations = bad_samples.read_all((key, partial(read_annotation, key)) for key in files)
+        names = tuple(classes) if classes is not None else _class_names(root, annotations)
+        images = bad_samples.read_all((key, partial(read_image, key, found)) for key, found in annotations)
+        super().__init__(
+            images,
+            where=root,
+            classes=names,
+            modalities=modalities,
+            thermal_range=thermal_range,
+            bad_samples=bad_samples,
         )
-        return images, names
 
-    def _annotation(self, path: Path) -> Annotation:
-        found = self.read(path)
-        kept = [box for box in found.objects if box.name not in self.ignore]
-        for box in kept:
-            checked_name(box.name, box.where)
-        return Annotation(kept, found.declared_hw)
 
-    def _names(self, annotations: Sequence[Annotation]) -> tuple[str, ...]:
-        written = read_class_names(self.root)
-        if written is not None:
-            return written
-        names = {box.name for annotation in annotations for box in annotation.objects}
-        if annotations and not names:
-            raise DataError(
-                f"{self.root}: wanted objects, to learn the classes from them, found none; name the classes in "
-                f"{self.root / 'classes.txt'}"
-            )
-        return tuple(sorted(names))
-
-    def _image(
-        self, key: str, paths: Mapping[str, Path], annotation: Annotation, classes: Sequence[str]
-    ) -> Image:
-        pixels = {name: paths[name] for name in self.modalities}
-        size_hw = check_sizes(
-            pixels,
-            f"{self.root}, image {key}",
-            thermal_range=self.thermal_range,
-            declared_hw=annotation.declared_hw,
+def _class_names(root: Path, annotations: Sequence[tuple[str, Annotation]]) -> tuple[str, ...]:
+    names = read_class_names(root)
+    if names is not None:
+        return names
+    found = {box.name for _, annotation in annotations for box in annotation.objects}
+    if annotations and not found:
+        raise DataError(
+            f"{root}: expected objects that name the classes, found none; list the classes in {root / 'classes.txt'}"
         )
-        boxes = [
-            checked_box(box.xyxy, image_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=box.where)
-            for box in annotation.objects
-        ]
-        labels = [_label(box, classes) for box in annotation.objects]
-        return Image(key, self.group_of(key), pixels, size_hw, boxes, labels)
+    return tuple(sorted(found))
 
 
 def _label(box: NamedBox, classes: Sequence[str]) -> int:
     if box.name not in classes:
         raise DataError(
-            f"{box.where}: wanted a class of data.classes ({one_line(', '.join(classes))}), got "
-            f"{one_line(box.name)!r}; name it there, or in data.source.ignore"
+            f"{box.where}: expected a class of data.classes ({one_line(', '.join(classes))}), got "
+            f"{one_line(box.name)!r}; add it there, or to data.source.ignore"
         )
     return classes.index(box.name)
-
-
-def prefix_of(key: str, *, letters: int) -> str:
-    """The first letters of a name, where they say its sequence.
-
-    >>> prefix_of("010002", letters=2)
-    '01'
-    """
-    return key[:letters]

@@ -1,8 +1,7 @@
 """Arrays with YOLO labels: `images/<stem>.npy`, `labels/<stem>.txt`.
 
-An array is H x W x 5 (R, G, B, thermal, event), uint8 or float, values 0..255; all arrays of a set are the one or the
-other. A label row is `class xc yc w h`, the box relative to the image's size. A label file without rows is an image
-without objects.
+An array is H x W x 5 (R, G, B, thermal, event), uint8 or float, values 0..255; all arrays of a set are of one kind. A
+label row is `class xc yc w h`, the box relative to the image's size. An empty label file is an image without objects.
 
 Opening reads every header and every label, but no pixel.
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +23,13 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydet.data.sources.bad_samples import OnBad, Sieve
+from raydet.data.sources.bad_samples import BadSamples, OnBad
 from raydet.data.sources.base import Targets
 from raydet.data.sources.boxes import Box, target_tensors
 from raydet.data.sources.files import Root, files_in, one_line, open_regular
 from raydet.data.sources.images import check_pixels
 from raydet.data.sources.paired_images import check_some_left
-from raydet.data.sources.pairs import Files, paired
+from raydet.data.sources.pairs import paired
 from raydet.data.sources.yolo_rows import read_rows
 from raydet.errors import DataError
 from raydet.structures import Sample
@@ -38,15 +37,13 @@ from raydet.structures import Sample
 CHANNELS: dict[str, slice] = {"rgb": slice(0, 3), "thermal": slice(3, 4), "event": slice(4, 5)}
 NUM_CHANNELS = 5
 VERSIONS = ((1, 0), (2, 0), (3, 0))
-"""Of the .npy format: all that numpy has written."""
+"""The versions of the .npy format that numpy writes."""
 
 logger = logging.getLogger("raydet")
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
-    """What the header of an array says."""
-
+class _Header:
     size_hw: tuple[int, int]
     is_float: bool
 
@@ -54,21 +51,20 @@ class _Form:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     path: Path
-    form: _Form
+    header: _Header
     boxes: Sequence[Box]
     labels: Sequence[int]
 
 
 class NpyYoloSet:
-    """A directory of arrays with YOLO labels, in the order of the file names.
+    """A directory of arrays with YOLO labels, sorted by file name.
 
     Args:
         root: directory that holds `images/` and `labels/`.
         classes: names of the class ids 0, 1, ...
-        missing: modalities whose channel holds nothing; they are left out of the samples.
-        unlabelled: "error" refuses a set in which images and labels do not pair; "drop" leaves out every image
-            without a box.
-        on_bad: "skip" leaves out an image with a bad array, a bad row or no partner.
+        missing: modalities whose channels are empty; they are left out of the samples.
+        unlabelled: "error": every image must have a label file; "drop" leaves out every image without a box.
+        on_bad: "skip" leaves out an image with a bad array, a bad row or a missing file.
 
     Raises:
         DataError: a directory, a file or a row is not as described above.
@@ -85,21 +81,26 @@ class NpyYoloSet:
     ) -> None:
         self.classes = tuple(classes)
         self.modalities = tuple(name for name in CHANNELS if name not in missing)
-        path, sieve = Path(root), Sieve(on_bad)
-        self.left_out = sieve.left_out
-        pairs = _paired(Root(path), drop=unlabelled == "drop", sieve=sieve)
-        entries = sieve.all(
-            (stem, partial(_open_image, image, label, len(self.classes)))
-            for stem, (image, label) in pairs.items()
-        )
-        check_some_left(len(entries), path, sieve)
+        path, bad_samples = Path(root), BadSamples(on_bad)
+        self.left_out = bad_samples.left_out
+        files = _paired(Root(path), drop=unlabelled == "drop", bad_samples=bad_samples)
+
+        def read_entry(paths: Mapping[str, Path]) -> _Entry:
+            header = _read_header(paths["image"])
+            boxes, labels = read_rows(paths["label"], num_classes=len(classes), size_hw=header.size_hw)
+            return _Entry(paths["image"], header, boxes, labels)
+
+        entries = bad_samples.read_all((stem, partial(read_entry, paths)) for stem, paths in files.items())
+        check_some_left(len(entries), path, bad_samples)
         if unlabelled == "drop":
             entries = _with_boxes(entries, path)
-        # One batch holds one type: bytes stacked with floats would become floats in 0..255.
-        entries = sieve.all((entry.path.stem, partial(_of_kind, entry, entries[0])) for entry in entries)
+        # A batch has one dtype: bytes stacked with floats would become floats in 0..255.
+        entries = bad_samples.read_all(
+            (entry.path.stem, partial(_check_dtype, entry, entries[0])) for entry in entries
+        )
         self._entries = entries
         self.image_ids = [entry.path.stem for entry in entries]
-        self.group_ids = [""] * len(entries)  # the format knows no sequences
+        self.group_ids = [""] * len(entries)  # the format has no sequences
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -107,12 +108,16 @@ class NpyYoloSet:
     def read(self, index: int) -> Sample:
         """One image; uint8 stays uint8, floats become float32 in 0..1."""
         boxes_xyxy, labels, size_hw = self.targets(index)
-        path = self._entries[index].path
-        array = _mapped(path, self._entries[index].form)
+        entry = self._entries[index]
+        if _read_header(entry.path) != entry.header:
+            raise DataError(
+                f"{entry.path}: the array's size or type has changed since the start; start again"
+            )
+        array: NDArray[Any] = npy_format.open_memmap(entry.path, mode="r")
         return Sample(
             image_id=self.image_ids[index],
             group_id=self.group_ids[index],
-            modalities={name: _pixels(array, name, path) for name in self.modalities},
+            modalities={name: _pixels(array, name, entry.path) for name in self.modalities},
             boxes_xyxy=boxes_xyxy,
             labels=labels,
             source_hw=size_hw,
@@ -120,94 +125,84 @@ class NpyYoloSet:
         )
 
     def targets(self, index: int) -> Targets:
-        """The boxes alone; no pixel is read."""
         entry = self._entries[index]
-        return *target_tensors(entry.boxes, entry.labels), entry.form.size_hw
+        return *target_tensors(entry.boxes, entry.labels), entry.header.size_hw
 
 
-def _paired(root: Root, *, drop: bool, sieve: Sieve) -> dict[str, tuple[Path, Path]]:
+def _paired(root: Root, *, drop: bool, bad_samples: BadSamples) -> dict[str, dict[str, Path]]:
     images = files_in(root, root.directory("images"), {".npy"})
     labels = files_in(root, root.directory("labels"), {".txt"})
     if "classes" not in images:
         labels.pop("classes", None)  # some labelling tools put their class list there
     if not images:
-        raise DataError(f"{root.path / 'images'}: wanted arrays (*.npy), found none; check data.source.root")
-    pairs = paired(
+        raise DataError(
+            f"{root.path / 'images'}: expected arrays (*.npy), found none; check data.source.root"
+        )
+    # An error may hide any number of images, so it is never dropped silently.
+    bad = [name for files in (images, labels) for name, file in files.items() if isinstance(file, DataError)]
+    return paired(
         {"image": images, "label": labels},
-        names=_labelled(images, labels) if drop else None,
+        names=[*(images.keys() & labels.keys()), *bad] if drop else None,
         where=root.path,
         remedy="add the files, or set data.source.unlabelled=drop",
-        sieve=sieve,
+        bad_samples=bad_samples,
     )
-    return {stem: (files["image"], files["label"]) for stem, files in pairs.items()}
-
-
-def _labelled(images: Files, labels: Files) -> list[str]:
-    """The images that have a label file, and what must not be read: nobody knows which images are behind it."""
-    bad = [name for files in (images, labels) for name, file in files.items() if isinstance(file, DataError)]
-    return [*(images.keys() & labels.keys()), *bad]
 
 
 def _with_boxes(entries: list[_Entry], root: Path) -> list[_Entry]:
     kept = [entry for entry in entries if entry.boxes]
     if not kept:
-        raise DataError(
-            f"{root}: no image has a box, with data.source.unlabelled=drop none is left; add labels"
-        )
+        raise DataError(f"{root}: no image has a box, so data.source.unlabelled=drop leaves none; add labels")
     logger.info("%s: using %d images that have boxes (data.source.unlabelled=drop)", root, len(kept))
     return kept
 
 
-def _open_image(image: Path, label: Path, num_classes: int) -> _Entry:
-    form = _read_form(image)
-    boxes, labels = read_rows(label, num_classes=num_classes, size_hw=form.size_hw)
-    return _Entry(image, form, boxes, labels)
-
-
-def _of_kind(entry: _Entry, first: _Entry) -> _Entry:
-    """The image itself, if it holds bytes or floats as the first does."""
-    if entry.form.is_float != first.form.is_float:
-        wanted, got = ("float", "uint8") if first.form.is_float else ("uint8", "float")
+def _check_dtype(entry: _Entry, first: _Entry) -> _Entry:
+    """The entry itself, if its values are bytes or floats like those of the first one."""
+    if entry.header.is_float != first.header.is_float:
+        expected, got = ("float", "uint8") if first.header.is_float else ("uint8", "float")
         raise DataError(
-            f"{entry.path}: wanted {wanted} values, as {first.path.name} has, got {got}; write all arrays of a set "
+            f"{entry.path}: expected {expected} values as in {first.path.name}, got {got}; write all arrays of a set "
             "with one type"
         )
     return entry
 
 
-def _read_form(path: Path) -> _Form:
-    """From the header, after a look at type, shape and file size."""
+def _read_header(path: Path) -> _Header:
+    """The header of an array; type, shape and file size are checked."""
     try:
         file = open_regular(path)
     except OSError as error:
-        raise DataError(f"{path}: wanted a .npy array, {error.strerror or error}; check the file") from error
+        raise DataError(
+            f"{path}: expected a .npy array, {error.strerror or error}; check the file"
+        ) from error
     with file:
-        shape, dtype = _read_header(file, path)
+        shape, dtype = _shape_and_dtype(file, path)
         header_bytes = file.tell()
         file.seek(0, 2)
         found_bytes = file.tell()
     if len(shape) != 3 or shape[2] != NUM_CHANNELS or min(shape) < 1:
         raise DataError(
-            f"{path}: wanted an array H x W x {NUM_CHANNELS}, got shape {one_line(shape)}; write RGB, thermal, event"
+            f"{path}: expected an array H x W x {NUM_CHANNELS}, got shape {one_line(shape)}; write RGB, thermal, event"
         )
     if dtype != np.uint8 and dtype.kind != "f":
         raise DataError(
-            f"{path}: wanted uint8 or float values, got dtype {one_line(dtype)}; convert the array"
+            f"{path}: expected uint8 or float values, got dtype {one_line(dtype)}; convert the array"
         )
     check_pixels(shape[0], shape[1], path)
-    wanted_bytes = header_bytes + math.prod(shape) * dtype.itemsize
-    if found_bytes != wanted_bytes:
+    expected_bytes = header_bytes + math.prod(shape) * dtype.itemsize
+    if found_bytes != expected_bytes:
         raise DataError(
-            f"{path}: wanted {wanted_bytes} bytes for {shape} {dtype}, the file has {found_bytes}; "
+            f"{path}: expected {expected_bytes} bytes for {shape} {dtype}, the file has {found_bytes}; "
             "it is truncated or damaged, copy it again"
         )
-    return _Form((shape[0], shape[1]), is_float=dtype.kind == "f")
+    return _Header((shape[0], shape[1]), is_float=dtype.kind == "f")
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _shape_and_dtype(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote; they are read all the same
+            warnings.simplefilter("ignore")  # about headers written by Python 2, which are read correctly
             version = npy_format.read_magic(file)
             if version not in VERSIONS:
                 raise ValueError(f"of format version {version}")
@@ -215,17 +210,9 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[
             shape, _, dtype = read(file)
     except Exception as error:  # the header is a Python literal: numpy's reader fails in many ways
         raise DataError(
-            f"{path}: wanted a .npy array, got another file ({one_line(error)}); write it with numpy.save"
+            f"{path}: expected a .npy array, got another file ({one_line(error)}); write it with numpy.save"
         ) from error
     return shape, dtype
-
-
-def _mapped(path: Path, form: _Form) -> NDArray[Any]:
-    """The array, of the size and kind that it had at the start."""
-    if _read_form(path) != form:
-        raise DataError(f"{path}: the array has another size or type than at the start; start again")
-    array: NDArray[Any] = npy_format.open_memmap(path, mode="r")
-    return array
 
 
 def _pixels(array_HWC: NDArray[Any], modality: str, path: Path) -> Tensor:
@@ -233,13 +220,15 @@ def _pixels(array_HWC: NDArray[Any], modality: str, path: Path) -> Tensor:
     view_CHW = array_HWC[..., CHANNELS[modality]].transpose(2, 0, 1)
     if view_CHW.dtype == np.uint8:
         return torch.from_numpy(np.array(view_CHW, order="C"))
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is refused
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # values that overflow become infinite, and are refused
         pixels_CHW = np.array(view_CHW, dtype=np.float32, order="C")
     low, high = float(pixels_CHW.min()), float(pixels_CHW.max())
     # A NaN makes both of them NaN, and every comparison with it false.
     if not (low >= 0 and high <= 255):
         raise DataError(
-            f"{path}: wanted values in 0..255, got {low:g}..{high:g} in the {modality} channels; repair the array "
+            f"{path}: expected values in 0..255, got {low:g}..{high:g} in the {modality} channels; repair the array "
             "or leave the image out"
         )
     return torch.from_numpy(pixels_CHW).div_(255)

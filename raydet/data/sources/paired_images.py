@@ -1,4 +1,4 @@
-"""Annotated images with a file per modality: what all formats of this kind have in common once they are read."""
+"""Base of all formats with one image file per modality."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raydet.data.sources.bad_samples import LeftOut, Sieve
+from raydet.data.sources.bad_samples import BadSamples, LeftOut
 from raydet.data.sources.base import Targets
 from raydet.data.sources.boxes import Box, target_tensors
 from raydet.data.sources.images import ThermalRange, decode
@@ -16,7 +16,7 @@ from raydet.structures import Sample
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One entry of the set; its pixels are in its files."""
+    """One image of the set; its pixels stay in the files."""
 
     image_id: str
     group_id: str
@@ -34,7 +34,7 @@ class PairedImages:
         where: the set, for messages.
         modalities: in the order rgb, thermal, event.
         thermal_range: see `raydet.data.sources.images`.
-        sieve: with the images that were left out.
+        bad_samples: the images that were left out.
 
     Raises:
         DataError: no image is left.
@@ -48,12 +48,12 @@ class PairedImages:
         classes: Sequence[str],
         modalities: Sequence[str],
         thermal_range: ThermalRange | None,
-        sieve: Sieve,
+        bad_samples: BadSamples,
     ) -> None:
         self.classes = tuple(classes)
         self.modalities = tuple(modalities)
-        self.left_out: list[LeftOut] = sieve.left_out
-        check_some_left(len(images), where, sieve)
+        self.left_out: list[LeftOut] = bad_samples.left_out
+        check_some_left(len(images), where, bad_samples)
         self._images = list(images)
         self._thermal_range = thermal_range
         self.image_ids = [image.image_id for image in images]
@@ -63,7 +63,7 @@ class PairedImages:
         return len(self._images)
 
     def read(self, index: int) -> Sample:
-        """One image, decoded: uint8; thermal of more than 8 bits is float32 in 0..1.
+        """One decoded image: uint8; thermal of more than 8 bits is float32 in 0..1.
 
         Raises:
             DataError: a file is damaged.
@@ -76,7 +76,7 @@ class PairedImages:
         for name, tensor in pixels.items():
             if tuple(tensor.shape[1:]) != size_hw:
                 raise DataError(
-                    f"{image.files[name]}: wanted {size_hw[1]} x {size_hw[0]} pixels, as at the start, got "
+                    f"{image.files[name]}: expected {size_hw[1]} x {size_hw[0]} pixels as at the start, got "
                     f"{tensor.shape[2]} x {tensor.shape[1]}; the file has changed, start again"
                 )
         return Sample(
@@ -90,22 +90,21 @@ class PairedImages:
         )
 
     def targets(self, index: int) -> Targets:
-        """The boxes alone; no pixel is read."""
         image = self._images[index]
         return *target_tensors(image.boxes, image.labels), image.size_hw
 
 
-def check_some_left(count: int, where: Path, sieve: Sieve) -> None:
-    """Refuse a set of which nothing is left.
+def check_some_left(count: int, where: Path, bad_samples: BadSamples) -> None:
+    """Refuse a set without good images.
 
     Raises:
         DataError: `count` is 0.
     """
     if count:
         return
-    if sieve.left_out:
+    if bad_samples.left_out:
         raise DataError(
-            f"{where}: wanted good images, all {len(sieve.left_out)} were left out, the first because: "
-            f"{sieve.left_out[0].reason}"
+            f"{where}: no good image, all {len(bad_samples.left_out)} were left out, the first because: "
+            f"{bad_samples.left_out[0].reason}"
         )
-    raise DataError(f"{where}: wanted images, found none; check the path")
+    raise DataError(f"{where}: expected images, found none; check the path")

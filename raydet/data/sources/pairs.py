@@ -1,20 +1,19 @@
-"""Files that belong together by their names: an image's modalities and its labels, from several directories."""
+"""Pair the files of an image, its modalities and labels from several directories, by their names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-from raydet.data.sources.bad_samples import Sieve
+from raydet.data.sources.bad_samples import BadSamples
 from raydet.data.sources.files import one_line
 from raydet.errors import DataError
 
 NUM_NAMED = 3
-"""Files named in a message that concerns many."""
+"""Most files that one message names."""
 
 Files = Mapping[str, Path | DataError]
-"""By the image's name; a file that must not be read is its error."""
+"""Files by the image's name; for a file that must not be read, the error."""
 
 
 def paired(
@@ -22,67 +21,48 @@ def paired(
     *,
     where: Path,
     remedy: str,
-    sieve: Sieve,
+    bad_samples: BadSamples,
     names: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Path]]:
-    """The images that have a file in every listing: by name, the file of each listing.
+    """The images that have a file of every kind: paths by image name and kind.
 
     Args:
-        listings: by the name of a listing ("rgb", "labels"), files by the image's name.
+        listings: for each kind ("rgb", "label"), files by the image's name.
         where: the set, for messages.
         remedy: what to do about missing files.
-        names: the images to take; default: all.
+        names: the images to use; default: all.
 
     Raises:
-        DataError: a file is missing or must not be read. With a sieve that skips, the image is left out.
+        DataError: a file is missing or must not be read, and bad samples are not skipped.
     """
     if names is None:
         names = sorted({name for files in listings.values() for name in files})
     pairs = {name: {kind: files.get(name) for kind, files in listings.items()} for name in sorted(set(names))}
     good: dict[str, dict[str, Path]] = {}
-    lacking: dict[str, list[str]] = {kind: [] for kind in listings}
+    missing: dict[str, list[str]] = {kind: [] for kind in listings}
     for name, files in pairs.items():
         paths = {kind: file for kind, file in files.items() if isinstance(file, Path)}
         bad = [file for file in files.values() if isinstance(file, DataError)]
         if len(paths) == len(listings):
             good[name] = paths
         elif bad:
-            sieve.take(one_line(name), partial(_refuse, bad[0]))
+            bad_samples.refuse(one_line(name), bad[0])
         else:
             for kind in listings.keys() - paths.keys():
-                lacking[kind].append(name)
-    _report_holes(lacking, listings, where=where, remedy=remedy, sieve=sieve)
+                missing[kind].append(name)
+    if bad_samples.on_bad == "error" and any(missing.values()):
+        counts = ", ".join(f"{len(files)} {kind}" for kind, files in listings.items())
+        gaps = ", ".join(f"{len(some)} without {kind}{named(some)}" for kind, some in missing.items() if some)
+        raise DataError(f"{where}: expected one file of each kind per image, got {counts}: {gaps}; {remedy}")
+    without = {kind: frozenset(some) for kind, some in missing.items()}
+    for name in sorted(frozenset[str]().union(*without.values())):
+        kinds = " and ".join(kind for kind, some in without.items() if name in some)
+        bad_samples.refuse(name, DataError(f"{where}: image {name} has no {kinds} file; {remedy}"))
     return good
 
 
-def _refuse(error: DataError) -> None:
-    raise error
-
-
-def _report_holes(
-    lacking: Mapping[str, Sequence[str]],
-    listings: Mapping[str, Files],
-    *,
-    where: Path,
-    remedy: str,
-    sieve: Sieve,
-) -> None:
-    if not any(lacking.values()):
-        return
-    if sieve.on_bad == "error":
-        shown = ", ".join(f"{len(files)} {kind}" for kind, files in listings.items())
-        holes = ", ".join(
-            f"{len(missing)} without {kind}{named(missing)}" for kind, missing in lacking.items() if missing
-        )
-        raise DataError(f"{where}: wanted one file of each kind per image, got {shown}: {holes}; {remedy}")
-    without = {kind: frozenset(missing) for kind, missing in lacking.items()}
-    for name in sorted(frozenset[str]().union(*without.values())):
-        kinds = " and ".join(kind for kind, missing in without.items() if name in missing)
-        sieve.leave_out(name, f"{where}: image {name} has no {kinds} file; {remedy}")
-
-
 def named(names: Sequence[str]) -> str:
-    """The first of many, for a message.
+    """The first few names in parentheses, for a message.
 
     >>> named(["a", "b", "c", "d"])
     ' (a, b, c, ...)'

@@ -1,4 +1,4 @@
-"""A source without an event camera, and events made from its RGB images as they are read."""
+"""A source without an event camera, with events simulated from its RGB images as they are read."""
 
 from __future__ import annotations
 
@@ -25,23 +25,20 @@ from raydet.structures import Sample
 class SimulatedEvents(WrappedSource):
     """The same images and boxes, with one channel of simulated events; see `raydet.data.events`.
 
-    Args:
-        source: has rgb and no event.
-        settings: of the simulation.
+    The source must have rgb and no event.
     """
 
     settings: EventSimulation
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What every image has."""
         return (*self.source.modalities, "event")
 
     def read(self, index: int) -> Sample:
-        """One image with its events: the same at every reading, whatever was read before.
+        """One image with its events: the same at every read, in any order.
 
         Raises:
-            DataError: the image cannot be read, or the one before it that its events begin at.
+            DataError: the image cannot be read, or the previous frame from which its events start.
         """
         sample, settings = self.source.read(index), self.settings
         key = (settings.seed, sample.image_id, "simulated events")
@@ -55,20 +52,18 @@ class SimulatedEvents(WrappedSource):
         settings = self.settings
         log_HW = log_intensity(sample.modalities["rgb"])
         thresholds_HW = _thresholds(sample.valid_hw, settings)
-        if settings.between == "frames" and self._has_previous(index):
+        groups = self.source.group_ids
+        # An empty group: the source has no sequences.
+        has_previous = index > 0 and groups[index] != "" and groups[index - 1] == groups[index]
+        if settings.between == "frames" and has_previous:
             before_HW = log_intensity(self.source.read(index - 1).modalities["rgb"])
             if before_HW.shape == log_HW.shape:
                 return events_between(before_HW, log_HW, thresholds_HW)
         shift_yx = drawn_motion(settings.motion_px, (settings.seed, sample.image_id))
         return events_of_motion(log_HW, shift_yx, thresholds_HW)
 
-    def _has_previous(self, index: int) -> bool:
-        groups = self.source.group_ids
-        # An empty name: the source cannot tell sequences.
-        return index > 0 and groups[index] != "" and groups[index - 1] == groups[index]
-
 
 @functools.lru_cache(maxsize=2)
 def _thresholds(size_hw: tuple[int, int], settings: EventSimulation) -> Ints:
-    """One camera for the whole set; computing it takes longer than an image's events."""
+    """The thresholds of the set's one camera; computing them takes longer than an image's events."""
     return thresholds(size_hw, mean=settings.threshold, sigma=settings.threshold_sigma, seed=settings.seed)

@@ -2,8 +2,8 @@
 
     visible/[...]/010001.jpg     infrared/[...]/010001.jpg     Annotations/[...]/010001.xml
 
-Directories are searched to the bottom; the names without their endings pair the files, so each may be there once. All
-files of an image are of one size. `difficult` objects are objects.
+Directories are searched recursively; files are paired by their stems, which must be unique. All files of an image have
+the same size. `difficult` objects count as objects.
 """
 
 from __future__ import annotations
@@ -12,30 +12,28 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from raydet.data.sources.bad_samples import OnBad, Sieve
+from raydet.data.sources.bad_samples import BadSamples, OnBad
 from raydet.data.sources.files import IMAGES, Root, files_in
 from raydet.data.sources.images import MODALITY_NAMES, ThermalRange
-from raydet.data.sources.named_boxes import NamedReader, prefix_of
-from raydet.data.sources.paired_images import PairedImages
+from raydet.data.sources.named_boxes import NamedSet
 from raydet.data.sources.pairs import paired
 from raydet.data.sources.voc_xml import read_voc
 
 DIRECTORIES: Mapping[str, str] = {"rgb": "visible", "thermal": "infrared"}
 
 
-class VocSet(PairedImages):
-    """The images of such a directory, in the order of their names.
+class VocSet(NamedSet):
+    """The images of such a directory, sorted by name.
 
     Args:
-        root: the directory.
-        classes: names in label order; default: `classes.txt`, or else all names that are there, sorted.
+        classes: names in label order; default: `classes.txt`, or else all names in the annotations, sorted.
         missing: modalities to leave out.
         directories: of the images, by modality.
         annotations: directory of the xml files.
         ignore: names of objects to leave out.
         first_pixel, group_prefix: see `raydet.config.VocSource`.
         thermal_range: see `raydet.data.sources.images`.
-        on_bad: "skip" leaves out an image with a bad file, a bad box or no partner.
+        on_bad: "skip" leaves out an image with a bad file, a bad box or a missing file.
 
     Raises:
         DataError: a directory or a file is not as described above.
@@ -55,31 +53,23 @@ class VocSet(PairedImages):
         thermal_range: ThermalRange | None = None,
         on_bad: OnBad = "error",
     ) -> None:
-        place, sieve = Root(Path(root)), Sieve(on_bad)
+        base, bad_samples = Root(Path(root)), BadSamples(on_bad)
         listings = {
-            name: files_in(place, place.directory(directories[name]), IMAGES)
+            name: files_in(base, base.directory(directories[name]), IMAGES)
             for name in MODALITY_NAMES
             if name in directories and name not in missing
         }
         modalities = tuple(listings)
-        listings["annotation"] = files_in(place, place.directory(annotations), {".xml"})
-        files = paired(
-            listings, where=place.path, remedy="add the files or delete the rest of the image", sieve=sieve
-        )
-        reader = NamedReader(
-            root=place.path,
+        listings["annotation"] = files_in(base, base.directory(annotations), {".xml"})
+        remedy = "add the files or delete the rest of the image"
+        super().__init__(
+            paired(listings, where=base.path, remedy=remedy, bad_samples=bad_samples),
+            root=base.path,
             modalities=modalities,
             read=partial(read_voc, first_pixel=first_pixel),
-            group_of=partial(prefix_of, letters=group_prefix),
+            group_of=lambda image_id: image_id[:group_prefix],
             ignore=ignore,
+            classes=classes,
             thermal_range=thermal_range,
-        )
-        images, names = reader.open(files, classes=classes, sieve=sieve)
-        super().__init__(
-            images,
-            where=place.path,
-            classes=names,
-            modalities=modalities,
-            thermal_range=thermal_range,
-            sieve=sieve,
+            bad_samples=bad_samples,
         )

@@ -2,14 +2,14 @@
 
     vi/00001D.png   ir/00001D.png   labels_vi/00001D.txt   labels_ir/00001D.txt   labels_fusion/00001D.txt
 
-or `images/visible/`, `images/infrared/`, `labels/visible/`, ..., or any other names, if they are given; directories are
-searched to the bottom, the names without their endings pair the files. A label file without rows is an image without
-objects; an image without a label file is refused.
+or `images/visible/`, `images/infrared/`, `labels/visible/`, ..., or other names given in the config. Directories are
+searched recursively; files are paired by their stems. An empty label file means an image without objects; an image
+without a label file is an error.
 
-Objects that one sensor sees and the other does not make the label sets differ; which of them is meant has to be said:
-`rgb`, `thermal`, `fused` (drawn on an image fused from both, or on both at once; a plain `labels/` counts as this),
-or `union` of the first two, in which two boxes of one class are one object where they overlap enough and each is the
-other's best; its box is the smallest that holds both.
+Label sets differ in the objects that only one sensor sees, so the config names the one to use: `rgb`, `thermal`,
+`fused` (drawn on an image fused from both, or on both at once; a plain `labels/` counts as this), or `union` of the
+first two, in which two boxes of one class are one object if they overlap enough and each is the other's best match;
+its box is the smallest that encloses both.
 
 Legend: N, M boxes of two sets.
 """
@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.data.sources.bad_samples import OnBad, Sieve
+from raydet.data.sources.bad_samples import BadSamples, OnBad
 from raydet.data.sources.boxes import Box, check_count
 from raydet.data.sources.files import IMAGES, Root, files_in
 from raydet.data.sources.images import MODALITY_NAMES, ThermalRange, check_sizes
@@ -51,25 +51,23 @@ SETS_OF: dict[Policy, tuple[str, ...]] = {
     "union": ("rgb", "thermal"),
     "fused": ("fused",),
 }
-"""The label sets that a policy reads."""
 
 Targets = tuple[list[Box], list[int]]
 
 
 class YoloSet(PairedImages):
-    """The images of such a directory, in the order of their names.
+    """The images of such a directory, sorted by name.
 
     Args:
-        root: the directory.
         classes: names of the class ids 0, 1, ...
-        labels: which label set counts.
+        labels: the label set to use.
         missing: modalities to leave out.
-        image_directories: by modality; those that are not named are looked for.
-        label_directories: by label set ("rgb", "thermal", "fused"); those that are not named are looked for.
-        union_iou: overlap from which on two boxes of the union are one object, 0..1.
-        group_prefix: that many first letters of a name say the sequence.
+        image_directories: by modality; others are found by their usual names.
+        label_directories: by label set ("rgb", "thermal", "fused"); others are found by their usual names.
+        union_iou: smallest IoU of two boxes of the union that are one object, 0..1.
+        group_prefix: number of leading characters of a name that identify the sequence.
         thermal_range: see `raydet.data.sources.images`.
-        on_bad: "skip" leaves out an image with a bad file, a bad row or no partner.
+        on_bad: "skip" leaves out an image with a bad file, a bad row or a missing file.
 
     Raises:
         DataError: a directory or a file is not as described above.
@@ -89,62 +87,50 @@ class YoloSet(PairedImages):
         thermal_range: ThermalRange | None = None,
         on_bad: OnBad = "error",
     ) -> None:
-        place, sieve = Root(Path(root)), Sieve(on_bad)
-        images_in = find_images(place.path) | dict(image_directories or {})
+        base, bad_samples = Root(Path(root)), BadSamples(on_bad)
+        images_in = find_images(base.path) | dict(image_directories or {})
         modalities = tuple(name for name in MODALITY_NAMES if name in images_in and name not in missing)
-        listings = {name: files_in(place, place.directory(images_in[name]), IMAGES) for name in modalities}
-        labels_in = find_labels(place.path) | dict(label_directories or {})
+        listings = {name: files_in(base, base.directory(images_in[name]), IMAGES) for name in modalities}
+        labels_in = find_labels(base.path) | dict(label_directories or {})
         kinds = [f"{name} label" for name in SETS_OF[labels]]
         for name, kind in zip(SETS_OF[labels], kinds, strict=True):
             if name not in labels_in:
                 raise DataError(
-                    f"{place.path}: data.source.labels={labels} wants labels for {name}, there are those for "
+                    f"{base.path}: data.source.labels={labels} needs labels for {name}, found labels for "
                     f"{', '.join(labels_in) or 'nothing'}; choose another, or name the directory in "
                     f"data.source.labels_{name}"
                 )
-            listings[kind] = files_in(place, place.directory(labels_in[name]), {".txt"})
+            listings[kind] = files_in(base, base.directory(labels_in[name]), {".txt"})
             listings[kind].pop("classes", None)  # some labelling tools put their class list there
-        files = paired(
-            listings,
-            where=place.path,
-            remedy="add the files (an empty label file says: no object), or delete the rest of the image",
-            sieve=sieve,
-        )
-        images = sieve.all(
-            (
-                key,
-                partial(
-                    _open_image,
-                    key,
-                    {name: paths[name] for name in modalities},
-                    [paths[kind] for kind in kinds],
-                    num_classes=len(classes),
-                    union_iou=union_iou,
-                    group_prefix=group_prefix,
-                    thermal_range=thermal_range,
-                    root=place.path,
-                ),
-            )
-            for key, paths in files.items()
-        )
+        remedy = "add the files (an empty label file means no objects), or delete the rest of the image"
+        files = paired(listings, where=base.path, remedy=remedy, bad_samples=bad_samples)
+
+        def read_image(key: str) -> Image:
+            pixels, where = {name: files[key][name] for name in modalities}, f"{base.path}, image {key}"
+            size_hw = check_sizes(pixels, where, thermal_range=thermal_range)
+            sets = [read_rows(files[key][kind], num_classes=len(classes), size_hw=size_hw) for kind in kinds]
+            boxes, ids = sets[0] if len(sets) == 1 else union(sets[0], sets[1], min_iou=union_iou)
+            check_count(len(boxes), where)
+            return Image(key, key[:group_prefix], pixels, size_hw, boxes, ids)
+
         super().__init__(
-            images,
-            where=place.path,
+            bad_samples.read_all((key, partial(read_image, key)) for key in files),
+            where=base.path,
             classes=classes,
             modalities=modalities,
             thermal_range=thermal_range,
-            sieve=sieve,
+            bad_samples=bad_samples,
         )
 
 
 def find_images(root: Path) -> dict[str, str]:
-    """The image directories that have a common name, by modality."""
-    return _first_there(root, {k: (*v, *(f"images/{n}" for n in v)) for k, v in IMAGE_NAMES.items()})
+    """The image directories with a usual name, by modality."""
+    return _first_existing(root, {k: (*v, *(f"images/{n}" for n in v)) for k, v in IMAGE_NAMES.items()})
 
 
 def find_labels(root: Path) -> dict[str, str]:
-    """The label directories that have a common name, by label set."""
-    found = _first_there(
+    """The label directories with a usual name, by label set."""
+    found = _first_existing(
         root,
         {
             k: (*(f"labels_{n}" for n in v), *(f"labels/{n}" for n in v), *(f"{n}_labels" for n in v))
@@ -158,7 +144,7 @@ def find_labels(root: Path) -> dict[str, str]:
 
 
 def union(first: Targets, second: Targets, *, min_iou: float) -> Targets:
-    """Objects of either set: those of the first, then those of the second that the first has not.
+    """The objects of both sets: all of the first, then those of the second that the first lacks.
 
     >>> union(([(0, 0, 4, 4)], [1]), ([(0, 0, 4, 5), (8, 8, 9, 9)], [1, 0]), min_iou=0.5)
     ([(0, 0, 4, 5), (8, 8, 9, 9)], [1, 0])
@@ -181,7 +167,7 @@ def _partners(first: Targets, second: Targets, min_iou: float) -> NDArray[np.int
     labels_N, labels_M = np.array(first[1]), np.array(second[1])
     best_N = np.full(len(boxes_N), -1)
     best_M, best_iou_M = np.full(len(boxes_M), -1), np.zeros(len(boxes_M))
-    for row in range(len(boxes_N)):  # not all pairs at once: 10,000 x 10,000 would not fit
+    for row in range(len(boxes_N)):  # not all pairs at once: 10,000 x 10,000 would not fit in memory
         iou_M = np.where(labels_M == labels_N[row], _iou(boxes_N[row], boxes_M), 0)
         best = int(iou_M.argmax())
         if iou_M[best] >= min_iou:
@@ -205,25 +191,6 @@ def _hull(a: Box, b: Box) -> Box:
     return x1, y1, x2, y2
 
 
-def _open_image(
-    key: str,
-    pixels: Mapping[str, Path],
-    labels: Sequence[Path],
-    *,
-    num_classes: int,
-    union_iou: float,
-    group_prefix: int,
-    thermal_range: ThermalRange | None,
-    root: Path,
-) -> Image:
-    where = f"{root}, image {key}"
-    size_hw = check_sizes(pixels, where, thermal_range=thermal_range)
-    sets = [read_rows(path, num_classes=num_classes, size_hw=size_hw) for path in labels]
-    boxes, ids = sets[0] if len(sets) == 1 else union(sets[0], sets[1], min_iou=union_iou)
-    check_count(len(boxes), where)
-    return Image(key, key[:group_prefix], pixels, size_hw, boxes, ids)
-
-
-def _first_there(root: Path, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def _first_existing(root: Path, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
     found = {key: next((n for n in some if (root / n).is_dir()), None) for key, some in names.items()}
     return {key: name for key, name in found.items() if name is not None}

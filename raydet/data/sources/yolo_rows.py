@@ -1,4 +1,4 @@
-"""Label files of YOLO: rows `class xc yc w h`, the box relative to the image's size."""
+"""YOLO label files: rows `class xc yc w h`, the box relative to the image's size."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from raydet.errors import DataError
 
 SLACK = 1e-3
 """How far a box may leave the image, relative to its size: labels are written with few digits."""
-CLASS_FILE = "classes.txt"
 
 
 def read_rows(path: Path, *, num_classes: int, size_hw: tuple[int, int]) -> tuple[list[Box], list[int]]:
-    """Boxes in pixels, and labels. A file without rows is an image without objects.
+    """Boxes in pixels, and labels; none for an empty file.
 
     Raises:
-        DataError: a row is not as described above, or there are too many.
+        DataError: a row is malformed, or there are too many.
     """
-    rows = read_text(path, wanted="rows `class xc yc w h`").splitlines()
+    rows = read_text(path, expected="rows `class xc yc w h`").splitlines()
     check_count(sum(bool(row.strip()) for row in rows), str(path))
     boxes: list[Box] = []
     labels: list[int] = []
@@ -33,13 +32,13 @@ def read_rows(path: Path, *, num_classes: int, size_hw: tuple[int, int]) -> tupl
 
 
 def read_class_names(root: Path) -> tuple[str, ...] | None:
-    """The lines of `classes.txt`, where there is one.
+    """The lines of `classes.txt`; None: there is no such file.
 
     Raises:
         DataError: the file is empty, names a class twice, or is a link out of the root.
     """
-    path = Root(root).inside(CLASS_FILE, str(root))
-    return read_names(path, wanted="one class name per line") if path.is_file() else None
+    path = Root(root).inside("classes.txt", str(root))
+    return read_names(path, expected="one class name per line") if path.is_file() else None
 
 
 def _parsed(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, ...]]:
@@ -49,16 +48,16 @@ def _parsed(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, .
         class_id, *relative = map(float, tokens)
     except ValueError:
         raise DataError(
-            f"{where}: wanted five numbers `class xc yc w h`, got {shown!r}; correct the row"
+            f"{where}: expected five numbers `class xc yc w h`, got {shown!r}; correct the row"
         ) from None
     if len(relative) != 4:
         raise DataError(
-            f"{where}: wanted five numbers `class xc yc w h`, got {len(tokens)}: {shown!r}; correct the row"
+            f"{where}: expected five numbers `class xc yc w h`, got {len(tokens)}: {shown!r}; correct the row"
         )
     if not class_id.is_integer() or not 0 <= class_id < num_classes:
         raise DataError(
-            f"{where}: wanted a class id in 0..{num_classes - 1}, got {one_line(tokens[0])}; correct the row, or name "
-            "all classes in data.classes"
+            f"{where}: expected a class id in 0..{num_classes - 1}, got {one_line(tokens[0])}; correct the row, or "
+            "name all classes in data.classes"
         )
     return int(class_id), tuple(relative)
 

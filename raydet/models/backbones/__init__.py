@@ -1,1 +1,1 @@
-"""From images to maps at strides 4, 8, 16 and 32."""
+"""Backbones: images in, feature maps at strides 4, 8, 16 and 32 out."""

@@ -4,12 +4,12 @@ SegFormer: Simple and Efficient Design for Semantic Segmentation with Transforme
 paper and from measured behaviour; no weights are shipped.
 
 Departures from the paper:
-1. The stages are separate modules and take maps, because a dual-stream encoder fuses between them.
+1. The stages are separate modules that take maps, because a dual-stream encoder fuses between them.
 2. Attention runs through PyTorch's fused kernels; the numbers are those of softmax(q k^T / sqrt(D)) v.
 3. `nano` is our own size, for demos and tests.
 
-Layer norms differ in eps: 1e-6 in the blocks and after a stage, PyTorch's 1e-5 after a patch embedding and after the
-reduction of keys and values. That is how the published weights were trained.
+Layer norms differ in eps, as in the training of the published weights: 1e-6 in the blocks and after a stage, PyTorch's
+1e-5 after a patch embedding and after the reduction of keys and values.
 
 Legend: B batch, C channels, H W map, N = H W tokens, M tokens after the reduction, A attention heads, D = C / A.
 """
@@ -31,13 +31,13 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class MiTVariant:
-    """The sizes of one family member; one entry per stage."""
+    """Sizes of one MiT variant; one entry per stage."""
 
     channels: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
     num_heads: tuple[int, int, int, int] = (1, 2, 5, 8)
     sr_ratios: tuple[int, int, int, int] = (8, 4, 2, 1)
-    """Keys and values are taken from a grid that is smaller by this factor per side."""
+    """Factor per side by which the grid of keys and values is reduced."""
     mlp_ratio: int = 4
 
 
@@ -53,7 +53,7 @@ MIT_VARIANTS: dict[str, MiTVariant] = {
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches: a strided convolution, then a layer norm over channels."""
+    """Overlapping patch embedding: a strided convolution, then a layer norm over channels."""
 
     def __init__(self, *, in_channels: int, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -61,10 +61,10 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Returns: the tokens [B, N, C] and the grid they lie on."""
+        """Tokens [B, N, C] and the height and width of their grid."""
         x_BCHW = self.proj(x_BCHW)
-        # Under autocast the convolution returns bf16. The residual stream starts here and must add up dozens of
-        # branches: it stays in the precision of the weights.
+        # Under autocast the convolution returns bf16; the residual stream, a sum of dozens of branches, stays in the
+        # precision of the weights.
         x_BNC = as_tokens(x_BCHW).to(self.norm.weight.dtype)
         return self.norm(x_BNC), hw_of(x_BCHW)
 
@@ -80,15 +80,17 @@ class EfficientAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
         self.reduce: nn.Conv2d | None = None
         if sr_ratio > 1:
-            # No padding: cells beyond the last whole sr x sr patch are not looked at, though they still look.
+            # No padding: cells beyond the last whole sr x sr patch are queries, but neither keys nor values.
             self.reduce = nn.Conv2d(channels, channels, sr_ratio, sr_ratio)
             self.reduce_norm = nn.LayerNorm(channels)
 
     def forward(self, x_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
-        q_BNAD = self.query(x_BNC).unflatten(2, (self.num_heads, -1))
-        k_BMAD, v_BMAD = (
-            self.key_value(self._reduced(x_BNC, hw)).unflatten(2, (2, self.num_heads, -1)).unbind(2)
-        )
+        return self._attend(x_BNC, x_BNC, hw)
+
+    def _attend(self, query_BNC: Tensor, context_BNC: Tensor, hw: tuple[int, int]) -> Tensor:
+        q_BNAD = self.query(query_BNC).unflatten(2, (self.num_heads, -1))
+        key_value = self.key_value(self._reduced(context_BNC, hw))
+        k_BMAD, v_BMAD = key_value.unflatten(2, (2, self.num_heads, -1)).unbind(2)
         out_BNAD = attend(q_BNAD, k_BMAD, v_BMAD, num_chunks=num_chunks_of(q_BNAD))
         return self.proj(out_BNAD.flatten(2))
 
@@ -99,7 +101,7 @@ class EfficientAttention(nn.Module):
 
 
 def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor, *, num_chunks: int = 1) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v: [B, N, A, D]. The queries may be cut into chunks: no query sees another one."""
+    """softmax(q k^T / sqrt(D)) v: [B, N, A, D]; queries are independent and may be split into chunks."""
     if num_chunks > 1:
         q_BNAD = q_BNAD.unflatten(1, (num_chunks, -1)).flatten(0, 1)
         k_BMAD, v_BMAD = (x.repeat_interleave(num_chunks, dim=0) for x in (k_BMAD, v_BMAD))
@@ -111,16 +113,16 @@ def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor, *, num_chunks: int = 
 
 
 def num_chunks_of(q_BNAD: Tensor) -> int:
-    """On a CPU the backward pass gives every (sample, head) one thread: with few of them most threads would wait."""
+    """Number of query chunks that keeps all CPU threads busy: the backward pass uses one thread per (sample, head)."""
     if torch.compiler.is_compiling() or q_BNAD.device.type != "cpu":
         return 1
     batch, tokens, heads, _ = q_BNAD.shape
-    wanted = -(-torch.get_num_threads() // (batch * heads))
-    return next(chunks for chunks in range(wanted, 0, -1) if tokens % chunks == 0)
+    most = -(-torch.get_num_threads() // (batch * heads))
+    return next(chunks for chunks in range(most, 0, -1) if tokens % chunks == 0)
 
 
 class MixFFN(nn.Module):
-    """Linear, depthwise 3x3 convolution, GELU, linear: the convolution tells the tokens where they are."""
+    """Linear, depthwise 3x3 convolution (which encodes position), GELU, linear."""
 
     def __init__(self, *, channels: int, ratio: int) -> None:
         super().__init__()
@@ -135,14 +137,14 @@ class MixFFN(nn.Module):
 
 
 def draw_keep(rate: float, x_BNC: Tensor) -> Tensor | None:
-    """Stochastic depth (arXiv 1603.09382): what the two branches of a block count, 0 or 1 / (1 - rate) per sample.
+    """Stochastic depth (arXiv 1603.09382): factors of a block's two branches, 0 or 1 / (1 - rate) per sample.
 
     Returns:
-        [2, B, 1, 1], attention first, or None where nothing is ever dropped.
+        [2, B, 1, 1], attention first, or None if the rate is 0.
     """
     if rate == 0.0:
         return None
-    # Two draws, not one of twice the size: generators do not promise the same numbers for both.
+    # Two draws, not one of twice the size, which generators do not promise to fill with the same numbers.
     keep_2B11 = torch.stack(
         [x_BNC.new_empty(len(x_BNC), 1, 1).bernoulli_(1.0 - rate) for _ in ("attention", "ffn")]
     )
@@ -150,10 +152,7 @@ def draw_keep(rate: float, x_BNC: Tensor) -> Tensor | None:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block.
-
-    Its random choices come from outside (`draw_keep`), so that it can be recomputed or compiled as it is.
-    """
+    """Pre-norm transformer block; its random numbers are passed in (`draw_keep`), so that it can be recomputed."""
 
     def __init__(self, *, channels: int, num_heads: int, sr_ratio: int, mlp_ratio: int = 4) -> None:
         super().__init__()
@@ -163,24 +162,23 @@ class Block(nn.Module):
         self.ffn = MixFFN(channels=channels, ratio=mlp_ratio)
 
     def forward(self, x_BNC: Tensor, hw: tuple[int, int], keep_2B11: Tensor | None = None) -> Tensor:
-        """[B, N, C] -> [B, N, C]; `keep_2B11` weighs the two branches of every sample, None leaves them whole."""
-        x_BNC = _added(x_BNC, self.attention(self.norm1(x_BNC), hw), keep_2B11, branch=0)
-        return _added(x_BNC, self.ffn(self.norm2(x_BNC), hw), keep_2B11, branch=1)
+        """[B, N, C] -> [B, N, C]; `keep_2B11` scales the two branches of every sample."""
+        x_BNC = _add_branch(x_BNC, self.attention(self.norm1(x_BNC), hw), keep_2B11, branch=0)
+        return _add_branch(x_BNC, self.ffn(self.norm2(x_BNC), hw), keep_2B11, branch=1)
 
 
-def _added(x_BNC: Tensor, branch_BNC: Tensor, keep_2B11: Tensor | None, *, branch: int) -> Tensor:
+def _add_branch(x_BNC: Tensor, branch_BNC: Tensor, keep_2B11: Tensor | None, *, branch: int) -> Tensor:
     if keep_2B11 is None:
         return x_BNC + branch_BNC
     return torch.addcmul(x_BNC, branch_BNC, keep_2B11[branch])
 
 
 class MiTStage(Stage):
-    """Patch embedding, blocks, layer norm: a map in, a map of half (the first: a quarter) the size out.
+    """Patch embedding, blocks, layer norm; half the map's size, a quarter in the first stage.
 
     Args:
-        variant: sizes of the family member.
         stage: 0..3.
-        in_channels: of the image, or of the previous stage.
+        in_channels: channels of the image or of the previous stage.
         drop_path_rates: one per block of this stage.
     """
 
@@ -208,25 +206,23 @@ class MiTStage(Stage):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, C, H', W'], channels_last if the input is."""
         x_BNC, hw = self.patch_embed(x_BCHW)
-        # All before the first block, in the order of the branches: no block touches the random generator.
+        # Drawn before the first block, branch by branch: no block touches the random generator.
         keeps = [draw_keep(rate, x_BNC) if self.training else None for rate in self.drop_path_rates]
         for block, keep_2B11 in zip(self.blocks, keeps, strict=True):
             x_BNC = block(x_BNC, hw, keep_2B11)
         return as_map(self.norm(x_BNC), hw)
 
-    def block_runs(self) -> list[list[nn.Module]]:
-        """All blocks of a stage are alike."""
+    def block_groups(self) -> list[list[nn.Module]]:
         return [list(self.blocks)]
 
-    def shorten(self) -> None:
-        """Keep the first block."""
+    def keep_first_blocks(self) -> None:
         self.blocks, self.drop_path_rates = self.blocks[:1], self.drop_path_rates[:1]
 
 
 def mit_stages(
     *, variant: MiTVariant, in_channels: int, drop_path_rate: float, num_stages: int = 4
 ) -> nn.ModuleList:
-    """The first `num_stages` stages of one stream; drop-path grows linearly over all blocks of all four stages."""
+    """The first `num_stages` stages of one stream; drop-path rates grow linearly over the blocks of all four stages."""
     rates = drop_path_rates(variant, drop_path_rate)
     stages = nn.ModuleList()
     for stage in range(num_stages):
@@ -243,11 +239,11 @@ def mit_stages(
 
 
 def drop_path_rates(variant: MiTVariant, last: float) -> list[float]:
-    """One rate per block of the encoder, from 0 to `last` in equal steps.
+    """One rate per block of all four stages, from 0 to `last` in equal steps.
 
     >>> drop_path_rates(MIT_VARIANTS["nano"], 0.75)
     [0.0, 0.25, 0.5, 0.75]
     """
-    # Plain arithmetic instead of torch.linspace: the model can then be built on the meta device.
+    # Not torch.linspace, which would fail when the model is built on the meta device.
     num_blocks = sum(variant.depths)
     return [last * block / (num_blocks - 1) for block in range(num_blocks)]

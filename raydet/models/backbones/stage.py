@@ -1,4 +1,4 @@
-"""What a trunk consists of: four stages, each taking the map of the one before, so that fusions fit in between.
+"""The four stages of a backbone: each takes the map of the previous one, so that fusions fit in between.
 
 Legend: B batch, C channels, H W map.
 """
@@ -17,37 +17,34 @@ Four = tuple[int, int, int, int]
 
 
 class StageSizes(Protocol):
-    """What fusions are made from; one entry per stage."""
+    """The sizes that fusions are built from, one entry per stage.
+
+    `num_heads` and `sr_ratios` are for attention between the streams: heads, which divide the channels, and the factor
+    per side by which the grid of keys and values is reduced.
+    """
 
     @property
-    def channels(self) -> Four:
-        """Widths of the maps."""
-
+    def channels(self) -> Four: ...
     @property
-    def num_heads(self) -> Four:
-        """For attention between the streams; they divide the channels."""
-
+    def num_heads(self) -> Four: ...
     @property
-    def sr_ratios(self) -> Four:
-        """Keys and values are taken from a grid that is smaller by this factor per side."""
+    def sr_ratios(self) -> Four: ...
 
 
 class Stage(nn.Module, ABC):
-    """One stage of one stream."""
-
     channels: int
-    """Of the map that it returns."""
+    """Channels of the map that it returns."""
 
     @abstractmethod
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, channels, H', W']: half the size, a quarter in the first stage."""
 
     @abstractmethod
-    def block_runs(self) -> list[list[nn.Module]]:
-        """Its blocks in the order of their calls, at least one; those that cost the same memory share a list.
+    def block_groups(self) -> list[list[nn.Module]]:
+        """Its blocks in call order, at least one, grouped by equal memory cost.
 
-        A block's parameters are touched within its own forward pass only.
+        A block's parameters are used in its own forward pass only.
         """
 
-    def shorten(self) -> None:
-        """Keep the first block of every run. Nothing to do where each is a run of its own."""
+    def keep_first_blocks(self) -> None:
+        """Keep the first block of every group; the default is for groups of one block."""

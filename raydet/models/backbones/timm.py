@@ -1,15 +1,15 @@
-"""Trunks from timm (PyTorch Image Models), cut into stages where their maps reach strides 4, 8, 16 and 32.
+"""Backbones from timm (PyTorch Image Models), split into stages whose maps have strides 4, 8, 16 and 32.
 
 ResNet: Deep Residual Learning for Image Recognition, arXiv 1512.03385. ConvNeXt: A ConvNet for the 2020s, arXiv
 2201.03545. The layers and their initial weights are timm's (Apache-2.0, imported).
 
-timm's `features_only` turns many of its models into layers that are called one after the other and says after which of
-them a map is ready. A stage is what lies between two such maps, so that a fusion may change what the next one gets.
-Models of other kinds, and those that need images of one size, are refused with a reason.
+timm's `features_only` turns many of its models into a sequence of layers and lists those that return a map. A stage is
+the layers between two such maps, so that a fusion may change the input of the next one. Models without such a sequence,
+and those that need one image size, are refused with a reason.
 
 Departures from timm:
-1. Stochastic depth is our own module with the same draws, so that recomputing knows of them.
-2. Layers behind the last map are not built.
+1. Stochastic depth is our own module with the same random draws, which activation checkpointing can replay.
+2. Layers after the last map are not built.
 
 Legend: B batch, C channels, H W map.
 """
@@ -32,23 +32,22 @@ from raydet.errors import ConfigError
 from raydet.models.backbones.stage import STRIDES, Four, Stage
 
 HEAD_CHANNELS = 64
-"""Channels per attention head: with them the heads of MiT b1 to b5, 1, 2, 5, 8, follow from their widths."""
+"""Channels per attention head, as in MiT b1 to b5."""
 PROBE_PX = 128
 _ADVICE = "choose another, such as resnet50 or convnext_tiny"
 
 
 @dataclass(frozen=True, slots=True)
 class TimmSizes:
-    """What fusions are made from, see `stage.StageSizes`."""
+    """`stage.StageSizes` of a timm model; the reductions are MiT's, whose maps have the same sizes."""
 
     channels: Four
     num_heads: Four
     sr_ratios: Four = (8, 4, 2, 1)
-    """MiT's: the maps have the same sizes."""
 
 
 class DropPath(nn.Dropout):
-    """Stochastic depth (arXiv 1603.09382): a branch counts 0 or 1 / (1 - p), drawn per sample."""
+    """Stochastic depth (arXiv 1603.09382): a branch is scaled by 0 or 1 / (1 - p), drawn per sample."""
 
     def __init__(self, p: float, *, scale_by_keep: bool) -> None:
         super().__init__(p)
@@ -62,11 +61,10 @@ class DropPath(nn.Dropout):
 
 
 class TimmStage(Stage):
-    """Some layers of a timm model, in order.
+    """Consecutive layers of a timm model, by their names in its feature net.
 
     Args:
-        layers: by the names that timm's feature net gives them.
-        channels: of the map that the last one returns.
+        channels: channels of the map that the last layer returns.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], *, channels: int) -> None:
@@ -83,14 +81,14 @@ class TimmStage(Stage):
             x_BCHW = layer(x_BCHW)
         return x_BCHW
 
-    def block_runs(self) -> list[list[nn.Module]]:
-        """Every block is a run of its own: the first one of a stage often has a shortcut with weights."""
+    def block_groups(self) -> list[list[nn.Module]]:
+        """One group per block: the first block of a stage often has a shortcut with weights."""
         blocks = [block for layer in self.layers.values() for block in _blocks_of(layer)]
-        return [[block] for block in blocks or self.layers.values()]  # VGG's layers are bare
+        return [[block] for block in blocks or self.layers.values()]  # VGG has bare layers only
 
 
 def _blocks_of(layer: nn.Module) -> Iterator[nn.Module]:
-    """The parts of a layer that are called as wholes; none in a bare convolution or norm."""
+    """The children of a layer that have children and parameters; none in a bare convolution or norm."""
     inner = getattr(layer, "blocks", layer)
     parts = inner.children() if isinstance(inner, nn.Sequential | nn.ModuleList) else [layer]
     for part in parts:
@@ -101,7 +99,7 @@ def _blocks_of(layer: nn.Module) -> Iterator[nn.Module]:
 def timm_stages(
     *, name: str, in_channels: int, drop_path_rate: float = 0.0, num_stages: int = 4
 ) -> nn.ModuleList:
-    """The first `num_stages` stages of one stream; to be called after `timm_sizes`, which checks the model."""
+    """The first `num_stages` stages of one stream; call `timm_sizes` first, which checks the model."""
     if num_stages == 0:
         return nn.ModuleList()
     return nn.ModuleList(_stages_of(_feature_net(name, in_channels, drop_path_rate))[:num_stages])
@@ -109,14 +107,13 @@ def timm_stages(
 
 @lru_cache(maxsize=64)
 def timm_sizes(name: str, *, drop_path_rate: float = 0.0) -> TimmSizes:
-    """Widths of a model's stages and the numbers of heads for fusions between them.
+    """Check a model on the meta device and return the sizes of its stages.
 
     >>> timm_sizes("resnet50")
     TimmSizes(channels=(256, 512, 1024, 2048), num_heads=(4, 8, 16, 32), sr_ratios=(8, 4, 2, 1))
 
     Raises:
-        ConfigError: timm has no such model, it does not come in stages at the four strides, or what it needs is not
-            to be had here; the message says which.
+        ConfigError: timm has no such model, or it cannot be split into stages at the four strides.
     """
     with torch.device("meta"):
         net = _feature_net(name, 3, drop_path_rate)
@@ -124,13 +121,8 @@ def timm_sizes(name: str, *, drop_path_rate: float = 0.0) -> TimmSizes:
         stages = _stages_of(net)
         _check_buffers(name, stages)
         _check_maps(name, stages)
-    channels = tuple(stage.channels for stage in stages)
-    return TimmSizes(channels=_four(channels), num_heads=_four(tuple(map(_num_heads, channels))))
-
-
-def _four(numbers: tuple[int, ...]) -> Four:
-    first, second, third, fourth = numbers
-    return first, second, third, fourth
+    c1, c2, c3, c4 = (stage.channels for stage in stages)
+    return TimmSizes((c1, c2, c3, c4), (_num_heads(c1), _num_heads(c2), _num_heads(c3), _num_heads(c4)))
 
 
 def _num_heads(channels: int) -> int:
@@ -139,9 +131,9 @@ def _num_heads(channels: int) -> int:
 
 
 def timm_licence(name: str) -> str:
-    """What timm notes for the model's published weights: those that the name's tag means, or the default ones."""
+    """Licence that timm records for the model's published weights (of the name's tag, or the default ones)."""
     licence = timm.get_pretrained_cfg(name).license
-    return f"{licence or 'none'}, as timm notes for its weights of {name}; see where the file comes from"
+    return f"{licence or 'none'}, according to timm for its weights of {name}; check the source of the file"
 
 
 def _feature_net(name: str, in_channels: int, drop_path_rate: float) -> Any:
@@ -152,7 +144,7 @@ def _feature_net(name: str, in_channels: int, drop_path_rate: float) -> Any:
     arguments = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     try:
         return timm.create_model(name, features_only=True, in_chans=in_channels, **arguments)
-    except Exception as error:  # whatever the code of a thousand models raises
+    except Exception as error:  # any of a thousand models' own errors
         raise ConfigError(
             f"model.backbone: timm cannot build {name} as features ({type(error).__name__}: {error}); {_ADVICE}"
         ) from error
@@ -161,32 +153,29 @@ def _feature_net(name: str, in_channels: int, drop_path_rate: float) -> Any:
 def _check_kind(name: str, net: Any) -> None:
     strides = net.feature_info.reduction()
     if not {*STRIDES} <= {*strides}:
-        wanted, came = (", ".join(map(str, x)) for x in (STRIDES, strides))
-        raise ConfigError(f"model.backbone.name={name} wants maps at strides {wanted}, got {came}; {_ADVICE}")
+        expected, found = (", ".join(map(str, x)) for x in (STRIDES, strides))
+        raise ConfigError(
+            f"model.backbone.name={name}: expected maps at strides {expected}, got {found}; {_ADVICE}"
+        )
     if not isinstance(net, FeatureListNet) or net.output_fmt.value != "NCHW":
         raise ConfigError(
-            f"model.backbone.name={name}: timm runs it as a whole or with channels last in shape "
-            f"({type(net).__name__}), it cannot be cut where streams fuse; {_ADVICE}"
+            f"model.backbone.name={name}: timm runs it as a whole or with NHWC maps ({type(net).__name__}), so it "
+            f"cannot be split into stages; {_ADVICE}"
         )
 
 
 def _check_buffers(name: str, stages: list[TimmStage]) -> None:
-    hidden = [
-        buffer
-        for stage in stages
-        for module in stage.modules()
-        for buffer in module._non_persistent_buffers_set
-    ]
-    if hidden:
-        raise ConfigError(
-            f"model.backbone.name={name} keeps {hidden[0]!r} out of its state, so other workers could not receive "
-            f"it; {_ADVICE}"
-        )
+    for module in nn.ModuleList(stages).modules():
+        for buffer in module._non_persistent_buffers_set:
+            raise ConfigError(
+                f"model.backbone.name={name} keeps {buffer!r} out of its state, so other workers could not receive "
+                f"it; {_ADVICE}"
+            )
 
 
 @torch.enable_grad()
 def _check_maps(name: str, stages: list[TimmStage]) -> None:
-    """Run an image without memory through the stages, and back."""
+    """Run a batch of meta tensors through the stages, forward and backward."""
     x_BCHW, maps_BCHW = torch.zeros(2, 3, PROBE_PX, PROBE_PX), []
     try:
         for stage in stages:
@@ -194,32 +183,34 @@ def _check_maps(name: str, stages: list[TimmStage]) -> None:
             maps_BCHW.append(x_BCHW)
         shapes = [tuple(x_BCHW.shape) for x_BCHW in maps_BCHW]
         torch.stack([x_BCHW.sum() for x_BCHW in maps_BCHW]).sum().backward()
-    except Exception as error:  # as above
+    except Exception as error:  # any of a thousand models' own errors
         raise ConfigError(
             f"model.backbone.name={name} fails on an image of {PROBE_PX} x {PROBE_PX} "
             f"({type(error).__name__}: {error}); {_ADVICE}"
         ) from error
     sides = [PROBE_PX // stride for stride in STRIDES]
-    wanted = [(2, stage.channels, side, side) for stage, side in zip(stages, sides, strict=True)]
-    if shapes != wanted:
-        raise ConfigError(f"model.backbone.name={name} wants maps of {wanted}, got {shapes}; {_ADVICE}")
-    named = [pair for stage in stages for pair in stage.named_parameters()]
-    unused = [parameter_name for parameter_name, parameter in named if parameter.grad is None]
-    if unused:
-        raise ConfigError(f"model.backbone.name={name} does not use its parameter {unused[0]}; {_ADVICE}")
+    expected = [(2, stage.channels, side, side) for stage, side in zip(stages, sides, strict=True)]
+    if shapes != expected:
+        raise ConfigError(f"model.backbone.name={name}: expected maps of {expected}, got {shapes}; {_ADVICE}")
+    for stage in stages:
+        for parameter_name, parameter in stage.named_parameters():
+            if parameter.grad is None:
+                raise ConfigError(
+                    f"model.backbone.name={name} does not use its parameter {parameter_name}; {_ADVICE}"
+                )
 
 
 def _stages_of(net: Any) -> list[TimmStage]:
-    """Cut after the last map of every stride."""
+    """Split after the last map of every stride."""
     infos = zip(net.return_layers, net.feature_info.reduction(), net.feature_info.channels(), strict=True)
-    cuts = {stride: (layer, channels) for layer, stride, channels in infos}
+    last_layers = {stride: (layer, channels) for layer, stride, channels in infos}
     layers, stages = iter(net.items()), []
     for stride in STRIDES:
-        last, channels = cuts[stride]
-        inside = {}
+        last, channels = last_layers[stride]
+        stage_layers = {}
         for layer_name, layer in layers:
-            inside[layer_name] = layer
+            stage_layers[layer_name] = layer
             if layer_name == last:
                 break
-        stages.append(TimmStage(inside, channels=channels))
+        stages.append(TimmStage(stage_layers, channels=channels))
     return stages

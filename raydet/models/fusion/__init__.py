@@ -1,1 +1,1 @@
-"""Two streams' maps of one stage become one."""
+"""Fusions: the maps of two streams at one stage are merged into one."""

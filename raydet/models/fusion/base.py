@@ -1,11 +1,11 @@
-"""What a fusion is, and what flows on after it.
+"""The interface of a fusion, and the maps that continue after it.
 
 A fusion takes the two streams' maps of one stage and returns the fused map for the detector and the two maps that
-enter the next stage. What those are is the *flow*, the same in every arm of a comparison unless it is the factor
+enter the next stage. The *flow* decides which; it is the same in every arm of a comparison unless it is the factor
 under test:
 
-- `rectified`: each stream goes on with its own map, as the fusion corrected it;
-- `fused`: both streams go on with the fused map.
+- `rectified`: each stream continues with its own map, as corrected by the fusion;
+- `fused`: both streams continue with the fused map.
 
 Legend: B batch, C channels, H W map.
 """
@@ -21,35 +21,29 @@ Flow = Literal["rectified", "fused"]
 
 
 class Guides(NamedTuple):
-    """What a fusion believes about the image, to be compared with its boxes; see `fusion.guided`."""
+    """Outputs of a fusion that are trained against the boxes; see `fusion.guided`."""
 
     masks_B2HW: Tensor
-    """Where the RGB map shows an object, and where the other one does: logits."""
+    """Logits of where the RGB map, and where the other one, shows an object."""
     choice_B2HW: Tensor | None
-    """Which of the two to trust: logits of a softmax."""
+    """Logits of a softmax over the two modalities."""
 
 
 class FusionOutput(NamedTuple):
-    """Three maps [B, C, H, W], but for `Fusion.fused_channels`."""
+    """The map for the detector, [B, `Fusion.fused_channels`, H, W], and the inputs [B, C, H, W] of the next stage."""
 
     fused: Tensor
-    """For the detector."""
     rgb_next: Tensor
-    """Enters the next stage of the RGB stream."""
     aux_next: Tensor
-    """Enters the next stage of the other stream."""
     guides: Guides | None = None
-    """Where the fusion has losses of its own."""
+    """Set by fusions that have losses of their own."""
 
     @property
     def maps(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All but the guides."""
         return self.fused, self.rgb_next, self.aux_next
 
 
 class Fusion(nn.Module, ABC):
-    """Base of all fusions."""
-
     reads_aux: ClassVar[bool] = True
     """False: the second input has no influence on the fused map."""
 
@@ -58,12 +52,11 @@ class Fusion(nn.Module, ABC):
         """Fuse two maps of one shape."""
 
     def fused_channels(self, channels: int) -> int:
-        """Channels of the fused map, by those of one input."""
+        """Channels of the fused map for inputs of `channels` channels."""
         return channels
 
 
 def route(flow: Flow, *, fused: Tensor, rgb_rectified: Tensor, aux_rectified: Tensor) -> FusionOutput:
-    """Apply a flow policy."""
     match flow:
         case "rectified":
             return FusionOutput(fused, rgb_rectified, aux_rectified)

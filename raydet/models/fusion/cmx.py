@@ -1,13 +1,13 @@
-"""CMX: feature rectification (FRM), then feature fusion by cross-attention (FFM): the baseline.
+"""CMX: feature rectification (FRM), then feature fusion by cross-attention (FFM).
 
 CMX: Cross-Modal Fusion for RGB-X Semantic Segmentation with Transformers, arXiv 2203.04838. Written from the paper
 and from the published runs' measured behaviour.
 
 Departures from the paper:
-1. The two additions of FRM are one: x1 + x2 (0.5 w_channel + 0.5 w_spatial), the same sum in one pass over the map;
-   its concatenated input is never built: a matrix product with [x1, x2] is the sum of two.
-2. FFM's keys k = u Wk and values v = u Wv are never built: the context needs k^T v = Wk^T (u^T u) Wv only, and u^T u
-   is a C x C matrix. Nor are the attended tokens: u context goes into a projection, so the context is projected first.
+1. FRM's two additions are one, x1 + x2 (0.5 w_channel + 0.5 w_spatial), and its concatenated input is never built: a
+   matrix product with [x1, x2] is the sum of two.
+2. FFM's keys k = u Wk and values v = u Wv are never built: the context needs only k^T v = Wk^T (u^T u) Wv, and u^T u
+   is a C x C matrix. The attended tokens u context are not built either: the context is projected first.
 3. Where several pixels share a channel's maximum, its gradient is split among them (`amax`) instead of going to one.
 
 Legend: B batch, C channels, H W map, N = H W tokens, A attention heads, D = C / A; K is D of the keys' side, E is 2C.
@@ -25,10 +25,7 @@ from raydet.models.layout import as_map, as_tokens, hw_of, pointwise, without_au
 
 
 class FRM(nn.Module):
-    """Each stream is corrected by the other one, gated per channel and per pixel.
-
-    Gate 0 governs what flows from stream 1 into stream 2, gate 1 the way back.
-    """
+    """Each stream is corrected by the other, gated per channel and pixel: gate 0 from stream 1 into 2, gate 1 back."""
 
     def __init__(self, channels: int, *, lambda_channel: float = 0.5, lambda_spatial: float = 0.5) -> None:
         super().__init__()
@@ -62,12 +59,11 @@ class FRM(nn.Module):
         hidden = F.linear(x1_BNC.flatten(0, 1), weight1, mix.bias)
         hidden = torch.addmm(hidden, x2_BNC.flatten(0, 1), weight2.t())
         gates = F.linear(relu(hidden), gate.weight.flatten(1), gate.bias)
-        spatial_BN2: Tensor = sigmoid(gates).unflatten(0, x1_BNC.shape[:2])
-        return spatial_BN2
+        return sigmoid(gates).unflatten(0, x1_BNC.shape[:2])
 
 
 class CrossAttention(nn.Module):
-    """Linear-cost attention: the streams swap their D x D contexts instead of N x N weights."""
+    """Linear-cost attention: the streams exchange D x D contexts instead of N x N weights."""
 
     def __init__(self, *, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -77,19 +73,19 @@ class CrossAttention(nn.Module):
         self.key_value2 = nn.Linear(channels, 2 * channels, bias=False)
 
     def forward(self, u1_BNC: Tensor, u2_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        """What each stream reads from the other one; [B, N, C] each."""
+        """Each stream's tokens attended with the other stream's context; [B, N, C] each."""
         mix1_BCC, mix2_BCC = self.mixes(u1_BNC, u2_BNC)
         return u1_BNC @ mix1_BCC, u2_BNC @ mix2_BCC
 
     def mixes(self, u1_BNC: Tensor, u2_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        """The matrices that stream 1 and stream 2 are multiplied by: the other stream's context, head by head."""
+        """The other stream's context as a block-diagonal matrix [B, C, C], for stream 1 and stream 2."""
         context1_BAKD = self.context(self.key_value1, u1_BNC)
         context2_BAKD = self.context(self.key_value2, u2_BNC)
         return _block_diagonal(context2_BAKD), _block_diagonal(context1_BAKD)
 
     def context(self, key_value: nn.Linear, u_BNC: Tensor) -> Tensor:
         """softmax(k^T v / sqrt(D)) over the keys' channels K: every column of [B, A, K, D] sums to 1."""
-        # Never in lower precision: these sums run over all tokens and go into an exponential.
+        # Never in lower precision: the sums run over all tokens and are exponentiated.
         with without_autocast(u_BNC.device):
             u_BNC = u_BNC.to(key_value.weight.dtype)
             gram_B1CC = (u_BNC.transpose(1, 2) @ u_BNC)[:, None]
@@ -106,7 +102,7 @@ def _block_diagonal(context_BAKD: Tensor) -> Tensor:
 
 
 class CrossPath(nn.Module):
-    """Half of each stream's projection is kept, the other half reads the other stream's context."""
+    """Half of each stream's projection is kept, the other half attends to the other stream's context."""
 
     def __init__(self, *, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -121,13 +117,13 @@ class CrossPath(nn.Module):
     def forward(self, x1_BNC: Tensor, x2_BNC: Tensor) -> tuple[Tensor, Tensor]:
         yu1_BNE, yu2_BNE = F.relu(self.project1(x1_BNC)), F.relu(self.project2(x2_BNC))
         mix1_BCC, mix2_BCC = self.cross.mixes(yu1_BNE.chunk(2, dim=2)[1], yu2_BNE.chunk(2, dim=2)[1])
-        out1_BNC = self.norm1(x1_BNC + _ended(self.end1, yu1_BNE, mix1_BCC))
-        out2_BNC = self.norm2(x2_BNC + _ended(self.end2, yu2_BNE, mix2_BCC))
+        out1_BNC = self.norm1(x1_BNC + _end_projection(self.end1, yu1_BNE, mix1_BCC))
+        out2_BNC = self.norm2(x2_BNC + _end_projection(self.end2, yu2_BNE, mix2_BCC))
         return out1_BNC, out2_BNC
 
 
-def _ended(end: nn.Linear, yu_BNE: Tensor, mix_BCC: Tensor) -> Tensor:
-    """end([y, u mix]), with the mix taken into the weights of every image."""
+def _end_projection(end: nn.Linear, yu_BNE: Tensor, mix_BCC: Tensor) -> Tensor:
+    """end([y, u mix]), with the mix multiplied into the weights, image by image."""
     keep_CC, attend_CC = end.weight.t().chunk(2, dim=0)
     weight_BEC = torch.cat((keep_CC.expand_as(mix_BCC), (mix_BCC @ attend_CC).to(keep_CC.dtype)), dim=1)
     return yu_BNE @ weight_BEC + end.bias
@@ -163,7 +159,7 @@ class FFM(nn.Module):
         super().__init__()
         self.cross_path = CrossPath(channels=channels, num_heads=num_heads)
         self.channel_embed = ChannelEmbed(channels)
-        # Here and not only in the encoder: with init="seed" FFM alone is set, as in the published runs.
+        # Here, not only in the encoder: with init="seed" only FFM is initialised, as in the published runs.
         self.apply(init_segformer)
 
     def forward(self, x1_BCHW: Tensor, x2_BCHW: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
-"""CSSA: channels switch to the other stream where they matter little, then spatial attention over both.
+"""CSSA: unimportant channels are switched to the other stream's, then spatial attention over both.
 
 Multimodal Object Detection by Channel Switching and Spatial Attention (PBVS at CVPR 2023). The channel weights are
 those of ECA-Net (arXiv 1910.03151). Written from the description of the published ablation.
 
-What to know of it:
-1. As published, the switch is a comparison: no gradient reaches the channel weights, they stay as they were drawn. They
-   are parameters all the same, and counted. `straight_through` lets the gradient of a sigmoid pass instead; what comes
-   out is the same.
-2. Thresholds 0 and 1 are one function: if all channels switch in both streams, the halves have changed places, and the
+Notes:
+1. As published, the switch is a comparison: no gradient reaches the channel weights, which keep their initial values.
+   They are still counted as parameters. `straight_through` uses the gradient of a sigmoid; the output is the same.
+2. Thresholds 0 and 1 are the same function: if all channels switch in both streams, the streams trade places, and the
    output is their mean.
-3. `conv7` is what the ablation's guide describes (2Ck + 99 parameters) and its code is not (2k): a filter of its own
-   for every channel, and a 7x7 convolution in place of the two plain means.
+3. `conv7` follows the ablation's guide (2Ck + 99 parameters), `plain` its code (2k): with `conv7` every channel has its
+   own filter, and a 7x7 convolution replaces the product of two sigmoids in the spatial attention.
 
 Legend: B batch, C channels, H W map, K taps.
 """
@@ -28,11 +27,11 @@ from raydet.models.fusion.base import Flow, Fusion, FusionOutput, route
 
 Variant = Literal["plain", "conv7"]
 SOFTNESS = 0.1
-"""Of the sigmoid whose gradient stands for that of the comparison, in units of channel weights."""
+"""Temperature of the sigmoid whose gradient replaces that of the comparison, in units of channel weights."""
 
 
 def adaptive_kernel_size(channels: int) -> int:
-    """ECA-Net's rule, as the authors of CSSA round it.
+    """ECA-Net's rule, rounded as by the authors of CSSA.
 
     >>> [adaptive_kernel_size(channels) for channels in (64, 256, 512, 1024, 2048)]
     [3, 3, 5, 5, 5]
@@ -42,11 +41,10 @@ def adaptive_kernel_size(channels: int) -> int:
 
 
 class ChannelWeights(nn.Module):
-    """How much each channel matters, 0..1, by its mean and those of its neighbours.
+    """Importance of each channel, 0..1, from its mean and the means of its neighbours.
 
     Args:
-        channels: of the map.
-        kernel_size: neighbours that are looked at, itself included; odd.
+        kernel_size: number of channels in the filter, odd.
         is_shared: one filter for all channels (K parameters), or one for each (CK).
     """
 
@@ -54,26 +52,24 @@ class ChannelWeights(nn.Module):
         super().__init__()
         self.kernel_size = kernel_size
         self.weight = nn.Parameter(torch.empty(1 if is_shared else channels, kernel_size))
-        bound = 1 / math.sqrt(kernel_size)  # as PyTorch draws a convolution's
+        bound = 1 / math.sqrt(kernel_size)  # PyTorch's default for a convolution
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Returns: [B, C, 1, 1]."""
+        """[B, C, H, W] -> [B, C, 1, 1]."""
         means_BC = F.pad(x_BCHW.mean(dim=(2, 3)), (self.kernel_size // 2,) * 2)
         windows_BCK = means_BC.unfold(1, self.kernel_size, 1)
         return (windows_BCK * self.weight).sum(dim=2).sigmoid()[..., None, None]
 
 
 class CSSA(Fusion):
-    """Switch, attend, average. Under the rectified flow the streams go on with their switched maps.
+    """Channel switching, then spatial attention; under the rectified flow the streams continue with switched maps.
 
     Args:
-        channels: of both maps.
         threshold: a channel whose weight is below it is taken from the other stream.
         kernel_size: see `ChannelWeights`; None follows `adaptive_kernel_size`.
-        straight_through: see 1 above.
-        variant: see 3 above.
-        flow: see `fusion.base`.
+        straight_through: see note 1.
+        variant: see note 3.
     """
 
     def __init__(
@@ -95,7 +91,7 @@ class CSSA(Fusion):
             ChannelWeights(channels=channels, kernel_size=size, is_shared=variant == "plain")
             for _ in range(2)
         )
-        if not straight_through:  # data-parallel training refuses parameters that wait for a gradient in vain
+        if not straight_through:  # data-parallel training refuses parameters that get no gradient
             self.weights_rgb.requires_grad_(False)
             self.weights_aux.requires_grad_(False)
         self.conv7 = nn.Conv2d(2, 1, 7, padding=3) if variant == "conv7" else None
@@ -107,7 +103,6 @@ class CSSA(Fusion):
         return route(self.flow, fused=fused_BCHW, rgb_rectified=rgb_switched, aux_rectified=aux_switched)
 
     def switched(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps after the switch."""
         rgb_switched = self._switched(self.weights_rgb(rgb_BCHW), rgb_BCHW, aux_BCHW)
         aux_switched = self._switched(self.weights_aux(aux_BCHW), aux_BCHW, rgb_BCHW)
         return rgb_switched, aux_switched
@@ -121,13 +116,9 @@ class CSSA(Fusion):
         return switch * other_BCHW + (1 - switch) * own_BCHW
 
     def attention(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> Tensor:
-        """How much each pixel of two switched maps matters, 0..1: [B, 1, H, W].
-
-        Mean and maximum are those of all 2C channels, to the last bit the same if the streams change places.
-        """
+        """Importance of each pixel, 0..1: [B, 1, H, W]; bit-identical if the streams are swapped."""
         mean_B1HW = (rgb_BCHW.mean(dim=1, keepdim=True) + aux_BCHW.mean(dim=1, keepdim=True)) / 2
         most_B1HW = torch.maximum(rgb_BCHW.amax(dim=1, keepdim=True), aux_BCHW.amax(dim=1, keepdim=True))
         if self.conv7 is None:
             return mean_B1HW.sigmoid() * most_B1HW.sigmoid()
-        attention_B1HW: Tensor = self.conv7(torch.cat((mean_B1HW, most_B1HW), dim=1)).sigmoid()
-        return attention_B1HW
+        return self.conv7(torch.cat((mean_B1HW, most_B1HW), dim=1)).sigmoid()

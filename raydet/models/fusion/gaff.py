@@ -1,16 +1,15 @@
 """GAFF-style fusion: squeeze-and-excitation per modality, pixelwise gates across modalities, a 1x1 merge.
 
 After Guided Attentive Feature Fusion for Multispectral Pedestrian Detection (WACV 2021) and Squeeze-and-Excitation
-Networks (arXiv 1709.01507). Written from the description of the published ablation; what goes beyond the defaults is
-what its guide proposes as extensions.
+Networks (arXiv 1709.01507). Written from the description of the published ablation; the options are the extensions that
+its guide proposes.
 
 Departures from the paper:
-1. The paper's attention is trained against object masks (the "guided" in its name) and weighs the modalities by a
-   softmax; here, as in the ablation that we compare with, both are learnt from the detection loss alone and the gates
-   are independent sigmoids. The block shares little more than the name with the paper; `fusion.guided` brings the
-   paper's attention back.
-2. `inter_shared` is one 2C -> 2C convolution in place of two 2C -> C. Its halves *are* two such convolutions: same
-   functions, same parameters, same initial distribution. Differences between the two forms measure noise.
+1. The paper's attention is trained against object masks (hence "guided") and weighs the modalities by a softmax. Here,
+   as in the ablation that we compare with, it is learnt from the detection loss alone and the gates are independent
+   sigmoids. `fusion.guided` adds the paper's attention.
+2. `inter_shared` is one 2C -> 2C convolution in place of two 2C -> C: the same function, parameters and initial
+   distribution, so differences between the two forms measure noise.
 
 Parameters, with C channels, O of the fused map, reduction r, S scales:
     excitation   4 C max(C // r, 1); 0 without
@@ -37,7 +36,7 @@ MergeWeights = Literal["none", "partner", "both"]
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale every channel by what the whole map says about it."""
+    """Scale every channel by a gate computed from the means of all channels."""
 
     def __init__(self, *, channels: int, reduction: int) -> None:
         super().__init__()
@@ -53,20 +52,18 @@ class SqueezeExcitation(nn.Module):
         return x_BCHW * self.weights(x_BCHW)[..., None, None]
 
     def weights(self, x_BCHW: Tensor) -> Tensor:
-        """Returns: the scale of each channel, 0..1: [B, C]."""
-        weights_BC: Tensor = self.gate(x_BCHW.mean(dim=(2, 3)))
-        return weights_BC
+        """The scale of each channel, 0..1: [B, C]."""
+        return self.gate(x_BCHW.mean(dim=(2, 3)))
 
 
 class InterModalityGates(nn.Module):
-    """How much of each modality each pixel takes from the other one: two gate maps in 0..1.
+    """Two gate maps in 0..1: the share of the other modality that is added to each pixel and channel.
 
-    A gate is sigmoid(conv_0(x)) of both maps x. With S scales it is the sigmoid of the mean over s of
-    up_s(conv_s(pool_s(x))): pool_s is the mean of each cell of 2^s x 2^s pixels (at the border, of what is left of it),
-    up_s enlarges by 2^s, bilinear, and cuts off what hangs over. Every scale has its own convolutions.
+    With x both maps concatenated and S scales, a gate is the sigmoid of the mean over s of up_s(conv_s(pool_s(x))):
+    pool_s averages cells of 2^s x 2^s pixels (cropped at the border), up_s enlarges by 2^s, bilinearly, and crops to
+    the size of x. Every scale has its own convolutions.
 
     Args:
-        channels: of both maps.
         shared: see departure 2.
         num_scales: S.
     """
@@ -77,14 +74,15 @@ class InterModalityGates(nn.Module):
         self.coarse = nn.ModuleList(_two_gates(channels, shared=shared) for _ in range(1, num_scales))
 
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns: the gate of what flows from aux into RGB, and the gate of the way back."""
-        both = torch.cat((rgb_BCHW, aux_BCHW), dim=1)
-        logits = [_convolved(conv, both) for conv in self.convs]
+        """The gate from aux into RGB, and the gate from RGB into aux; [B, C, H, W] each."""
+        both, (height, width) = torch.cat((rgb_BCHW, aux_BCHW), dim=1), hw_of(rgb_BCHW)
+        logits = [_convolve(conv, both) for conv in self.convs]
         for scale, convs in enumerate(self.coarse, 1):
             assert isinstance(convs, nn.ModuleList)
-            pooled = F.avg_pool2d(both, 2**scale, ceil_mode=True)
-            coarse = [_enlarged(_convolved(conv, pooled), 2**scale, hw_of(both)) for conv in convs]
-            logits = [fine + more for fine, more in zip(logits, coarse, strict=True)]
+            size = 2**scale
+            pooled = F.avg_pool2d(both, size, ceil_mode=True)
+            coarse = [F.interpolate(_convolve(c, pooled), scale_factor=size, mode="bilinear") for c in convs]
+            logits = [fine + more[..., :height, :width] for fine, more in zip(logits, coarse, strict=True)]
         if self.coarse:
             logits = [total / (1 + len(self.coarse)) for total in logits]
         maps = [x.sigmoid() for x in logits]
@@ -93,20 +91,15 @@ class InterModalityGates(nn.Module):
 
 
 def _two_gates(channels: int, *, shared: bool) -> nn.ModuleList:
-    """One convolution with both gates, or one for each."""
+    """One convolution for both gates, or one for each."""
     if shared:
         return nn.ModuleList([StackedConv2d(2 * channels, 2 * channels, num_stacked=2)])
     return nn.ModuleList(nn.Conv2d(2 * channels, channels, 1, bias=False) for _ in range(2))
 
 
-def _convolved(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
+def _convolve(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
     assert isinstance(conv, nn.Conv2d)
     return pointwise(conv, x_BCHW)
-
-
-def _enlarged(x_BChw: Tensor, factor: int, hw: tuple[int, int]) -> Tensor:
-    """By a whole number, so that a cell stays where it was; the border's cells may reach beyond `hw`."""
-    return F.interpolate(x_BChw, scale_factor=factor, mode="bilinear")[..., : hw[0], : hw[1]]
 
 
 def merge(*, channels: int, out_channels: int, bottleneck: bool) -> nn.Sequential:
@@ -121,19 +114,17 @@ def merge(*, channels: int, out_channels: int, bottleneck: bool) -> nn.Sequentia
 
 
 class GAFF(Fusion):
-    """Excite, gate, merge. Under the rectified flow the streams go on with their guided maps.
+    """Excitation, gates, merge; under the rectified flow the streams continue with their guided maps.
 
-    A guided map is own * excited(x) + partner * gate * (the other map), with two numbers per stream.
+    A guided map is own * excited(x) + partner * gate * (the other map), with scalars `own` and `partner` per stream.
 
     Args:
-        channels: of both maps.
-        out_channels: of the fused map; None: as many. Under the fused flow it would enter the next stage.
+        out_channels: channels of the fused map; None: the same, which the fused flow requires.
         se_reduction: width of the squeeze is C / se_reduction; None: no excitation (GAFF-Lite).
         inter_shared: see departure 2.
         inter_scales: see `InterModalityGates`.
         merge_bottleneck: two convolutions in the merge.
-        merge_weights: which of the two numbers are learnt, from 1 on; the others are 1.
-        flow: see `fusion.base`.
+        merge_weights: which of the two scalars are learnt, starting at 1; the others are fixed at 1.
     """
 
     def __init__(
@@ -159,13 +150,13 @@ class GAFF(Fusion):
         )
         self.inter = InterModalityGates(channels=channels, shared=inter_shared, num_scales=inter_scales)
         self.merge = merge(channels=channels, out_channels=self.out_channels, bottleneck=merge_bottleneck)
-        # RGB's and the other one's.
+        # One scalar for the RGB stream and one for the other.
         self.own = nn.Parameter(torch.ones(2)) if merge_weights == "both" else None
         self.partner = nn.Parameter(torch.ones(2)) if merge_weights != "none" else None
 
     def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> FusionOutput:
         into_rgb_BCHW, into_aux_BCHW = self.inter(rgb_BCHW, aux_BCHW)
-        # What flows in from the partner is its raw map, not its excited one.
+        # The partner contributes its raw map, not its excited one.
         rgb_guided_BCHW = self._sum(0, self.se_rgb(rgb_BCHW), into_rgb_BCHW * aux_BCHW)
         aux_guided_BCHW = self._sum(1, self.se_aux(aux_BCHW), into_aux_BCHW * rgb_BCHW)
         fused_BCHW = torch.cat((rgb_guided_BCHW, aux_guided_BCHW), dim=1)

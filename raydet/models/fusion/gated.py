@@ -1,4 +1,4 @@
-"""A fusion that may be left out, pixel by pixel: the ablation guide's "gated fusion".
+"""A learned mix of a fusion and the RGB map, pixel by pixel: the ablation guide's "gated fusion".
 
 Legend: B batch, C channels, H W map.
 """
@@ -15,10 +15,7 @@ from raydet.models.layout import pointwise
 class Gated(Fusion):
     """gate * fused + (1 - gate) * RGB, where gate = sigmoid(1x1 convolution of both maps): 2C^2 + C parameters.
 
-    Args:
-        fusion: whose fused map is mixed; its channels are those of the streams.
-        channels: of both maps.
-        flow: as that of `fusion`.
+    The fused map of `fusion` must have `channels` channels, and `flow` must be the flow of `fusion`.
     """
 
     def __init__(self, fusion: Fusion, *, channels: int, flow: Flow = "rectified") -> None:

@@ -1,19 +1,19 @@
-"""The guided attention of GAFF, in front of a fusion, and the two losses that guide it.
+"""The guided attention of GAFF in front of a fusion, and the two losses that guide it.
 
-Guided Attentive Feature Fusion for Multispectral Pedestrian Detection (WACV 2021). Written from notes on the paper; it
-comes with no code.
+Guided Attentive Feature Fusion for Multispectral Pedestrian Detection (WACV 2021). Written from notes on the paper,
+which comes without code.
 
-A mask m per modality says where it shows an object, and is trained to (`intra`). A weight w per modality, a softmax
-over the two, says which to trust, and is trained to pick the one whose mask errs less (`inter`). Each map x becomes
-x (1 + m) (1 + w), or x (1 + m) without weights. Both maps then enter the fusion.
+A mask m per modality is trained to show where it sees an object (`intra`). A weight w per modality, a softmax over the
+two, is trained to pick the modality whose mask has the smaller error (`inter`). Each map x becomes x (1 + m) (1 + w),
+or x (1 + m) without weights. Both maps then enter the fusion.
 
 Departures from the paper:
-1. The paper takes the mean of both maps. Here the fusion under test works on them: excitation, gates, merge.
-2. Masks and weights come from linear layers over channels, which are 1x1 convolutions by another name: the encoder's
-   initialisation would start convolutions with a single output at saturated masks.
-3. DICE (V-Net, arXiv 1606.04797) has 1 added above and below the fraction, so an image without objects has one.
-4. Each loss is a mean over images, modalities and stages: it weighs the same at one stage and at four, and in
-   whatever micro-batches the images come.
+1. The paper takes the mean of both maps; here the fusion under test merges them.
+2. Masks and weights come from linear layers over channels instead of 1x1 convolutions: the encoder's initialisation
+   would start convolutions with a single output at saturated masks.
+3. DICE (V-Net, arXiv 1606.04797) has 1 added to numerator and denominator, so it is defined without objects.
+4. Each loss is a mean over images, modalities and stages: it does not depend on the number of stages or on the
+   micro-batches.
 
 Parameters, with C channels: 2C + 2 for the masks, 4C + 2 for the weights.
 
@@ -34,17 +34,11 @@ from raydet.models.layout import hw_of
 from raydet.ops.box_mask import box_mask
 
 MARGIN = 0.1
-"""Two errors that differ by less are the same: neither modality is to be picked."""
+"""Errors that differ by less are a tie: the cell does not count in the choice loss."""
 
 
 class Guided(Fusion):
-    """See the module.
-
-    Args:
-        fusion: works on the attended maps.
-        channels: of both maps.
-        has_choice: weigh the modalities, too.
-    """
+    """Guided attention in front of `fusion`, with masks and, if `has_choice`, weights; see the module."""
 
     def __init__(self, fusion: Fusion, *, channels: int, has_choice: bool) -> None:
         super().__init__()
@@ -69,20 +63,19 @@ class Guided(Fusion):
 
 
 def _per_pixel(layer: nn.Linear, x_BCHW: Tensor) -> Tensor:
-    logits: Tensor = layer(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return logits
+    return layer(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def guide_losses(
     guides: Sequence[Guides], targets: Targets, *, canvas_hw: tuple[int, int], valid_hw_B2: Tensor
 ) -> dict[str, Tensor]:
-    """`loss_guide_intra`, and `loss_guide_inter` where modalities are weighed; cells of padding do not count.
+    """`loss_guide_intra`, and `loss_guide_inter` if modalities are weighed; padding does not count.
 
     Args:
-        guides: of each stage that has any; all alike.
-        targets: boxes of any class.
-        canvas_hw: pixels that a map covers.
-        valid_hw_B2: the part of them that is image.
+        guides: the guides of every stage that has them, all with or all without a choice.
+        targets: boxes, whose class is not used.
+        canvas_hw: height and width in pixels that a map covers.
+        valid_hw_B2: height and width in pixels of the images inside the canvas.
     """
     image_B14 = F.pad(valid_hw_B2.flip(1), (2, 0))[:, None].to(targets.boxes_BG4.dtype)
     intra, inter = [], []
@@ -100,12 +93,12 @@ def guide_losses(
 
 
 def dice_loss(masks_B2HW: Tensor, is_object_B1HW: Tensor, counts_B1HW: Tensor) -> Tensor:
-    """1 - (2 sum(m g) + 1) / (sum(m^2) + sum(g) + 1) for a mask m in 0..1 and the truth g; the mean over all masks.
+    """Mean over all masks m (0..1) of 1 - (2 sum(m g) + 1) / (sum(m^2) + sum(g) + 1), with ground truth g.
 
     Args:
-        masks_B2HW: of both modalities.
-        is_object_B1HW: the truth.
-        counts_B1HW: False where a cell is left out.
+        masks_B2HW: masks of both modalities.
+        is_object_B1HW: ground truth.
+        counts_B1HW: False for cells that are ignored.
     """
     masks_B2HW = masks_B2HW * counts_B1HW
     truth_B1HW = (is_object_B1HW & counts_B1HW).to(masks_B2HW.dtype)
@@ -115,14 +108,14 @@ def dice_loss(masks_B2HW: Tensor, is_object_B1HW: Tensor, counts_B1HW: Tensor) -
 
 
 def choice_loss(logits_B2HW: Tensor, errors_B2HW: Tensor, counts_B1HW: Tensor) -> Tensor:
-    """Cross-entropy with the modality that errs less, where it does by more than `MARGIN`.
+    """Cross-entropy with the modality of the smaller error, in cells where the errors differ by more than `MARGIN`.
 
-    The mean over such cells of an image, 0 where there are none, then the mean over images.
+    The mean over such cells of an image (0 if there are none), then the mean over images.
 
     Args:
-        logits_B2HW: of the choice.
-        errors_B2HW: of both modalities' masks.
-        counts_B1HW: False where a cell is left out.
+        logits_B2HW: logits of the choice.
+        errors_B2HW: absolute errors of both modalities' masks.
+        counts_B1HW: False for cells that are ignored.
     """
     lead_BHW = errors_B2HW[:, 1] - errors_B2HW[:, 0]
     is_clear_BHW = (lead_BHW.abs() > MARGIN) & counts_B1HW[:, 0]

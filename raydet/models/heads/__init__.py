@@ -1,1 +1,1 @@
-"""From the pyramid to losses or boxes."""
+"""Heads: a pyramid in, losses or boxes out."""

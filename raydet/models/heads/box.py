@@ -1,13 +1,13 @@
 """The second stage: classes and better boxes from proposals.
 
 Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks, arXiv 1506.01497. Layers, box coding and
-NMS are torchvision's (BSD-3-Clause, imported); losses, sampling and detections are theirs in numbers.
+NMS are torchvision's (BSD-3-Clause, imported); losses, sampling and detections equal theirs in numbers.
 
 Departures from torchvision's `RoIHeads`:
 1. On a CPU boxes are pooled by gathers of rows (`ops.roi_align`); elsewhere by torchvision's operator.
 2. Proposals are matched, sampled and encoded for the whole batch at once.
-3. The strides of the pooling are given, not guessed: torchvision derives them from the images of the first batch it
-   sees, and a letterboxed image that fills little of its canvas would make it guess wrong, for good.
+3. The strides of the pooling are given. torchvision infers them from the first batch it sees and keeps them, and infers
+   wrong ones if letterboxed images fill little of the canvas.
 4. Boxes may be pooled from the `pool` level as well, as in the published runs.
 5. Under autocast the linear layers run in lower precision; logits, boxes and losses are fp32.
 
@@ -43,17 +43,16 @@ SMOOTH_L1_BETA = 1 / 9
 
 
 class BoxHeads(nn.Module):
-    """Pooling, a two-layer MLP, a class and a box per class; thresholds of the matching are torchvision's defaults.
+    """Pooling, a two-layer MLP, a class and a box per class; matching thresholds are torchvision's defaults.
 
     Args:
-        channels: of the pyramid.
         num_classes: object classes, without background.
         hidden: width of the MLP.
         batch_size_per_image: proposals sampled for the loss.
-        num_levels: of the pyramid that boxes are pooled from, the finest first.
+        num_levels: pyramid levels that boxes are pooled from, the finest first.
         score_threshold: detections below it are dropped.
-        nms_threshold: of two detections of one class with a larger overlap the weaker one is dropped.
-        max_detections: per image.
+        nms_threshold: IoU above which the weaker of two detections of one class is dropped.
+        max_detections: detections per image.
     """
 
     def __init__(
@@ -81,14 +80,14 @@ class BoxHeads(nn.Module):
     def losses(
         self, maps_BCHW: Sequence[Tensor], table: RowTable, proposals: Sequence[Tensor], targets: Targets
     ) -> dict[str, Tensor]:
-        """Two losses of a sample of the proposals."""
+        """Classification and box losses of sampled proposals."""
         with torch.no_grad():
-            image_S, boxes_S4, labels_S, wanted_S4 = self._sampled(proposals, targets)
+            image_S, boxes_S4, labels_S, target_S4 = self._sampled(proposals, targets)
         logits_SK, deltas_SK4 = self._predictions(maps_BCHW, table, boxes_S4, image_S)
         positive = (labels_S > 0).nonzero()[:, 0]
         box_loss = F.smooth_l1_loss(
             deltas_SK4[positive, labels_S[positive]],
-            wanted_S4[positive],
+            target_S4[positive],
             beta=SMOOTH_L1_BETA,
             reduction="sum",
         )
@@ -104,7 +103,7 @@ class BoxHeads(nn.Module):
         proposals: Sequence[Tensor],
         valid_hw: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        """What is found in each image, best first; labels from 0."""
+        """Detections of each image, best first; labels count from 0."""
         sizes = [len(boxes_P4) for boxes_P4 in proposals]
         boxes_4 = torch.cat(list(proposals))
         image = torch.arange(len(sizes), device=boxes_4.device).repeat_interleave(
@@ -122,8 +121,8 @@ class BoxHeads(nn.Module):
     def _sampled(
         self, proposals: Sequence[Tensor], targets: Targets
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns: image, box, label and wanted deltas of every sampled proposal."""
-        # Ground truths are proposals too: without them the first steps would see no positive box.
+        """Image, box, label and target deltas of every sampled proposal."""
+        # Ground truths are proposals too: without them the first steps would have no positive box.
         boxes_BP4 = torch.cat((pad_sequence(list(proposals), batch_first=True), targets.boxes_BG4), dim=1)
         is_real_BP = pad_sequence([x.new_ones(len(x), dtype=torch.bool) for x in proposals], batch_first=True)
         is_real_BP = torch.cat((is_real_BP, targets.is_real_BG), dim=1)
@@ -145,12 +144,8 @@ class BoxHeads(nn.Module):
         image_S, box_S = sample.image_S, sample.box_S
         boxes_S4 = boxes_BP4[image_S, box_S]
         truth_S4 = targets.boxes_BG4[image_S, truth_BP[image_S, box_S]]
-        return (
-            image_S,
-            boxes_S4,
-            labels_BP[image_S, box_S],
-            self.box_coder.encode_single(truth_S4, boxes_S4),
-        )
+        deltas_S4 = self.box_coder.encode_single(truth_S4, boxes_S4)
+        return image_S, boxes_S4, labels_BP[image_S, box_S], deltas_S4
 
     def _predictions(
         self, maps_BCHW: Sequence[Tensor], table: RowTable, boxes_S4: Tensor, image_S: Tensor
@@ -163,8 +158,8 @@ class BoxHeads(nn.Module):
     def pooled(
         self, maps_BCHW: Sequence[Tensor], table: RowTable, boxes_S4: Tensor, image_S: Tensor
     ) -> Tensor:
-        """[S, C, 7, 7]."""
-        boxes_S4 = boxes_S4.nan_to_num()  # where the weights diverge, cells must still be inside of the maps
+        """Features of the boxes, [S, C, 7, 7]."""
+        boxes_S4 = boxes_S4.nan_to_num()  # if the weights diverge, indices must still be inside the maps
         level_S = level_of(boxes_S4, len(self.strides))
         if boxes_S4.device.type == "cpu":
             return roi_align(
@@ -182,19 +177,15 @@ class BoxHeads(nn.Module):
         self, maps_BCHW: Sequence[Tensor], boxes_S4: Tensor, image_S: Tensor, level_S: Tensor
     ) -> Tensor:
         rois_S5 = torch.cat((image_S[:, None].to(boxes_S4.dtype), boxes_S4), dim=1)
-        per_level, places = [], []
-        for level, stride in enumerate(self.strides):
-            place = (level_S == level).nonzero()[:, 0]
-            places.append(place)
-            per_level.append(
-                torchvision_roi_align(
-                    maps_BCHW[level], rois_S5[place], ROI_CELLS, 1.0 / stride, ROI_SAMPLES, aligned=False
-                )
-            )
-        return torch.cat(per_level)[torch.cat(places).argsort()]
+        indices = [(level_S == level).nonzero()[:, 0] for level in range(len(self.strides))]
+        per_level = [
+            torchvision_roi_align(x_BCHW, rois_S5[index], ROI_CELLS, 1.0 / stride, ROI_SAMPLES, aligned=False)
+            for x_BCHW, index, stride in zip(maps_BCHW, indices, self.strides, strict=False)
+        ]
+        return torch.cat(per_level)[torch.cat(indices).argsort()]
 
     def _best(self, boxes_PK4: Tensor, scores_PK: Tensor, size_hw: tuple[int, int]) -> Detections:
-        """Every class of a proposal is a detection of its own; background, column 0, is none."""
+        """NMS over all foreground classes of all proposals; column 0 is background."""
         boxes = clip_boxes_to_image(boxes_PK4, size_hw)[:, 1:].flatten(0, 1)
         scores = scores_PK[:, 1:].flatten()
         labels = torch.arange(scores_PK.shape[1] - 1, device=scores.device).repeat(len(scores_PK))

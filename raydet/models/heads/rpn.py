@@ -1,12 +1,12 @@
-"""Region proposal network: boxes from anchors, and a backward pass only where anchors were sampled.
+"""Region proposal network: boxes from anchors, with a backward pass only at the sampled anchors.
 
 Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks, arXiv 1506.01497. Layers, anchors, box
-coding and NMS are torchvision's (BSD-3-Clause, imported); losses, sampling and proposals are theirs in numbers.
+coding and NMS are torchvision's (BSD-3-Clause, imported); losses, sampling and proposals equal theirs in numbers.
 
 Departures from torchvision's `RegionProposalNetwork`:
-1. In training the head runs twice: over all cells without a graph, for the proposals, and over the 3 x 3 surroundings
-   of the at most 256 anchors per image that the loss asks, with one. No other cell has a gradient, so this is exact,
-   and a third of the step cheaper than the dense backward pass.
+1. In training the head runs twice: over all cells without a graph, for the proposals, and with a graph over the 3 x 3
+   neighbourhoods of the at most 256 sampled anchors per image. No other cell has a gradient, so this is exact, and it
+   saves a third of the step.
 2. Only the best anchors of each level are decoded, not all of them.
 3. Anchors are matched and sampled for the whole batch at once.
 4. Under autocast the convolutions run in lower precision; logits, boxes and losses are fp32.
@@ -28,7 +28,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.boxes import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from raydet.models.heads.targets import Targets, full_precision
-from raydet.ops.matching import BETWEEN, match, sample_balanced
+from raydet.ops.matching import IGNORED, match, sample_balanced
 from raydet.ops.rows import RowTable
 
 FOREGROUND_IOU = 0.7
@@ -43,7 +43,6 @@ class RegionProposals(nn.Module):
     """The first stage; thresholds are torchvision's defaults.
 
     Args:
-        channels: of the pyramid.
         anchor_sizes: one per level, in canvas pixels.
         aspect_ratios: height over width, the same on every level.
         pre_nms_top_n: proposals per level before NMS, in training and at test.
@@ -82,14 +81,13 @@ class RegionProposals(nn.Module):
         valid_hw: Sequence[tuple[int, int]],
         targets: Targets | None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals of every image, and in training two losses.
+        """Proposals of every image, and two losses if there are targets.
 
         Args:
             maps_BCHW: the pyramid, the finest map first.
-            table: the same maps as rows; read in training only.
-            canvas_hw: size of the images' tensor.
-            valid_hw: the part of it that is image.
-            targets: None outside of training.
+            table: the same maps as rows; only read for the losses.
+            canvas_hw: height and width in pixels of the batch.
+            valid_hw: height and width in pixels of each image inside the canvas.
         """
         anchors_A4 = self.anchors(maps_BCHW, canvas_hw)
         with torch.no_grad():
@@ -98,7 +96,7 @@ class RegionProposals(nn.Module):
 
     def anchors(self, maps_BCHW: Sequence[Tensor], canvas_hw: tuple[int, int]) -> Tensor:
         """The anchors of one image, level after level, row by row: [A, 4]."""
-        # The generator reads shapes, dtype and device only, and would repeat its result for every image.
+        # The generator only reads shapes, dtype and device, and would repeat its result for every image.
         pixel = full_precision(maps_BCHW[0].new_empty(1, 1, 1, 1))
         maps = [pixel.expand(1, 1, *x_BCHW.shape[-2:]) for x_BCHW in maps_BCHW]
         images = ImageList(pixel.expand(1, 1, *canvas_hw), [canvas_hw])
@@ -108,14 +106,9 @@ class RegionProposals(nn.Module):
     def _proposals(
         self, maps_BCHW: Sequence[Tensor], anchors_A4: Tensor, valid_hw: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
-        # Autocast would keep these casts of the weights, which have no graph, for the losses.
+        # Without the cache: it would keep these casts of the weights, which have no graph, for the losses.
         device = anchors_A4.device.type
-        with torch.autocast(
-            device,
-            dtype=torch.get_autocast_dtype(device),
-            enabled=torch.is_autocast_enabled(device),
-            cache_enabled=False,
-        ):
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False):
             logits, deltas = self.head(list(maps_BCHW))
         logits = [full_precision(x.permute(0, 2, 3, 1).flatten(1)) for x in logits]
         deltas = [full_precision(x.permute(0, 2, 3, 1).reshape(len(x), -1, 4)) for x in deltas]
@@ -144,7 +137,7 @@ class RegionProposals(nn.Module):
     def _suppressed(
         self, boxes_N4: Tensor, scores_N: Tensor, levels_N: Tensor, size_hw: tuple[int, int]
     ) -> Tensor:
-        """Without duplicates within a level; best first."""
+        """Proposals after NMS within each level, best first."""
         boxes_N4 = clip_boxes_to_image(boxes_N4, size_hw)
         keep = remove_small_boxes(boxes_N4, MIN_SIDE_PX)
         boxes_N4, scores_N, levels_N = boxes_N4[keep], scores_N[keep], levels_N[keep]
@@ -164,28 +157,28 @@ class RegionProposals(nn.Module):
                 low=BACKGROUND_IOU,
                 keep_best=True,
             )
-            labels_BA = (matched_BA >= 0).long() - (matched_BA == BETWEEN).long()
+            labels_BA = (matched_BA >= 0).long() - (matched_BA == IGNORED).long()
             sample = sample_balanced(
                 labels_BA, size=self.batch_size_per_image, positive_fraction=POSITIVE_FRACTION
             )
             image, anchor = sample.image_S[: sample.num_positive], sample.box_S[: sample.num_positive]
             truth_4 = targets.boxes_BG4[image, matched_BA[image, anchor]]
-            wanted_deltas = self.box_coder.encode_single(truth_4, anchors_A4[anchor])
-            wanted_S = labels_BA[sample.image_S, sample.box_S]
-        logits_S, deltas_S4 = self.head_at(table, sample.image_S, sample.box_S)
+            target_deltas = self.box_coder.encode_single(truth_4, anchors_A4[anchor])
+            labels_S = labels_BA[sample.image_S, sample.box_S]
+        rows_S9 = self.neighbour_rows(table, sample.image_S, sample.box_S // self.num_ratios)
+        logits_S, deltas_S4 = self.head_at(table, rows_S9, sample.box_S)
         box_loss = F.smooth_l1_loss(
-            deltas_S4[: sample.num_positive], wanted_deltas, beta=SMOOTH_L1_BETA, reduction="sum"
+            deltas_S4[: sample.num_positive], target_deltas, beta=SMOOTH_L1_BETA, reduction="sum"
         )
         return {
-            "loss_objectness": F.binary_cross_entropy_with_logits(logits_S, wanted_S.to(logits_S.dtype)),
+            "loss_objectness": F.binary_cross_entropy_with_logits(logits_S, labels_S.to(logits_S.dtype)),
             "loss_rpn_box_reg": box_loss / len(logits_S),
         }
 
-    def head_at(self, table: RowTable, image_S: Tensor, anchor_S: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head says about some anchors: logits [S] and deltas [S, 4], fp32."""
+    def head_at(self, table: RowTable, rows_S9: Tensor, anchor_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [S] and deltas [S, 4], fp32, of anchors with the 3 x 3 neighbourhoods `rows_S9`."""
         ((convolution, _),) = self.head.conv
-        rows_S9 = self.surroundings(table, image_S, anchor_S // self.num_ratios)
-        # Rows repeat, and the backward pass of an index adds them in any order; that of an embedding does not.
+        # Rows repeat; the backward pass of an embedding adds them in a fixed order, that of an index does not.
         patches_S9C = F.embedding(rows_S9, table.rows_RC)
         weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
         hidden_SC = F.linear(patches_S9C.flatten(1), weight, convolution.bias).relu()
@@ -195,8 +188,8 @@ class RegionProposals(nn.Module):
         deltas_S4 = deltas_S4R.unflatten(1, (self.num_ratios, 4))[item, ratio]
         return full_precision(logits_SR[item, ratio]), full_precision(deltas_S4)
 
-    def surroundings(self, table: RowTable, image_S: Tensor, cell_S: Tensor) -> Tensor:
-        """Rows of the 3 x 3 cells around cells that are counted level after level, as anchors are: [S, 9]."""
+    def neighbour_rows(self, table: RowTable, image_S: Tensor, cell_S: Tensor) -> Tensor:
+        """Table rows [S, 9] of the 3 x 3 cells around each cell; cells are numbered level after level, like anchors."""
         cells = [height * width for height, width in table.sizes_hw]
         ends = torch.tensor(cells).cumsum(0)
         level_S = torch.bucketize(cell_S, ends.to(cell_S.device, non_blocking=True), right=True)
@@ -210,10 +203,10 @@ class RegionProposals(nn.Module):
                 table.starts,
             )
         )
-        place_S1 = cell_S[:, None] - first_S1
+        cell_S1 = cell_S[:, None] - first_S1  # within its level
         step_9 = torch.arange(9, device=cell_S.device)
-        y_S9 = place_S1 // width_S1 + step_9 // 3 - 1
-        x_S9 = place_S1 % width_S1 + step_9 % 3 - 1
+        y_S9 = cell_S1 // width_S1 + step_9 // 3 - 1
+        x_S9 = cell_S1 % width_S1 + step_9 % 3 - 1
         is_inside_S9 = (y_S9 >= 0) & (y_S9 < height_S1) & (x_S9 >= 0) & (x_S9 < width_S1)
         row_S9 = start_S1 + (image_S[:, None] * height_S1 + y_S9) * width_S1 + x_S9
         return torch.where(is_inside_S9, row_S9, table.zero_row)

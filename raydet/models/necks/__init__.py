@@ -1,1 +1,1 @@
-"""From the backbone's maps to a pyramid of equal width."""
+"""Necks: the backbone's maps in, a pyramid of equal width out."""

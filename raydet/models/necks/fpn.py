@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 LEVELS = ("0", "1", "2", "3", "pool")
-"""torchvision's names: four levels for the encoder's maps, and every second cell of the last one."""
+"""torchvision's names: one level per map of the encoder, and one with every second cell of the last."""
 
 
 class FPN(nn.Module):

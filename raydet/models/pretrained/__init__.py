@@ -1,1 +1,1 @@
-"""Published weights as a start: read the file, understand its names, fill both streams, say what is left."""
+"""Pretrained weights: read a file, translate its names, load both streams, report what does not fit."""

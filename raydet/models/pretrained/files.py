@@ -1,4 +1,4 @@
-"""Weights from a file or the web. Nothing is ever unpickled: safetensors only, which cannot run code."""
+"""Weights from a local file or the web, in the safetensors format only: nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -18,47 +18,54 @@ from raydet.errors import ConfigError
 
 SUFFIX = ".safetensors"
 TIMEOUT_S = 30.0
-"""Without a byte from the other side."""
+"""Longest wait for the next byte of a download."""
 SETTING = "model.backbone.pretrained.path"
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """Everything that a file holds."""
+    """The contents of a file: tensors sorted by name, and the first twelve digits of its hash."""
 
     path: str
-    """As it was asked for."""
     sha256: str
-    """Its first twelve digits."""
     tensors: dict[str, Tensor]
-    """In the order of their names."""
 
 
 def read_weights(path: str) -> WeightFile:
     """Read a safetensors file.
 
     Args:
-        path: on this machine, or a URI that begins with file:// or https://; the latter is fetched anew every time.
+        path: a local path, or a URI with file:// or https://; the latter is downloaded every time.
 
     Raises:
-        ConfigError: it is of another kind, cannot be had, or is damaged.
+        ConfigError: it is not a safetensors file, cannot be read, or is damaged.
     """
     parts = urlsplit(path)
     file = Path(url2pathname(parts.path) if parts.scheme else path)
     _check_suffix(path, file)
-    match parts.scheme:
-        case "" | "file":
-            content = _local(file)
-        case "https":
-            content = _fetched(path)
-        case other:
-            raise ConfigError(f"{SETTING}={path}: wants a local path, file:// or https://, got {other}://")
+    if parts.scheme not in ("", "file", "https"):
+        raise ConfigError(
+            f"{SETTING}={path}: must be a local path, file:// or https://, got {parts.scheme}://"
+        )
     try:
+        if parts.scheme == "https":
+            with urllib.request.urlopen(path, timeout=TIMEOUT_S) as response:
+                content = response.read()
+        else:
+            content = file.read_bytes()
         tensors = dict(sorted(load(content).items()))
     except SafetensorError as error:
         raise ConfigError(
-            f"{SETTING}={path} is no intact safetensors file ({error}); get it again, or convert it"
+            f"{SETTING}={path} is not an intact safetensors file ({error}); get it again, or convert it"
         ) from error
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        remedy = (
+            "download it on a machine with web access, and set the local path"
+            if parts.scheme == "https"
+            else "it must be readable where the first worker runs"
+        )
+        raise ConfigError(f"{SETTING}={path} cannot be read ({reason}); {remedy}") from error
     return WeightFile(path, hashlib.sha256(content).hexdigest()[:12], tensors)
 
 
@@ -72,26 +79,6 @@ def _check_suffix(path: str, file: Path) -> None:
         f"save_file(w, '{file.stem}{SUFFIX}')"
     )
     raise ConfigError(
-        f"{SETTING}={path} wants a {SUFFIX} file: other kinds may run code when they are read; convert it where you "
+        f"{SETTING}={path} must be a {SUFFIX} file: other formats may run code when read; convert it where you "
         f'trust it: python -c "{command}"'
     )
-
-
-def _local(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{SETTING}={path}: {error.strerror}; it must be readable where the first worker runs"
-        ) from error
-
-
-def _fetched(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            content: bytes = answer.read()
-    except (OSError, HTTPException) as error:
-        raise ConfigError(
-            f"{SETTING}={url} cannot be fetched ({error}); get it where the web can be reached, and give its path"
-        ) from error
-    return content

@@ -1,9 +1,9 @@
-"""How publishers name the tensors of a trunk, and what they are called inside one of our streams.
+"""Translation of publishers' tensor names to the names inside one of our streams.
 
-Our names begin with the number of the stage: `0.patch_embed.proj.weight`, `2.layers.layer3.0.conv1.weight`.
+Our names begin with the index of the stage: `0.patch_embed.proj.weight`, `2.layers.layer3.0.conv1.weight`.
 
-SegFormer's weights are published in two forms: by the authors, and converted for Transformers, whose version 5 has
-renamed its modules but goes on writing files with the names of version 4; all three are read.
+SegFormer's weights are published by the authors, and converted for Transformers, whose version 5 has renamed its
+modules but still writes files with the names of version 4. All three namings are supported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,12 +21,12 @@ SEGFORMER_LICENCE = (
 )
 
 Translate = Callable[[str], str | None]
-"""Our name; None: it belongs to no stage. `#0` and `#1` at its end are the two halves of one of our tensors."""
+"""Our name, or None if it belongs to no stage; a suffix `#0` or `#1` marks one half of one of our tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """One publisher's names."""
+    """A publisher's names and the licence of its weights."""
 
     publisher: str
     licence: str
@@ -35,47 +34,43 @@ class Naming:
 
 
 @dataclass(frozen=True, slots=True)
-class Renamed:
+class RenamedTensors:
     """The tensors of a file by our names."""
 
     naming: Naming
     tensors: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
-    """Theirs, by ours; of two halves the second's."""
+    """The publisher's name by ours; of two halves the second's."""
     others: tuple[str, ...] = ()
     """Names that belong to no stage, such as a classifier's."""
 
 
-def renamed(tensors: Mapping[str, Tensor], namings: Sequence[Naming], *, first: str) -> Renamed | None:
-    """Understand the names of a file; None where none of the namings fits.
+def rename_tensors(
+    tensors: Mapping[str, Tensor], namings: Sequence[Naming], *, first: str
+) -> RenamedTensors | None:
+    """Translate the names of a file; None if no naming fits.
 
-    Whatever stands before all names, such as `backbone.` or `segformer.encoder.`, is found and left away.
+    A common prefix of all names, such as `backbone.` or `segformer.encoder.`, is detected and removed.
 
     Args:
-        first: our name of the first convolution's weight: a naming fits where a tensor is called so.
+        first: our name of the first convolution's weight; a naming fits if it translates a tensor's name to this.
     """
     for naming in namings:
         prefixes = [
-            prefix for name in tensors for prefix, rest in _cuts(name) if naming.translate(rest) == first
+            name[:start]
+            for name in tensors
+            for start in (0, *(dot.end() for dot in re.finditer(r"\.", name)))
+            if naming.translate(name[start:]) == first
         ]
         if prefixes:
-            return _all_renamed(tensors, naming, prefix=min(prefixes, key=len))
+            return _rename_all(tensors, naming, prefix=min(prefixes, key=len))
     return None
 
 
-def _cuts(name: str) -> list[tuple[str, str]]:
-    """
-    >>> _cuts("encoder.norm1.weight")
-    [('', 'encoder.norm1.weight'), ('encoder.', 'norm1.weight'), ('encoder.norm1.', 'weight')]
-    """
-    starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
-    return [(name[:start], name[start:]) for start in starts]
-
-
-def _all_renamed(tensors: Mapping[str, Tensor], naming: Naming, *, prefix: str) -> Renamed:
+def _rename_all(tensors: Mapping[str, Tensor], naming: Naming, *, prefix: str) -> RenamedTensors:
     names = {name: naming.translate(name.removeprefix(prefix)) for name in tensors if name.startswith(prefix)}
     ours = {new: old for old, new in names.items() if new is not None}
-    found = Renamed(naming, others=tuple(name for name in tensors if names.get(name) is None))
+    found = RenamedTensors(naming, others=tuple(name for name in tensors if names.get(name) is None))
     for new, old in ours.items():
         whole, _, half = new.partition("#")
         found.names[whole] = old
@@ -88,102 +83,71 @@ def _all_renamed(tensors: Mapping[str, Tensor], naming: Naming, *, prefix: str) 
 
 # --- MiT
 
+_MIT_PARTS = {  # by our names: the authors', Transformers 4, Transformers 5
+    "proj": ("proj", "proj", "proj"),
+    "norm": ("norm", "layer_norm", "layer_norm"),
+    "norm1": ("norm1", "layer_norm_1", "layernorm_before"),
+    "attention.query": ("attn.q", "attention.self.query", "attention.q_proj"),
+    "attention.key_value": ("attn.kv", None, None),
+    "attention.key_value#0": (None, "attention.self.key", "attention.k_proj"),
+    "attention.key_value#1": (None, "attention.self.value", "attention.v_proj"),
+    "attention.proj": ("attn.proj", "attention.output.dense", "attention.o_proj"),
+    "attention.reduce": ("attn.sr", "attention.self.sr", "attention.sequence_reduction.sequence_reduction"),
+    "attention.reduce_norm": ("attn.norm", "attention.self.layer_norm", "attention.sequence_reduction.layer_norm"),
+    "norm2": ("norm2", "layer_norm_2", "layernorm_after"),
+    "ffn.expand": ("mlp.fc1", "mlp.dense1", "mlp.fc1"),
+    "ffn.depthwise": ("mlp.dwconv.dwconv", "mlp.dwconv.dwconv", "mlp.dwconv.dwconv"),
+    "ffn.contract": ("mlp.fc2", "mlp.dense2", "mlp.fc2"),
+}  # fmt: skip
 
-def _mit(
-    rows: Sequence[tuple[str, str]], parts: Mapping[str, str], first_stage: int, name: str
-) -> str | None:
-    for pattern, ours in rows:
-        match = re.fullmatch(pattern, name)
-        if match is not None and match["part"] in parts:
-            whole, _, half = parts[match["part"]].partition("#")
-            fields = {**match.groupdict(), "stage": int(match["stage"]) - first_stage, "part": whole}
-            return ours.format(**fields) + (half and f"#{half}")
-    return None
 
+def _mit_naming(
+    publisher: str, column: int, *, first_stage: int, embed: str, block: str, norm: str
+) -> Naming:
+    parts = {names[column]: ours for ours, names in _MIT_PARTS.items()}
+    templates = {
+        embed: "{stage}.patch_embed.{part}.{kind}",
+        block: "{stage}.blocks.{block}.{part}.{kind}",
+        norm: "{stage}.{part}.{kind}",
+    }
 
-_KIND = r"(?P<kind>weight|bias)"
-_EMBED, _BLOCK, _NORM = (
-    "{stage}.patch_embed.{part}.{kind}",
-    "{stage}.blocks.{block}.{part}.{kind}",
-    "{stage}.{part}.{kind}",
-)
+    def translate(name: str) -> str | None:
+        for pattern, ours in templates.items():
+            match = re.fullmatch(pattern + r"\.(?P<kind>weight|bias)", name)
+            if match is not None and match["part"] in parts:
+                whole, _, half = parts[match["part"]].partition("#")
+                fields = {**match.groupdict(), "stage": int(match["stage"]) - first_stage, "part": whole}
+                return ours.format(**fields) + (half and f"#{half}")
+        return None
 
-_AUTHORS = partial(
-    _mit,
-    (
-        (rf"patch_embed(?P<stage>\d)\.(?P<part>proj|norm)\.{_KIND}", _EMBED),
-        (rf"block(?P<stage>\d)\.(?P<block>\d+)\.(?P<part>.+)\.{_KIND}", _BLOCK),
-        (rf"(?P<part>norm)(?P<stage>\d)\.{_KIND}", _NORM),
-    ),
-    {
-        "proj": "proj",
-        "norm": "norm",
-        "norm1": "norm1",
-        "attn.q": "attention.query",
-        "attn.kv": "attention.key_value",
-        "attn.proj": "attention.proj",
-        "attn.sr": "attention.reduce",
-        "attn.norm": "attention.reduce_norm",
-        "norm2": "norm2",
-        "mlp.fc1": "ffn.expand",
-        "mlp.dwconv.dwconv": "ffn.depthwise",
-        "mlp.fc2": "ffn.contract",
-    },
-    1,
-)
-_TRANSFORMERS_4 = partial(
-    _mit,
-    (
-        (rf"patch_embeddings\.(?P<stage>\d)\.(?P<part>proj|layer_norm)\.{_KIND}", _EMBED),
-        (rf"block\.(?P<stage>\d)\.(?P<block>\d+)\.(?P<part>.+)\.{_KIND}", _BLOCK),
-        (rf"(?P<part>layer_norm)\.(?P<stage>\d)\.{_KIND}", _NORM),
-    ),
-    {
-        "proj": "proj",
-        "layer_norm": "norm",
-        "layer_norm_1": "norm1",
-        "attention.self.query": "attention.query",
-        "attention.self.key": "attention.key_value#0",
-        "attention.self.value": "attention.key_value#1",
-        "attention.output.dense": "attention.proj",
-        "attention.self.sr": "attention.reduce",
-        "attention.self.layer_norm": "attention.reduce_norm",
-        "layer_norm_2": "norm2",
-        "mlp.dense1": "ffn.expand",
-        "mlp.dwconv.dwconv": "ffn.depthwise",
-        "mlp.dense2": "ffn.contract",
-    },
-    0,
-)
-_TRANSFORMERS_5 = partial(
-    _mit,
-    (
-        (rf"stages\.(?P<stage>\d)\.patch_embeddings\.(?P<part>proj|layer_norm)\.{_KIND}", _EMBED),
-        (rf"stages\.(?P<stage>\d)\.blocks\.(?P<block>\d+)\.(?P<part>.+)\.{_KIND}", _BLOCK),
-        (rf"stages\.(?P<stage>\d)\.(?P<part>layer_norm)\.{_KIND}", _NORM),
-    ),
-    {
-        "proj": "proj",
-        "layer_norm": "norm",
-        "layernorm_before": "norm1",
-        "attention.q_proj": "attention.query",
-        "attention.k_proj": "attention.key_value#0",
-        "attention.v_proj": "attention.key_value#1",
-        "attention.o_proj": "attention.proj",
-        "attention.sequence_reduction.sequence_reduction": "attention.reduce",
-        "attention.sequence_reduction.layer_norm": "attention.reduce_norm",
-        "layernorm_after": "norm2",
-        "mlp.fc1": "ffn.expand",
-        "mlp.dwconv.dwconv": "ffn.depthwise",
-        "mlp.fc2": "ffn.contract",
-    },
-    0,
-)
+    return Naming(publisher, SEGFORMER_LICENCE, translate)
+
 
 MIT_NAMINGS = (
-    Naming("SegFormer", SEGFORMER_LICENCE, _AUTHORS),
-    Naming("Transformers", SEGFORMER_LICENCE, _TRANSFORMERS_4),
-    Naming("Transformers 5", SEGFORMER_LICENCE, _TRANSFORMERS_5),
+    _mit_naming(
+        "SegFormer",
+        0,
+        first_stage=1,
+        embed=r"patch_embed(?P<stage>\d)\.(?P<part>proj|norm)",
+        block=r"block(?P<stage>\d)\.(?P<block>\d+)\.(?P<part>.+)",
+        norm=r"(?P<part>norm)(?P<stage>\d)",
+    ),
+    _mit_naming(
+        "Transformers",
+        1,
+        first_stage=0,
+        embed=r"patch_embeddings\.(?P<stage>\d)\.(?P<part>proj|layer_norm)",
+        block=r"block\.(?P<stage>\d)\.(?P<block>\d+)\.(?P<part>.+)",
+        norm=r"(?P<part>layer_norm)\.(?P<stage>\d)",
+    ),
+    _mit_naming(
+        "Transformers 5",
+        2,
+        first_stage=0,
+        embed=r"stages\.(?P<stage>\d)\.patch_embeddings\.(?P<part>proj|layer_norm)",
+        block=r"stages\.(?P<stage>\d)\.blocks\.(?P<block>\d+)\.(?P<part>.+)",
+        norm=r"stages\.(?P<stage>\d)\.(?P<part>layer_norm)",
+    ),
 )
 
 
@@ -191,14 +155,14 @@ MIT_NAMINGS = (
 
 
 def timm_naming(layers: Sequence[Collection[str]], *, licence: str) -> Naming:
-    """timm's names, of which a feature net has joined the first two parts: `stages.0.` became `stages_0.`.
+    """timm's names; a feature net joins the first two parts, as in `stages.0.` -> `stages_0.`.
 
     >>> naming = timm_naming([["stem_0", "stages_0"], ["stages_1"]], licence="mine")
     >>> naming.translate("stages.1.blocks.0.norm.weight"), naming.translate("head.fc.weight")
     ('1.layers.stages_1.blocks.0.norm.weight', None)
 
     Args:
-        layers: of every stage, by the feature net's names.
+        layers: the feature net's names of the layers of every stage.
     """
     stage_of = {layer: stage for stage, names in enumerate(layers) for layer in names}
 

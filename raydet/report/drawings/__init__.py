@@ -1,1 +1,1 @@
-"""What a trained detector sees: its detections, its best and worst images, where its fusion looks."""
+"""Drawn images of a trained detector: its detections on the best and worst images, and the attention of its fusion."""

@@ -1,7 +1,6 @@
-"""Where the fusions of a trained detector look, on one image.
+"""Attention maps and channel weights of a trained detector's fusions, on one image.
 
-Read off while the detector runs as always: a hook notes what enters each fusion, and the fusion's own modules say what
-they make of it.
+A hook records the inputs of each fusion during a normal forward pass; the fusion's own modules then compute the maps.
 
 Legend: C channels, H W map.
 """
@@ -27,29 +26,26 @@ from raydet.models.fusion.gated import Gated
 from raydet.models.fusion.guided import Guided
 from raydet.structures import Sample, collate
 
-Streams = tuple[str, str]
-"""What the two streams are called, after their modalities."""
-
 
 @dataclass(frozen=True, slots=True)
 class StageAttention:
-    """What the fusion of one stage does with an image; all values are in 0..1."""
+    """Attention of the fusion of one stage; all values are in 0..1."""
 
     stage: int
     """1..4."""
     maps: dict[str, NDArray[np.float32]]
-    """[H, W] each, by name: GAFF's gates, averaged over the channels (`rgb ← thermal`: how much of thermal flows into
-    rgb); CSSA's spatial attention. Padding is cut off."""
+    """[H, W] by name, without padding: GAFF's gates, averaged over the channels (`rgb ← thermal`: how much of thermal
+    flows into rgb), or CSSA's spatial attention."""
     channel_weights: dict[str, NDArray[np.float32]]
-    """[C] by stream: GAFF's squeeze-and-excitation, unless it has none, CSSA's channel weights."""
+    """[C] by stream: weights of GAFF's squeeze-and-excitation, if it has one, or CSSA's channel weights."""
     stride_hw: tuple[float, float]
     """Canvas pixels per pixel of the maps."""
     switch_below: float | None = None
-    """CSSA takes channels with a lower weight from the other stream; None: nothing is switched."""
+    """CSSA takes channels with a lower weight from the other stream; None: no channel is switched."""
 
     @property
     def switched(self) -> dict[str, NDArray[np.bool_]]:
-        """[C] by stream: the channels that come from the other one; empty where nothing is switched."""
+        """[C] by stream: channels that come from the other stream; empty if none is switched."""
         if self.switch_below is None:
             return {}
         return {name: weights_C < self.switch_below for name, weights_C in self.channel_weights.items()}
@@ -57,35 +53,35 @@ class StageAttention:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """An image, and what the fusions do with it."""
+    """The attention of all fusions on one image."""
 
     sample: Sample
-    """As it was fed: on the canvas."""
+    """The input of the detector, on the canvas."""
     stages: tuple[StageAttention, ...]
-    """Those whose fusion weighs pixels and channels (GAFF, CSSA); there may be none."""
+    """Stages whose fusion has attention (GAFF, CSSA); may be empty."""
 
 
 def attention_maps(run: TrainedRun, index: int) -> Attention:
-    """What the fusions of a run do with image `index` of its source; the detector stays as it is.
+    """Compute the attention of a run's fusions on image `index` of its source; the detector is not changed.
 
     Raises:
         DataError: the image cannot be read.
     """
     sample = eval_transform(run.source.read(index), canvas_hw=run.experiment.data.canvas_hw)
-    fusions = [_innermost(fusion) for fusion in run.detector.encoder.fusions]
-    device = next(run.detector.parameters()).device
+    fusions = [_innermost(fusion) for fusion in run.model.encoder.fusions]
+    device = next(run.model.parameters()).device
     with torch.no_grad(), _inputs_of(fusions) as inputs:
-        run.detector(collate([sample]).to(device))
-        streams = stream_names(run.experiment)
+        run.model(collate([sample]).to(device))
+        names = stream_names(run.experiment)
         found = [
-            _stage(fusion, *inputs[fusion], stage=stage, streams=streams, sample=sample)
+            _stage(fusion, *inputs[fusion], stage=stage, names=names, sample=sample)
             for stage, fusion in enumerate(fusions, 1)
         ]
     return Attention(sample, tuple(stage for stage in found if stage is not None))
 
 
-def stream_names(experiment: Experiment) -> Streams:
-    """The two streams by the modalities that they are given, for example ("rgb", "thermal + event")."""
+def stream_names(experiment: Experiment) -> tuple[str, str]:
+    """The two streams, named after their modalities, for example ("rgb", "thermal + event")."""
     model, data = experiment.model, experiment.data
     first, second = (
         " + ".join(data.shown_name(name) for name in names if name not in data.missing) or "nothing"
@@ -96,13 +92,13 @@ def stream_names(experiment: Experiment) -> Streams:
 
 @contextmanager
 def _inputs_of(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, ...]]]:
-    """The newest inputs of each module, as long as the context lasts."""
+    """The latest inputs of each module, recorded within the context."""
     inputs: dict[nn.Module, tuple[Tensor, ...]] = {}
 
-    def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         inputs[module] = arguments
 
-    handles = [module.register_forward_pre_hook(note) for module in modules]
+    handles = [module.register_forward_pre_hook(record) for module in modules]
     try:
         yield inputs
     finally:
@@ -111,14 +107,20 @@ def _inputs_of(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[T
 
 
 def _innermost(fusion: nn.Module) -> nn.Module:
-    """The fusion that others are put around."""
+    """The fusion inside gated and guided wrappers."""
     return _innermost(fusion.fusion) if isinstance(fusion, Gated | Guided) else fusion
 
 
 def _stage(
-    fusion: nn.Module, rgb_BCHW: Tensor, aux_BCHW: Tensor, *, stage: int, streams: Streams, sample: Sample
+    fusion: nn.Module,
+    rgb_BCHW: Tensor,
+    aux_BCHW: Tensor,
+    *,
+    stage: int,
+    names: tuple[str, str],
+    sample: Sample,
 ) -> StageAttention | None:
-    rgb, aux = streams
+    rgb, aux = names
     match fusion:
         case GAFF():
             into_rgb_BCHW, into_aux_BCHW = fusion.inter(rgb_BCHW, aux_BCHW)
@@ -139,7 +141,7 @@ def _stage(
         stage=stage,
         maps={name: _valid(x_BCHW, stride_hw, sample.valid_hw) for name, x_BCHW in maps.items()},
         channel_weights={
-            name: x.flatten().float().cpu().numpy() for name, x in zip(streams, weights, strict=False)
+            name: x.flatten().float().cpu().numpy() for name, x in zip(names, weights, strict=False)
         },
         stride_hw=stride_hw,
         switch_below=threshold,
@@ -147,7 +149,7 @@ def _stage(
 
 
 def _valid(x_BCHW: Tensor, stride_hw: tuple[float, float], valid_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Mean over the channels of the one map of a batch, without the padding: [H, W]."""
+    """Mean over the channels of a batch of one map, without padding: [H, W]."""
     rows, columns = (math.ceil(valid / stride) for valid, stride in zip(valid_hw, stride_hw, strict=True))
     mean_HW: NDArray[np.float32] = x_BCHW[0].float().mean(dim=0)[:rows, :columns].cpu().numpy()
     return mean_HW

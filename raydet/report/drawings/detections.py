@@ -1,4 +1,4 @@
-"""An image in all of its modalities, with what should be found and what was found.
+"""Ground truth and detections drawn on all modalities of an image.
 
 Legend: G true boxes, N detections.
 """
@@ -42,23 +42,23 @@ RIGHT: Colour = (60, 220, 110)
 WRONG: Colour = (255, 90, 70)
 LONGEST_NAME = 20
 """Characters of a class name in a label."""
-NO_TRUTH = -1
-"""Of a detection that is wrong."""
+NO_MATCH = -1
+"""Marks a detection that is wrong (a false positive)."""
 EXPLANATION = (
     "Green, with a tick: right. Red, with a cross: wrong (another class, less than half overlap, or a second box on "
-    "one object). Dashed white: what should be found."
+    "one object). Dashed white: ground truth."
 )
 
 
 def matched_truths(sample: Sample, found: Detections, *, iou: float = 0.5) -> NDArray[np.int64]:
-    """For each detection the true box that it found, or NO_TRUTH: [N], as COCO matches.
+    """The index of the true box that each detection matches, or NO_MATCH: [N], by COCO's rule.
 
-    The best detection chooses first, among the boxes of its class that are still free, that which overlaps it most.
+    In the order of their scores, detections take the unmatched box of their class that overlaps them most.
     """
     iou_NG = overlaps(sample.boxes_xyxy.double()[None], found.boxes_xyxy.double()[None])[0].T
     iou_NG = np.nan_to_num(iou_NG.numpy())
     is_free_NG = found.labels.numpy()[:, None] == sample.labels.numpy()
-    result = np.full(len(iou_NG), NO_TRUTH, dtype=np.int64)
+    result = np.full(len(iou_NG), NO_MATCH, dtype=np.int64)
     for row in np.argsort(-found.scores.numpy(), kind="stable"):
         candidates_G = np.where(is_free_NG[row], iou_NG[row], -1.0)
         if len(candidates_G) and candidates_G.max() >= iou:
@@ -73,19 +73,19 @@ def draw_detections(
     *,
     classes: Sequence[str],
     score_threshold: float,
-    unread: Collection[str] = (),
-    called: Callable[[str], str] = str,
+    unused: Collection[str] = (),
+    display_name: Callable[[str], str] = str,
 ) -> Image.Image:
-    """One panel for each modality of the sample, under the image's id.
+    """Draw one panel per modality of the sample, with the image's id as the title.
 
-    Detections are green where they are right at IoU 0.5 and red where not; true boxes are dashed.
+    Detections are green if right at IoU 0.5, else red; true boxes are dashed.
 
     Args:
-        found: in the pixels of the sample; on the CPU, as the sample is.
+        found: in pixels of the sample; both on the CPU.
         classes: names in label order; any text.
         score_threshold: detections below it are not drawn.
-        unread: modalities that the detector was not given; their panels say so.
-        called: what to call a modality.
+        unused: modalities that the detector does not use; their panels say so.
+        display_name: maps a modality to the name in its heading.
     """
     is_kept_N = found.scores >= score_threshold
     found = Detections(found.boxes_xyxy[is_kept_N], found.scores[is_kept_N], found.labels[is_kept_N])
@@ -97,9 +97,9 @@ def draw_detections(
     for name, x_CHW in sample.modalities.items():
         image = enlarged(as_colours(x_CHW[:, :height, :width]), factor)
         draw_marks(image, solid=detections, dashed=truths)
-        heading = f"{called(name)} (not given to the detector)" if name in unread else called(name)
+        heading = display_name(name) + (" (not used by the detector)" if name in unused else "")
         panels.append(Panel(heading, image))
-    num_right = int((truth_of_N != NO_TRUTH).sum())
+    num_right = int((truth_of_N != NO_MATCH).sum())
     counts = num_right, len(truth_of_N) - num_right, len(sample.labels) - num_right
     legend = _legend(*counts, score_threshold=score_threshold)
     return arranged(
@@ -110,7 +110,7 @@ def draw_detections(
 def _marks(
     sample: Sample, found: Detections, truth_of_N: NDArray[np.int64], classes: Sequence[str], factor: float
 ) -> tuple[list[Mark], list[Mark]]:
-    """True boxes, labelled where they were missed; detections, best first."""
+    """True boxes, labelled if missed, and detections, best first."""
     names = [_short(name) for name in classes]
     truths = [
         Mark(_on_panel(box, factor), DASHES, "" if truth in truth_of_N else f"missed: {names[label]}")
@@ -120,7 +120,7 @@ def _marks(
     ]
     detections = []
     for row in np.argsort(-found.scores.numpy(), kind="stable").tolist():
-        is_right = truth_of_N[row] != NO_TRUTH
+        is_right = truth_of_N[row] != NO_MATCH
         label = f"{'✓' if is_right else '✗'} {names[int(found.labels[row])]} {float(found.scores[row]):.2f}"
         box = _on_panel(found.boxes_xyxy[row].tolist(), factor)
         detections.append(Mark(box, RIGHT if is_right else WRONG, label))
@@ -138,11 +138,11 @@ def _short(name: str) -> str:
 
 
 def _legend(num_right: int, num_wrong: int, num_missed: int, *, score_threshold: float) -> Image.Image:
-    """What the colours mean, with how many there are."""
+    """A strip that explains the colours, with counts."""
     entries = (
         (RIGHT, f"✓ right: {num_right}"),
         (WRONG, f"✗ wrong: {num_wrong}"),
-        (DASHES, f"to be found, {num_missed} missed"),
+        (DASHES, f"ground truth, {num_missed} missed"),
     )
     face = font(LABEL_FONT_PX)
     note = f"scores from {score_threshold:.2f}"

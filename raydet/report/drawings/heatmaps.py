@@ -1,7 +1,6 @@
-"""Attention as a figure: what the detector was given, and below it a column of heat maps for each stage.
+"""Attention as a figure: the inputs of the detector, and below them a column of heat maps for each stage.
 
-All heat maps share one colour scale. Matplotlib draws without a display, without pyplot's global state and without the
-user's own settings.
+All heat maps share one colour scale. Drawing needs no display, and ignores pyplot's global state and user settings.
 
 Legend: C channels, H W map.
 """
@@ -9,7 +8,7 @@ Legend: C channels, H W map.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import matplotlib
 import matplotlib.style
@@ -28,32 +27,35 @@ from raydet.report.drawings.panels import titled
 DPI = 100
 CELL_WIDTH_IN = 2.5
 CELL_HEIGHT_IN = (1.0, 4.0)
-"""Of a map: least and most, for wide and tall images."""
-TEXT_IN = 0.45
-"""For a heading."""
+"""Smallest and largest height of a map, for wide and tall images."""
+HEADING_IN = 0.45
 SCALE_IN = 0.7
 """Width of the colour scale."""
 STRIP_IN = 1.3
-"""Height of what is told about channels."""
-LEAST_SPAN = 0.1
-"""Of the colour scale: smaller differences shall look small."""
+"""Height of the plot of channels."""
+MIN_SPAN = 0.1
+"""Smallest range of the colour scale, so that small differences look small."""
 COLOURS = matplotlib.colormaps["viridis"].resampled(24)
-"""Few, so that they survive the palette of `as_png`."""
+"""Few colours, which survive the palette of `as_png`."""
 
 
 def draw_attention(
-    attention: Attention, *, unread: Collection[str] = (), called: Callable[[str], str] = str
+    attention: Attention, *, unused: Collection[str] = (), display_name: Callable[[str], str] = str
 ) -> Image.Image | None:
-    """The figure, or None where no fusion has anything to show.
+    """Draw the figure; None if no fusion has attention.
 
     Args:
-        unread: modalities that the detector was not given; their panels say so.
-        called: what to call a modality.
+        unused: modalities that the detector does not use; their panels say so.
+        display_name: maps a modality to the name in its heading.
     """
     if not attention.stages:
         return None
     with matplotlib.style.context("default"):
-        figure = _figure(attention, unread, called)
+        headings = {
+            name: display_name(name) + ("\n(not used by the detector)" if name in unused else "")
+            for name in attention.sample.modalities
+        }
+        figure = _figure(attention, headings)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -61,21 +63,19 @@ def draw_attention(
 
 
 def value_range(attention: Attention) -> tuple[float, float]:
-    """Ends of the common colour scale: all values of all maps, rounded outwards to 0.05, at least LEAST_SPAN apart."""
+    """Ends of the common colour scale: the range of all maps, rounded outwards to 0.05, at least MIN_SPAN apart."""
     values = np.concatenate([x.ravel() for stage in attention.stages for x in stage.maps.values()])
-    # The millionth: single precision's 0.8 is a little more than 0.8.
-    low, high = (
-        math.floor(float(values.min()) * 20 + 1e-6) / 20,
-        math.ceil(float(values.max()) * 20 - 1e-6) / 20,
-    )
-    lacking = max(0.0, LEAST_SPAN - (high - low)) / 2
-    return low - lacking, high + lacking
+    # The tolerance is needed because 0.8 in single precision is a little more than 0.8.
+    low = math.floor(float(values.min()) * 20 + 1e-6) / 20
+    high = math.ceil(float(values.max()) * 20 - 1e-6) / 20
+    padding = max(0.0, MIN_SPAN - (high - low)) / 2
+    return low - padding, high + padding
 
 
-def _figure(attention: Attention, unread: Collection[str], called: Callable[[str], str]) -> Figure:
+def _figure(attention: Attention, headings: Mapping[str, str]) -> Figure:
     """Rows: modalities, maps, channels; a column for each stage, and a narrow one for the colour scale."""
     height, width = attention.sample.valid_hw
-    map_in = float(np.clip((CELL_WIDTH_IN - 0.2) * height / width, *CELL_HEIGHT_IN)) + TEXT_IN
+    map_in = float(np.clip((CELL_WIDTH_IN - 0.2) * height / width, *CELL_HEIGHT_IN)) + HEADING_IN
     num_maps = max(len(stage.maps) for stage in attention.stages)
     columns = max(len(attention.sample.modalities), len(attention.stages))
     heights = [map_in] * (1 + num_maps) + [STRIP_IN]
@@ -83,9 +83,11 @@ def _figure(attention: Attention, unread: Collection[str], called: Callable[[str
     grid = figure.add_gridspec(
         len(heights), columns + 1, height_ratios=heights, width_ratios=[*[1.0] * columns, 0.05]
     )
-    for column, name in enumerate(attention.sample.modalities):
+    for column, (name, x_CHW) in enumerate(attention.sample.modalities.items()):
         axis = figure.add_subplot(grid[0, column])
-        _draw_input(axis, attention, name, heading=_heading(called(name), is_unread=name in unread))
+        axis.imshow(as_colours(x_CHW[:, :height, :width]), interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(headings[name], fontsize=9)
     limits = value_range(attention)
     for column, stage in enumerate(attention.stages):
         for row, name in enumerate(stage.maps, 1):
@@ -96,17 +98,6 @@ def _figure(attention: Attention, unread: Collection[str], called: Callable[[str
     scale.set_ylabel("weight, one scale for all maps", fontsize=8)
     scale.tick_params(labelsize=8)
     return figure
-
-
-def _heading(name: str, *, is_unread: bool) -> str:
-    return f"{name}\n(not given to the detector)" if is_unread else name
-
-
-def _draw_input(axis: Axes, attention: Attention, name: str, *, heading: str) -> None:
-    height, width = attention.sample.valid_hw
-    axis.imshow(as_colours(attention.sample.modalities[name][:, :height, :width]), interpolation="nearest")
-    axis.set_axis_off()
-    axis.set_title(heading, fontsize=9)
 
 
 def _draw_map(
@@ -135,15 +126,8 @@ def _draw_channels(axis: Axes, stage: StageAttention) -> None:
         axis.set_title("channel weights, sorted", fontsize=8)
         axis.legend(fontsize=7, frameon=False)
         return
-    switched = stage.switched
-    axis.imshow(
-        np.stack(list(switched.values())),
-        cmap="Greys",
-        vmin=0,
-        vmax=1,
-        aspect="auto",
-        interpolation="nearest",
-    )
+    strips = np.stack(list(stage.switched.values()))
+    axis.imshow(strips, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axis.set_yticks([])
-    shares = "\n".join(f"{name}: {is_C.mean():.0%}" for name, is_C in switched.items())
-    axis.set_title(f"black: channels that switch, from above\n{shares}", fontsize=8)
+    shares = "\n".join(f"{name}: {is_C.mean():.0%}" for name, is_C in stage.switched.items())
+    axis.set_title(f"black: switched channels, from the top\n{shares}", fontsize=8)

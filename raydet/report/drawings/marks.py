@@ -1,4 +1,4 @@
-"""Boxes on an image, with labels that hide neither a box nor one another where there is room."""
+"""Boxes with labels on an image; labels hide neither a box nor another label if there is space."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw
 from raydet.report.drawings.panels import INK, Colour, fitting, font
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in panel pixels; right and bottom lie within it."""
+"""Left, top, right, bottom in panel pixels, all inclusive."""
 DASHES: Colour = (255, 255, 255)
 LINE_WIDTH_PX = 3
 SMALL_PX = 30
-"""Boxes with a shorter side have lines one pixel thinner, so that something is left to see."""
+"""Boxes with a shorter side have lines one pixel thinner, which hide less."""
 DASH_PX = 4
 LABEL_FONT_PX = 12
 LABEL_PX = 15
@@ -23,16 +23,15 @@ LABEL_PX = 15
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A box, and what stands beside it."""
+    """A box with a label, which may be empty."""
 
     box: Box
     colour: Colour
     label: str
-    """Empty: none."""
 
 
 def draw_marks(image: Image.Image, *, solid: Sequence[Mark], dashed: Sequence[Mark]) -> None:
-    """Draw both kinds, the first of each on top; dashed lines lie on solid ones, labels on all lines."""
+    """Draw both kinds, the first of each on top; dashed lines over solid ones, labels over all lines."""
     draw = ImageDraw.Draw(image)
     for mark in reversed(solid):
         is_small = min(mark.box[2] - mark.box[0], mark.box[3] - mark.box[1]) < SMALL_PX
@@ -40,21 +39,21 @@ def draw_marks(image: Image.Image, *, solid: Sequence[Mark], dashed: Sequence[Ma
     for mark in dashed:
         dashed_rectangle(image, mark.box)
     marks = [*solid, *dashed]
-    places: list[Box] = []
+    labels: list[Box] = []
     labelled = [mark for mark in marks if mark.label]
     for mark in labelled:
-        places.append(_label_place(mark, image.size, places, [other.box for other in marks]))
-    for mark, place in zip(labelled, places, strict=True):
-        at, nearest = mark.box[0] + 1, mark.box[1] if place[3] < mark.box[1] else mark.box[3]
-        if place[3] < mark.box[1] or place[1] > mark.box[3]:
-            draw.line((at, place[1], at, nearest), mark.colour)
-    for mark, place in zip(labelled, places, strict=True):
-        draw.rectangle(place, fill=mark.colour)
-        draw.text((place[0] + 2, place[1]), _label(mark, image.size), INK, font(LABEL_FONT_PX))
+        labels.append(_label_box(mark, image.size, labels, [other.box for other in marks]))
+    for mark, label in zip(labelled, labels, strict=True):
+        x, nearest = mark.box[0] + 1, mark.box[1] if label[3] < mark.box[1] else mark.box[3]
+        if label[3] < mark.box[1] or label[1] > mark.box[3]:
+            draw.line((x, label[1], x, nearest), mark.colour)
+    for mark, label in zip(labelled, labels, strict=True):
+        draw.rectangle(label, fill=mark.colour)
+        draw.text((label[0] + 2, label[1]), _text(mark, image.size), INK, font(LABEL_FONT_PX))
 
 
 def dashed_rectangle(image: Image.Image, box: Box) -> None:
-    """One pixel wide, white dashes with black gaps: seen on every ground."""
+    """Draw a line of one pixel, white dashes with black gaps, which is visible on any background."""
     left, top, right, bottom = box
     across = [(x, y) for y in (top, bottom) for x in range(left, right + 1)]
     down = [(x, y) for x in (left, right) for y in range(top, bottom + 1)]
@@ -63,22 +62,22 @@ def dashed_rectangle(image: Image.Image, box: Box) -> None:
             image.putpixel((x, y), DASHES if (x + y) // DASH_PX % 2 == 0 else INK)
 
 
-def _label_place(mark: Mark, size_wh: tuple[int, int], labels: Sequence[Box], boxes: Sequence[Box]) -> Box:
-    """As near above or below its box as it hides neither a label nor a box; failing that, a box only."""
-    width = round(font(LABEL_FONT_PX).getlength(_label(mark, size_wh))) + 4
+def _label_box(mark: Mark, size_wh: tuple[int, int], labels: Sequence[Box], boxes: Sequence[Box]) -> Box:
+    """The position nearest to the mark that hides neither labels nor boxes; if there is none, it may hide boxes."""
+    width = round(font(LABEL_FONT_PX).getlength(_text(mark, size_wh))) + 4
     left = max(0, min(mark.box[0], size_wh[0] - width))
     steps = range(0, size_wh[1], LABEL_PX + 1)
     tops = [top for step in steps for top in (mark.box[1] - LABEL_PX - step, mark.box[3] + 1 + step)]
-    tops += range(mark.box[1] + LINE_WIDTH_PX, mark.box[3] - LABEL_PX, LABEL_PX + 1)  # within
-    places = [
+    tops += range(mark.box[1] + LINE_WIDTH_PX, mark.box[3] - LABEL_PX, LABEL_PX + 1)  # inside the box
+    candidates = [
         (left, top, left + width - 1, top + LABEL_PX - 1) for top in tops if 0 <= top <= size_wh[1] - LABEL_PX
     ]
-    clear = [place for place in places if not any(_overlap(place, other) for other in labels)]
+    clear = [place for place in candidates if not any(_overlap(place, other) for other in labels)]
     free = [place for place in clear if not any(_overlap(place, other) for other in boxes)]
-    return next(iter(free or clear or places), (left, 0, left + width - 1, LABEL_PX - 1))
+    return next(iter(free or clear or candidates), (left, 0, left + width - 1, LABEL_PX - 1))
 
 
-def _label(mark: Mark, size_wh: tuple[int, int]) -> str:
+def _text(mark: Mark, size_wh: tuple[int, int]) -> str:
     return fitting(mark.label, size_wh[0] - 4, font(LABEL_FONT_PX))
 
 

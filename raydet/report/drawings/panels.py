@@ -1,6 +1,6 @@
-"""Images of any number of channels as panels that a browser can show, with text that cannot break them.
+"""Panels with headings, arranged on a page; any text is safe to draw.
 
-What a modality looks like is told in `raydet.ops.colours`.
+`raydet.ops.colours` turns a modality with any number of channels into colours.
 """
 
 from __future__ import annotations
@@ -20,25 +20,23 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 LONG_SIDE_PX = (384, 640)
-"""Longer side of a panel: smaller images are enlarged by whole numbers towards the first, larger ones reduced to the
+"""Longer side of a panel: small images are enlarged by an integer towards the first value, large ones reduced to the
 second."""
 LONG_SIDE_STACKED_PX = (768, 1024)
 MIN_PANEL_PX = 160
-"""So wide that headings and labels can be read."""
+"""Minimum width, for readable headings and labels."""
 MARGIN_PX = 8
 LINE_PX = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """An image with a heading."""
-
     heading: str
     image: Image.Image
 
 
 def is_stacked(size_hw: tuple[int, int]) -> bool:
-    """Whether panels of images this wide stand one above the other."""
+    """Whether panels of such wide images are stacked instead of side by side."""
     return size_hw[1] > 2 * size_hw[0]
 
 
@@ -54,7 +52,7 @@ def panel_factor(size_hw: tuple[int, int]) -> float:
 
 
 def enlarged(colours_HW3: NDArray[np.uint8], factor: float) -> Image.Image:
-    """An image in the size of its panel, pixels as squares or averaged; a narrow one has paper at its right."""
+    """Resize an image for its panel, by nearest neighbours or averaging; a narrow one is padded at the right."""
     height, width = colours_HW3.shape[:2]
     size = max(1, round(width * factor)), max(1, round(height * factor))
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
@@ -64,7 +62,7 @@ def enlarged(colours_HW3: NDArray[np.uint8], factor: float) -> Image.Image:
 
 
 def arranged(panels: Sequence[Panel], *, title: str, legend: Image.Image, stacked: bool) -> Image.Image:
-    """Panels side by side or stacked, under a strip with the title and the legend."""
+    """Arrange panels side by side or stacked, below the title and the legend."""
     widths = [panel.image.width for panel in panels]
     heights = [panel.image.height + LINE_PX for panel in panels]
     gaps = MARGIN_PX * (len(panels) - 1)
@@ -84,7 +82,7 @@ def arranged(panels: Sequence[Panel], *, title: str, legend: Image.Image, stacke
 
 
 def titled(figure: Image.Image, title: str) -> Image.Image:
-    """A figure under a title."""
+    """Put a title above a figure."""
     page = Image.new("RGB", (figure.width, figure.height + MARGIN_PX + LINE_PX), PAPER)
     ImageDraw.Draw(page).text(
         (MARGIN_PX, MARGIN_PX), fitting(title, figure.width - 2 * MARGIN_PX, font(15)), INK, font(15)
@@ -95,13 +93,13 @@ def titled(figure: Image.Image, title: str) -> Image.Image:
 
 @functools.cache
 def font(size_px: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib carries: the same glyphs on every machine."""
+    """DejaVu Sans as bundled with matplotlib: the same glyphs on every machine."""
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
 def printable(text: str) -> str:
-    """On one line, without what a font cannot draw or what turns the direction of writing.
+    """Replace line breaks, control characters and marks of writing direction.
 
     >>> printable("a\\nb\\u202ec")
     'a?b?c'
@@ -110,7 +108,7 @@ def printable(text: str) -> str:
 
 
 def fitting(text: str, width_px: float, face: ImageFont.FreeTypeFont) -> str:
-    """The text, cut where it would be wider."""
+    """Truncate a text to a width."""
     text = printable(text[:1000])
     if face.getlength(text) <= width_px:
         return text
@@ -120,7 +118,7 @@ def fitting(text: str, width_px: float, face: ImageFont.FreeTypeFont) -> str:
 
 
 def as_png(image: Image.Image) -> bytes:
-    """A compact file, of 256 colours fitted to the image: a reader sees no difference, and it is a third the size."""
+    """Encode as PNG with a palette of 256 colours: no visible difference at a third of the size."""
     file = io.BytesIO()
     fitted = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE, kmeans=1)
     fitted.save(file, "PNG", optimize=True)

@@ -1,8 +1,7 @@
-"""Which images a detector did best and worst on, from its match records alone.
+"""The best and worst images of a detector, from its match records alone.
 
-An image's score is its F1, 2 right / (2 right + wrong + missed), at IoU 0.5. Which detections count is decided once
-for the whole set: those above the score at which the F1 of all images together is highest. An image on which there
-is nothing to find and nothing was found scores 1.
+An image's score is its F1, 2 right / (2 right + wrong + missed), at IoU 0.5. The score threshold is the one at which
+the F1 of all images together is highest. An image without objects and detections scores 1.
 
 Legend: I images, N detections.
 """
@@ -18,19 +17,19 @@ from numpy.typing import NDArray
 from raydet.metrics.matches import MatchRecords
 
 IOU_50 = 0
-"""Column of the records: the lowest of COCO's thresholds."""
-UNDECIDED = 0.5
-"""Score threshold where no detection is right, and so every threshold is equally bad."""
+"""Index of IoU 0.5 among the records' thresholds."""
+DEFAULT_THRESHOLD = 0.5
+"""Score threshold if no detection is right, which makes all thresholds equally bad."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageScores:
-    """How each image went, in the order of the records."""
+    """Right, wrong and missed detections of each image, in the order of the records."""
 
     image_ids: NDArray[np.str_]
     """[I]."""
     score_threshold: float
-    """Detections from here on count. Lies between two scores: rounding in a later detection moves none across."""
+    """Detections above it count. It is midway between two scores, so that rounding errors do not matter."""
     right_I: NDArray[np.int64]
     wrong_I: NDArray[np.int64]
     missed_I: NDArray[np.int64]
@@ -42,19 +41,18 @@ class ImageScores:
 
     @property
     def overall_f1(self) -> float:
-        """Of all images together."""
+        """F1 of all images together."""
         return float(_f1(self.right_I.sum(), self.wrong_I.sum(), self.missed_I.sum()))
 
     def best_first(self) -> list[int]:
-        """Positions from the best image to the worst; of equal ones, that with fewer mistakes, then with more found,
-        then by its id."""
+        """Indices from the best image to the worst; ties are broken by fewer mistakes, then more right, then id."""
         mistakes_I = self.wrong_I + self.missed_I
         order: list[int] = np.lexsort((self.image_ids, -self.right_I, mistakes_I, -self.f1)).tolist()
         return order
 
 
 def image_scores(records: MatchRecords) -> ImageScores:
-    """Score every image; see the head of this file."""
+    """Score every image; see the module docstring."""
     right_N, wrong_N = records.is_right_NT[:, IOU_50], records.is_wrong_NT[:, IOU_50]
     threshold = _best_threshold(records.scores_N, right_N, wrong_N, num_objects=int(records.objects_IK.sum()))
     counts_N, num_images = records.scores_N >= threshold, len(records.image_ids)
@@ -67,26 +65,26 @@ def image_scores(records: MatchRecords) -> ImageScores:
 
 
 def best_and_worst(records: MatchRecords, count: int) -> tuple[list[int], list[int]]:
-    """Positions of the `count` best images, best first, and of the `count` worst, worst first.
+    """Indices of the `count` best images, best first, and of the `count` worst, worst first.
 
-    Images of one group resemble one another: every group is shown once before one is shown again. No image is in
-    both lists: of fewer than 2 `count` images the better half, rounded up, can be best.
+    Images of one group are similar: every group is shown once before one is shown again. No image is in both lists:
+    of fewer than 2 `count` images, the better half, rounded up, can be best.
     """
     order = image_scores(records).best_first()
     num_best = (len(order) + 1) // 2
     best, worst = order[:num_best], order[num_best:][::-1]
-    return _varied(best, records.group_ids)[:count], _varied(worst, records.group_ids)[:count]
+    return _interleave(best, records.group_ids)[:count], _interleave(worst, records.group_ids)[:count]
 
 
-def _varied(positions: list[int], group_ids: NDArray[np.str_]) -> list[int]:
+def _interleave(indices: list[int], group_ids: NDArray[np.str_]) -> list[int]:
     """The first of each group, then the second of each, and so on."""
     seen: Counter[str] = Counter()
-    turns = {}
-    for position in positions:
-        group = str(group_ids[position])
-        turns[position] = seen[group]
+    rounds = {}
+    for index in indices:
+        group = str(group_ids[index])
+        rounds[index] = seen[group]
         seen[group] += 1
-    return sorted(positions, key=turns.__getitem__)
+    return sorted(indices, key=rounds.__getitem__)
 
 
 def _best_threshold(
@@ -96,9 +94,9 @@ def _best_threshold(
     *,
     num_objects: int,
 ) -> float:
-    """Midway between the lowest score that counts and the next one."""
+    """The threshold of the highest F1, midway between two scores."""
     if not is_right_N.any():
-        return UNDECIDED
+        return DEFAULT_THRESHOLD
     order = np.argsort(-scores_N, kind="stable")
     scores_N = scores_N[order]
     right_N: NDArray[np.int64] = np.cumsum(is_right_N[order])
@@ -110,5 +108,5 @@ def _best_threshold(
 
 
 def _f1(right: NDArray[np.int64], wrong: NDArray[np.int64], missed: NDArray[np.int64]) -> NDArray[np.float64]:
-    of = 2 * right + wrong + missed
-    return np.where(of == 0, 1.0, 2 * right / np.maximum(of, 1))
+    total = 2 * right + wrong + missed
+    return np.where(total == 0, 1.0, 2 * right / np.maximum(total, 1))

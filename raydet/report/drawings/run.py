@@ -1,4 +1,4 @@
-"""The images of one trained run: where it did best, where it did worst, where its fusions look."""
+"""Drawn images of a trained run: its best and worst images, and the attention of its fusions."""
 
 from __future__ import annotations
 
@@ -22,121 +22,113 @@ from raydet.structures import Detections, Sample, collate
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """An image for a report."""
+    """A drawn image as PNG, with its title and caption."""
 
     name: str
-    """`best-1`, ..., `worst-1`, ..., `attention`: fit for a file or an anchor."""
+    """`best-1`, ..., `worst-1`, ..., `attention`: safe for file names and anchors."""
     title: str
-    """Plain text with the image's id, whatever that holds: to be escaped in HTML, as the caption is."""
+    """Plain text with the image's id; must be escaped in HTML, like the caption."""
     caption: str
     png: bytes
 
 
 def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
-    """Of a finished run's evaluation the `count` best images, the `count` worst, and where its fusions look on the
-    one on which it found most.
+    """Draw the `count` best and the `count` worst images of a finished run, and the attention of its fusions on the
+    image with the most right detections.
 
-    Fewer where the run was evaluated on fewer; no attention where no fusion has any. The same bytes at every call.
+    There are fewer if the run was evaluated on fewer, and no attention if no fusion has any. Every call gives the same
+    bytes.
 
     Raises:
-        ConfigError: the directory holds no run, or one that has not come to its end.
+        ConfigError: the directory has no run, or the run is not finished.
         CheckpointError: the checkpoint cannot be read.
-        DataError: images or match records cannot be read, or the data have changed since.
+        DataError: images or match records cannot be read, or the data have changed.
     """
     path = run_dir / MATCH_RECORDS
     if not path.is_file():
         raise ConfigError(
-            f"{run_dir} has no images to show: {MATCH_RECORDS} is missing; give the run's command again to finish it"
+            f"{run_dir} has no images to show: {MATCH_RECORDS} is missing; run its command again to finish it"
         )
     records, run = MatchRecords.load(path), open_trained(run_dir)
-    _check_same_images(records, run)
+    if records.image_ids.tolist() != [run.source.image_ids[index] for index in run.val_indices]:
+        raise DataError(
+            f"{run_dir}: it was evaluated on other images than its source has now; restore the data"
+        )
     scores = image_scores(records)
     best, worst = best_and_worst(records, count)
     drawings = [
-        _detections(run, scores, position, name=f"{kind}-{rank}", place=f"{kind.capitalize()} image {rank}")
-        for kind, positions in (("best", best), ("worst", worst))
-        for rank, position in enumerate(positions, 1)
+        _draw_detections(run, scores, index, name=f"{kind}-{rank}", rank=f"{kind.capitalize()} image {rank}")
+        for kind, indices in (("best", best), ("worst", worst))
+        for rank, index in enumerate(indices, 1)
     ]
-    most_found = max(scores.best_first(), key=lambda position: int(scores.right_I[position]))
-    return drawings + _attention(run, run.val_indices[most_found])
+    most_right = max(scores.best_first(), key=lambda index: int(scores.right_I[index]))
+    return drawings + _draw_attention(run, run.val_indices[most_right])
 
 
-def unread_modalities(run: TrainedRun) -> frozenset[str]:
-    """What the source has and the detector is not given."""
-    detector = run.detector
-    return frozenset(run.source.modalities) - {
-        *detector.rgb_input.num_channels,
-        *detector.aux_input.num_channels,
-    }
+def unused_modalities(run: TrainedRun) -> frozenset[str]:
+    """Modalities of the source that the detector does not use."""
+    used = {*run.model.rgb_input.num_channels, *run.model.aux_input.num_channels}
+    return frozenset(run.source.modalities) - used
 
 
 def detect_image(run: TrainedRun, index: int) -> tuple[Sample, Detections]:
-    """An image of the run's source, and what its detector finds there, both in source pixels."""
+    """Image `index` of the run's source and its detections on the CPU, both in source pixels."""
     sample = run.source.read(index)
     fed = eval_transform(sample, canvas_hw=run.experiment.data.canvas_hw)
-    device = next(run.detector.parameters()).device
+    device = next(run.model.parameters()).device
     with torch.no_grad():
-        found = run.detector(collate([fed]).to(device))[0].rescaled(fed.valid_hw, sample.source_hw)
+        found = run.model(collate([fed]).to(device)).predictions[0].rescaled(fed.valid_hw, sample.source_hw)
     return sample, Detections(found.boxes_xyxy.cpu(), found.scores.cpu(), found.labels.cpu())
 
 
-def _check_same_images(records: MatchRecords, run: TrainedRun) -> None:
-    if records.image_ids.tolist() != [run.source.image_ids[index] for index in run.val_indices]:
-        raise DataError(
-            f"{run.run_dir}: its source has other images than those that it was evaluated on; bring the data back"
-        )
-
-
-def _detections(run: TrainedRun, scores: ImageScores, position: int, *, name: str, place: str) -> Drawing:
-    sample, found = detect_image(run, run.val_indices[position])
+def _draw_detections(run: TrainedRun, scores: ImageScores, index: int, *, name: str, rank: str) -> Drawing:
+    sample, found = detect_image(run, run.val_indices[index])
     image = draw_detections(
         sample,
         found,
         classes=run.source.classes,
         score_threshold=scores.score_threshold,
-        unread=unread_modalities(run),
-        called=run.experiment.data.shown_name,
+        unused=unused_modalities(run),
+        display_name=run.experiment.data.shown_name,
     )
-    right, wrong, missed = (int(x[position]) for x in (scores.right_I, scores.wrong_I, scores.missed_I))
+    right, wrong, missed = (int(x[index]) for x in (scores.right_I, scores.wrong_I, scores.missed_I))
+    threshold, is_any_right = f"{scores.score_threshold:.2f}", scores.overall_f1 > 0
+    why = (
+        "where the F1 of all images together is highest"
+        if is_any_right
+        else "but none is right at any threshold"
+    )
     caption = (
-        f"{right} right, {wrong} wrong, {missed} missed: F1 {scores.f1[position]:.2f}, of all {len(scores.image_ids)} "
-        f"images together {scores.overall_f1:.2f}. {EXPLANATION} Detections with a score from "
-        f"{scores.score_threshold:.2f} on are drawn, {_why_threshold(scores)}. {run.experiment.data.simulation_note}"
+        f"{right} right, {wrong} wrong, {missed} missed: F1 {scores.f1[index]:.2f}; F1 of all {len(scores.image_ids)} "
+        f"images together {scores.overall_f1:.2f}. {EXPLANATION} Detections with scores above {threshold} are drawn, "
+        f"{why}. {run.experiment.data.simulation_note}"
     ).rstrip()
-    title = f"{place}: {sample.image_id}"
-    return Drawing(name, title, caption, as_png(image))
+    return Drawing(name, f"{rank}: {sample.image_id}", caption, as_png(image))
 
 
-def _why_threshold(scores: ImageScores) -> str:
-    if scores.overall_f1 == 0:
-        return "but at no score is one right"
-    return "where the F1 of all images together is highest"
-
-
-def _attention(run: TrainedRun, index: int) -> list[Drawing]:
+def _draw_attention(run: TrainedRun, index: int) -> list[Drawing]:
     attention = attention_maps(run, index)
     data = run.experiment.data
-    image = draw_attention(attention, unread=unread_modalities(run), called=data.shown_name)
+    image = draw_attention(attention, unused=unused_modalities(run), display_name=data.shown_name)
     if image is None:
         return []
-    title = f"Where the fusion looks: {attention.sample.image_id}"
+    title = f"Attention of the fusion: {attention.sample.image_id}"
     caption = f"{_attention_caption(attention)} {data.simulation_note}".rstrip()
     return [Drawing("attention", title, caption, as_png(image))]
 
 
 def _attention_caption(attention: Attention) -> str:
     layout = (
-        "Above, what the detector was given. Below it, a column for each stage with a fusion of this kind, from fine "
-        "to coarse. All maps share the colour scale at the right. "
+        "Top row: the inputs of the detector. Below: a column for each stage with such a fusion, from fine to coarse. "
+        "All maps share the colour scale at the right. "
     )
     if attention.stages[0].switch_below is None:
         return layout + (
-            "a ← b says how much of stream b each place of stream a takes in, from 0 (nothing) to 1 (all), on average "
-            "over the channels. The curves are the weights by which each stream scales its own channels, the largest "
-            "first. A weight says how far a door is open, not how much goes through: the map behind it may be near "
-            "zero."
+            "a ← b is how much of stream b flows into stream a at each position, from 0 (nothing) to 1 (everything), "
+            "averaged over the channels. The curves are the weights by which each stream scales its own channels, "
+            "largest first. A weight is a gate, not a contribution: the features behind it may be near zero."
         )
     return layout + (
-        "A map says how much each place counts in the fused map, from 0 to 1. The strips say which channels a stream "
-        "takes from the other one: those in black."
+        "A map is the weight of each position in the fused features, from 0 to 1. The strips show in black the "
+        "channels that a stream takes from the other one."
     )

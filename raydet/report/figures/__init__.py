@@ -1,1 +1,1 @@
-"""The figures of a report."""
+"""The figures of a report, drawn with matplotlib."""

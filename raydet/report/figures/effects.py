@@ -1,4 +1,4 @@
-"""What the factors of a phase do: alone, two at a time, and in every combination."""
+"""Figures of the effects of factors: alone, two at a time, and in every combination."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from raydet.report.analysis import Analysis
-from raydet.report.figures.style import ARM, CYCLE, Figure, axes, left_out, row_height, shortened
-from raydet.report.findings import Effect, short, value_label
+from raydet.report.figures.style import ARM, CYCLE, Figure, axes, omitted, rows_figure, shorten
+from raydet.report.findings import Effect, short_name, value_label
 from raydet.report.study import CellRuns
 from raydet.tune.study import Factor, Value
 
-MOST_COLUMNS = 30
+MAX_COLUMNS = 30
 
 
 def effect_figures(analysis: Analysis) -> Iterator[Figure]:
-    """Of every phase that varies two or more factors."""
+    """Figures for every phase that varies two or more factors."""
     by_phase: dict[str, list[Effect]] = {}
     for effect in analysis.effects:
         by_phase.setdefault(effect.phase, []).append(effect)
     for phase, effects in by_phase.items():
         if len(effects) > 1:
             cells = [cell for cell in analysis.results.cells[phase] if not cell.cell.is_control]
-            metric = analysis.results.study.metric
+            factors, metric = [effect.factor for effect in effects], analysis.results.study.metric
             yield _main_effects(phase, effects, metric)
-            yield _interactions(phase, [effect.factor for effect in effects], cells, metric)
-            yield _heat_map(phase, [effect.factor for effect in effects], cells, metric)
+            yield _interactions(phase, factors, cells, metric)
+            yield _heat_map(phase, factors, cells, metric)
 
 
 def _main_effects(phase: str, effects: Sequence[Effect], metric: str) -> Figure:
     levels = [(effect, level) for effect in effects for level in effect.levels]
-    canvas, (plot,) = axes(row_height(len(levels)))
-    places = list(range(len(levels), 0, -1))
-    for place, (_, level) in zip(places, levels, strict=True):
+    canvas, plot, positions = rows_figure(
+        [f"{short_name(effect.factor)} = {level.label}" for effect, level in levels]
+    )
+    for y, (_, level) in zip(positions, levels, strict=True):
         if level.low is not None and level.high is not None:
-            plot.plot([level.low, level.high], [place, place], color=ARM, linewidth=2)
-        plot.plot([level.mean], [place], "o", color=ARM, ms=5)
-    plot.set_yticks(places, [f"{short(effect.factor)} = {level.label}" for effect, level in levels])
+            plot.plot([level.low, level.high], [y, y], color=ARM, linewidth=2)
+        plot.plot([level.mean], [y], "o", color=ARM, ms=5)
     end = 0
     for effect in effects[:-1]:
         end += len(effect.levels)
@@ -44,37 +44,34 @@ def _main_effects(phase: str, effects: Sequence[Effect], metric: str) -> Figure:
     plot.set_xlabel(f"{metric}, mean over all cells with this value")
     return Figure(
         f"effects_{phase}",
-        f"Each factor by itself: {phase}",
+        f"Each factor alone: {phase}",
         "Points are means over all other factors and seeds, lines their 95 % intervals.",
         canvas,
     )
 
 
 def _interactions(phase: str, factors: Sequence[Factor], cells: Sequence[CellRuns], metric: str) -> Figure:
-    # Those with few values first: their lines can be told apart.
+    # Factors with few values first: their lines are easier to distinguish.
     pairs = sorted(combinations(factors, 2), key=lambda pair: sum(len(_present(f, cells)) for f in pair))[:3]
     canvas, plots = axes(2.9, columns=len(pairs), share_y=True)
     for plot, (across, lines) in zip(plots, pairs, strict=True):
         values = _present(across, cells)
         for colour, line in zip(CYCLE * 4, _present(lines, cells), strict=False):
             means = [_mean(cells, {across.path: value, lines.path: line}) for value in values]
-            known = [(i, mean) for i, mean in enumerate(means) if mean is not None]
-            plot.plot(
-                [i for i, _ in known],
-                [mean for _, mean in known],
-                "o-",
-                color=colour,
-                label=f"{lines.letter or short(lines)} {value_label(line)}",
-            )
-        plot.set_xticks(range(len(values)), [shortened(value_label(value), 12) for value in values])
-        plot.set_xlabel(short(across))
-        plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, title=short(lines))
+            known = {i: mean for i, mean in enumerate(means) if mean is not None}
+            label = f"{lines.letter or short_name(lines)} {value_label(line)}"
+            plot.plot(list(known), list(known.values()), "o-", color=colour, label=label)
+        plot.set_xticks(range(len(values)), [shorten(value_label(value), 12) for value in values])
+        plot.set_xlabel(short_name(across))
+        plot.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, title=short_name(lines)
+        )
     plots[0].set_ylabel(metric)
     return Figure(
         f"interactions_{phase}",
         f"Two factors at a time: {phase}",
-        "Parallel lines: the factors do not depend on one another. Means over seeds and the other factors; the table "
-        "of interactions says which slopes differ by more than chance.",
+        "Parallel lines mean no interaction. Means over seeds and the other factors; the table of effects says which "
+        "slopes differ by more than chance.",
         canvas,
     )
 
@@ -83,7 +80,7 @@ def _heat_map(phase: str, factors: Sequence[Factor], cells: Sequence[CellRuns], 
     rows_factor, *others = factors
     rows = _present(rows_factor, cells)
     every = list(dict.fromkeys(tuple(cell.cell.values[factor.path] for factor in others) for cell in cells))
-    columns = every[:MOST_COLUMNS]
+    columns = every[:MAX_COLUMNS]
     table = [
         [
             _mean(cells, {rows_factor.path: row} | dict(zip((f.path for f in others), column, strict=True)))
@@ -101,24 +98,19 @@ def _heat_map(phase: str, factors: Sequence[Factor], cells: Sequence[CellRuns], 
                 colour = "black" if value > middle else "white"
                 plot.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
     labels = ["_".join(f.code(value) for f, value in zip(others, column, strict=True)) for column in columns]
-    plot.set_xticks(range(len(columns)), [shortened(label, 18) for label in labels], rotation=45, ha="right")
+    plot.set_xticks(range(len(columns)), [shorten(label, 18) for label in labels], rotation=45, ha="right")
     plot.set_yticks(range(len(rows)), [value_label(row) for row in rows])
-    plot.set_ylabel(short(rows_factor))
+    plot.set_ylabel(short_name(rows_factor))
     plot.grid(visible=False)
     canvas.colorbar(image, ax=plot).set_label(metric)
+    letters = [f"{factor.letter} = " if factor.letter else "" for factor in others]
+    legend = ", ".join(letter + short_name(factor) for letter, factor in zip(letters, others, strict=True))
     return Figure(
         f"heat_map_{phase}",
         f"Every combination: {phase}",
-        f"Means over seeds; below each column {_letters(others)}. Mind the noise: neighbouring colours are rarely "
-        "distinguishable." + left_out(len(every) - len(columns)),
+        f"Means over seeds; column labels: {legend}. Mind the noise: neighbouring colours are rarely "
+        "distinguishable." + omitted(len(every) - len(columns)),
         canvas,
-    )
-
-
-def _letters(factors: Sequence[Factor]) -> str:
-    """What the letters of a column's name stand for."""
-    return ", ".join(
-        f"{factor.letter} = {short(factor)}" if factor.letter else short(factor) for factor in factors
     )
 
 

@@ -1,4 +1,4 @@
-"""How scores fall as one modality gets worse, for every cell of which a run was measured."""
+"""Figures of robustness: scores as one modality is corrupted, for every cell with a measured run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from matplotlib.ticker import MaxNLocator
 
 from raydet.report.analysis import Analysis
-from raydet.report.figures.style import CYCLE, Figure, axes, shortened
+from raydet.report.figures.style import CYCLE, Figure, axes, shorten
 from raydet.report.robustness import ABSENT, METRIC, Robustness, read_robustness
 from raydet.report.study import CellRuns
 
-MOST_CELLS = 4
+MAX_CELLS = 4
 
 
-def measured(analysis: Analysis) -> list[tuple[CellRuns, Robustness]]:
-    """Cells with the robustness of their first run that has one, the best cell first."""
+def measured_robustness(analysis: Analysis) -> list[tuple[CellRuns, Robustness]]:
+    """Cells with the robustness of their first measured run, best cell first."""
     found = []
     for cell in sorted((*analysis.results.controls, *analysis.results.arms), key=lambda cell: -cell.mean):
         curves = (read_robustness(run_dir) for run_dir in cell.run_dirs)
@@ -27,7 +27,7 @@ def measured(analysis: Analysis) -> list[tuple[CellRuns, Robustness]]:
 
 def robustness_figures(analysis: Analysis) -> Iterator[Figure]:
     """One figure per cell, one panel per modality."""
-    for cell, robustness in measured(analysis)[:MOST_CELLS]:
+    for cell, robustness in measured_robustness(analysis)[:MAX_CELLS]:
         yield _curves(cell, robustness)
 
 
@@ -49,7 +49,7 @@ def _curves(cell: CellRuns, robustness: Robustness) -> Figure:
     plots[0].set_ylabel(METRIC)
     return Figure(
         f"robustness_{cell.name}",
-        f"When one sensor fails: {shortened(cell.name)}",
-        "One modality is spoiled at a time, the others stay as they are. One run.",
+        f"Corrupted sensors: {shorten(cell.name)}",
+        "One modality is corrupted at a time, the others are clean. One run.",
         canvas,
     )

@@ -1,4 +1,4 @@
-"""How figures look, and how they become files."""
+"""The style of the figures, and rendering them to PNG and SVG."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH_IN = 6.6
 CONTROL, ARM, BASELINE, ACCENT = "#8c8c8c", "#0072b2", "#009e73", "#d55e00"
-"""Okabe and Ito's palette: told apart by colour-blind readers."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish."""
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
-MOST_LABELS = 40
-"""Rows that can carry a readable name each."""
+MAX_ROWS = 40
+"""Rows with readable names that fit into a figure."""
 
 RC = {
     "font.size": 9,
@@ -31,51 +31,48 @@ RC = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "svg.hashsalt": "raydet",  # the same study gives the same bytes
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.parse_math": False,  # names may contain dollar signs
 }
-
-
-WIDER_FONTS = (
+FALLBACK_FONTS = (
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",
     "WenQuanYi Zen Hei",
     "Noto Sans Arabic",
     "Noto Sans Hebrew",
 )
-"""For letters that matplotlib's own font lacks, where they are installed."""
+"""Used, where installed, for glyphs that matplotlib's own font lacks."""
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Figures are made and written in this context: matplotlib reads its settings at both times."""
+def figure_style() -> Iterator[None]:
+    """The context in which figures must be drawn and rendered: matplotlib reads its settings at both times."""
     installed = {font.name for font in fontManager.ttflist}
-    families = ["DejaVu Sans", *(name for name in WIDER_FONTS if name in installed)]
+    families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
     with mpl.rc_context(RC | {"font.family": families}), warnings.catch_warnings():
-        # A letter that no font has becomes a box; the tables and the page have it.
+        # A glyph that no font has becomes a box; the tables and the page still contain it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure and its words."""
+    """A figure with its title and caption."""
 
     name: str
-    """Of its files."""
+    """Stem of its files."""
     title: str
     caption: str
-    """What is drawn, and how to read it."""
     canvas: Canvas
 
     def svg(self) -> str:
-        """Vector form; letters are outlines, so that it looks the same everywhere."""
-        return self._drawn("svg").decode()
+        """Render as SVG; text becomes outlines, so that it looks the same everywhere."""
+        return self._render("svg").decode()
 
     def png(self) -> bytes:
-        """At 150 dots per inch."""
-        return self._drawn("png")
+        """Render as PNG at 150 dots per inch."""
+        return self._render("png")
 
-    def _drawn(self, form: str) -> bytes:
+    def _render(self, form: str) -> bytes:
         buffer = io.BytesIO()
         metadata = {"Date": None} if form == "svg" else None
         self.canvas.savefig(buffer, format=form, dpi=150, bbox_inches="tight", metadata=metadata)
@@ -89,26 +86,30 @@ def axes(height_in: float, *, columns: int = 1, share_y: bool = False) -> tuple[
     return canvas, list(grid[0])
 
 
-def row_height(count: int) -> float:
-    """Inches for so many rows with names."""
-    return 0.9 + 0.24 * max(2, count)
+def rows_figure(labels: Sequence[str]) -> tuple[Canvas, Axes, Sequence[int]]:
+    """An empty figure with one labelled row per entry, and the y positions of the rows, from the top."""
+    canvas, (plot,) = axes(0.9 + 0.24 * max(2, len(labels)))
+    positions = range(len(labels), 0, -1)
+    plot.set_yticks(positions, labels)
+    return canvas, plot, positions
 
 
-def left_out(count: int) -> str:
-    """A sentence on rows for which there was no room; empty where there was."""
+def cell_rows(names: Sequence[str]) -> tuple[Canvas, Axes, Sequence[int]]:
+    """An empty figure with one row per cell; see `rows_figure`."""
+    canvas, plot, positions = rows_figure([shorten(name) for name in names])
+    plot.set_ylim(0.4, len(names) + 0.6)
+    plot.xaxis.set_major_locator(MaxNLocator(nbins=6))  # more labels would overlap where ranges are small
+    return canvas, plot, positions
+
+
+def omitted(count: int) -> str:
+    """A sentence about rows that did not fit; empty if there are none."""
     return f" {count} more are in the tables." if count > 0 else ""
 
 
-def name_rows(plot: Axes, names: Sequence[str]) -> None:
-    """Rows from the top, at len(names), ..., 2, 1."""
-    plot.set_yticks(range(len(names), 0, -1), [shortened(name) for name in names])
-    plot.set_ylim(0.4, len(names) + 0.6)
-    plot.xaxis.set_major_locator(MaxNLocator(nbins=6))  # more would touch one another where ranges are small
-
-
-def shortened(name: str, most: int = 34) -> str:
-    """A long name with its middle left out."""
-    if len(name) <= most:
+def shorten(name: str, length: int = 34) -> str:
+    """A name with its middle cut out if it is longer than `length`."""
+    if len(name) <= length:
         return name
-    half = (most - 1) // 2
+    half = (length - 1) // 2
     return f"{name[:half]}…{name[-half:]}"

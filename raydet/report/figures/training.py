@@ -1,4 +1,4 @@
-"""How the runs learnt, and what they cost."""
+"""Figures of training: curves, the loss gap, and scores against costs."""
 
 from __future__ import annotations
 
@@ -15,46 +15,49 @@ from raydet.report.figures.style import (
     ARM,
     CONTROL,
     CYCLE,
-    MOST_LABELS,
+    MAX_ROWS,
     Figure,
     axes,
-    left_out,
-    name_rows,
-    row_height,
-    shortened,
+    cell_rows,
+    omitted,
+    shorten,
 )
 from raydet.report.findings import loss_gap
 from raydet.report.study import CellRuns
 from raydet.stats.comparison import LEVEL
 
 NUM_NAMED = 6
-"""Points with a name."""
-MOST_CURVES = 8
-"""Cells with a colour of their own; the others are grey."""
+"""Points with names; the others are grey."""
+MAX_CURVES = 8
+"""Curves with colours; the others are grey."""
 COSTS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], float | None]], ...] = (
     ("parameters", "parameters, millions", "Parameters", lambda r: _scaled(r.get("parameters"), 1e6)),
     ("operations", "forward operations per image, GFLOP", "Operations", lambda r: r.get("gflops")),
     ("time", "training time, minutes", "Training time", lambda r: _scaled(r.get("loop_s"), 60)),
     ("memory", "peak memory, GiB", "Memory", lambda r: _scaled(r.get("peak_memory_bytes"), 2**30)),
 )
-"""Name, axis, title, and where it stands in a run's results."""
+"""Name, axis label, title, and value in a run's results."""
 
 
 def curve_figures(analysis: Analysis) -> Iterator[Figure]:
-    """Losses and scores over the epochs, and the gap at their end."""
+    """Losses and scores over epochs, and the final loss gap."""
     cells = (*analysis.results.controls, *analysis.results.arms)
     metric = analysis.results.study.metric
     yield _curves(cells, "loss", "training loss", "loss")
     if any(_history(cell, "val_loss") for cell in cells):
         yield _curves(cells, "val_loss", "validation loss", "val_loss")
     yield _curves(cells, metric, metric, "metric")
-    gaps = [(cell, gap) for cell in cells if (gap := _gap(cell)) is not None]
+    gaps = [
+        (cell, gap)
+        for cell in cells
+        if (gap := cell.mean_of(lambda results: loss_gap(results.get("final", {})))) is not None
+    ]
     if gaps:
         yield _gap_bars(gaps)
 
 
 def cost_figures(analysis: Analysis) -> Iterator[Figure]:
-    """Scores against what they cost; without costs that are the same for all, or unknown."""
+    """Scores against costs, without those that are unknown or equal for all cells."""
     cells = (*analysis.results.controls, *analysis.results.arms)
     metric = analysis.results.study.metric
     for name, label, title, cost in COSTS:
@@ -64,7 +67,7 @@ def cost_figures(analysis: Analysis) -> Iterator[Figure]:
 
 
 def _history(cell: CellRuns, column: str) -> list[tuple[int, float]]:
-    """Means over the runs by epoch."""
+    """Epochs, with means over the runs."""
     values: dict[int, list[float]] = {}
     for run in cell.runs:
         for row in (run.results or {}).get("history", []):
@@ -75,21 +78,20 @@ def _history(cell: CellRuns, column: str) -> list[tuple[int, float]]:
 
 def _curves(cells: Sequence[CellRuns], column: str, label: str, name: str) -> Figure:
     canvas, (plot,) = axes(3.4)
-    best = sorted(cells, key=lambda cell: -cell.mean)[:MOST_CURVES]
+    best = sorted(cells, key=lambda cell: -cell.mean)[:MAX_CURVES]
     for cell in cells:
         if cell not in best and (curve := _history(cell, column)):
             plot.plot(*zip(*curve, strict=True), color="#d0d0d0", linewidth=0.7, zorder=1)
     for colour, cell in zip(CYCLE, best, strict=False):
         if curve := _history(cell, column):
             style = "--" if cell.cell.is_control else "-"
-            plot.plot(
-                *zip(*curve, strict=True), style, color=colour, label=shortened(cell.name, 24), zorder=2
-            )
+            short = shorten(cell.name, 24)
+            plot.plot(*zip(*curve, strict=True), style, color=colour, label=short, zorder=2)
     plot.xaxis.set_major_locator(MaxNLocator(integer=True))
     plot.set_xlabel("epoch")
     plot.set_ylabel(label)
     plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    rest = "; the rest is grey" if len(cells) > len(best) else ""
+    rest = "; the others are grey" if len(cells) > len(best) else ""
     return Figure(
         f"curves_{name}",
         f"Over the epochs: {label}",
@@ -98,36 +100,25 @@ def _curves(cells: Sequence[CellRuns], column: str, label: str, name: str) -> Fi
     )
 
 
-def _gap(cell: CellRuns) -> float | None:
-    return cell.mean_of(lambda results: loss_gap(results.get("final", {})))
-
-
-def _gaps(cell: CellRuns) -> list[float]:
-    """One per run; of runs that have it."""
-    gaps = (loss_gap((run.results or {}).get("final", {})) for run in cell.runs)
-    return [gap for gap in gaps if gap is not None]
-
-
 def _gap_bars(gaps: Sequence[tuple[CellRuns, float]]) -> Figure:
-    rows = sorted(gaps, key=lambda row: -row[1])[:MOST_LABELS]
-    canvas, (plot,) = axes(row_height(len(rows)))
-    places = list(range(len(rows), 0, -1))
-    for place, (cell, gap) in zip(places, rows, strict=True):
-        plot.barh(place, gap, color=CONTROL if cell.cell.is_control else ARM, height=0.7, alpha=0.85)
-        runs = _gaps(cell)
+    rows = sorted(gaps, key=lambda row: -row[1])[:MAX_ROWS]
+    canvas, plot, positions = cell_rows([cell.name for cell, _ in rows])
+    for y, (cell, gap) in zip(positions, rows, strict=True):
+        plot.barh(y, gap, color=CONTROL if cell.cell.is_control else ARM, height=0.7, alpha=0.85)
+        per_run = (loss_gap((run.results or {}).get("final", {})) for run in cell.runs)
+        runs = [value for value in per_run if value is not None]
         if len(runs) > 1:
-            reach = float(stats.t.isf((1 - LEVEL) / 2, len(runs) - 1)) * stdev(runs) / math.sqrt(len(runs))
-            plot.plot([gap - reach, gap + reach], [place, place], color="black", linewidth=1.2)
-        plot.plot(runs, [place] * len(runs), "o", color="white", mec="black", ms=3.2)
-    name_rows(plot, [cell.name for cell, _ in rows])
-    plot.set_xlabel("validation loss less training loss, last epoch")
+            half = float(stats.t.isf((1 - LEVEL) / 2, len(runs) - 1)) * stdev(runs) / math.sqrt(len(runs))
+            plot.plot([gap - half, gap + half], [y, y], color="black", linewidth=1.2)
+        plot.plot(runs, [y] * len(runs), "o", color="white", mec="black", ms=3.2)
+    plot.set_xlabel("validation loss minus training loss, last epoch")
     plot.grid(visible=False, axis="y")
     return Figure(
         "gap",
         "Overfitting: the gap between validation and training",
-        "Bars are means over seeds, points single runs, lines the 95 % intervals of training (of one run nothing is "
-        "known); grey: controls. The training loss is that of augmented images during the last epoch, so the gap may "
-        "be negative early on." + left_out(len(gaps) - len(rows)),
+        "Bars are means over seeds, points single runs, lines 95 % intervals over trainings (unknown for one run); "
+        "grey: controls. The training loss is that of augmented images during the last epoch, so the gap may be "
+        "negative early on." + omitted(len(gaps) - len(rows)),
         canvas,
     )
 
@@ -139,12 +130,10 @@ def _against_cost(
     ranked = sorted(points, key=lambda point: -point[1].mean)
     for value, cell in ranked[NUM_NAMED:]:
         plot.plot([value], [cell.mean], "o", color="#d0d0d0", mec=CONTROL, ms=4)
-    # Names stand beside the plot: next to the points they would lie on one another.
+    # Names are in a legend beside the plot: next to the points they would overlap.
     for colour, (value, cell) in zip(CYCLE, ranked[:NUM_NAMED], strict=False):
-        marker = "s" if cell.cell.is_control else "o"
-        plot.plot(
-            [value], [cell.mean], marker, color=colour, ms=6, alpha=0.85, label=shortened(cell.name, 24)
-        )
+        marker, short = "s" if cell.cell.is_control else "o", shorten(cell.name, 24)
+        plot.plot([value], [cell.mean], marker, color=colour, ms=6, alpha=0.85, label=short)
     plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     plot.margins(x=0.1, y=0.1)
     plot.set_xlabel(label)
@@ -152,8 +141,8 @@ def _against_cost(
     return Figure(
         f"cost_{name}",
         f"{title} against {metric}",
-        f"Means over seeds. The {min(NUM_NAMED, len(points))} best are named, controls among them as squares; the rest "
-        "is grey. Up and to the left is better.",
+        f"Means over seeds. The {min(NUM_NAMED, len(points))} best are named, controls as squares; the others are "
+        "grey. Up and to the left is better.",
         canvas,
     )
 

@@ -1,4 +1,4 @@
-"""`raydet bench evaluation`: what it reports; no times are judged."""
+"""`raydet bench evaluation`: the report, regardless of times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from raydet.bench.evaluation import SetSize, is_equal, random_set
 from raydet.cli import app
-from raydet.metrics.coco import evaluate_with_records
+from raydet.metrics.coco import evaluate_coco
 
 SIZE = ["--images", "20", "--detections", "10", "--classes", "3", "--repeats", "2"]
 
@@ -26,10 +26,10 @@ def test_the_report() -> None:
     assert min(report["peak_bytes"].values()) >= report["set_bytes"] * 0.9 > 1e7
 
 
-def test_it_would_say_so_if_the_engines_differed() -> None:
+def test_differences_between_engines_are_detected() -> None:
     truth, rows, classes = random_set(SetSize(images=20, detections=10, classes=3))
-    _, records = evaluate_with_records(truth, rows, classes)
+    _, records = evaluate_coco(truth, rows, classes)
     rows[:, 5] += 1e-9
-    _, others = evaluate_with_records(truth, rows, classes)
+    _, others = evaluate_coco(truth, rows, classes)
     assert is_equal(records, records)
     assert not is_equal(records, others)

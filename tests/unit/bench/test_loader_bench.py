@@ -1,4 +1,4 @@
-"""The bench of the loader measures what it says, and the loader's memory does not grow."""
+"""`raydet bench loader`: the report, and that the loader's memory does not grow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_ways_batches_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert set(threads) == {1}, "threads that spin take processor time"
+    assert set(threads) == {1}, "spinning threads take processor time"
     assert not report.is_event_simulated
     assert report.ways[0].of_seeds == 1.0
     bytes_per_image = {way.name: way.bytes_per_image for way in report.ways}
@@ -57,7 +57,7 @@ def test_ways_batches_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(lines_of(report))) == 8
 
 
-def test_events_that_were_simulated_are_called_so(tmp_path: Path) -> None:
+def test_simulated_events_are_reported(tmp_path: Path) -> None:
     simulated = apply_overrides(recipe("demo"), {**SETS, "data.simulate_events": {"replaces_own": True}})
     convert(simulated.data, str(tmp_path / "set"))
     shards = adopt_source(recipe("demo"), ShardsSource(path=str(tmp_path / "set")))

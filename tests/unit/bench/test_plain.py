@@ -1,4 +1,4 @@
-"""The detector against the plain restatement of the same mathematics: losses and every gradient."""
+"""The detector against the plain implementation: losses and every gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from raydet.bench.plain import PlainDetector
 from raydet.bench.train_step import random_batch
 from raydet.config import Experiment, apply_overrides
-from raydet.models.build import build_detector
+from raydet.models.build import build_model
 from raydet.recipes import recipe
 from raydet.structures import Batch
 
@@ -53,7 +53,7 @@ def experiment_of(case: str) -> Experiment:
 
 
 def batch_of(experiment: Experiment, *, dtype: torch.dtype) -> Batch:
-    """Three images: one without a box, one that leaves some of the canvas free."""
+    """Three images: one without a box, one that does not fill the canvas."""
     batch = random_batch(experiment, 3, 4)
     return replace(
         batch,
@@ -67,17 +67,17 @@ def batch_of(experiment: Experiment, *, dtype: torch.dtype) -> Batch:
 def losses_and_gradients(model: torch.nn.Module, batch: Batch) -> tuple[dict[str, float], dict[str, Tensor]]:
     model.zero_grad()
     torch.manual_seed(7)
-    losses = model(batch)
+    losses = model(batch).losses
     sum(losses.values()).backward()
     gradients = {name.removeprefix("parts."): p.grad for name, p in model.named_parameters()}
     return {name: loss.item() for name, loss in losses.items()}, gradients
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradients_are_those_of_the_plain_way(case: str) -> None:
+def test_losses_and_gradients_equal_the_plain_implementation(case: str) -> None:
     # fp64: in fp32 a ReLU at zero or two equal scores may fall to either side.
     experiment = experiment_of(case)
-    detector = build_detector(experiment).double()
+    detector = build_model(experiment).double()
     plain = PlainDetector(detector, experiment)
     batch = batch_of(experiment, dtype=torch.float64)
     losses, gradients = losses_and_gradients(detector, batch)
@@ -93,7 +93,7 @@ def test_losses_and_gradients_are_those_of_the_plain_way(case: str) -> None:
 @pytest.mark.parametrize("case", ["cmx", "gaff", "identity"])
 def test_losses_are_equal_in_fp32(case: str) -> None:
     experiment = experiment_of(case)
-    detector = build_detector(experiment)
+    detector = build_model(experiment)
     plain = PlainDetector(detector, experiment)
     batch = batch_of(experiment, dtype=torch.float32)
     losses, _ = losses_and_gradients(detector, batch)
@@ -101,9 +101,9 @@ def test_losses_are_equal_in_fp32(case: str) -> None:
     assert losses == pytest.approx(plain_losses, rel=1e-5)
 
 
-def test_state_travels_both_ways() -> None:
+def test_state_dicts_are_interchangeable() -> None:
     experiment = experiment_of("cmx")
-    detector, other = build_detector(experiment), build_detector(experiment)
+    detector, other = build_model(experiment), build_model(experiment)
     plain = PlainDetector(detector, experiment)
     plain.parts.load_state_dict(other.state_dict())
     assert plain.parts.state_dict().keys() == detector.state_dict().keys()
@@ -115,9 +115,9 @@ def test_state_travels_both_ways() -> None:
 
 def test_the_published_resize_enlarges_the_images() -> None:
     experiment = experiment_of("identity")
-    plain = PlainDetector(build_detector(experiment), experiment, min_size=128)
+    plain = PlainDetector(build_model(experiment), experiment, min_size=128)
     seen: list[torch.Size] = []
     plain.parts.neck.fpn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]["0"].shape))
-    losses = plain(random_batch(experiment, 1, 2))
+    losses = plain(random_batch(experiment, 1, 2)).losses
     assert all(loss.isfinite() for loss in losses.values())
     assert seen[0][-2:] == (32, 48)

@@ -1,4 +1,4 @@
-"""`raydet bench train-step`: what it reports; no times are judged."""
+"""`raydet bench train-step`: the report, regardless of times."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_block_checkpointing_saves_most_of_the_activations() -> None:
     assert saved["block"] < 0.75 * saved["none"]
 
 
-def test_random_images_are_a_legal_batch() -> None:
+def test_random_images_are_a_valid_batch() -> None:
     experiment = small()
     batch, again = (random_batch(experiment, 3, 5) for _ in range(2))
     assert torch.equal(batch.boxes_xyxy, again.boxes_xyxy)
@@ -87,7 +87,7 @@ def test_the_command_line() -> None:
     assert found["runs"][0]["name"] == "fp32"
 
 
-def test_the_report_in_words() -> None:
+def test_the_report_as_text() -> None:
     run = Run(
         "fp32",
         0.5,
@@ -109,9 +109,9 @@ def test_the_report_in_words() -> None:
         "",
         "           step s  images/s    MFU  saved GiB  peak GiB  planned  median of 5",
         "fp32        0.500      4.00    25%      1.000      3.00     4.00  x1.50 plain",
-        "process, all of them: 2.00 GiB at most",
+        "whole process: 2.00 GiB at its peak",
         "",
-        "fp32: where the time goes",
+        "fp32: breakdown of the time",
         f"  {'backward':58}    0.400 s 100.0%",
         "fp32: top operators of a profiled step",
         f"  {'aten::mm':69}  20.0%",
@@ -121,9 +121,9 @@ def test_the_report_in_words() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "fp16"], "--precision wants one or more of fp32, bf16, got 'fp16'"),
-        (["--against", "seed"], "--against wants one or more of plain, seeds, got 'seed'"),
-        (["--precision", "fp32,fp32"], "--precision wants one or more"),
+        (["--precision", "fp16"], "--precision must be one or more of fp32, bf16, got 'fp16'"),
+        (["--against", "seed"], "--against must be one or more of plain, seeds, got 'seed'"),
+        (["--precision", "fp32,fp32"], "--precision must be one or more"),
     ],
 )
 def test_bad_choices_are_named(arguments: list[str], message: str) -> None:

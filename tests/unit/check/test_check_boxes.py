@@ -39,7 +39,7 @@ def test_each_box_is_bad_in_one_way() -> None:
 def test_labels_beyond_the_classes() -> None:
     (finding,) = found([(0, 0, 9, 9), (20, 0, 29, 9), (40, 0, 49, 9)], [-1, 1, 2])
     assert (finding.kind, finding.boxes) == ("unknown_class", (0, 2))
-    assert finding.detail == "box 0 has label -1; box 2 has label 2; labels go to 1"
+    assert finding.detail == "box 0 has label -1; box 2 has label 2; the largest label is 1"
 
 
 def test_one_object_with_several_boxes() -> None:

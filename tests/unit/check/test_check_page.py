@@ -59,7 +59,7 @@ def test_hostile_names_in_the_terminal() -> None:
     lines = list(summary_lines(checked(hostile_set())))
     assert all(line.isprintable() for line in lines)
     assert any(
-        line.startswith("error: 1 x modalities that do not lie on one another: image 2") for line in lines
+        line.startswith("error: 1 x modalities that are not aligned: image 2") for line in lines
     )
 
 

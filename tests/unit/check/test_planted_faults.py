@@ -182,7 +182,7 @@ class FatalSet(MemorySet):
 
 def test_a_killed_process_ends_the_check() -> None:
     source = FatalSet(clean_samples(3, count=20))
-    with pytest.raises(RaydetError, match=r"wanted 1 processes .* one of them was killed; .*fewer --workers"):
+    with pytest.raises(RaydetError, match=r"one of 1 worker processes was killed; .*fewer --workers"):
         checked(source, workers=1)
 
 
@@ -200,9 +200,9 @@ def test_processes_change_nothing() -> None:
 
 def test_reasons_are_grouped_by_their_cause() -> None:
     reasons = [
-        f"/data/{i}.txt, row {i}: a box wants a width above 0, got {i} x 4; delete it" for i in range(9)
+        f"/data/{i}.txt, row {i}: a box must have a width above 0, got {i} x 4; delete it" for i in range(9)
     ]
-    assert {cause_of(reason) for reason in reasons} == {"a box wants a width above 0"}
+    assert {cause_of(reason) for reason in reasons} == {"a box must have a width above 0"}
 
 
 def test_errors_come_first() -> None:

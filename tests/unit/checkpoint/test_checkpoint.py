@@ -164,7 +164,7 @@ def test_every_damaged_file_has_its_line(saved: Path) -> None:
         "state.json",
     ]
     with pytest.raises(
-        CheckpointError, match=r"00001\.safetensors: wanted \d+ bytes, got 5.* \(and 1 more\)"
+        CheckpointError, match=r"00001\.safetensors: expected \d+ bytes, got 5.* \(and 1 more\)"
     ):
         verify_checkpoint(saved)
 
@@ -176,25 +176,25 @@ def test_a_checkpoint_without_manifest_is_none(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_version_is_named(saved: Path) -> None:
     (saved / "manifest.json").write_text('{"sha256": {}}')
-    with pytest.raises(CheckpointError, match="wanted format 3, got None"):
+    with pytest.raises(CheckpointError, match="expected format 3, got None"):
         load(saved)
 
 
 def test_another_model_is_refused(saved: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"another model: 7 tensors differ.*first 0\.bias: wanted float32"
+        CheckpointError, match=r"another model: 7 tensors differ.*first 0\.bias: expected float32"
     ):
         load(saved, width=7)
 
 
 def test_another_type_is_refused(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"wanted float64\[6\], got float32\[6\]"):
+    with pytest.raises(CheckpointError, match=r"expected float64\[6\], got float32\[6\]"):
         load_checkpoint(saved, model=small_model(1).double())
 
 
 def test_another_optimizer_is_refused(saved: Path) -> None:
     model = small_model(1)
-    with pytest.raises(CheckpointError, match="holds the state of SGD, wanted that of AdamW"):
+    with pytest.raises(CheckpointError, match="holds the state of SGD, expected that of AdamW"):
         load_checkpoint(saved, model=model, optimizer=build_optimizer(AdamWConfig(), model.parameters()))
 
 
@@ -218,7 +218,7 @@ def test_an_export_to_nowhere_is_one_error(saved: Path, tmp_path: Path) -> None:
 
 
 def test_torch_reads_what_we_write(saved: Path) -> None:
-    (saved / "state.json").unlink()  # torch's reader would not mind, but it shall see the shards alone
+    (saved / "state.json").unlink()  # torch's reader would not mind, but it must see only the shards
     model, other = small_model(2), small_model(3)
     target = {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
     with warnings.catch_warnings():
@@ -264,7 +264,7 @@ def test_all_types_and_shapes_survive(tmp_path: Path) -> None:
     copy.take([Block(name, x, (0,) * x.ndim) for name, x in tensors.items()])
     expected = {name: x.clone() for name, x in tensors.items()}
     for tensor in tensors.values():
-        tensor.zero_()  # training goes on
+        tensor.zero_()  # training continues
     copy.write(tmp_path / "shard.safetensors")
     found = load_file(tmp_path / "shard.safetensors")
     assert found.keys() == expected.keys()
@@ -301,14 +301,14 @@ def test_a_tensor_with_a_hole_is_refused(tmp_path: Path) -> None:
     copy = HostCopy(pinned=False)
     copy.take([Block("x", torch.zeros(2, 3), (2, 0))])
     copy.write(tmp_path / "shard.safetensors")
-    with pytest.raises(CheckpointError, match="do not hold the whole of x"):
+    with pytest.raises(CheckpointError, match="do not contain all of x"):
         read_index([tmp_path / "shard.safetensors"])
 
 
-def test_what_is_no_shard_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_shard_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"\xff" * 100, b"\x02" + b"\0" * 7 + b"[]"):
         (tmp_path / "shard.safetensors").write_bytes(content)
-        with pytest.raises(CheckpointError, match="is no shard of a checkpoint"):
+        with pytest.raises(CheckpointError, match="is not a shard of a checkpoint"):
             read_index([tmp_path / "shard.safetensors"])
 
 

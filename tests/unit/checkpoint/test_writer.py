@@ -1,4 +1,4 @@
-"""Writing behind the training: nothing is torn, nothing is lost, the caller waits for a copy only."""
+"""Writing in the background of training: nothing is torn, nothing is lost, the caller waits only for a copy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Run:
         return sorted(path.name for path in self.checkpoints.iterdir())
 
     def check(self, epoch: int) -> None:
-        """The checkpoint of that epoch is the newest good one and holds what it should."""
+        """The checkpoint of that epoch is the newest intact one and has the expected content."""
         path = newest_checkpoint(self.run_dir)
         assert path == self.checkpoints / f"epoch_{epoch:04d}"
         assert load_checkpoint(path, model=self.model, optimizer=self.optimizer) == {"epoch": epoch}
@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A disk that takes its time, until the event is set."""
+    """A disk that blocks until the event is set."""
     event, fsync = threading.Event(), os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (event.wait(30), fsync(descriptor)))
     yield event
@@ -77,10 +77,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 def test_the_caller_waits_for_the_copy_only(run: Run, gate: threading.Event) -> None:
     assert run.save(1) < 20
-    run.fill(77.0)  # training goes on
+    run.fill(77.0)  # training continues
     assert newest_checkpoint(run.run_dir) is None
     threading.Timer(0.3, gate.set).start()
-    assert 0.2 < run.save(2) < 10  # the previous one is waited for, and counted
+    assert 0.2 < run.save(2) < 10  # it waits for the previous one, and counts that
     run.fill(88.0)
     run.writer.wait()
     run.check(2)
@@ -90,7 +90,7 @@ def test_the_caller_waits_for_the_copy_only(run: Run, gate: threading.Event) -> 
 
 
 @pytest.mark.parametrize("instant", range(1, 6))
-def test_death_at_any_instant_leaves_all_or_nothing(instant: int, run: Run) -> None:
+def test_a_kill_at_any_time_leaves_all_or_nothing(instant: int, run: Run) -> None:
     """Killed in the fsync of: the shard, state.json, manifest.json, the draft, the directory of all checkpoints."""
     run.save(1)
     run.writer.wait()
@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_error_and_the_last_good_one_stays(run: Run) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert run.names() == ["epoch_0001"]
-    run.writer.wait()  # said once
+    run.writer.wait()  # raised once
     run.check(1)
     run.save(4)
     run.writer.wait()
@@ -160,7 +160,7 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
-    """It may be another version's, or a disk's bad moment."""
+    """It may be of another version, or the disk may have failed for a moment."""
     run = Run(tmp_path, keep=2)
     with run.writer:
         run.save(1, 0.9)
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_version_stops_the_run(tmp_path: Path) -> None:
     path = run.checkpoints / "epoch_0001" / "manifest.json"
     path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
     with pytest.raises(
-        OtherFormatError, match="written by another version of raydet; go on with that version"
+        OtherFormatError, match="written by another version of raydet; continue with that version"
     ):
         newest_checkpoint(run.run_dir)
 
@@ -193,7 +193,7 @@ def test_what_to_drop() -> None:
     assert checkpoints_to_drop(scores, newest=within[1], keep=1) == [within[0], paths[2], paths[0]]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_written_again(
+def test_a_damaged_checkpoint_is_skipped_and_written_again(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     for epoch in (1, 2):
@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_again(
     shard.write_bytes(shard.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING, "raydet"):
         run.check(1)
-    assert "passing over a checkpoint" in caplog.text
+    assert "skipping a damaged checkpoint" in caplog.text
     assert str(shard) in caplog.text
     run.save(2)
     run.writer.wait()

@@ -31,7 +31,7 @@ def check_tune(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words[words.index("--space") + 1] in space_names()
 
 
-def test_there_is_one_for_each_road() -> None:
+def test_there_is_one_for_each_cloud() -> None:
     assert len(SUBMITTED) == 4
 
 

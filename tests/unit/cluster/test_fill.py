@@ -35,7 +35,7 @@ def test_all_missing_values_are_named_at_once() -> None:
     ],
 )
 def test_unwanted_values_are_refused(name: str, value: str) -> None:
-    with pytest.raises(FillError, match=rf"^x\.yaml: {name} is .*; wanted "):
+    with pytest.raises(FillError, match=rf"^x\.yaml: {name} must be .*, got "):
         fill("${" + name + "}", {name: value}, source="x.yaml")
 
 

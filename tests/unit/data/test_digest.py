@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydet.data.digest import EMPTY, as_lanes, as_text, digest_of, expected_digest
-from raydet.data.sampler import ElasticSampler, batch_plan, epoch_order
+from raydet.data.sampler import ElasticSampler, pass_order
 
 GLOBAL_BATCH = 12
 WORLD_SIZES = (1, 2, 3, 4, 6, 12)
@@ -26,25 +26,17 @@ def test_kills_and_other_numbers_of_workers_lose_and_repeat_no_sample(
     attempts: list[tuple[int, int, int]], num_samples: int, seed: int
 ) -> None:
     sampler = ElasticSampler(num_samples=num_samples, global_batch=GLOBAL_BATCH, seed=seed)
-    total = 3 * sampler.steps_per_epoch
+    total = 3 * sampler.steps_per_pass
     saved_step, saved_lanes, saved_seen = 0, as_lanes(EMPTY), list[tuple[int, int]]()
     for world_size, num_steps, lost in [*attempts, (2, total, 0)]:
         step, lanes, seen = saved_step, saved_lanes, list(saved_seen)
         keep_at = min(total, step + num_steps) - lost
         while step < min(total, saved_step + num_steps):
-            epoch, epoch_step = divmod(step, sampler.steps_per_epoch)
             for rank in range(world_size):
-                micro_batch, accumulation = batch_plan(GLOBAL_BATCH, world_size, None)
-                plan = sampler.of_rank(
-                    epoch,
-                    rank=rank,
-                    micro_batch=micro_batch,
-                    accumulation=accumulation,
-                    first_step=epoch_step,
-                )
-                indices = [index for slot in next(plan) for index in slot]
-                first = epoch_step * GLOBAL_BATCH + rank * len(indices)
-                lanes = lanes + digest_of(epoch, first, [IDS[index] for index in indices])
+                share = GLOBAL_BATCH // world_size
+                indices = sampler.slots(step, rank * share, share)
+                epoch, first = sampler.position(step)
+                lanes = lanes + digest_of(epoch, first + rank * share, [IDS[index] for index in indices])
                 seen += [(epoch, index) for index in indices]
             step += 1
             if step == keep_at:  # the last checkpoint before the kill
@@ -52,11 +44,11 @@ def test_kills_and_other_numbers_of_workers_lose_and_repeat_no_sample(
         if keep_at > saved_step:
             saved_step, saved_lanes, saved_seen = checkpoint
     assert saved_step == total
-    per_epoch = sampler.steps_per_epoch * GLOBAL_BATCH
+    per_epoch = sampler.steps_per_pass * GLOBAL_BATCH
     assert saved_seen == [
         (epoch, index)
         for epoch in range(3)
-        for index in epoch_order(num_samples, seed=seed, epoch=epoch)[:per_epoch]
+        for index in pass_order(num_samples, seed=seed, pass_=epoch)[:per_epoch]
     ]
     assert as_text(saved_lanes) == expected_digest(sampler, IDS, steps=total)
 

@@ -48,10 +48,10 @@ def camera(**settings: object) -> SimulatedEvents:
 def test_events_count_the_thresholds_of_the_logarithm(before: int, after: int) -> None:
     a, b = (log_intensity(torch.full((3, 8, 12), value, dtype=torch.uint8)) for value in (before, after))
     counts = events_between(a, b, QUARTER)
-    wanted = abs(math.log(after / before)) / 0.25
+    expected = abs(math.log(after / before)) / 0.25
     found = counts.on_HW + counts.off_HW
     assert len(np.unique(found)) == 1
-    assert math.floor(wanted - 0.01) <= found[0, 0] <= math.floor(wanted + 0.01)
+    assert math.floor(expected - 0.01) <= found[0, 0] <= math.floor(expected + 0.01)
     assert not (counts.off_HW if after >= before else counts.on_HW).any()
 
 
@@ -137,8 +137,8 @@ def test_frames_of_one_sequence_follow_one_another() -> None:
     assert alike == [True, False, False, True, False, False]  # each third image begins a sequence
     source, fixed = followed.source, thresholds((48, 64), mean=0.25, sigma=0.03, seed=0)
     before, after = (log_intensity(source.read(index).modalities["rgb"]) for index in (3, 4))
-    wanted = as_image(events_between(before, after, fixed), 4)
-    assert torch.equal(followed.read(4).modalities["event"], wanted)
+    expected = as_image(events_between(before, after, fixed), 4)
+    assert torch.equal(followed.read(4).modalities["event"], expected)
 
 
 # --- by config
@@ -162,7 +162,7 @@ def test_a_source_with_events_is_refused_unless_they_are_replaced() -> None:
 
 
 def test_simulation_wants_rgb_and_no_missing_event() -> None:
-    with pytest.raises(ConfigError, match="makes events from rgb, the synthetic source has thermal"):
+    with pytest.raises(ConfigError, match="needs rgb, the synthetic source has thermal"):
         open_source(data(simulate_events=EventSimulation(replaces_own=True), missing=("rgb",)))
     with pytest.raises(ValidationError, match="missing names event, which simulate_events makes"):
         data(simulate_events=EventSimulation(), missing=("event",))

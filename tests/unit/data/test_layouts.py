@@ -39,10 +39,10 @@ def test_a_path_may_have_a_question_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tail", "message"),
     [
-        ("", r"several label sets \(rgb, thermal\); say .*\?labels=rgb', .*\?labels=union'$"),
+        ("", r"several label sets \(rgb, thermal\); choose .*\?labels=rgb', .*\?labels=union'$"),
         ("?labels=both", r"yolo\.labels: Input should be 'rgb', 'thermal', 'union' or 'fused'"),
         ("?lables=rgb&labels=rgb", "lables: Extra inputs are not permitted"),
-        ("?labels", "wants key=value after the question mark, got 'labels'"),
+        ("?labels", "expects key=value after the question mark, got 'labels'"),
         ("?labels=rgb&thermal_range=[9,7]", "thermal_range wants low < high, got 9, 7"),
         ("?labels=rgb&union_iou=0", "greater than 0"),
     ],
@@ -58,7 +58,7 @@ def test_one_label_set_needs_no_choice(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     assert detect_source(str(tmp_path)) == YoloSource(root=str(tmp_path), labels="fused")
     (tmp_path / "labels").rmdir()
-    with pytest.raises(DataError, match="wants label directories"):
+    with pytest.raises(DataError, match="needs label directories"):
         detect_source(f"yolo:{tmp_path}")
 
 

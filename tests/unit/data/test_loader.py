@@ -33,7 +33,12 @@ DATA = DataConfig(
 
 
 def train_loader(
-    data: DataConfig = DATA, *, rank: int = 0, world_size: int = 1, micro_batch: int | None = None
+    data: DataConfig = DATA,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batch: int | None = None,
+    steps_per_epoch: int | None = None,
 ) -> TrainLoader:
     micro_batch, accumulation = batch_plan(4, world_size, micro_batch)
     source = open_source(data)
@@ -47,6 +52,7 @@ def train_loader(
         accumulation=accumulation,
         rank=rank,
         world_size=world_size,
+        steps_per_epoch=steps_per_epoch,
     )
 
 
@@ -183,7 +189,7 @@ def test_a_bad_image_is_a_data_error_with_its_message_only(tmp_path: Path, loade
     for _ in range(2):  # the loader stays usable
         batches = iter(loader)
         assert [next(batches)[1], next(batches)[1]] == [[0], [1]]
-        with pytest.raises(DataError, match=r"^\S+2\.npy: wanted values in 0\.\.255, got nan\.\.nan [^\n]*$"):
+        with pytest.raises(DataError, match=r"^\S+2\.npy: expected values in 0\.\.255, got nan\.\.nan [^\n]*$"):
             next(batches)
 
 
@@ -247,7 +253,7 @@ def test_a_bad_partner_is_named(tmp_path: Path) -> None:
             list(loader.epoch(epoch))
         lines.append(str(caught.value))
     assert any(
-        line.endswith("(image 2, read for the mosaic of 0)") and "2.npy: wanted values in 0..255" in line
+        line.endswith("(image 2, read for the mosaic of 0)") and "2.npy: expected values in 0..255" in line
         for line in lines
     )
 
@@ -276,3 +282,15 @@ def test_dropout_leaves_something_that_the_model_reads() -> None:
         assert (dropped.sum(dim=0) == 1).all()
         kept += dropped[0].tolist()
     assert 0 < sum(kept) < len(kept)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 5])
+def test_an_epoch_may_be_shorter_or_longer_than_a_pass(steps_per_epoch: int) -> None:
+    """It is a reporting period: order and augmentation are those of the pass."""
+    loader = train_loader(EVERYTHING, steps_per_epoch=steps_per_epoch)
+    passes = [step for epoch in range(4) for step in train_loader(EVERYTHING).epoch(epoch)]
+    steps = [step for epoch in range(10 // steps_per_epoch) for step in loader.epoch(epoch)]
+    for step, (ours, theirs) in enumerate(zip(steps, passes, strict=False)):
+        assert_same(ours, theirs)
+        assert loader.position(step) == (step // 3, 4 * (step % 3))
+    assert_same(next(loader.epoch(0, steps_per_epoch - 1)), passes[steps_per_epoch - 1])

@@ -63,10 +63,10 @@ def test_brightness_and_contrast_are_torchvisions() -> None:
         grey = float(functional.rgb_to_grayscale(image).mean())
         # gain = brightness x contrast; the mean grey is multiplied by the brightness alone.
         brightness = float(functional.rgb_to_grayscale(changed).mean()) / grey
-        wanted = functional.adjust_contrast(
+        expected = functional.adjust_contrast(
             functional.adjust_brightness(image, brightness), float(gain) / brightness
         )
-        torch.testing.assert_close(changed, wanted, atol=2e-3, rtol=0)
+        torch.testing.assert_close(changed, expected, atol=2e-3, rtol=0)
         assert 0.7 <= brightness <= 1.3
         assert 0.69 <= float(gain) / brightness <= 1.31
 

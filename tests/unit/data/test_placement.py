@@ -52,7 +52,7 @@ def assert_boxes_on_objects(changed: Sample, canvas_hw: tuple[int, int]) -> None
 def test_boxes_stay_on_their_objects(
     sample: Sample, canvas_hw: tuple[int, int], change: Augmentation, epoch: int
 ) -> None:
-    changed = train_transform(sample, augmentation=change, canvas_hw=canvas_hw, seed=0, epoch=epoch)
+    changed = train_transform(sample, augmentation=change, canvas_hw=canvas_hw, key=(0, epoch, sample.image_id))
     for name, x_CHW in changed.modalities.items():
         assert x_CHW.dtype == sample.modalities[name].dtype
         assert not x_CHW[:, changed.valid_hw[0] :].any()
@@ -79,8 +79,7 @@ def test_a_mosaic_keeps_boxes_on_their_objects(
         samples[0],
         augmentation=Augmentation(min_box_kept=kept, min_box_px=4.0),
         canvas_hw=canvas_hw,
-        seed=seed,
-        epoch=0,
+        key=(seed, 0, samples[0].image_id),
         partners=samples[1:],
     )
     assert changed.valid_hw == changed.canvas_hw == canvas_hw
@@ -148,7 +147,7 @@ def test_boxes_are_whole_enough_and_one_is_left(sample: Sample, crop: Crop, kept
     sample = replace(sample, modalities={"event": ramps})  # they tell by how much the image was enlarged
     change = STILL.model_copy(update={"crop": crop, "min_box_kept": kept, "scale_jitter": (1.0, high)})
     canvas_hw = (384, 384)  # every box fits
-    changed = train_transform(sample, augmentation=change, canvas_hw=canvas_hw, seed=0, epoch=0)
+    changed = train_transform(sample, augmentation=change, canvas_hw=canvas_hw, key=(0, 0, sample.image_id))
     if crop.min_fraction < 1 and high == 1.0:
         assert len(changed.labels) >= (2 if crop.keep == "all" else 1)
     rows, columns = changed.modalities["event"]
@@ -171,8 +170,7 @@ def test_a_box_that_was_cut_too_far_is_dropped() -> None:
                 sample,
                 augmentation=change.model_copy(update={"min_box_kept": kept}),
                 canvas_hw=(64, 64),
-                seed=0,
-                epoch=epoch,
+                key=(0, epoch, sample.image_id),
             )
             for epoch in range(40)
         ]
@@ -274,7 +272,7 @@ def test_each_change_has_draws_of_its_own(switched: str) -> None:
     differs = 0
     for epoch in range(12):
         a, b = (
-            train_transform(sample, augmentation=change, canvas_hw=(64, 96), seed=0, epoch=epoch)
+            train_transform(sample, augmentation=change, canvas_hw=(64, 96), key=(0, epoch, sample.image_id))
             for change in (without, with_it)
         )
         if switched == "crop":

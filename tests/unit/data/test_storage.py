@@ -141,7 +141,7 @@ def test_only_the_answer_of_the_storage_decides(message: str, is_final: bool, ke
 def test_patience_that_is_no_number(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAYDET_STORAGE_PATIENCE_S", text)
     with pytest.raises(
-        ConfigError, match=f"RAYDET_STORAGE_PATIENCE_S wants a number of seconds, got '{text}'"
+        ConfigError, match=f"RAYDET_STORAGE_PATIENCE_S must be a number of seconds, got '{text}'"
     ):
         Store(str(tmp_path)).read("a")
 
@@ -156,17 +156,17 @@ def test_google_leaves_the_patience_to_us(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("http://host/x", "wanted a directory, file://PATH"),
-        ("http://KEY:SECRET@host/x", "wanted a directory, file://PATH"),
-        ("s3:///x", "wanted a directory, file://PATH"),
-        ("s3://", "wanted a directory, file://PATH"),
-        ("s3://KEY:SECRET@bucket/x", "wanted a URI without keys"),
-        ("s3://KEY:SEC/RET@bucket/x", "wanted a URI without keys"),
-        ("s3://KEY:SEC/RET", "wanted a URI without keys"),
-        ("gs://bucket/SEC@RET", "wanted a URI without keys"),
+        ("http://host/x", "expected a directory, file://PATH"),
+        ("http://KEY:SECRET@host/x", "expected a directory, file://PATH"),
+        ("s3:///x", "expected a directory, file://PATH"),
+        ("s3://", "expected a directory, file://PATH"),
+        ("s3://KEY:SECRET@bucket/x", "expected a URI without keys"),
+        ("s3://KEY:SEC/RET@bucket/x", "expected a URI without keys"),
+        ("s3://KEY:SEC/RET", "expected a URI without keys"),
+        ("gs://bucket/SEC@RET", "expected a URI without keys"),
         ("s3://bucket/x?secret_key=SECRET", r"without '\?' and '#'"),
         ("s3://bucket/x#SECRET", r"without '\?' and '#'"),
-        ("file://relative/x", "wanted file:///PATH"),
+        ("file://relative/x", "expected file:///ABSOLUTE/PATH"),
     ],
 )
 def test_places_that_are_none(uri: str, message: str) -> None:

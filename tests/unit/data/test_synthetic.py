@@ -30,7 +30,7 @@ def test_each_modality_sees_what_the_others_miss(seed: int, frames_per_sequence:
         classes=CLASSES,
         seed=seed,
     )
-    shown = Counter(views for index in range(len(source)) for views in source.shown_by(index))
+    shown = Counter(views for index in range(len(source)) for views in source.visible_in(index))
     total = shown.total()
     for modality in MODALITIES:
         assert shown[frozenset({modality})] / total > 0.1, modality
@@ -42,7 +42,7 @@ def test_the_claims_hold_in_the_pixels() -> None:
     source = demo_set()
     for index in range(0, len(source), 2):
         sample = source.read(index)
-        for box, views in zip(sample.boxes_xyxy.int().tolist(), source.shown_by(index), strict=True):
+        for box, views in zip(sample.boxes_xyxy.int().tolist(), source.visible_in(index), strict=True):
             for modality in MODALITIES:
                 contrast = contrast_of(sample.modalities[modality], box, is_event=modality == "event")
                 assert contrast > CLEARLY if modality in views else contrast < BARELY, (index, box, modality)
@@ -85,7 +85,7 @@ def test_boxes_are_tight() -> None:
     for index in range(len(source)):
         sample = source.read(index)
         for (x1, y1, x2, y2), views in zip(
-            sample.boxes_xyxy.int().tolist(), source.shown_by(index), strict=True
+            sample.boxes_xyxy.int().tolist(), source.visible_in(index), strict=True
         ):
             if "thermal" in views:
                 warm = sample.modalities["thermal"][0] > sample.modalities["thermal"].median() + 38
@@ -138,4 +138,4 @@ def test_the_smallest_image_works() -> None:
     source = SyntheticSet(num_sequences=2, frames_per_sequence=3, size_hw=(32, 32), classes=CLASSES, seed=0)
     for index in range(len(source)):
         assert source.read(index).modalities["event"].shape == (1, 32, 32)
-        assert all(source.shown_by(index))
+        assert all(source.visible_in(index))

@@ -12,7 +12,7 @@ import pytest
 
 from raydet.doctor import judge
 from raydet.doctor.facts import Cuda, NodeFacts, Space
-from raydet.doctor.finding import Finding, exit_code, in_one_object
+from raydet.doctor.finding import Finding, exit_code, findings_as_json
 from raydet.doctor.judge import FLOORS, GIB, MIB, Clock
 from raydet.errors import EXIT_OK, EXIT_USAGE
 
@@ -57,7 +57,7 @@ def test_versions() -> None:
     }
 
 
-def test_a_cpu_without_bf16_is_told() -> None:
+def test_a_cpu_without_bf16_is_reported() -> None:
     assert judge.cpu("node", facts()).text == (
         "node: 2 cores of EPYC, no bf16 instructions: training in bf16 on this CPU is refused"
     )
@@ -120,7 +120,7 @@ def test_shared_memory(free: int | None, level: str) -> None:
         (30 * GIB, 20 * GIB, "ok"),
         (30 * GIB, 19 * GIB, "warning"),
         (30 * GIB, 2 * GIB - 1, "failure"),
-        (1000 * GIB, 49 * GIB, "failure"),  # room enough, but 95.1 % full
+        (1000 * GIB, 49 * GIB, "failure"),  # enough space, but 95.1 % full
         (1000 * GIB, 51 * GIB, "ok"),
     ],
 )
@@ -149,7 +149,7 @@ def test_lines_and_exit_code() -> None:
     assert warning.as_line() == "warning clock         two lines; set it"
     assert exit_code([good, warning]) == EXIT_OK
     assert exit_code([good, bad]) == EXIT_USAGE
-    assert in_one_object([bad]) == {
+    assert findings_as_json([bad]) == {
         "ok": False,
         "findings": [
             {"check": "token", "level": "failure", "text": "it is open", "remedy": "set a token"},

@@ -1,4 +1,4 @@
-"""The sum over all ranks, on gloo where there are no GPUs."""
+"""The sum over all ranks, on gloo if there are no GPUs."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def test_a_sum_over_two_ranks() -> None:
 
 
 def test_a_rank_that_cannot() -> None:
-    said = run_ranks(["cuda:99"], 0, 1, f"tcp://127.0.0.1:{free_port()}", "gloo")
-    assert said.startswith("cuda:99: ")
+    errors = run_ranks(["cuda:99"], 0, 1, f"tcp://127.0.0.1:{free_port()}", "gloo")
+    assert errors.startswith("cuda:99: ")

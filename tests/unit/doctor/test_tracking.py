@@ -1,4 +1,4 @@
-"""What is said of MLflow servers: real ones of the standard library that answer as MLflow does."""
+"""The findings on MLflow servers: servers of the standard library that answer as MLflow does."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from raydet.errors import TrackingError
 from raydet.track.server import Server, ask_server, check_reachable
 
 FAR = "https://mlflow.example.org"
-WANTED = "Basic " + base64.b64encode(b"me:right").decode()
+EXPECTED = "Basic " + base64.b64encode(b"me:right").decode()
 
 
 class BasicAuth(BaseHTTPRequestHandler):
     """Lets in `me` with the password `right`."""
 
     def do_GET(self) -> None:
-        is_ours = self.headers.get("Authorization") == WANTED
+        is_ours = self.headers.get("Authorization") == EXPECTED
         self.send_response(200 if is_ours or self.path == "/health" else 401)
         self.end_headers()
         if is_ours:
@@ -66,7 +66,7 @@ def test_passwords(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 @pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:1", "postgresql://me:secret@127.0.0.1:1/runs"])
-def test_nobody_answers(uri: str) -> None:
+def test_no_server_answers(uri: str) -> None:
     with pytest.raises(
         TrackingError, match=r"///?\*\*\*@127.0.0.1:1.*nothing answers \(Connection refused\)"
     ):
@@ -94,6 +94,6 @@ def test_servers(uri: str, server: Server, levels: list[str]) -> None:
     assert [finding.level for finding in judge_server(uri, server)] == levels
 
 
-def test_no_server_is_named() -> None:
+def test_no_server_is_set() -> None:
     assert [finding.level for finding in check_tracking(None) + check_tracking("none")] == ["ok", "ok"]
     assert [finding.level for finding in check_tracking("sqlite:////tmp/runs.db")] == ["ok"]

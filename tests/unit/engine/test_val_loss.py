@@ -9,9 +9,11 @@ import torch
 from raydet.config import apply_overrides
 from raydet.data.build import open_source
 from raydet.data.loader import EvalLoader
-from raydet.engine.detect import detect, mean_loss
-from raydet.models.build import build_detector
+from raydet.engine.evaluator import Predictions, mean_loss, predict
+from raydet.models.build import build_model
+from raydet.models.model import Model
 from raydet.recipes import recipe
+from raydet.tasks.build import build_task
 
 EXPERIMENT = apply_overrides(
     recipe("demo"),
@@ -39,25 +41,29 @@ def loader(batch_size: int, *, rank: int = 0, world_size: int = 1, in_step: bool
     )
 
 
+def predictions(detector: Model, batches: EvalLoader) -> Predictions:
+    source = open_source(EXPERIMENT.data)
+    scorer = build_task(EXPERIMENT).scorer(EXPERIMENT, source, list(range(len(source))))
+    return predict(detector, batches, scorer, device=torch.device("cpu"))
+
+
 def test_it_is_the_training_loss_where_nothing_is_sampled() -> None:
-    detector = build_detector(EXPERIMENT)
-    _, losses = detect(detector, loader(3), device=torch.device("cpu"))
+    detector = build_model(EXPERIMENT)
+    _, losses = predictions(detector, loader(3))
     detector.eval()  # batch norms as in evaluation
     detector.head.train()
     detector.training = True
     with torch.no_grad():
-        expected = [float(sum(detector(batch).values())) for batch, _ in loader(3)]
+        expected = [float(sum(detector(batch).losses.values())) for batch, _ in loader(3)]
     assert losses[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
     assert losses[:, 1].tolist() == [3, 3]
 
 
 def test_two_workers_find_the_same_bits_as_one() -> None:
-    detector = build_detector(EXPERIMENT)
-    one = detect(detector, loader(4), device=torch.device("cpu")).losses_L2
+    detector = build_model(EXPERIMENT)
+    one = predictions(detector, loader(4)).losses_L2
     parts = [
-        detect(
-            detector, loader(4, rank=rank, world_size=3, in_step=True), device=torch.device("cpu")
-        ).losses_L2
+        predictions(detector, loader(4, rank=rank, world_size=3, in_step=True)).losses_L2
         for rank in (2, 0, 1)
     ]
     assert mean_loss(np.concatenate(parts)) == mean_loss(one)

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from raydet.export.coco_results import coco_results
-from raydet.export.drawing import as_colours, drawn
+from raydet.export.drawing import as_colours, draw_boxes
 from raydet.structures import Sample
 
 ROWS = np.array([[0, 4, 5, 20, 10, 0.9, 1], [0, 0, 0, 3, 3, 0.6, 0]], dtype=float)
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:0]], ids=["two-boxes", "no-box"])
-def test_all_modalities_stand_side_by_side(rows: np.ndarray) -> None:
+def test_all_modalities_are_side_by_side(rows: np.ndarray) -> None:
     sample = Sample(
         image_id="a",
         group_id="",
@@ -28,7 +28,7 @@ def test_all_modalities_stand_side_by_side(rows: np.ndarray) -> None:
         source_hw=(40, 50),
         valid_hw=(40, 50),
     )
-    image = drawn(sample, rows, ("a", "b"))
+    image = draw_boxes(sample, rows, ("a", "b"))
     assert image.shape == (3, 40, 150)
     assert image.dtype == torch.uint8
     assert image[:, 39, [49, 99, 149]].tolist() == [[10, 51, 30]] * 3

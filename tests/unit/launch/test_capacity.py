@@ -1,4 +1,4 @@
-"""What a cluster may scale to: which requests are refused, in what words, and what is offered instead."""
+"""What a cluster may scale to: which requests are refused, with which message, and what is offered instead."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def said(request: Request, capacity: Capacity, sizes: list[int], where: str = "t
 
 
 def test_the_best_nodes_count_up_to_the_limit_of_the_cluster() -> None:
-    assert CLOUD.places(of(2)) == 18
-    assert CLOUD.places(of(4)) == 10  # four on each A100 node, one on each T4
-    assert CLOUD.places(of(8)) == 4
+    assert CLOUD.slots(of(2)) == 18
+    assert CLOUD.slots(of(4)) == 10  # four on each A100 node, one on each T4
+    assert CLOUD.slots(of(8)) == 4
     assert (CLOUD.now("GPU"), CLOUD.most("GPU"), CLOUD.largest("CPU")) == (0, 18, 16)
 
 
@@ -35,28 +35,28 @@ def test_what_it_may_scale_to_is_not_refused(workers: int) -> None:
 
 def test_too_many_workers() -> None:
     assert said(Request(32, of(2)), CLOUD, [32, 16, 8]) == (
-        "32 workers of 1 GPU and 2 CPUs each want 32 GPUs, the cluster has 0 and may scale to 18; "
+        "32 workers of 1 GPU and 2 CPUs each need 32 GPUs, the cluster has 0 and may scale to 18; "
         "nearest that fits: --workers 16"
     )
 
 
 def test_fewer_threads_are_offered_before_fewer_workers() -> None:
     assert said(Request(16, of(4)), CLOUD, [16, 8]) == (
-        "16 workers of 1 GPU and 4 CPUs each want 64 CPUs, the cluster has 2 and may scale to 42; "
+        "16 workers of 1 GPU and 4 CPUs each need 64 CPUs, the cluster has 2 and may scale to 42; "
         "nearest that fits: --cpus-per-worker 2"
     )
 
 
 def test_a_worker_larger_than_any_node() -> None:
     assert said(Request(1, of(32)), CLOUD, [1]) == (
-        "1 worker of 1 GPU and 32 CPUs wants 32 CPUs on one node, the largest node of the cluster with all that "
+        "1 worker of 1 GPU and 32 CPUs needs 32 CPUs on one node, the largest node of the cluster with all that "
         "it may scale to has 16 CPUs; nearest that fits: --cpus-per-worker 16"
     )
 
 
 def test_no_gpu_at_all() -> None:
     assert said(Request(4, of(2)), Capacity([HEAD]), [4, 2, 1]) == (
-        "4 workers of 1 GPU and 2 CPUs each want 4 GPUs, the cluster has 0 and does not scale; "
+        "4 workers of 1 GPU and 2 CPUs each need 4 GPUs, the cluster has 0 and does not scale; "
         "nearest that fits: --cpu --workers 2 --cpus-per-worker 1"
     )
 
@@ -64,7 +64,7 @@ def test_no_gpu_at_all() -> None:
 def test_gpus_and_cpus_on_different_nodes() -> None:
     apart = Capacity([{"CPU": 8}, {"CPU": 1, "GPU": 2}])
     assert said(Request(2, of(1)), apart, [2, 1]) == (
-        "2 workers of 1 GPU and 1 CPU each want 2 places, the nodes of the cluster have only 1 of that shape; "
+        "2 workers of 1 GPU and 1 CPU each need 2 slots, the nodes of the cluster have only 1 of that shape; "
         "nearest that fits: --workers 1"
     )
 
@@ -77,7 +77,7 @@ def test_nothing_fits() -> None:
 
 def test_trials_at_a_time_on_this_machine() -> None:
     assert said(Request(2, of(1, gpus=0), trials=3), Capacity([{"CPU": 4}]), [2, 1], "this machine") == (
-        "3 trials x 2 workers of 1 CPU each want 6 CPUs, this machine has 4; nearest that fits: --concurrency 2"
+        "3 trials x 2 workers of 1 CPU each need 6 CPUs, this machine has 4; nearest that fits: --concurrency 2"
     )
 
 

@@ -1,4 +1,4 @@
-"""Forked workers: warm where the server answers, plain where it does not, dead when their client is."""
+"""Forked workers: warm if the server answers, plain if it does not, dead when their client is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def command() -> Iterator[list[str]]:
         parts = shlex.split(py_executable)
         deadline = time.monotonic() + 60
         while not Path(parts[-1]).exists():
-            assert time.monotonic() < deadline, "the server does not come up"
+            assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.1)
         yield parts
 
@@ -62,7 +62,7 @@ def test_a_worker_is_the_program_it_was_asked_to_be(command: list[str], tmp_path
     assert not set(first["draws"]) & set(second["draws"])  # type: ignore[call-overload]
 
 
-def test_a_client_that_dies_early_harms_nobody(command: list[str], tmp_path: Path) -> None:
+def test_a_client_that_dies_early_does_no_harm(command: list[str], tmp_path: Path) -> None:
     for message in (b"", b"not json\n", b'{"env": '):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(command[-1])
@@ -90,5 +90,5 @@ def test_a_worker_dies_with_its_client(command: list[str], tmp_path: Path) -> No
     client.send_signal(signal.SIGKILL)
     client.wait()
     while Path(f"/proc/{worker}").exists():
-        assert time.monotonic() < deadline, "the worker lives on"
+        assert time.monotonic() < deadline, "the worker is still alive"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What raydet needs of Ray beyond its documentation: one test per symbol, whose name says what breaks without it."""
+"""The undocumented parts of Ray that raydet uses: one test per symbol, which says what breaks without it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
 import psutil
 import pytest
@@ -22,7 +24,7 @@ from raydet.launch.cluster import cluster
 
 ROOT = Path(__file__).parents[3]
 PRIVATE = re.compile(
-    r"\bray(\.\w+)*\._\w+|\bray\.core\.generated\b|\bray\.train\._internal\b|\bclass_cache\b"
+    r"\bray(\.\w+)*\._(?!_)\w+|\bray\.core\.generated\b|\bray\.train\._internal\b|\bclass_cache\b"
 )
 
 
@@ -63,7 +65,7 @@ def test_every_symbol_has_a_test_here() -> None:
 
 
 def test_tokens_are_found_and_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A local Ray has a token of its own; a cluster's is checked before Ray tries for a minute."""
+    """A local Ray has its own token; a cluster's is checked before Ray retries for a minute."""
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -90,7 +92,7 @@ def test_addresses_are_completed() -> None:
 
 @pytest.mark.ray
 def test_a_head_answers_who_has_its_token(local_ray: None) -> None:
-    """`find_head`: which Ray a head runs, which nodes it has, whether it is open to everybody."""
+    """`find_head`: which Ray a head runs, which nodes it has, whether it is open."""
     address = ray.get_runtime_context().gcs_address
     stub = ray_private.NodeInfoGcsServiceStub(ray_private.head_channel(address))
     assert stub.CheckAlive(ray_private.CheckAliveRequest(), timeout=10).ray_version == ray.__version__
@@ -103,14 +105,14 @@ def test_a_head_answers_who_has_its_token(local_ray: None) -> None:
 
 @pytest.mark.ray
 def test_free_resources_are_known_by_node(local_ray: None) -> None:
-    """Runs that have lost workers continue with as many as find room."""
+    """Runs that have lost workers continue with as many as fit."""
     (node,) = ray.nodes()
     assert ray_private.available_resources_per_node()[node["NodeID"]]["CPU"] > 0
 
 
 @pytest.mark.ray
 def test_the_head_is_a_resource(local_ray: None) -> None:
-    """Trials stand on the head, which is not pre-empted."""
+    """Trials run on the head, which is not pre-empted."""
     assert ray_private.HEAD_RESOURCE in ray.nodes()[0]["Resources"]
 
 
@@ -150,7 +152,7 @@ def test_keys_stay_in_the_driver() -> None:
 
 
 def test_workers_of_one_machine_meet_on_the_loopback() -> None:
-    """Torch's store asks nobody who he is: on a laptop it must not listen on every interface."""
+    """Torch's store has no authentication: on a laptop it must not listen on every interface."""
     import inspect
 
     function, backend = ray_private.rendezvous_function(), ray_private.torch_backend()

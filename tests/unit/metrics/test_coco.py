@@ -27,7 +27,7 @@ def test_perfect_detections_score_one() -> None:
     boxes = [[0.0, 0.0, 20.0, 20.0], [10.0, 10.0, 70.0, 60.0], [5.0, 5.0, 145.0, 125.0]]
     truth = truth_of(boxes, [0, 1, 1], [0, 0, 1], 2)
     rows = np.array([[0, *boxes[0], 0.9, 0], [0, *boxes[1], 0.8, 1], [1, *boxes[2], 0.7, 1]])
-    result = evaluate_coco(truth, rows, ("a", "b"))
+    result = evaluate_coco(truth, rows, ("a", "b"))[0]
     assert result.metrics["mAP"] == pytest.approx(1.0)
     assert result.metrics["AR_small"] == pytest.approx(1.0)
     assert result.per_class_ap == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}
@@ -35,14 +35,14 @@ def test_perfect_detections_score_one() -> None:
 
 def test_no_detections_score_zero_and_an_empty_bin_is_none() -> None:
     truth = truth_of([[0.0, 0.0, 20.0, 20.0]], [0], [0], 1)
-    result = evaluate_coco(truth, np.zeros((0, 7)), ("a", "b"))
+    result = evaluate_coco(truth, np.zeros((0, 7)), ("a", "b"))[0]
     assert result.metrics["mAP"] == 0.0
     assert result.metrics["mAP_large"] is None
     assert result.per_class_ap == {"a": 0.0, "b": None}
 
 
 def test_a_set_without_boxes_has_no_numbers() -> None:
-    result = evaluate_coco(truth_of([], [], [], 3), np.array([[0, 0, 0, 5, 5, 0.9, 0]]), ("a",))
+    result = evaluate_coco(truth_of([], [], [], 3), np.array([[0, 0, 0, 5, 5, 0.9, 0]]), ("a",))[0]
     assert set(result.metrics.values()) == {None}
 
 
@@ -57,7 +57,9 @@ def test_the_order_of_images_does_not_matter() -> None:
         [images, boxes + generator.normal(0, 3, boxes.shape), generator.random(40), labels]
     )
     by_image = rows[np.argsort(-images, kind="stable")]
-    assert evaluate_coco(truth, by_image, ("a", "b", "c")) == evaluate_coco(truth, rows, ("a", "b", "c"))
+    assert (
+        evaluate_coco(truth, by_image, ("a", "b", "c"))[0] == evaluate_coco(truth, rows, ("a", "b", "c"))[0]
+    )
 
 
 def published(folder: Path) -> tuple[GroundTruth, NDArray[np.float64], tuple[str, ...], dict[str, Any]]:
@@ -86,7 +88,7 @@ def published(folder: Path) -> tuple[GroundTruth, NDArray[np.float64], tuple[str
 
 def test_the_published_fixture(shared_data: Path) -> None:
     truth, rows, classes, expected = published(shared_data / "coco_eval_fixture")
-    result = evaluate_coco(truth, rows, classes)
+    result = evaluate_coco(truth, rows, classes)[0]
     assert [result.metrics[name] for name in METRIC_NAMES] == pytest.approx(
         expected["published"]["stats"], abs=1e-12
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raydet.bench.evaluation import SetSize, random_set
 from raydet.metrics import matching
-from raydet.metrics.coco import CocoResult, GroundTruth, evaluate_coco, evaluate_with_records
+from raydet.metrics.coco import CocoResult, GroundTruth, evaluate_coco
 from raydet.metrics.matches import MatchRecords
 from raydet.metrics.reference import evaluate_with_pycocotools
 from raydet.metrics.sizes import SizeBins
@@ -64,9 +64,7 @@ def assert_same(ours: tuple[CocoResult, MatchRecords], reference: tuple[CocoResu
 def test_hard_sets(bins: SizeBins) -> None:
     for seed in range(16):
         case = hard_set(seed)
-        assert_same(
-            evaluate_with_records(*case, size_bins=bins), evaluate_with_pycocotools(*case, size_bins=bins)
-        )
+        assert_same(evaluate_coco(*case, size_bins=bins), evaluate_with_pycocotools(*case, size_bins=bins))
 
 
 def test_the_sets_are_as_hard_as_they_claim() -> None:
@@ -82,7 +80,7 @@ def test_the_sets_are_as_hard_as_they_claim() -> None:
 
 def test_a_realistic_set() -> None:
     case = random_set(SetSize(images=60, detections=100, classes=6))
-    ours = evaluate_with_records(*case)
+    ours = evaluate_coco(*case)
     assert_same(ours, evaluate_with_pycocotools(*case))
     assert all(value is not None and 0.02 < value < 0.98 for value in ours[0].metrics.values())
 
@@ -95,14 +93,14 @@ def test_nothing_found_and_nothing_to_find() -> None:
         (none, rows[rows[:, 0] < 3], classes),
         (none, rows[:0], classes),
     ):
-        assert_same(evaluate_with_records(*case), evaluate_with_pycocotools(*case))
+        assert_same(evaluate_coco(*case), evaluate_with_pycocotools(*case))
 
 
 def test_the_size_of_a_block_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     case = random_set(SetSize(images=10, detections=50, classes=2))
-    whole = evaluate_with_records(*case)
+    whole = evaluate_coco(*case)
     monkeypatch.setattr(matching, "BLOCK_PAIRS", 7)
-    assert_same(evaluate_with_records(*case), whole)
+    assert_same(evaluate_coco(*case), whole)
 
 
 def test_names_are_kept() -> None:
@@ -110,7 +108,7 @@ def test_names_are_kept() -> None:
     names = [f"image_{index}" for index in range(truth.num_images)]
     named = {"image_ids": names, "group_ids": [name[-1] for name in names]}
     assert_same(
-        evaluate_with_records(truth, rows, classes, **named),
+        evaluate_coco(truth, rows, classes, **named),
         evaluate_with_pycocotools(truth, rows, classes, **named),
     )
 
@@ -120,15 +118,15 @@ def test_a_detection_of_no_image_is_our_mistake(column: int, value: float) -> No
     truth, rows, classes = hard_set(1)
     assert len(rows) > 0
     rows[0, column] = value
-    with pytest.raises(ValueError, match="detections want images and labels below"):
-        evaluate_coco(truth, rows, classes)
+    with pytest.raises(ValueError, match="images and labels of detections must be below"):
+        evaluate_coco(truth, rows, classes)[0]
 
 
 def test_fractions_do_not_see_the_resolution() -> None:
     """The same images at three times the size, and at half of it each second one."""
     truth, rows, classes = hard_set(3)
     truth = replace(truth, areas=None)
-    small = evaluate_coco(truth, rows, classes, size_bins=FRACTIONS)
+    small = evaluate_coco(truth, rows, classes, size_bins=FRACTIONS)[0]
     for scale in (np.full(truth.num_images, 4.0), np.where(np.arange(truth.num_images) % 2, 0.5, 1.0)):
         assert truth.sizes_hw is not None
         larger = replace(
@@ -138,14 +136,14 @@ def test_fractions_do_not_see_the_resolution() -> None:
         )
         rows_of_it = rows.copy()
         rows_of_it[:, 1:5] *= scale[rows[:, 0].astype(int), None]
-        assert evaluate_coco(larger, rows_of_it, classes, size_bins=FRACTIONS) == small
-        assert evaluate_coco(larger, rows_of_it, classes) != small
+        assert evaluate_coco(larger, rows_of_it, classes, size_bins=FRACTIONS)[0] == small
+        assert evaluate_coco(larger, rows_of_it, classes)[0] != small
 
 
 def test_fractions_of_equal_images_are_pixels() -> None:
     truth, rows, classes = hard_set(3)
     truth = replace(truth, sizes_hw=np.tile([160, 160], (truth.num_images, 1)))
-    pixels = evaluate_coco(truth, rows, classes, size_bins=SizeBins((40.0, 80.0)))
-    assert evaluate_coco(truth, rows, classes, size_bins=SizeBins((0.25, 0.5), "fraction")) == pixels
+    pixels = evaluate_coco(truth, rows, classes, size_bins=SizeBins((40.0, 80.0)))[0]
+    assert evaluate_coco(truth, rows, classes, size_bins=SizeBins((0.25, 0.5), "fraction"))[0] == pixels
     with pytest.raises(ValueError, match="the images' sizes"):
-        evaluate_coco(replace(truth, sizes_hw=None), rows, classes, size_bins=FRACTIONS)
+        evaluate_coco(replace(truth, sizes_hw=None), rows, classes, size_bins=FRACTIONS)[0]

@@ -1,4 +1,4 @@
-"""The deterministic fill behind the golden numbers of the models: weights and inputs without a random generator.
+"""Deterministic weights and inputs, without a random generator, for the golden numbers of the models.
 
 Every parameter depends on its shape alone, so the numbers do not depend on module names or on registration order.
 """

@@ -1,4 +1,4 @@
-"""Every fusion of the config is built, trains, and is planned for."""
+"""Every fusion of the config is built, trains, and has the expected number of parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raydet.config import Experiment, apply_overrides
 from raydet.data.build import open_source
 from raydet.data.transforms import eval_transform
 from raydet.errors import ConfigError
-from raydet.models.build import build_detector, describe_parameters
+from raydet.models.build import build_model, describe_parameters
 from raydet.recipes import recipe
 from raydet.structures import collate
 from tune_spaces import fusion_methods
@@ -29,12 +29,12 @@ def with_fusion(name: str, base: str = "demo") -> Experiment:
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_step_reaches_every_parameter(name: str) -> None:
     experiment = with_fusion(name)
-    detector = build_detector(experiment).train()
+    detector = build_model(experiment).train()
     source = open_source(experiment.data)
     batch = collate(
         [eval_transform(source.read(index), canvas_hw=experiment.data.canvas_hw) for index in range(2)]
     )
-    sum(detector(batch).values()).backward()
+    sum(detector(batch).losses.values()).backward()
     trained = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
     assert [name for name, parameter in trained.items() if parameter.grad is None] == []
     assert sum(p.numel() for p in detector.parameters()) == describe_parameters(experiment)["total"]
@@ -66,7 +66,7 @@ def test_an_even_kernel_is_refused() -> None:
 
 @pytest.mark.parametrize("modality", ["rgb", "thermal", "event"])
 def test_controls_of_a_single_modality(modality: str) -> None:
-    """Alone, and twice: the same architecture as a fusion, without a second sensor."""
+    """One stream, and the same modality in both streams: the architecture of a fusion without a second sensor."""
     alone = {"model.fusion": {"kind": "identity"}, "model.elsewhere": {"kind": "identity"}}
     single = apply_overrides(recipe("demo"), {**alone, "model.rgb_modalities": [modality]})
     double = apply_overrides(
@@ -74,7 +74,7 @@ def test_controls_of_a_single_modality(modality: str) -> None:
     )
     torch.manual_seed(0)
     for experiment in (single, double):
-        detector = build_detector(experiment).eval()
+        detector = build_model(experiment).eval()
         source = open_source(experiment.data)
         batch = collate([eval_transform(source.read(0), canvas_hw=experiment.data.canvas_hw)])
         detector(batch)

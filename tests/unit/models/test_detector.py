@@ -20,8 +20,9 @@ from raydet.config import (
     Normalization,
 )
 from raydet.errors import ConfigError
-from raydet.models.build import build_detector, describe_parameters, parameter_counts
-from raydet.models.detector import Detector, InputStream, valid_mask
+from raydet.models.build import build_model, describe_parameters, parameter_counts
+from raydet.models.inputs import InputStream, valid_mask
+from raydet.models.model import Model
 from raydet.models.heads.box import LEVEL_STRIDES, BoxHeads
 from raydet.models.heads.rpn import RegionProposals
 from raydet.models.heads.targets import targets_of
@@ -95,7 +96,7 @@ def test_parameters_of_the_published_detectors(name: str) -> None:
 
 def test_a_real_detector_counts_like_a_described_one() -> None:
     experiment = recipe("demo")
-    counts = parameter_counts(build_detector(experiment))
+    counts = parameter_counts(build_model(experiment))
     assert counts == describe_parameters(experiment)
     assert counts["total"] == sum(counts.values()) - counts["total"]
 
@@ -150,7 +151,7 @@ def test_a_dropped_modality_is_zero_for_its_images_only() -> None:
     assert torch.equal(dropped[:, :3], plain[:, :3])
     assert torch.equal(dropped[[0, 2], 3], plain[[0, 2], 3])
     assert not dropped[1, 3].any()
-    # The very same that a missing one is.
+    # Exactly as a missing one.
     missing = InputStream(
         {"rgb": ((0.5, 0.4, 0.3), (0.2,) * 3), "thermal": ((0.5,), (0.2,))}, missing=("thermal",)
     )
@@ -159,7 +160,7 @@ def test_a_dropped_modality_is_zero_for_its_images_only() -> None:
     assert torch.equal(stream(other), plain)
 
 
-def test_dropped_modalities_travel_with_the_batch() -> None:
+def test_dropped_modalities_are_part_of_the_batch() -> None:
     samples = [
         Sample(
             image_id=str(number),
@@ -186,8 +187,8 @@ def test_valid_mask() -> None:
     assert mask.sum(dim=(1, 2, 3)).tolist() == [6, 16]
 
 
-def test_normalisation_travels_with_the_config_not_with_the_weights() -> None:
-    keys = build_detector(recipe("demo")).state_dict()
+def test_normalisation_belongs_to_the_config_not_to_the_weights() -> None:
+    keys = build_model(recipe("demo")).state_dict()
     assert not any(key.startswith(("rgb_input", "aux_input")) for key in keys)
 
 
@@ -261,13 +262,13 @@ def test_labels_count_from_one_inside_the_head() -> None:
     assert torch.equal(targets.boxes_BG4, batch.boxes_xyxy)
 
 
-def test_labels_come_back_from_zero() -> None:
-    detector = build_detector(recipe("demo")).eval()
+def test_labels_count_from_zero_outside_the_head() -> None:
+    detector = build_model(recipe("demo")).eval()
     predictor = detector.head.roi_heads.box_predictor
     with torch.no_grad():
         predictor.cls_score.weight.zero_()
         predictor.cls_score.bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]))  # the second class, everywhere
-        found = detector(make_batch())
+        found = detector(make_batch()).predictions
     for row in found:
         assert len(row.labels)
         assert set(row.labels.tolist()) == {1}
@@ -275,8 +276,8 @@ def test_labels_come_back_from_zero() -> None:
 
 @pytest.mark.parametrize("counts", [(3, 1), (2, 0), (0, 0)])
 def test_four_finite_losses_with_gradients_everywhere(counts: tuple[int, ...]) -> None:
-    detector = build_detector(recipe("demo"))
-    losses = detector(make_batch(counts=counts))
+    detector = build_model(recipe("demo"))
+    losses = detector(make_batch(counts=counts)).losses
     assert list(losses) == LOSSES
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
@@ -290,7 +291,7 @@ def test_four_finite_losses_with_gradients_everywhere(counts: tuple[int, ...]) -
 def test_under_autocast_convolutions_run_in_bf16_and_losses_and_boxes_in_fp32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    detector, batch = build_detector(recipe("demo")), make_batch()
+    detector, batch = build_model(recipe("demo")), make_batch()
     seen: dict[str, torch.dtype] = {}
     head = detector.head
     for name, layer in {"conv": head.rpn.head, "fc": head.roi_heads.box_head}.items():
@@ -306,7 +307,7 @@ def test_under_autocast_convolutions_run_in_bf16_and_losses_and_boxes_in_fp32(
         ),
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = detector(batch)
+        losses = detector(batch).losses
     assert seen == {
         "conv": torch.bfloat16,
         "fc": torch.bfloat16,
@@ -321,24 +322,22 @@ def test_under_autocast_convolutions_run_in_bf16_and_losses_and_boxes_in_fp32(
 
 @pytest.mark.bf16
 @pytest.mark.parametrize("seed", [0, 1])
-def test_bf16_losses_lie_within_two_percent(seed: int) -> None:
+def test_bf16_losses_are_within_two_percent(seed: int) -> None:
     torch.manual_seed(seed)
-    detector, batch = build_detector(recipe("demo")), make_batch(seed=seed)
+    detector, batch = build_model(recipe("demo")), make_batch(seed=seed)
     exact = total_loss(detector, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = total_loss(detector, batch)
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
 
 
-def total_loss(detector: Detector, batch: Batch) -> Tensor:
+def total_loss(detector: Model, batch: Batch) -> Tensor:
     torch.manual_seed(0)  # the same anchors and proposals are sampled
-    return torch.stack(list(detector(batch).values())).sum()
+    return torch.stack(list(detector(batch).losses.values())).sum()
 
 
 def test_twenty_steps_on_one_batch_lower_the_loss_and_find_boxes_inside_the_image() -> None:
-    detector = build_detector(
-        tiny(head=recipe("demo").model.head.model_copy(update={"score_threshold": 0.0}))
-    )
+    detector = build_model(tiny(head=recipe("demo").model.head.model_copy(update={"score_threshold": 0.0})))
     batch = replace(make_batch(), valid_hw=torch.tensor([[96, 128], [64, 100]]))
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.02, momentum=0.9)
     before = total_loss(detector, batch).item()
@@ -350,7 +349,7 @@ def test_twenty_steps_on_one_batch_lower_the_loss_and_find_boxes_inside_the_imag
 
     detector.eval()
     with torch.no_grad():
-        found = detector(batch)
+        found = detector(batch).predictions
     assert len(found) == 2
     for row, (height, width) in zip(found, [(96, 128), (64, 100)], strict=True):
         assert isinstance(row, Detections)
@@ -363,8 +362,8 @@ def test_twenty_steps_on_one_batch_lower_the_loss_and_find_boxes_inside_the_imag
         assert row.boxes_xyxy[:, 3].max() <= height
 
 
-def test_what_lies_in_the_padding_has_no_influence() -> None:
-    detector = build_detector(recipe("demo")).eval()
+def test_padding_has_no_influence() -> None:
+    detector = build_model(recipe("demo")).eval()
     detector.head.roi_heads.score_threshold = 0.0
     batch = replace(make_batch(), valid_hw=torch.tensor([[64, 96], [64, 96]]))
     scribbled = {name: x.clone() for name, x in batch.modalities.items()}
@@ -372,7 +371,7 @@ def test_what_lies_in_the_padding_has_no_influence() -> None:
         x[:, :, 64:] = 255
         x[:, :, :, 96:] = 255
     with torch.no_grad():
-        for clean, dirty in zip(detector(batch), detector(replace(batch, modalities=scribbled)), strict=True):
+        for clean, dirty in zip(detector(batch).predictions, detector(replace(batch, modalities=scribbled)).predictions, strict=True):
             assert torch.equal(clean.boxes_xyxy, dirty.boxes_xyxy)
             assert torch.equal(clean.scores, dirty.scores)
 
@@ -384,14 +383,14 @@ def test_one_seed_gives_one_set_of_weights() -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(42)
-        states.append(build_detector(recipe("demo")).state_dict())
+        states.append(build_model(recipe("demo")).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_a_single_modality_control_reads_nothing_else() -> None:
     identity = IdentityFusion()
     experiment = tiny(fusion=identity, elsewhere=identity, rgb_modalities=("thermal",))
-    detector = build_detector(experiment)
+    detector = build_model(experiment)
     assert len(detector.encoder.aux_stages) == 0
     batch = make_batch()
     losses = detector(replace(batch, modalities={"thermal": batch.modalities["thermal"]}))
@@ -402,25 +401,25 @@ def test_a_single_modality_control_reads_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"rgb_modalities": ()}, "rgb_modalities wants at least one"),
+        ({"rgb_modalities": ()}, "rgb_modalities must name at least one"),
         ({"aux_modalities": ()}, "aux_modalities is empty, but a stage fuses"),
     ],
 )
 def test_streams_without_modalities_are_refused(model: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_detector(tiny(**model))
+        build_model(tiny(**model))
 
 
 def test_a_normalisation_of_the_wrong_length_is_refused() -> None:
     experiment = recipe("demo")
     data: DataConfig = experiment.data.model_copy(update={"rgb": Normalization(mean=(0.5,), std=(0.2,))})
-    with pytest.raises(ConfigError, match=r"data\.rgb wants 3 mean\(s\)"):
-        build_detector(experiment.model_copy(update={"data": data}))
+    with pytest.raises(ConfigError, match=r"data\.rgb must have 3 mean\(s\)"):
+        build_model(experiment.model_copy(update={"data": data}))
 
 
 def test_initial_losses_are_those_of_chance() -> None:
     # Objectness starts at even odds; four classes (with background) start almost equal.
-    losses = build_detector(recipe("demo"))(make_batch())
+    losses = build_model(recipe("demo"))(make_batch())
     assert losses["loss_objectness"].item() == pytest.approx(math.log(2), abs=0.1)
     assert losses["loss_classifier"].item() == pytest.approx(math.log(4), abs=0.4)
 
@@ -428,7 +427,7 @@ def test_initial_losses_are_those_of_chance() -> None:
 def test_the_model_config_covers_what_is_built() -> None:
     # A stage that is not selected uses `elsewhere`.
     model: ModelConfig = tiny(fusion=GAFFFusion(), fusion_stages=(3,), elsewhere=IdentityFusion()).model
-    detector = build_detector(tiny(fusion=GAFFFusion(), fusion_stages=(3,), elsewhere=IdentityFusion()))
+    detector = build_model(tiny(fusion=GAFFFusion(), fusion_stages=(3,), elsewhere=IdentityFusion()))
     names = [type(fusion).__name__ for fusion in detector.encoder.fusions]
     assert names == ["Identity", "Identity", "GAFF", "Identity"]
     assert [model.fusion_at(stage).kind for stage in (1, 2, 3, 4)] == [
@@ -440,24 +439,24 @@ def test_the_model_config_covers_what_is_built() -> None:
     assert len(detector.encoder.aux_stages) == 3
 
 
-# --- a modality taken away
+# --- removing a modality
 
 
 @pytest.mark.parametrize("modality", ["rgb", "thermal", "event"])
 def test_without_a_modality_is_as_built_without_it(modality: str) -> None:
     experiment = recipe("demo")
     batch = make_batch()
-    whole = build_detector(experiment).eval()
+    whole = build_model(experiment).eval()
     data = experiment.data.model_copy(update={"missing": (modality,)})
-    lacking = build_detector(experiment.model_copy(update={"data": data})).eval()
+    lacking = build_model(experiment.model_copy(update={"data": data})).eval()
     lacking.load_state_dict(whole.state_dict())
     streams = (whole.rgb_input, whole.aux_input), (lacking.rgb_input, lacking.aux_input)
     as_it_is = [stream(batch) for stream in streams[0]]
     with whole.without(modality):
         for stream, other in zip(*streams, strict=True):
             assert torch.equal(stream(batch), other(batch))
-        assert torch.equal(whole(batch)[0].boxes_xyxy, lacking(batch)[0].boxes_xyxy)
+        assert torch.equal(whole(batch).predictions[0].boxes_xyxy, lacking(batch).predictions[0].boxes_xyxy)
     for stream, before in zip(streams[0], as_it_is, strict=True):
-        assert torch.equal(stream(batch), before), "it is back again"
+        assert torch.equal(stream(batch), before), "it is restored"
     assert whole.modalities == ("rgb", "thermal", "event")
     assert modality not in lacking.modalities

@@ -7,14 +7,11 @@ import torch
 from golden import sin_filled, sin_input, summary
 from torch import Tensor, nn
 
-from raydet.models.fusion.add import Add
+from raydet.models.fusion.basic import Add, Concat, Identity, LateConcat
 from raydet.models.fusion.cmx import CMX, FFM, FRM, CrossAttention
-from raydet.models.fusion.concat import Concat
-from raydet.models.fusion.cross_attention import CrossAttentionFusion, Question
+from raydet.models.fusion.cross_attention import CrossAttentionFusion, CrossModalAttention
 from raydet.models.fusion.cssa import CSSA, ChannelWeights
 from raydet.models.fusion.gaff import GAFF, InterModalityGates
-from raydet.models.fusion.identity import Identity
-from raydet.models.fusion.late_concat import LateConcat
 from raydet.models.init import init_segformer
 
 
@@ -77,7 +74,7 @@ def test_the_context_is_a_softmax_over_the_keys_channels() -> None:
     torch.testing.assert_close(context.sum(dim=-2), torch.ones(2, 2, 8, dtype=torch.float64))
 
 
-def test_a_softmax_over_the_other_axis_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_softmax_over_the_other_axis_changes_the_golden_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = sin_filled(CrossAttention(channels=16, num_heads=2))
     softmax = Tensor.softmax
     monkeypatch.setattr(Tensor, "softmax", lambda self, dim: softmax(self, dim=-1))
@@ -90,7 +87,7 @@ def test_ffm() -> None:
     assert summary(fused) == pytest.approx([0.848734339, 0.057586706, 0.009489314, 0.024472678], abs=1e-8)
 
 
-def test_cmx_sends_on_what_the_flow_says() -> None:
+def test_cmx_passes_on_the_maps_of_the_flow() -> None:
     rgb, aux = two_maps(16)
     rectified = sin_filled(CMX(channels=16, num_heads=2, flow="rectified"))
     fused = sin_filled(CMX(channels=16, num_heads=2, flow="fused"))
@@ -172,7 +169,7 @@ def test_shared_gates_are_two_separate_convolutions_stacked() -> None:
 
 @pytest.mark.parametrize("init", ["segformer", "seed"])
 def test_both_forms_of_the_gates_start_alike(init: str) -> None:
-    """Twins must be drawn from one distribution: with equal seeds they are the same function."""
+    """Equivalent cells must be drawn from one distribution: with equal seeds they are the same function."""
     weights = []
     for inter_shared in (False, True):
         torch.manual_seed(0)
@@ -190,7 +187,7 @@ def test_gates_without_weights_are_one_half() -> None:
         assert torch.equal(gate, torch.full_like(gate, 0.5))
 
 
-def test_gaff_sends_on_the_guided_maps() -> None:
+def test_gaff_passes_on_the_guided_maps() -> None:
     gaff = sin_filled(GAFF(channels=8, flow="rectified"))
     zero_weights(gaff.inter)
     rgb, aux = two_maps(8)
@@ -218,7 +215,7 @@ def test_identity_passes_both_streams_on() -> None:
     [
         (0.5, [2.817688856, 0.211694650, 0.172633557, -0.231276811]),
         (0.7, [1.489672638, 0.204151964, 0.168454926, -0.216997849]),  # all switch
-        (0.3, [1.489672638, 0.204151964, 0.168454926, -0.216997849]),  # none does
+        (0.3, [1.489672638, 0.204151964, 0.168454926, -0.216997849]),  # none switches
     ],
 )
 @pytest.mark.parametrize("straight_through", [False, True])
@@ -227,13 +224,13 @@ def test_cssa(threshold: float, expected: list[float], straight_through: bool) -
     assert summary(cssa(*two_maps(8)).fused) == pytest.approx(expected, abs=1e-8)
 
 
-def test_cssa_at_both_ends_of_the_threshold_is_one_function() -> None:
+def test_cssa_with_thresholds_0_and_1_is_the_same_function() -> None:
     x1, x2 = two_maps(8)
     none, all_ = (sin_filled(CSSA(channels=8, threshold=threshold))(x1, x2).fused for threshold in (0.0, 1.0))
     assert torch.equal(none, all_)
 
 
-def test_cssa_does_not_know_its_inputs_apart() -> None:
+def test_cssa_is_symmetric() -> None:
     cssa = sin_filled(CSSA(channels=8))
     x1, x2 = two_maps(8)
     assert torch.equal(cssa(x1, x2).fused, cssa(x2, x1).fused)
@@ -263,14 +260,14 @@ def test_cssa_trains_its_channel_weights_only_straight_through() -> None:
 
 
 def test_channel_weights_are_a_convolution_over_channels() -> None:
-    """PyTorch's own, as the published code has it."""
+    """As in the published code."""
     weights = ChannelWeights(channels=16, kernel_size=5, is_shared=True)
     x = torch.randn(2, 16, 3, 4)
     expected = nn.functional.conv1d(x.mean(dim=(2, 3))[:, None], weights.weight[None], padding=2).sigmoid()
     torch.testing.assert_close(weights(x)[..., 0, 0], expected[:, 0])
 
 
-# --- the plain ones, and cross-attention
+# --- basic fusions and cross-attention
 
 
 def test_add_and_concat() -> None:
@@ -289,23 +286,22 @@ def test_cross_attention_parameters(sr_ratio: int) -> None:
     assert count(fusion) == 10 * 16**2 + 13 * 16 + reduction
 
 
-def test_cross_attention_asks_the_other_stream() -> None:
-    """Against PyTorch's own attention, with the same projections."""
-    question = Question(channels=16, num_heads=2, sr_ratio=1).double()
+def test_cross_attention_equals_pytorchs() -> None:
+    attention = CrossModalAttention(channels=16, num_heads=2, sr_ratio=1).double()
     theirs = nn.MultiheadAttention(16, 2, batch_first=True).double()
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat((question.query.weight, question.key_value.weight)))
-        theirs.in_proj_bias.copy_(torch.cat((question.query.bias, question.key_value.bias)))
-        theirs.out_proj.weight.copy_(question.proj.weight)
-        theirs.out_proj.bias.copy_(question.proj.bias)
+        theirs.in_proj_weight.copy_(torch.cat((attention.query.weight, attention.key_value.weight)))
+        theirs.in_proj_bias.copy_(torch.cat((attention.query.bias, attention.key_value.bias)))
+        theirs.out_proj.weight.copy_(attention.proj.weight)
+        theirs.out_proj.bias.copy_(attention.proj.bias)
     own, other = sin_input(2, 20, 16), sin_input(2, 20, 16, phase=1)
     expected, _ = theirs(own, other, other)
-    torch.testing.assert_close(question(own, other, (4, 5)), expected)
+    torch.testing.assert_close(attention(own, other, (4, 5)), expected)
 
 
-def test_the_other_grid_is_seen_to_its_last_row_and_column() -> None:
-    question = Question(channels=16, num_heads=2, sr_ratio=4).double()
+def test_the_last_row_and_column_of_the_other_grid_are_read() -> None:
+    attention = CrossModalAttention(channels=16, num_heads=2, sr_ratio=4).double()
     own, other = sin_input(2, 35, 16), sin_input(2, 35, 16, phase=1)
-    before = question(own, other, (5, 7))
+    before = attention(own, other, (5, 7))
     other[:, -1] += 1.0
-    assert not torch.equal(question(own, other, (5, 7)), before)
+    assert not torch.equal(attention(own, other, (5, 7)), before)

@@ -1,4 +1,4 @@
-"""What goes beyond GAFF's defaults: parameter counts, limits in which the block is the plain one, closed forms."""
+"""The options of GAFF: parameter counts, limits in which the block equals the default, closed forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raydet.config import apply_overrides
 from raydet.data.build import open_source
 from raydet.data.transforms import eval_transform
 from raydet.errors import ConfigError
-from raydet.models.build import build_detector, describe_parameters
+from raydet.models.build import build_model, describe_parameters
 from raydet.models.fusion.gaff import GAFF, InterModalityGates
 from raydet.models.fusion.gated import Gated
 from raydet.models.fusion.guided import Guided
@@ -68,11 +68,11 @@ def test_parameters(options: dict[str, Any], more: int) -> None:
     assert counts["fpn"] == sum(256 * width + 256 for width in widths) + 4 * 590_080
 
 
-# --- limits in which the block is the plain one
+# --- limits in which the block equals the default
 
 
 @pytest.mark.parametrize("merge_weights", ["partner", "both"])
-def test_weights_start_at_the_plain_block(merge_weights: Any) -> None:
+def test_weighted_blocks_start_as_the_default_block(merge_weights: Any) -> None:
     plain, weighted = sin_filled(GAFF(channels=8)), GAFF(channels=8, merge_weights=merge_weights).double()
     weighted.load_state_dict(plain.state_dict(), strict=False)
     for x, y in zip(weighted.eval()(*two_maps()).maps, plain(*two_maps()).maps, strict=True):
@@ -101,16 +101,16 @@ def test_lite_has_gates_only() -> None:
 
 
 @pytest.mark.parametrize(("bias", "is_plain"), [(60.0, True), (-60.0, False)])
-def test_a_gate_at_its_ends_is_the_fusion_or_the_rgb_map(bias: float, is_plain: bool) -> None:
+def test_a_saturated_gate_gives_the_fusion_or_the_rgb_map(bias: float, is_plain: bool) -> None:
     plain = sin_filled(GAFF(channels=8))
     gated = Gated(plain, channels=8).double().eval()
     nn.init.constant_(gated.gate.bias, bias)
     rgb, aux = two_maps()
-    wanted = plain(rgb, aux).fused if is_plain else rgb
-    torch.testing.assert_close(gated(rgb, aux).fused, wanted, atol=1e-12, rtol=0)
+    expected = plain(rgb, aux).fused if is_plain else rgb
+    torch.testing.assert_close(gated(rgb, aux).fused, expected, atol=1e-12, rtol=0)
 
 
-def test_a_gate_mixes_what_enters_it() -> None:
+def test_a_gate_mixes_the_fusion_and_the_rgb_map() -> None:
     gated = sin_filled(Gated(GAFF(channels=8), channels=8))
     rgb, aux = two_maps()
     gate = nn.functional.conv2d(torch.cat((rgb, aux), dim=1), gated.gate.weight, gated.gate.bias).sigmoid()
@@ -140,7 +140,7 @@ def test_guided_attention_is_the_papers() -> None:
     guided.fusion.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     guides = guided(rgb, aux).guides
 
-    def scores(x: Tensor, layer: nn.Linear) -> Tensor:  # as the paper has it: a 1x1 convolution
+    def scores(x: Tensor, layer: nn.Linear) -> Tensor:  # as in the paper: a 1x1 convolution
         return nn.functional.conv2d(x, layer.weight[:, :, None, None], layer.bias)
 
     weights = scores(torch.cat((rgb, aux), dim=1), guided.choice).softmax(dim=1)
@@ -154,7 +154,7 @@ def test_guided_attention_is_the_papers() -> None:
 # --- scales
 
 
-def test_coarse_scales_without_weights_leave_a_part_of_the_logits() -> None:
+def test_coarse_scales_with_zero_weights_scale_the_logits() -> None:
     gates = InterModalityGates(channels=8, shared=False, num_scales=3).double()
     for parameter in gates.coarse.parameters():
         nn.init.zeros_(parameter)
@@ -165,7 +165,7 @@ def test_coarse_scales_without_weights_leave_a_part_of_the_logits() -> None:
 
 @pairs((4, 4), (5, 7), (1, 1), (1, 9), (2, 3))
 def test_scales_follow_their_formula(hw: tuple[int, int]) -> None:
-    """Pixel by pixel, in loops; on maps of odd size, and on such that are smaller than a cell."""
+    """Pixel by pixel, in loops; on maps of odd size, and on maps smaller than a cell."""
     torch.manual_seed(0)
     gates = InterModalityGates(channels=8, shared=True, num_scales=3).double()
     rgb, aux = two_maps(*hw)
@@ -188,7 +188,7 @@ def test_scales_follow_their_formula(hw: tuple[int, int]) -> None:
 
 
 def between_centres(x_BCHW: Tensor, y: float, x: float) -> Tensor:
-    """Bilinear; beyond the outermost centres a map goes on as it is there."""
+    """Bilinear interpolation; outside the outermost centres a map is constant."""
     rows, columns = x_BCHW.shape[2:]
     result = torch.zeros(x_BCHW.shape[:2], dtype=x_BCHW.dtype)
     y, x = max(y, 0.0), max(x, 0.0)
@@ -211,14 +211,14 @@ def between_centres(x_BCHW: Tensor, y: float, x: float) -> Tensor:
         ({"se_reduction": 0}, "model.fusion.gaff.se_reduction"),
     ],
 )
-def test_options_that_do_not_fit(overrides: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         apply_overrides(recipe("demo"), {"model.fusion": {"kind": "gaff", **overrides}})
 
 
 def test_the_fused_flow_keeps_the_width() -> None:
     changes = {"model.flow": "fused", "model.fusion": {"kind": "gaff", "out_channels": 256}}
-    with pytest.raises(ConfigError, match=r"wants 64 at stage 1, got 256: under model\.flow=fused"):
+    with pytest.raises(ConfigError, match=r"must be 64 at stage 1, got 256: with model\.flow=fused"):
         describe_parameters(apply_overrides(recipe("rgbte_mit_b1"), changes))
     last = describe_parameters(
         apply_overrides(recipe("rgbte_mit_b1"), {**changes, "model.fusion_stages": [4]})
@@ -235,8 +235,8 @@ def test_the_space_builds_and_trains_every_arm() -> None:
     source = open_source(study.base.data)
     batch = collate([eval_transform(source.read(i), canvas_hw=study.base.data.canvas_hw) for i in range(2)])
     for trial in trials:
-        detector = build_detector(trial.experiment).train()
-        losses = detector(batch)
+        detector = build_model(trial.experiment).train()
+        losses = detector(batch).losses
         sum(losses.values()).backward()
         assert [name for name, p in detector.named_parameters() if p.grad is None] == [], trial.name
         assert ("loss_guide_intra" in losses) == ("guide" in trial.name)

@@ -1,4 +1,4 @@
-"""The losses of guided attention against numbers worked out by hand, on maps of four cells."""
+"""The losses of guided attention against values computed by hand, on maps of four cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raydet.models.heads.targets import Targets
 from raydet.ops.box_mask import box_mask
 
 CANVAS_HW = (16, 16)
-# One box over the cell at the top left, one without a cell's centre, one that is padding.
+# One box over the top-left cell, one that contains no cell's centre, one that is padding.
 BOXES = torch.tensor([[1.0, 1.0, 7.0, 7.0], [6.0, 6.0, 11.0, 11.0], [0.0, 0.0, 16.0, 16.0]])
 ONE_OBJECT = Targets(BOXES[None], torch.ones(1, 3, dtype=torch.int64), torch.tensor([[True, True, False]]))
 NO_OBJECT = replace(ONE_OBJECT, is_real_BG=torch.zeros(1, 3, dtype=torch.bool))
@@ -53,13 +53,13 @@ def test_the_better_modality_is_picked_cell_by_cell() -> None:
     assert losses_of(guides)[1] == pytest.approx((-math.log(1 / 4) - math.log(3 / 4)) / 2, abs=1e-12)
 
 
-def test_an_image_without_objects_wants_empty_masks() -> None:
+def test_masks_should_be_empty_without_objects() -> None:
     intra, _ = losses_of(guides_of(), targets=NO_OBJECT)
     assert intra == pytest.approx((1 - 1 / 2 + 1 - 1 / (0.64 + 0.09 + 0.04 + 0.3025 + 1)) / 2, abs=1e-12)
     assert losses_of(guides_of(rgb=[1e-9] * 4, aux=[1e-9] * 4), targets=NO_OBJECT)[0] < 1e-8
 
 
-def test_where_no_mask_is_better_nothing_is_picked() -> None:
+def test_ties_do_not_count_in_the_choice() -> None:
     assert losses_of(guides_of(aux=RGB))[1] == 0.0
 
 
@@ -72,7 +72,7 @@ def test_padding_does_not_count() -> None:
     assert inter == pytest.approx(-math.log(3 / 4), abs=1e-12)
 
 
-def test_a_batch_is_the_mean_of_its_images_and_stages_of_theirs() -> None:
+def test_losses_are_means_over_images_and_stages() -> None:
     one, other = guides_of(), guides_of(rgb=[0.9, 0.1, 0.3, 0.6])
     together = Guides(*(torch.cat(pair) for pair in zip(one, other, strict=True)))
     targets = Targets(
@@ -85,7 +85,7 @@ def test_a_batch_is_the_mean_of_its_images_and_stages_of_theirs() -> None:
     assert losses_of(one, other) == pytest.approx(stages.mean(dim=0).tolist())
 
 
-def test_each_loss_trains_its_own() -> None:
+def test_each_loss_trains_its_own_layers() -> None:
     guides = guides_of()
     losses = guide_losses([guides], ONE_OBJECT, canvas_hw=CANVAS_HW, valid_hw_B2=WHOLE)
     losses["loss_guide_inter"].backward(retain_graph=True)
@@ -109,7 +109,7 @@ def test_bf16_logits_have_fp32_losses() -> None:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 def test_boxes_are_filled(precision: torch.dtype) -> None:
-    """Against pixels: a cell is what its centre is, in a mask that is drawn box by box."""
+    """Against a pixel mask drawn box by box and sampled at the centres of the cells."""
     torch.manual_seed(0)
     corners = torch.randint(0, 64, (3, 40, 2)).float()
     boxes = torch.cat((corners, corners + torch.randint(1, 40, (3, 40, 2))), dim=2)

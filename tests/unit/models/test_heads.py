@@ -31,7 +31,7 @@ def pyramid(channels: int = 8) -> list[Tensor]:
 
 
 def ground_truth(counts: tuple[int, int]) -> tuple[Targets, list[dict[str, Tensor]]]:
-    """Ours, and torchvision's."""
+    """The same ground truth in our form and in torchvision's."""
     corner = torch.rand(2, 3, 2, dtype=torch.float64) * 40
     boxes = torch.cat((corner, corner + 10 + torch.rand(2, 3, 2, dtype=torch.float64) * 40), dim=2)
     labels, is_real = torch.randint(1, 4, (2, 3)), torch.arange(3) < torch.tensor(counts)[:, None]
@@ -171,7 +171,7 @@ def test_detections_are_torchvisions() -> None:
         assert torch.equal(mine.labels, other["labels"] - 1)
 
 
-def test_no_proposal_is_no_detection() -> None:
+def test_without_proposals_there_are_no_detections() -> None:
     ours, _ = both_box_heads(5)
     maps = pyramid()
     none = torch.empty(0, 4, dtype=torch.float64)
@@ -180,7 +180,7 @@ def test_no_proposal_is_no_detection() -> None:
 
 
 def test_biases_learn_under_autocast() -> None:
-    # The dense pass without a graph must not leave its rounded weights to the pass that has one.
+    # The dense pass without a graph must not leave its rounded weights in autocast's cache.
     ours, _ = both_rpns()
     ours.float()
     maps = [x.detach().float() for x in pyramid()]

@@ -249,10 +249,10 @@ def test_attention_in_chunks_is_attention(num_chunks: int) -> None:
         torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
 
 
-def test_every_thread_has_work_where_tokens_can_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_are_split_so_that_every_thread_has_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    wanted = {(1, 64, 1): 8, (4, 64, 1): 2, (1, 64, 5): 2, (4, 64, 8): 1, (1, 7, 1): 7, (1, 11, 1): 1}
-    assert {shape: num_chunks_of(torch.empty(*shape, 4)) for shape in wanted} == wanted
+    expected = {(1, 64, 1): 8, (4, 64, 1): 2, (1, 64, 5): 2, (4, 64, 8): 1, (1, 7, 1): 7, (1, 11, 1): 1}
+    assert {shape: num_chunks_of(torch.empty(*shape, 4)) for shape in expected} == expected
 
 
 @pytest.mark.bf16

@@ -1,4 +1,4 @@
-"""Files of weights: what is read, what is refused, what is told."""
+"""Pretrained weights: what is loaded, refused and reported."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from raydet.config import Experiment, apply_overrides, parse_override
 from raydet.errors import ConfigError
-from raydet.models.build import build_detector, load_pretrained
-from raydet.models.detector import Detector
+from raydet.models.build import build_model, load_pretrained
+from raydet.models.model import Model
 from raydet.models.pretrained.files import read_weights
-from raydet.models.pretrained.load import LoadedWeights, adapted_to
+from raydet.models.pretrained.load import LoadedWeights, adapt_first_conv
 from raydet.recipes import recipe
 
 MODEL = "test_resnet"
@@ -38,9 +38,9 @@ def experiment(path: Path | str, *sets: str, name: str = MODEL) -> Experiment:
     return apply_overrides(base, dict(map(parse_override, [f"model.backbone.pretrained.path={path}", *sets])))
 
 
-def loaded(path: Path | str, *sets: str, **arguments: Any) -> tuple[Detector, LoadedWeights]:
+def loaded(path: Path | str, *sets: str, **arguments: Any) -> tuple[Model, LoadedWeights]:
     run = experiment(path, *sets, **arguments)
-    detector = build_detector(run)
+    detector = build_model(run)
     found = load_pretrained(detector, run)
     assert found is not None
     return detector, found
@@ -48,7 +48,7 @@ def loaded(path: Path | str, *sets: str, **arguments: Any) -> tuple[Detector, Lo
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, Tensor]:
-    """A classifier's, in timm's names."""
+    """A classifier's weights with timm's names."""
     torch.manual_seed(11)
     model = timm.create_model(MODEL)
     for name, statistic in model.named_buffers():
@@ -75,13 +75,13 @@ def test_timms_names(file: Path, published: dict[str, Tensor]) -> None:
     images = torch.rand(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
     x = images
     with torch.no_grad():
-        wanted = model.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
-        for stage, theirs in zip(detector.encoder.rgb_stages.eval(), wanted, strict=True):
+        expected = model.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
+        for stage, theirs in zip(detector.encoder.rgb_stages.eval(), expected, strict=True):
             x = stage(x)
             assert torch.equal(x, theirs)
     assert (found.naming, found.unused) == ("timm", ("fc.bias", "fc.weight"))
     assert found.missing == found.wrong_shape == ()
-    assert found.licence.startswith("apache-2.0, as timm notes")
+    assert found.licence.startswith("apache-2.0, according to timm")
     assert len(found.sha256) == 12
     first, second = (
         stages[1].state_dict() for stages in (detector.encoder.rgb_stages, detector.encoder.aux_stages)
@@ -90,7 +90,7 @@ def test_timms_names(file: Path, published: dict[str, Tensor]) -> None:
 
 
 def test_nothing_is_loaded_unless_asked_for() -> None:
-    detector = build_detector(recipe("demo"))
+    detector = build_model(recipe("demo"))
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     assert load_pretrained(detector, recipe("demo")) is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
@@ -99,7 +99,7 @@ def test_nothing_is_loaded_unless_asked_for() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])
 def test_the_first_convolution_is_adapted(channels: int) -> None:
     weight = torch.randn(4, 3, 7, 7)
-    adapted = adapted_to(weight, channels)
+    adapted = adapt_first_conv(weight, channels)
     assert adapted.shape == (4, channels, 7, 7)
     for channel in range(channels):
         torch.testing.assert_close(adapted[:, channel], weight.mean(dim=1) * 3 / channels)
@@ -111,16 +111,14 @@ def test_the_first_convolution_is_adapted(channels: int) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
-def test_what_stands_before_all_names_is_left_away(
-    prefix: str, published: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_common_prefix_is_removed(prefix: str, published: dict[str, Tensor], tmp_path: Path) -> None:
     path = written({prefix + name: tensor for name, tensor in published.items()}, tmp_path)
     _, found = loaded(path)
     assert found.missing == ()
     assert set(found.unused) == {f"{prefix}fc.weight", f"{prefix}fc.bias"}
 
 
-def test_batch_counts_are_not_asked_for(published: dict[str, Tensor], tmp_path: Path) -> None:
+def test_missing_batch_counts_are_not_reported(published: dict[str, Tensor], tmp_path: Path) -> None:
     older = {name: tensor for name, tensor in published.items() if "num_batches" not in name}
     _, found = loaded(written(older, tmp_path))
     assert found.missing == ()
@@ -129,7 +127,7 @@ def test_batch_counts_are_not_asked_for(published: dict[str, Tensor], tmp_path: 
 # --- files that do not fit
 
 
-def spoilt(published: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+def misfit(published: dict[str, Tensor], how: str) -> dict[str, Tensor]:
     tensors = dict(published)
     if how == "missing":
         del tensors["layer2.0.bn1.weight"]
@@ -141,31 +139,35 @@ def spoilt(published: dict[str, Tensor], how: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("how", "message", "told"),
+    ("how", "message", "field"),
     [
         ("missing", "2 missing (rgb_stages.1.layers.layer2.0.bn1.weight, aux_", "missing"),
-        ("shape", "2 of another shape (rgb_stages.2.layers.layer3.0.conv1.weight: wanted [", "wrong_shape"),
+        (
+            "shape",
+            "2 of the wrong shape (rgb_stages.2.layers.layer3.0.conv1.weight: expected [",
+            "wrong_shape",
+        ),
         ("deeper", "1 unknown to test_resnet (layer4.7.conv1.weight)", "unused"),
     ],
 )
-def test_what_does_not_fit_is_refused_unless_told(
-    how: str, message: str, told: str, published: dict[str, Tensor], tmp_path: Path
+def test_misfits_are_refused_if_strict(
+    how: str, message: str, field: str, published: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    path = written(spoilt(published, how), tmp_path)
+    path = written(misfit(published, how), tmp_path)
     with pytest.raises(ConfigError) as error:
         loaded(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     detector, found = loaded(path, "model.backbone.pretrained.strict=false")
-    assert any("layer" in name for name in getattr(found, told))
+    assert any("layer" in name for name in getattr(found, field))
     layer1 = detector.encoder.aux_stages[0].layers["layer1"].state_dict()
     assert all(torch.equal(tensor, published[f"layer1.{name}"]) for name, tensor in layer1.items())
-    for part in (told.replace("_", " "), "unused: "):
+    for part in (field.replace("_", " "), "unused: "):
         assert part in found.as_text()
-    assert found.as_json()[told] == getattr(found, told)
+    assert found.as_json()[field] == getattr(found, field)
 
 
-def test_another_backbones_names_are_refused_whatever_is_told(file: Path) -> None:
+def test_another_backbones_names_are_always_refused(file: Path) -> None:
     for name in ("test_convnext", "mit"):
         run = experiment(file, "model.backbone.pretrained.strict=false")
         changes: dict[str, Any] = {"model.backbone.name": name}
@@ -173,7 +175,7 @@ def test_another_backbones_names_are_refused_whatever_is_told(file: Path) -> Non
             changes = {"model.backbone.kind": "mit", "model.backbone.variant": "nano"}
         run = apply_overrides(run, changes)
         with pytest.raises(ConfigError, match=r"none of its \d+ tensors"):
-            load_pretrained(build_detector(run), run)
+            load_pretrained(build_model(run), run)
 
 
 # --- where a file comes from
@@ -188,16 +190,19 @@ def test_a_file_uri(file: Path) -> None:
     [
         (
             "nowhere/w.safetensors",
-            "No such file or directory; it must be readable where the first worker runs",
+            "(No such file or directory); it must be readable where the first worker runs",
         ),
-        ("https://127.0.0.1:9/w.safetensors", "Connection refused>); get it where the web can be reached"),
-        ("s3://bucket/w.safetensors", "wants a local path, file:// or https://, got s3://"),
-        ("http://127.0.0.1:9/w.safetensors", "wants a local path, file:// or https://, got http://"),
-        ("w.pth", "wants a .safetensors file: other kinds may run code when they are read; convert it"),
-        ("https://127.0.0.1:9/w.bin", "wants a .safetensors file"),
+        (
+            "https://127.0.0.1:9/w.safetensors",
+            "Connection refused>); download it on a machine with web access",
+        ),
+        ("s3://bucket/w.safetensors", "must be a local path, file:// or https://, got s3://"),
+        ("http://127.0.0.1:9/w.safetensors", "must be a local path, file:// or https://, got http://"),
+        ("w.pth", "must be a .safetensors file: other formats may run code when read; convert it"),
+        ("https://127.0.0.1:9/w.bin", "must be a .safetensors file"),
     ],
 )
-def test_what_cannot_be_had_is_one_line(path: str, message: str) -> None:
+def test_unreadable_files_give_one_line(path: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_weights(path)
     assert str(error.value).startswith("model.backbone.pretrained.path=")
@@ -207,7 +212,7 @@ def test_what_cannot_be_had_is_one_line(path: str, message: str) -> None:
 
 def test_a_damaged_file(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ConfigError, match="is no intact safetensors file"):
+    with pytest.raises(ConfigError, match="is not an intact safetensors file"):
         read_weights(str(file))
 
 

@@ -1,4 +1,4 @@
-"""Matching and sampling against torchvision's, and bounded in memory."""
+"""Matching and sampling against torchvision's, and their memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_matches_are_torchvisions(shared: bool, keep_best: bool, max_pairs: int)
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the bytes of the largest tensor that was made."""
+    """Records the bytes of the largest tensor."""
 
     largest_bytes = 0
 
@@ -64,7 +64,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_thousands_of_boxes_among_many_anchors_stay_small() -> None:
+def test_memory_is_bounded_with_thousands_of_boxes() -> None:
     # The whole matrix would take 3,000 x 200,000 x 4 bytes = 2.2 GiB. Fake tensors: nothing is computed.
     from torch._subclasses.fake_tensor import FakeTensorMode
 

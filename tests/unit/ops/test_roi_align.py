@@ -64,7 +64,7 @@ def test_values_and_gradients_are_torchvisions(kind: str, dtype: torch.dtype) ->
         torch.testing.assert_close(mine, other, atol=40 * tolerance, rtol=1e-5)
 
 
-def test_no_box_is_no_row() -> None:
+def test_without_boxes_the_result_is_empty() -> None:
     none = torch.empty(0, dtype=torch.int64)
     table = row_table(maps(), dtype=torch.float32)
     pooled = roi_align(table, torch.empty(0, 4), image_K=none, level_K=none, strides=STRIDES)

@@ -29,12 +29,12 @@ def test_layouts(
 @pytest.mark.parametrize(
     ("strategy", "world_size", "shard_ranks", "message"),
     [
-        ("fsdp", 1, None, "fsdp wants several workers, got 1"),
-        ("hsdp", 1, 1, "hsdp wants several workers, got 1"),
-        ("ddp", 1, None, "ddp wants several workers, got 1"),
-        ("single", 2, None, "single wants one worker, got 2"),
+        ("fsdp", 1, None, "fsdp requires several workers, got 1"),
+        ("hsdp", 1, 1, "hsdp requires several workers, got 1"),
+        ("ddp", 1, None, "ddp requires several workers, got 1"),
+        ("single", 2, None, "single requires one worker, got 2"),
         ("hsdp", 4, 3, "groups of 3 do not divide 4 workers"),
-        ("fsdp", 4, 2, "shard_ranks goes with train.strategy=hsdp"),
+        ("fsdp", 4, 2, "shard_ranks requires train.strategy=hsdp"),
     ],
 )
 def test_what_does_not_fit(

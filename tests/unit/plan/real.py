@@ -1,4 +1,4 @@
-"""Real training steps, and independent ways to count their bytes: what the plan is compared with."""
+"""Real training steps and an independent count of their bytes, as the reference for the plan."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from raydet.config import MODALITY_CHANNELS, Experiment, apply_overrides
 from raydet.engine.optim import build_optimizer
-from raydet.models.build import build_detector
-from raydet.models.detector import Detector
-from raydet.models.units import units_of
+from raydet.models.build import build_model
+from raydet.models.model import Model
 from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
 from raydet.recipes import recipe
@@ -25,7 +24,7 @@ NUM_OBJECTS = 3
 
 
 def experiment(variant: str, **overrides: Any) -> Experiment:
-    """The published detector on a small canvas, with fewer proposals: those cost the most time."""
+    """The published detector on a small canvas, with fewer proposals, to save time."""
     changes = {
         "model.backbone.variant": variant,
         "model.head.rpn_pre_nms_top_n": [300, 300],
@@ -37,10 +36,10 @@ def experiment(variant: str, **overrides: Any) -> Experiment:
     return apply_overrides(recipe("rgbte_mit_b1"), changes)
 
 
-def detector_of(run: Experiment) -> Detector:
-    """Real weights, ready to train."""
-    detector = build_detector(run).train()
-    units = units_of(detector)
+def detector_of(run: Experiment) -> Model:
+    """A detector with real weights in training mode."""
+    detector = build_model(run).train()
+    units = detector.units()
     recompute_activations([*units.blocks, *units.fusions], run.train.activation_checkpointing)
     return detector
 
@@ -66,21 +65,21 @@ def batch_of(run: Experiment, images: int) -> Batch:
 
 def loss_of(run: Experiment, detector: nn.Module, batch: Batch) -> Tensor:
     with autocast(run.train.precision, torch.device("cpu")):
-        losses = detector(batch)
+        losses = detector(batch).losses
     return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 
 def saved_bytes(run: Experiment, images: int) -> int:
     """Bytes that autograd keeps after a forward pass: unique storages, weights left out.
 
-    What a recomputed unit keeps are its inputs; autograd's own hooks do not see those.
+    A recomputed unit keeps its inputs, which autograd's hooks do not see.
     """
     detector = detector_of(run)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor.detach()  # an operation that keeps its own output would never end
+        return tensor.detach()  # the tensor itself could form a reference cycle with its own operation
 
     def keep_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         for tensor in tree_leaves(inputs):
@@ -88,7 +87,7 @@ def saved_bytes(run: Experiment, images: int) -> int:
                 keep(tensor)
 
     if run.train.activation_checkpointing != "none":
-        units = units_of(detector)
+        units = detector.units()
         for unit in (*units.blocks, *units.fusions):
             unit.register_forward_pre_hook(keep_inputs)
     batch = batch_of(run, images)
@@ -100,7 +99,7 @@ def saved_bytes(run: Experiment, images: int) -> int:
 
 
 class _Peak(TorchDispatchMode):
-    """The most bytes that are alive at once, of everything that is made inside."""
+    """Peak bytes of all tensors created inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +131,7 @@ def peak_bytes(run: Experiment, images: int) -> int:
     with _Peak() as peak:
         detector, batch = detector_of(run), batch_of(run, images)
         optimizer = build_optimizer(run.optim, detector.parameters())
-        for _ in range(2):  # the first one makes the optimizer's state
+        for _ in range(2):  # the first one creates the optimizer's state
             loss_of(run, detector, batch).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

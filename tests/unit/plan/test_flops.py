@@ -1,4 +1,4 @@
-"""The operation count against formulas, and against the pass that really runs."""
+"""The operation count against formulas and against a real pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raydet.bench.train_step import random_batch
 from raydet.config import Experiment, apply_overrides
 from raydet.models.backbones.mit import MIT_VARIANTS
-from raydet.models.build import build_detector
+from raydet.models.build import build_model
 from raydet.plan.flops import forward_flops
 from raydet.recipes import recipe
 
@@ -26,12 +26,12 @@ def demo(**changes: Any) -> Experiment:
 
 
 def convolution(cells: int, kernel: int, inputs: int, outputs: int) -> int:
-    """Of a map of so many cells; also a linear layer, with a kernel of 1."""
+    """FLOPs of a convolution on a map of `cells` cells, or of a linear layer with a kernel of 1."""
     return 2 * cells * kernel**2 * inputs * outputs
 
 
 def stream(in_channels: int) -> int:
-    """A MiT stream of one block per stage: the paper's layers, by hand."""
+    """FLOPs of a MiT stream with one block per stage, from the layers in the paper."""
     total, inputs = 0, in_channels
     nano = MIT_VARIANTS["nano"]
     for stage, (channels, ratio) in enumerate(zip(nano.channels, nano.sr_ratios, strict=True)):
@@ -49,13 +49,13 @@ def stream(in_channels: int) -> int:
     return total
 
 
-def test_a_single_stream_is_what_its_layers_add_up_to() -> None:
+def test_a_single_stream_is_the_sum_of_its_layers() -> None:
     alone = {"kind": "identity"}
     counted = forward_flops(demo(**{"model.fusion": alone, "model.elsewhere": alone}))
     assert counted["encoder"] == stream(3)
 
 
-def test_pyramid_and_head_are_what_their_layers_add_up_to() -> None:
+def test_pyramid_and_head_are_the_sum_of_their_layers() -> None:
     counted = forward_flops(demo())
     nano = MIT_VARIANTS["nano"]
     assert counted["fpn"] == sum(
@@ -80,7 +80,7 @@ def test_a_fusion_without_layers_costs_nothing() -> None:
 @pytest.mark.parametrize("kind", ["cmx", "gaff", "cssa", "cross_attention", "concat"])
 def test_the_count_is_that_of_a_real_pass(kind: str) -> None:
     experiment = demo(**{"model.fusion": {"kind": kind}})
-    detector = build_detector(experiment).eval()
+    detector = build_model(experiment).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         detector(random_batch(experiment, 1, 0))
     assert counter.get_total_flops() == forward_flops(experiment)["total"]

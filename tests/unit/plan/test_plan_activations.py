@@ -22,7 +22,7 @@ EXTENDED = {
 
 
 def planned(run: Experiment, images: int) -> Ledger:
-    """One rank, no accumulation, the CPU's kernels."""
+    """The ledger of one rank without accumulation, for the CPU's kernels."""
     return ledger(
         with_train(run, global_batch=images),
         world_size=1,
@@ -56,7 +56,7 @@ def run_of(variant: str, precision: str, mode: str, fusion: str) -> Experiment:
         pytest.param("b1", "bf16", "none", "cmx", marks=pytest.mark.slow),
     ],
 )
-def test_what_autograd_keeps(variant: str, precision: str, mode: str, fusion: str) -> None:
+def test_saved_activations(variant: str, precision: str, mode: str, fusion: str) -> None:
     run = run_of(variant, precision, mode, fusion)
     for images in (1, 2):
         assert planned(run, images).activation_bytes == pytest.approx(saved_bytes(run, images), rel=0.05)

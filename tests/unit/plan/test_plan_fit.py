@@ -1,4 +1,4 @@
-"""What fits: sizes in words, divisors, recommendations, remedies, and the promise for b4 and b5."""
+"""Sizes as text, divisors, recommendations, remedies, and the fit of b4 and b5."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raydet.errors import ConfigError
 from raydet.plan.fit import BACKBONES, divisors, fit_table, largest_micro_batch, rank_share, recommend
 from raydet.plan.ledger import ledger
 from raydet.plan.remedies import remedies
-from raydet.plan.sizes import GIB, MIB, in_words, parse_memory
+from raydet.plan.sizes import GIB, MIB, format_bytes, parse_memory
 from raydet.recipes import recipe
 
 DEMO = recipe("demo")
@@ -42,15 +42,15 @@ def test_memory_is_read(text: str, size_bytes: int) -> None:
 @pytest.mark.parametrize(
     "text", ["80", "GiB", "-80GiB", "0GiB", "80 GiB each", "80Gib/s", "", "1e3GiB", "8QB"]
 )
-def test_memory_that_cannot_be_read_is_named(text: str) -> None:
-    with pytest.raises(ConfigError, match="--gpu-memory wants"):
+def test_invalid_memory_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--gpu-memory must be"):
         parse_memory(text, where="--gpu-memory")
 
 
-def test_sizes_in_words() -> None:
-    assert in_words(0) == "0.0 MiB"
-    assert in_words(100 * MIB) == "100.0 MiB"
-    assert in_words(2.5 * GIB) == "2.50 GiB"
+def test_sizes_as_text() -> None:
+    assert format_bytes(0) == "0.0 MiB"
+    assert format_bytes(100 * MIB) == "100.0 MiB"
+    assert format_bytes(2.5 * GIB) == "2.50 GiB"
 
 
 # --- micro-batches
@@ -86,7 +86,7 @@ def test_the_largest_micro_batch_is_a_divisor_that_fits() -> None:
 # --- recommendations
 
 
-def test_plenty_of_memory_needs_nothing() -> None:
+def test_plenty_of_memory() -> None:
     best = recommend(DEMO, world_size=1, memory_bytes=80 * GIB)
     assert best.fits
     assert best.settings == (
@@ -94,17 +94,17 @@ def test_plenty_of_memory_needs_nothing() -> None:
         "train.activation_checkpointing=none",
         "train.micro_batch=8",
     )
-    assert best.reason == "all images fit at once, nothing need be recomputed"
+    assert best.reason == "all images fit at once, nothing needs to be recomputed"
     assert recommend(DEMO, world_size=2, memory_bytes=80 * GIB).option.strategy == "ddp"
 
 
-def test_a_little_less_accumulates() -> None:
+def test_a_little_less_memory_accumulates() -> None:
     best = recommend(DEMO, world_size=1, memory_bytes=peak(8) - 1)
     assert [best.option.activation_checkpointing, best.option.micro_batch] == ["none", 4]
     assert best.reason == "2 micro-batches of 4 cost less time than recomputing activations"
 
 
-def test_little_recomputes() -> None:
+def test_little_memory_recomputes() -> None:
     # One image at a time would fit as it is; sixteen of them with recomputing are faster.
     best = recommend(big("b5"), world_size=1, memory_bytes=12 * GIB)
     assert best.option.activation_checkpointing == "block"
@@ -112,7 +112,7 @@ def test_little_recomputes() -> None:
     assert "without recomputing activations at most 1 of 16 images would fit at once" in best.reason
 
 
-def test_too_little_is_said() -> None:
+def test_too_little_memory_is_reported() -> None:
     best = recommend(DEMO, world_size=1, memory_bytes=GIB // 2)
     assert not best.fits
     assert best.reason.startswith("nothing fits: even one image at a time needs")
@@ -125,7 +125,7 @@ def test_the_order_of_the_recommendation() -> None:
     best = recommend(run, world_size=8, memory_bytes=whole - 100 * MIB)
     assert best.option.strategy == "fsdp"
     assert best.option.activation_checkpointing == "none"
-    assert "sharding frees room" in best.reason
+    assert "sharding frees memory" in best.reason
 
 
 def test_the_table_covers_all() -> None:
@@ -147,7 +147,7 @@ def test_the_large_models_fit_an_80_gib_gpu(name: str, gpus: int) -> None:
     best = recommend(big(name), world_size=gpus, memory_bytes=80 * GIB)
     assert best.fits
     assert best.option.ledger.peak_bytes <= 80 * GIB
-    # Block by block, a batch of 16 stays far below.
+    # With checkpointing of blocks, a batch of 16 needs far less.
     recomputing = big(name, **{"train.activation_checkpointing": "block"})
     found = ledger(recomputing, world_size=1, strategy="single", micro_batch=16)
     assert found.peak_bytes < 16 * GIB
@@ -156,8 +156,8 @@ def test_the_large_models_fit_an_80_gib_gpu(name: str, gpus: int) -> None:
 # --- remedies
 
 
-def test_remedies_that_are_on_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whatever is asked for, the next answer is smaller: every remedy that is tried helps, the last one most.
+def test_active_remedies_are_not_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every ledger is smaller than the last one: every remedy that is tried helps, the last one most.
     peaks = iter(range(100, 0, -1))
     monkeypatch.setattr(
         "raydet.plan.remedies.ledger", lambda *_, **__: SimpleNamespace(peak_bytes=next(peaks))

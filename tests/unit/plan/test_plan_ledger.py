@@ -8,7 +8,7 @@ import torch
 from raydet.config import Strategy, apply_overrides
 from raydet.engine.optim import build_optimizer
 from raydet.errors import ConfigError
-from raydet.models.build import build_detector
+from raydet.models.build import build_model
 from raydet.parallel.layout import layout_of
 from raydet.plan.counts import PARAMETER_BYTES, Part, parts_of, state_copies, update_copies
 from raydet.plan.ledger import COMMUNICATOR_BYTES, CONTEXT_BYTES, FRAGMENTATION, Ledger, ledger
@@ -32,7 +32,7 @@ def demo_ledger(strategy: Strategy = "single", world_size: int = 1, micro_batch:
 )
 def test_weights_gradients_and_state_are_exact(overrides: dict[str, object]) -> None:
     run = apply_overrides(DEMO, overrides)
-    detector = build_detector(run)
+    detector = build_model(run)
     optimizer = build_optimizer(run.optim, detector.parameters())
     for parameter in detector.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -50,7 +50,7 @@ def test_published_parameter_counts() -> None:
     for name, total in totals.items():
         parts = parts_of(recipe(f"rgbte_mit_{name}"))
         assert sum(part.whole_bytes for part in parts) == total * PARAMETER_BYTES
-    counts = {part.place: part.count for part in parts_of(recipe("rgbte_mit_b5")) if part.count > 1}
+    counts = {part.scope: part.count for part in parts_of(recipe("rgbte_mit_b5")) if part.count > 1}
     assert counts == {
         f"stage {stage} {stream}, block": depth
         for stage, depth in enumerate((3, 6, 40, 3), 1)
@@ -97,9 +97,9 @@ def test_live_bytes_by_hand() -> None:
         assert live.live_bytes() == {Tag("copies", "here"): 20}
         del half
         assert live.live_bytes() == {}
-    assert live.stretches["first"].total_bytes == 420
-    assert live.stretches["second"].total_bytes == 820
-    assert live.stretches["second"].by_tag == {
+    assert live.intervals["first"].total_bytes == 420
+    assert live.intervals["second"].total_bytes == 820
+    assert live.intervals["second"].by_tag == {
         Tag("a", "here"): 400,
         Tag("copies", "here"): 20,
         Tag("b", "there"): 400,
@@ -149,23 +149,23 @@ def moments_of(strategy: Strategy, world_size: int = 1, accumulation: int = 1) -
 
 
 def test_moments_of_one_rank() -> None:
-    lasting = {"weights": 524, "optimizer state": 1048}
+    persistent = {"weights": 524, "optimizer state": 1048}
     assert moments_of("single") == {
-        "forward pass, stage, embedding": {**lasting, "stage": 200},
-        # The short run's block, and two more that have run before it.
-        "forward pass, stage, block": {**lasting, "stage": 200 + 3000 + 4000},
-        "forward pass, stage, norm": {**lasting, "stage": 200 + 6000},
-        "forward pass, head": {**lasting, "stage": 200 + 6000, "workspace": 400},
-        "backward pass, head": {**lasting, "stage": 200 + 6000, "workspace": 70},
-        "backward pass, stage, norm": {**lasting, "stage": 200 + 6000, "gradients": 400},
-        "backward pass, stage, block": {**lasting, "stage": 200 + 1800 + 4000, "workspace": 1400},
-        # The gradients of the blocks that the short run does not have.
-        "backward pass, stage, embedding": {**lasting, "stage": 200, "gradients": 440 + 80},
-        "update of the weights": {**lasting, "gradients": 524, "workspace": 524},
+        "forward pass, stage, embedding": {**persistent, "stage": 200},
+        # The measured block, and the two others of its group.
+        "forward pass, stage, block": {**persistent, "stage": 200 + 3000 + 4000},
+        "forward pass, stage, norm": {**persistent, "stage": 200 + 6000},
+        "forward pass, head": {**persistent, "stage": 200 + 6000, "workspace": 400},
+        "backward pass, head": {**persistent, "stage": 200 + 6000, "workspace": 70},
+        "backward pass, stage, norm": {**persistent, "stage": 200 + 6000, "gradients": 400},
+        "backward pass, stage, block": {**persistent, "stage": 200 + 1800 + 4000, "workspace": 1400},
+        # The gradients of the two blocks that are not measured.
+        "backward pass, stage, embedding": {**persistent, "stage": 200, "gradients": 440 + 80},
+        "update of the weights": {**persistent, "gradients": 524, "workspace": 524},
     }
 
 
-def test_gradients_outlive_the_step_in_buckets_and_under_accumulation() -> None:
+def test_gradients_persist_with_ddp_and_accumulation() -> None:
     for moments in (moments_of("ddp", 2), moments_of("single", accumulation=2)):
         assert {rows["gradients"] for rows in moments.values()} == {524}
 
@@ -184,7 +184,7 @@ def test_moments_of_a_sharded_rank() -> None:
     assert moments["forward pass, stage, embedding"]["communication buffers"] == 3 * 40
     assert moments["backward pass, stage, block"]["communication buffers"] == 5 * 400
     assert moments["backward pass, stage, embedding"]["gradients"] == 100 + 3 * 12
-    # Accumulated gradients are whole until they are sent.
+    # Accumulated gradients are unsharded until they are sent.
     assert moments_of("fsdp", 4, accumulation=2)["forward pass, head"]["gradients"] == 524
 
 
@@ -234,28 +234,28 @@ def test_more_objects_cost_more() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"world_size": 0}, "the number of workers wants 1 or more, got 0"),
-        ({"micro_batch": -1}, "the micro-batch wants 1 or more, got -1"),
-        ({"num_objects": -1}, "the number of objects per image wants 0 or more, got -1"),
+        ({"world_size": 0}, "the number of workers must be 1 or more, got 0"),
+        ({"micro_batch": -1}, "the micro-batch must be 1 or more, got -1"),
+        ({"num_objects": -1}, "the number of objects per image must be 0 or more, got -1"),
         ({"world_size": 3}, "train.global_batch 8 does not divide among 3 workers"),
         ({"micro_batch": 3}, "train.micro_batch 3 does not divide the 8 images"),
-        ({"strategy": "fsdp"}, "train.strategy=fsdp wants several workers, got 1"),
+        ({"strategy": "fsdp"}, "train.strategy=fsdp requires several workers, got 1"),
     ],
 )
-def test_bad_input_is_named(arguments: dict[str, object], message: str) -> None:
-    asked: dict[str, object] = {"world_size": 1, "strategy": "auto", "micro_batch": 8, **arguments}
+def test_bad_input_is_refused(arguments: dict[str, object], message: str) -> None:
+    all_arguments: dict[str, object] = {"world_size": 1, "strategy": "auto", "micro_batch": 8, **arguments}
     with pytest.raises(ConfigError, match=message):
-        ledger(DEMO, **asked)  # type: ignore[arg-type]
+        ledger(DEMO, **all_arguments)  # type: ignore[arg-type]
 
 
-def test_measuring_leaves_no_trace_and_knows_no_threads() -> None:
+def test_measuring_has_no_side_effects_and_ignores_threads() -> None:
     expected, threads = demo_ledger(), torch.get_num_threads()
     _measure.cache_clear()
     torch.manual_seed(1)
     numbers = torch.rand(3)
     torch.manual_seed(1)
     try:
-        # Attention on a CPU cuts its work by the number of threads; a GPU's memory has nothing to do with that.
+        # On a CPU attention is split by the number of threads, which must not affect the plan for a GPU.
         torch.set_num_threads(2)
         assert demo_ledger() == expected
         assert torch.get_num_threads() == 2

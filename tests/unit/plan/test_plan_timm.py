@@ -1,4 +1,4 @@
-"""The plan of trunks from timm, whose blocks differ within a stage, against real steps."""
+"""The plan for backbones from timm, whose blocks differ within a stage, against real steps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_peak_is_the_real_one(name: str, mode: str) -> None:
 def test_every_block_is_a_part() -> None:
     run = timm_run("resnet50")
     parts = parts_of(run)
-    names = [part.place for part in parts]
+    names = [part.scope for part in parts]
     assert [name for name in names if name.startswith("stage 3 aux")] == [
         "stage 3 aux",
         *(f"stage 3 aux, block {number}" for number in range(1, 7)),
@@ -49,11 +49,11 @@ def test_every_block_is_a_part() -> None:
     assert sum(part.whole_bytes for part in parts) == PARAMETER_BYTES * total
 
 
-def test_the_table_begins_with_the_own_backbone() -> None:
+def test_the_table_starts_with_the_experiments_own_backbone() -> None:
     run = apply_overrides(DEMO, {"model.backbone": {"kind": "timm", "name": "test_resnet"}})
     table = fit_table(run, world_size=1, memory_bytes=80 * GIB, backbones=("nano",))
     assert [name for name, _ in table] == ["test_resnet"] * 2 + ["mit_nano"] * 2
-    # It takes the other recipe's place, with a MiT's defaults.
+    # The other rows have a MiT's defaults.
     assert table[2:] == fit_table(
         apply_overrides(DEMO, {"model.backbone.drop_path_rate": 0.1}),
         world_size=1,

@@ -16,7 +16,7 @@ from torch.nn.functional import conv1d
 from raydet.config import apply_overrides
 from raydet.data.build import open_source
 from raydet.engine.open_run import TrainedRun
-from raydet.models.build import build_detector
+from raydet.models.build import build_model
 from raydet.models.fusion.cssa import CSSA
 from raydet.models.fusion.gaff import GAFF
 from raydet.recipes import recipe
@@ -38,7 +38,7 @@ def untrained_run(**model: Any) -> TrainedRun:
     }
     experiment = apply_overrides(recipe("demo"), settings)
     torch.manual_seed(1)
-    detector = build_detector(experiment).eval()
+    detector = build_model(experiment).eval()
     for module in detector.modules():  # gates as far from 1/2 as in a trained detector
         if isinstance(module, GAFF):
             for parameter in (
@@ -52,7 +52,7 @@ def untrained_run(**model: Any) -> TrainedRun:
 
 def first_maps(run: TrainedRun, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
     """What enters the fusion of stage 1."""
-    detector, batch = run.detector, collate([sample])
+    detector, batch = run.model, collate([sample])
     rgb, aux = detector.rgb_input(batch), detector.aux_input(batch)
     return detector.encoder.rgb_stages[0](rgb), detector.encoder.aux_stages[0](aux)
 
@@ -63,7 +63,7 @@ def test_gates_are_those_computed_by_hand(inter_shared: bool) -> None:
     run = untrained_run(fusion={"kind": "gaff", "inter_shared": inter_shared})
     attention = attention_maps(run, 0)
     assert [stage.stage for stage in attention.stages] == [1, 2, 3, 4]
-    stage, fusion = attention.stages[0], run.detector.encoder.fusions[0]
+    stage, fusion = attention.stages[0], run.model.encoder.fusions[0]
     rgb, aux = first_maps(run, attention.sample)
     # Both gates' filters, one under the other, whether they are one convolution or two.
     filters = torch.cat([conv.weight for conv in fusion.inter.convs]).flatten(1).double()
@@ -89,7 +89,7 @@ def test_the_channels_that_switch_are_those_that_come_from_the_other_stream() ->
     )
     attention = attention_maps(run, 1)
     assert [stage.stage for stage in attention.stages] == [1, 3]
-    stage, fusion = attention.stages[0], run.detector.encoder.fusions[0]
+    stage, fusion = attention.stages[0], run.model.encoder.fusions[0]
     assert isinstance(fusion, CSSA)
     rgb, aux = first_maps(run, attention.sample)
     after = fusion(rgb, aux)
@@ -122,24 +122,22 @@ def test_looking_leaves_no_trace() -> None:
     run = untrained_run(fusion={"kind": "gaff"})
     batch = collate([attention_maps(untrained_run(), 0).sample])
     with torch.no_grad():
-        before = run.detector(batch)[0]
+        before = run.model(batch).predictions[0]
         attention_maps(run, 0)
-        after = run.detector(batch)[0]
+        after = run.model(batch).predictions[0]
     assert len(before.scores) > 0
     for name in ("boxes_xyxy", "scores", "labels"):
         assert torch.equal(getattr(before, name), getattr(after, name))
-    assert all(
-        not module._forward_pre_hooks and not module._forward_hooks for module in run.detector.modules()
-    )
-    assert all(parameter.grad is None for parameter in run.detector.parameters())
+    assert all(not module._forward_pre_hooks and not module._forward_hooks for module in run.model.modules())
+    assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
 def test_no_hook_outlives_an_error() -> None:
     run = untrained_run(fusion={"kind": "gaff"})
-    run.detector.neck.register_forward_pre_hook(lambda *_: 1 / 0)
+    run.model.neck.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         attention_maps(run, 0)
-    assert all(not fusion._forward_pre_hooks for fusion in run.detector.encoder.fusions)
+    assert all(not fusion._forward_pre_hooks for fusion in run.model.encoder.fusions)
 
 
 def test_streams_are_called_after_what_they_are_given() -> None:
@@ -192,7 +190,7 @@ def test_small_differences_look_small() -> None:
 @pytest.mark.parametrize("num_channels", [1, 3, 20])
 def test_any_shape_and_any_channels(size_hw: tuple[int, int], num_channels: int) -> None:
     attention = made_by_hand([np.eye(4)], size_hw=size_hw, num_channels=num_channels)
-    image = draw_attention(attention, unread={"rgb"})
+    image = draw_attention(attention, unused={"rgb"})
     assert image is not None
     assert 250 < min(image.size) <= max(image.size) < 1400
 
@@ -203,7 +201,7 @@ def test_what_stands_around_a_block_does_not_hide_it() -> None:
     fusion = {"kind": "gaff", "se_reduction": None, "gated": True, "guide_intra": True, "guide_inter": True}
     run = untrained_run(fusion=fusion)
     attention = attention_maps(run, 0)
-    stage, guided = attention.stages[0], run.detector.encoder.fusions[0]
+    stage, guided = attention.stages[0], run.model.encoder.fusions[0]
     seen: list[torch.Tensor] = []
     with guided.fusion.fusion.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs)):
         guided(*first_maps(run, attention.sample))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from raydet.engine.detect import ground_truth
-from raydet.metrics.coco import evaluate_with_records
-from raydet.report.drawings.detections import NO_TRUTH, RIGHT, WRONG, draw_detections, matched_truths
+
+from raydet.metrics.coco import evaluate_coco
+from raydet.report.drawings.detections import NO_MATCH, RIGHT, WRONG, draw_detections, matched_truths
 from raydet.report.drawings.marks import DASHES
 from raydet.report.drawings.panels import INK, LINE_PX, MARGIN_PX
 from raydet.structures import Detections, Sample
@@ -79,7 +79,7 @@ def test_boxes_stand_at_their_edges_in_every_panel() -> None:
 def test_a_second_box_on_one_object_is_wrong() -> None:
     one = sample([[20, 30, 50, 60]], [0])
     found = detections([([20, 30, 50, 58], 0.6, 0), ([20, 30, 50, 60], 0.9, 0)])
-    assert matched_truths(one, found).tolist() == [NO_TRUTH, 0]
+    assert matched_truths(one, found).tolist() == [NO_MATCH, 0]
 
 
 def right_by_pycocotools(one: Sample, found: Detections) -> list[bool]:
@@ -87,9 +87,7 @@ def right_by_pycocotools(one: Sample, found: Detections) -> list[bool]:
     xyxy = found.boxes_xyxy.double().numpy()
     wh = xyxy[:, 2:] - xyxy[:, :2]
     rows = np.column_stack([np.zeros(len(wh)), xyxy[:, :2], wh, found.scores.double(), found.labels])
-    _, records = evaluate_with_records(
-        ground_truth([(one.boxes_xyxy, one.labels, one.source_hw)]), rows, CLASSES
-    )
+    _, records = evaluate_coco(ground_truth([(one.boxes_xyxy, one.labels, one.source_hw)]), rows, CLASSES)
     is_right = dict(zip(records.scores_N.tolist(), records.is_right_NT[:, 0].tolist(), strict=True))
     return [is_right[score] for score in found.scores.tolist()]
 
@@ -110,7 +108,7 @@ def test_right_is_what_pycocotools_calls_right(seed: int) -> None:
     one = sample(boxes(8), draw.integers(0, 2, 8).tolist())
     scores = np.linspace(0.1, 0.9, 12)[draw.permutation(12)].tolist()
     found = detections(list(zip(boxes(12), scores, draw.integers(0, 2, 12).tolist(), strict=True)))
-    assert right_by_pycocotools(one, found) == (matched_truths(one, found) != NO_TRUTH).tolist()
+    assert right_by_pycocotools(one, found) == (matched_truths(one, found) != NO_MATCH).tolist()
 
 
 def test_of_two_objects_that_overlap_alike_the_later_is_found() -> None:
@@ -127,23 +125,23 @@ def test_any_channels_and_any_shape(num_channels: int, size_hw: tuple[int, int])
     whole = [0.0, 0.0, float(width), float(height)]
     one = sample([whole], [0], channels={"rgb": 3, "event": num_channels}, size_hw=size_hw)
     found = detections([(whole, 0.9, 0), (whole, 0.8, 1), ([0, 0, 3, 3], 0.7, 1)])
-    drawn = draw_detections(one, found, classes=CLASSES, score_threshold=0.5, unread={"event"})
+    drawn = draw_detections(one, found, classes=CLASSES, score_threshold=0.5, unused={"event"})
     assert max(drawn.size) <= 1400
     colours = {colour for _, colour in drawn.getcolors(1 << 24) or ()}
     assert {RIGHT, WRONG} <= colours
 
 
-def test_a_modality_is_called_as_asked() -> None:
+def test_display_names_appear_in_the_headings() -> None:
     settings = {"classes": CLASSES, "score_threshold": 0.5}
-    plain, *called = (
-        np.asarray(draw_detections(sample([], []), detections([]), called=name, **settings))
+    plain, *renamed = (
+        np.asarray(draw_detections(sample([], []), detections([]), display_name=name, **settings))
         for name in (str, lambda name: "event (simulated)" if name == "event" else name, lambda name: "x")
     )
     headings = slice(TOP_PX - LINE_PX, TOP_PX)
     third = 2 * (PANEL_W + MARGIN_PX)
-    assert not np.array_equal(plain[headings, third:], called[0][headings, third:])
-    assert np.array_equal(plain[headings, :third], called[0][headings, :third])
-    assert not np.array_equal(plain[headings, :PANEL_W], called[1][headings, :PANEL_W])
+    assert not np.array_equal(plain[headings, third:], renamed[0][headings, third:])
+    assert np.array_equal(plain[headings, :third], renamed[0][headings, :third])
+    assert not np.array_equal(plain[headings, :PANEL_W], renamed[1][headings, :PANEL_W])
 
 
 def test_nothing_to_find_and_nothing_found() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raydet.metrics.matches import MatchRecords
-from raydet.report.drawings.ranking import UNDECIDED, best_and_worst, image_scores
+from raydet.report.drawings.ranking import DEFAULT_THRESHOLD, best_and_worst, image_scores
 
 Found = tuple[int, float, bool]
 """Image, score, whether right."""
@@ -64,7 +64,7 @@ def test_each_sequence_is_shown_once_before_one_is_shown_again() -> None:
 
 def test_a_set_without_a_right_detection() -> None:
     scores = image_scores(records([1, 0], [(0, 0.7, False)]))
-    assert (scores.score_threshold, scores.overall_f1) == (UNDECIDED, 0.0)
+    assert (scores.score_threshold, scores.overall_f1) == (DEFAULT_THRESHOLD, 0.0)
     assert scores.f1.tolist() == [0, 1]
 
 

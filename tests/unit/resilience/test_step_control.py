@@ -50,21 +50,21 @@ def test_a_file_asks_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert asked.after_step(2) == Verdict(save=True, stop=Stop(StopKind.END, f"{STOP_FILE} was made"))
 
 
-def test_what_was_written_by_hand_is_a_reason_to_end(tmp_path: Path) -> None:
+def test_text_written_by_hand_is_a_reason_to_end(tmp_path: Path) -> None:
     (tmp_path / STOP_FILE).write_text("end\n")
     assert requested_stop(tmp_path) == Stop(StopKind.END, "")
     (tmp_path / STOP_FILE).write_text("maintenance: at noon\n")
     assert requested_stop(tmp_path) == Stop(StopKind.END, "maintenance: at noon")
 
 
-def test_a_new_start_replaces_no_other_order(tmp_path: Path) -> None:
+def test_a_restart_replaces_no_other_request(tmp_path: Path) -> None:
     request_stop(tmp_path, StopKind.RESTART, "room")
     request_stop(tmp_path, StopKind.EARLY, "far behind")
     request_stop(tmp_path, StopKind.RESTART, "room")
     assert requested_stop(tmp_path) == Stop(StopKind.EARLY, "far behind")
 
 
-def test_an_order_comes_out_as_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_becomes_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "ASK_INTERVAL_S", 0.0)
     request_stop(tmp_path, StopKind.EARLY, "0.1: far behind")
     stop = control_of(tmp_path, FaultTolerance()).after_step(1).stop
@@ -77,7 +77,7 @@ def test_sigterm_is_a_request_while_the_block_runs() -> None:
     stop = StopRequest()
     with stopping_on_sigterm(stop):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.made == Stop(StopKind.END, "SIGTERM")
+        assert stop.stop == Stop(StopKind.END, "SIGTERM")
         stop.ask(Stop(StopKind.EARLY, "another reason"))
-    assert stop.made == Stop(StopKind.END, "SIGTERM")
+    assert stop.stop == Stop(StopKind.END, "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) == before

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raydet.errors import DataError
-from raydet.metrics.coco import GroundTruth, evaluate_with_records
+from raydet.metrics.coco import GroundTruth, evaluate_coco
 from raydet.metrics.matches import (
     MatchRecords,
     average_precisions,
@@ -17,7 +17,7 @@ from raydet.metrics.matches import (
     mean_average_precisions,
 )
 from raydet.metrics.reference import evaluate_with_pycocotools
-from raydet.stats.bootstrap import draws, paired_differences
+from raydet.stats.bootstrap import paired_differences, resample_weights
 
 CLASSES = ("a", "b", "c", "never")
 
@@ -79,7 +79,7 @@ def repeated(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_counted_once_it_is_the_ap_of_pycocotools(seed: int) -> None:
-    _, records = evaluate_with_records(*random_set(seed), CLASSES)
+    _, records = evaluate_coco(*random_set(seed), CLASSES)
     result, _ = evaluate_with_pycocotools(*random_set(seed), CLASSES)
     assert mean_average_precision(records) == pytest.approx(result.metrics["mAP"], abs=1e-12)
     per_class = np.nanmean(average_precisions(records)[0, :, :3], axis=0)
@@ -96,7 +96,7 @@ def test_a_weight_is_a_repetition(seed: int) -> None:
     truth, rows = random_set(seed)
     rows[:, 5] = np.random.default_rng(seed).permutation(len(rows)) / len(rows)
     times = np.random.default_rng(seed).integers(0, 4, truth.num_images)
-    _, records = evaluate_with_records(truth, rows, CLASSES)
+    _, records = evaluate_coco(truth, rows, CLASSES)
     expected = evaluate_with_pycocotools(*repeated(truth, rows, times), CLASSES)[0].metrics["mAP"]
     other = np.random.default_rng(99).integers(0, 4, truth.num_images)  # weighings do not meet one another
     found = mean_average_precisions(records, np.array([other, times], dtype=float))
@@ -105,16 +105,16 @@ def test_a_weight_is_a_repetition(seed: int) -> None:
 
 def test_nothing_found_and_nothing_to_find() -> None:
     truth, _ = random_set(0)
-    _, records = evaluate_with_records(truth, np.zeros((0, 7)), CLASSES)
+    _, records = evaluate_coco(truth, np.zeros((0, 7)), CLASSES)
     assert mean_average_precision(records) == 0.0
     nothing = GroundTruth(3, np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))
-    _, records = evaluate_with_records(nothing, np.zeros((0, 7)), CLASSES)
+    _, records = evaluate_coco(nothing, np.zeros((0, 7)), CLASSES)
     assert np.isnan(mean_average_precision(records))
 
 
 def test_records_survive_the_disk(tmp_path: Path) -> None:
     names = [f"image_{index}" for index in range(12)]
-    _, records = evaluate_with_records(
+    _, records = evaluate_coco(
         *random_set(0), CLASSES, image_ids=names, group_ids=[name[:9] for name in names]
     )
     records.save(tmp_path / "records.npz")
@@ -124,13 +124,13 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     whole = (tmp_path / "records.npz").read_bytes()
     for damaged in (b"nothing", b"", whole[: len(whole) // 2]):
         (tmp_path / "records.npz").write_bytes(damaged)
-        with pytest.raises(DataError, match="holds no match records"):
+        with pytest.raises(DataError, match="is not a file of match records"):
             MatchRecords.load(tmp_path / "records.npz")
 
 
 def test_groups_are_drawn_whole() -> None:
     groups = np.array(["x", "x", "y", "z", "z", "z"])
-    for weights in draws(groups, count=50, seed=0):
+    for weights in resample_weights(groups, count=50, seed=0):
         assert weights[0] == weights[1]
         assert weights[3] == weights[4] == weights[5]
         assert weights[0] + weights[2] + weights[3] == 3
@@ -139,7 +139,7 @@ def test_groups_are_drawn_whole() -> None:
 def test_a_model_does_not_differ_from_itself_and_a_better_one_does() -> None:
     truth, worse = random_set(0, num_images=60, noise=8.0)
     _, better = random_set(0, num_images=60, noise=2.0)
-    a, b = (evaluate_with_records(truth, rows, CLASSES)[1] for rows in (better, worse))
+    a, b = (evaluate_coco(truth, rows, CLASSES)[1] for rows in (better, worse))
     assert not paired_differences([a], [a], count=50).any()
     differences = paired_differences([a], [b], count=200)
     low, high = np.quantile(differences, [0.025, 0.975])
@@ -149,8 +149,7 @@ def test_a_model_does_not_differ_from_itself_and_a_better_one_does() -> None:
 
 def test_other_images_cannot_be_paired() -> None:
     (_, a), (_, b) = (
-        evaluate_with_records(*random_set(seed, num_images=size), CLASSES)
-        for seed, size in ((0, 12), (0, 13))
+        evaluate_coco(*random_set(seed, num_images=size), CLASSES) for seed, size in ((0, 12), (0, 13))
     )
     with pytest.raises(ValueError, match="same images"):
         paired_differences([a], [b])
@@ -164,7 +163,7 @@ def test_the_interval_covers_what_it_should() -> None:
     _, b_rows = random_set(1, num_images=4000, noise=5.5)
     for rows in (a_rows, b_rows):
         rows[:, 5] = generator.random(len(rows))  # without ties, as real scores are
-    a, b = (evaluate_with_records(truth, rows, CLASSES)[1] for rows in (a_rows, b_rows))
+    a, b = (evaluate_coco(truth, rows, CLASSES)[1] for rows in (a_rows, b_rows))
     population = mean_average_precision(a) - mean_average_precision(b)
     num_studies, covered = 400, 0
     for study in range(num_studies):

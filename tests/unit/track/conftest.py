@@ -1,4 +1,4 @@
-"""One sqlite store for all tests: it takes seconds to make. They use experiments of different names."""
+"""One sqlite store for all tests, as creating it takes seconds; each test uses its own experiment."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Its URI."""
+    """URI of the store."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"

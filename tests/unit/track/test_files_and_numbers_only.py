@@ -1,14 +1,14 @@
-"""The door to MLflow lets files and numbers through: no model flavour is logged, nothing is loaded back."""
+"""The MLflow tracker handles files and numbers only: it logs no model flavours and loads nothing back."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-DOOR = Path(__file__).parents[3] / "raydet" / "track" / "mlflow.py"
+MODULE = Path(__file__).parents[3] / "raydet" / "track" / "mlflow.py"
 IMPORTED = {"mlflow.MlflowClient", "mlflow.exceptions.MlflowException"}
 IMPORTED |= {f"mlflow.entities.{name}" for name in ("Metric", "Param", "Run", "RunTag", "ViewType")}
-ASKED = {
+CALLED = {
     "create_experiment",
     "create_run",
     "delete_run",
@@ -24,9 +24,9 @@ ASKED = {
     "set_terminated",
     "update_run",
 }
-"""What of the client is used. Nothing here takes a model, and nothing brings a file of the server's to this machine."""
+"""Methods of the client in use: none logs a model, none downloads a file."""
 
-TREE = ast.parse(DOOR.read_text())
+TREE = ast.parse(MODULE.read_text())
 
 
 def test_nothing_else_is_imported_from_mlflow() -> None:
@@ -38,14 +38,14 @@ def test_nothing_else_is_imported_from_mlflow() -> None:
     }
     plain = {alias.name for node in ast.walk(TREE) if isinstance(node, ast.Import) for alias in node.names}
     assert {name for name in imported if name.startswith("mlflow")} == IMPORTED
-    # A number of theirs is set there: how often a database that refuses is asked again.
+    # MLflow's number of retries for a failing database is set there.
     assert {name for name in plain if name.split(".")[0] in {"mlflow", "importlib"}} == {
         "mlflow.store.db.utils"
     }
 
 
-def test_the_client_is_asked_for_nothing_else() -> None:
-    asked = {
+def test_no_other_methods_of_the_client_are_called() -> None:
+    called = {
         node.attr
         for node in ast.walk(TREE)
         if isinstance(node, ast.Attribute)
@@ -54,4 +54,4 @@ def test_the_client_is_asked_for_nothing_else() -> None:
             or (isinstance(node.value, ast.Name) and node.value.id == "client")
         )
     }
-    assert asked == ASKED
+    assert called == CALLED

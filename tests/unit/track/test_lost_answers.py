@@ -1,4 +1,4 @@
-"""A server that did what it was asked, but whose answer was lost: asked again, it notes nothing twice."""
+"""Requests are repeated after a lost response without logging anything twice."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from raydet.errors import TrackerAwayError, TrackingError
+from raydet.errors import TrackerUnavailableError, TrackingError
 from raydet.recipes import recipe
-from raydet.track import mlflow as ours
+from raydet.track import mlflow as tracking
 from raydet.track.mlflow import MLflowTracker
 from raydet.track.runs import begin_run, end_run
 from tests.unit.track.test_mlflow import RESULTS, runs_of
@@ -21,11 +21,11 @@ WRITES = ("create_run", "update_run", "log_batch", "log_text", "set_tag", "set_t
 
 
 class LossyClient:
-    """The real client; the answer to every other call that writes is lost, at random."""
+    """The real client; the response to about half of the writes is lost, at random."""
 
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
-        self._luck = random.Random(0)
+        self._random = random.Random(0)
         self.num_lost = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -35,7 +35,7 @@ class LossyClient:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             answer = method(*args, **kwargs)
-            if self._luck.random() < 0.5:
+            if self._random.random() < 0.5:
                 return answer
             self.num_lost += 1
             raise ConnectionResetError("the connection was lost")
@@ -43,25 +43,25 @@ class LossyClient:
         return call
 
 
-def until_heard(call: Any) -> Any:
+def until_it_succeeds(call: Any) -> Any:
     for _ in range(100):
         try:
             return call()
-        except TrackerAwayError:
+        except TrackerUnavailableError:
             continue
-    raise AssertionError("never heard")
+    raise AssertionError("no call succeeded")
 
 
-def test_nothing_is_noted_twice(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "MAX_METRICS_PER_CALL", 5)  # a history takes several calls
+def test_nothing_is_logged_twice(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "MAX_METRICS_PER_CALL", 5)  # a history takes several calls
     tracker = MLflowTracker(store, "lost")
     lossy = LossyClient(tracker._client)
     tracker._client = lossy  # type: ignore[assignment]
     history = [{"epoch": epoch, "mAP": epoch / 9, "loss": 1.0, "AR_1": 0.5} for epoch in (1, 2, 3)]
     results = RESULTS | {"history": history}
-    run_id = until_heard(lambda: begin_run(tracker, recipe("demo"), name="exp", identity="key"))
-    until_heard(lambda: tracker.log_history(run_id, history[:2]))
-    until_heard(lambda: end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=results))
+    run_id = until_it_succeeds(lambda: begin_run(tracker, recipe("demo"), name="exp", identity="key"))
+    until_it_succeeds(lambda: tracker.log_history(run_id, history[:2]))
+    until_it_succeeds(lambda: end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=results))
     assert lossy.num_lost > 5
     (run,) = runs_of(store, "lost")
     assert run.info.status == "FINISHED"
@@ -76,8 +76,8 @@ def test_nothing_is_noted_twice(store: str, tmp_path: Path, monkeypatch: pytest.
         ] == steps
 
 
-def test_a_run_that_a_slow_server_made_after_all(store: str) -> None:
-    """The first request arrives after the second look and before the second request."""
+def test_a_run_that_a_slow_server_created_late(store: str) -> None:
+    """The first request takes effect between the second search and the second request."""
     tracker = MLflowTracker(store, "slow")
     real = tracker._client
 
@@ -96,17 +96,17 @@ def test_a_run_that_a_slow_server_made_after_all(store: str) -> None:
             return first
 
     tracker._client = SlowClient()  # type: ignore[assignment]
-    with pytest.raises(TrackerAwayError):
+    with pytest.raises(TrackerUnavailableError):
         tracker.open_run("exp", identity="key")
     run_id = tracker.open_run("exp", identity="key")
     (run,) = runs_of(store, "slow")
     assert run.info.run_id == run_id == tracker.open_run("exp", identity="key")
 
 
-def test_a_refusal_is_told_from_absence(store: str) -> None:
+def test_a_refusal_differs_from_an_unreachable_server(store: str) -> None:
     tracker = MLflowTracker(store, "refusal")
     with pytest.raises(TrackingError) as caught:
         tracker.close_run("0" * 32, "finished")
-    assert not isinstance(caught.value, TrackerAwayError)
+    assert not isinstance(caught.value, TrackerUnavailableError)
     assert "close_run" in str(caught.value)
     assert "\n" not in str(caught.value)

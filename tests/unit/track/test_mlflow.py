@@ -1,4 +1,4 @@
-"""The MLflow tracker on a real sqlite store: one run per identity, whatever is repeated."""
+"""The MLflow tracker on a real sqlite store: one run per identity, even if calls are repeated."""
 
 from __future__ import annotations
 
@@ -61,34 +61,34 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
     assert artifacts == {"config.json", "coco_table.json"}
 
 
-def test_artifacts_lie_beside_the_database_whoever_looks(store: str) -> None:
+def test_artifacts_are_next_to_the_database(store: str) -> None:
     MLflowTracker(store, "places")
     location = MlflowClient(store).get_experiment_by_name("places").artifact_location
     assert location == (Path(store.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
 
 
-def test_a_server_that_hangs_up_is_asked_once() -> None:
-    """MLflow itself would ask for minutes."""
-    questions = []
+def test_a_server_that_closes_the_connection_is_tried_once() -> None:
+    """MLflow itself would retry for minutes."""
+    connections = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def hang_up() -> None:
+        def close_connections() -> None:
             with contextlib.suppress(OSError):  # until the listener is closed
                 while True:
                     connection, address = listener.accept()
-                    questions.append(address)
+                    connections.append(address)
                     connection.close()
 
-        threading.Thread(target=hang_up, daemon=True).start()
+        threading.Thread(target=close_connections, daemon=True).start()
         uri = f"http://user:secret@127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(TrackingError, match="cannot use the tracking URI"):
             open_tracker(uri, directory=Path(), experiment="study")
         listener.shutdown(socket.SHUT_RDWR)  # which ends the thread
-    assert len(questions) == 1
+    assert len(connections) == 1
 
 
-def test_an_unreachable_server_is_one_clear_line() -> None:
-    with socket.socket() as listener:  # bound, never answering: a port that nobody else takes meanwhile
+def test_an_unreachable_server_is_reported_in_one_line() -> None:
+    with socket.socket() as listener:  # bound but not listening, so no other program takes the port
         listener.bind(("127.0.0.1", 0))
         uri = f"http://user:secret@127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(TrackingError) as caught:
@@ -98,25 +98,25 @@ def test_an_unreachable_server_is_one_clear_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_none_tracks_nothing() -> None:
+def test_the_uri_none_disables_tracking() -> None:
     tracker = open_tracker("none", directory=Path(), experiment="study")
     assert isinstance(tracker, NullTracker)
     assert tracker.open_run("a", identity="a") == ""
 
 
-def test_who_only_looks_makes_no_tracker(tmp_path: Path) -> None:
+def test_reading_runs_creates_no_tracker(tmp_path: Path) -> None:
     assert runs_by_name(None, directory=tmp_path, experiment="gaff") is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_ui_shows_first(store: str, tmp_path: Path) -> None:
+def test_parameters_metrics_and_descriptions_for_the_ui(store: str, tmp_path: Path) -> None:
     tracker = MLflowTracker(store, "shown")
     run_id = begin_run(tracker, recipe("demo"), name="exp_001", identity="key", labels={"arm": "s1"})
     end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=RESULTS)
     tracker.describe(run_id, ["gaff_shared *beats* <b>it</b>.", "No more."])
     (run,) = runs_of(store, "shown")
     assert run.data.params["arm"] == "s1"
-    assert run.data.params["data.canvas_hw"] == "(96, 128)"  # as JSON it would take a line per number
+    assert run.data.params["data.canvas_hw"] == "(96, 128)"  # JSON would take a line per number in the UI
     note = run.data.tags["mlflow.note.content"]
     assert note == "- gaff\\_shared \\*beats\\* \\<b\\>it\\</b\\>.\n- No more."
     experiment = MlflowClient(store).get_experiment_by_name("shown")
@@ -127,7 +127,7 @@ def test_what_the_ui_shows_first(store: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_may_make_the_database_at_once(tmp_path: Path) -> None:
+def test_processes_may_create_the_database_at_once(tmp_path: Path) -> None:
     code = "import sys; from raydet.track.mlflow import MLflowTracker; MLflowTracker(sys.argv[1], 'study')"
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'mlflow.db'}"]
     starts = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""What is wrong with a run comes out of the process that looked as it was raised there."""
+"""Errors of the preflight check are raised in the parent process unchanged."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from raydet.config import apply_overrides
 from raydet.errors import ConfigError, OutOfMemoryError
 from raydet.recipes import recipe
-from raydet.tune.check import check_apart
+from raydet.tune.check import check_in_subprocess
 
 
-def test_an_error_comes_back() -> None:
+def test_an_error_is_raised_in_the_parent() -> None:
     experiment = apply_overrides(recipe("demo"), {"train.global_batch": 100_000})
     with pytest.raises(ConfigError, match="100000"):
-        check_apart(experiment, workers=1)
+        check_in_subprocess(experiment, workers=1)
 
 
-def test_a_killed_process_is_told() -> None:
+def test_a_killed_process_is_reported() -> None:
     def kill() -> None:
         while not (processes := active_children()):
             time.sleep(0.05)
@@ -28,5 +28,5 @@ def test_a_killed_process_is_told() -> None:
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(OutOfMemoryError, match="was killed; is there enough memory"):
-        check_apart(recipe("demo"), workers=1)
+        check_in_subprocess(recipe("demo"), workers=1)
     assert active_children() == []

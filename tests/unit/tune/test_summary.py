@@ -23,11 +23,11 @@ def statuses(directory: Path) -> list[str]:
         return [row["status"] for row in csv.DictReader(file)]
 
 
-def test_rows_stay_in_order_and_hold_what_a_trial_has_taken(tmp_path: Path) -> None:
-    kept = Summary(STUDY, tmp_path)
-    kept.know(TrialRecord(trial, "pending") for trial in TRIALS)
-    kept.ended(TrialRecord(TRIALS[2], "failed", reason='a "reason"\nin lines', usage=Usage(gpu_s=7200)))
-    kept.write()
+def test_rows_stay_in_order_and_contain_usage(tmp_path: Path) -> None:
+    written = Summary(STUDY, tmp_path)
+    written.add(TrialRecord(trial, "pending") for trial in TRIALS)
+    written.ended(TrialRecord(TRIALS[2], "failed", reason='a "reason"\nin lines', usage=Usage(gpu_s=7200)))
+    written.write()
     with (tmp_path / SUMMARY).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["experiment"] for row in rows] == [trial.name for trial in TRIALS]
@@ -35,15 +35,12 @@ def test_rows_stay_in_order_and_hold_what_a_trial_has_taken(tmp_path: Path) -> N
     assert rows[2]["reason"] == 'a "reason"\nin lines'
 
 
-def test_a_file_that_takes_long_to_write_is_not_written_for_every_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_file_is_not_written_for_every_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.0, 1.0, 20.9, 21.0, 21.0, 22.0])
     monkeypatch.setattr(summary, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    kept = Summary(STUDY, tmp_path)
-    kept.know(TrialRecord(trial, "pending") for trial in TRIALS)
-    for trial, num_failed in zip(
-        TRIALS[:3], (1, 1, 3), strict=True
-    ):  # it took a second: 20 s pass before the next
-        kept.ended(TrialRecord(trial, "failed", reason="test"))
+    written = Summary(STUDY, tmp_path)
+    written.add(TrialRecord(trial, "pending") for trial in TRIALS)
+    # Writing takes a second, so the next write is 20 s later.
+    for trial, num_failed in zip(TRIALS[:3], (1, 1, 3), strict=True):
+        written.ended(TrialRecord(trial, "failed", reason="test"))
         assert statuses(tmp_path).count("failed") == num_failed

@@ -1,4 +1,4 @@
-"""The time left, on a clock of the test's own."""
+"""The estimate of the remaining time, with a fake clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRIAL_S = 100.0
 
 
 class Bench:
-    """Trials of 100 seconds each, `side_by_side` at a time, that write their progress as real ones do."""
+    """Trials of 100 seconds each, which write their progress as real ones do."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *, trials: int) -> None:
         self.now, self.directory = 1000.0, directory
@@ -47,13 +47,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path, monkeypatch, trials=4)
 
 
-def test_nothing_is_said_before_there_is_a_pace(bench: Bench) -> None:
+def test_there_is_no_estimate_at_the_start(bench: Bench) -> None:
     assert bench.view.time_left_s() is None
     bench.start("a")
     assert bench.view.time_left_s() is None
 
 
-def test_trials_side_by_side_count_with_what_they_have_done(bench: Bench) -> None:
+def test_progress_of_concurrent_trials_counts(bench: Bench) -> None:
     bench.start("a")
     bench.start("b")
     bench.now += TRIAL_S / 2
@@ -63,11 +63,11 @@ def test_trials_side_by_side_count_with_what_they_have_done(bench: Bench) -> Non
     bench.now += TRIAL_S / 2
     bench.progress("b", 100)
     bench.end("a")
-    # Not three times as long, as one trial after another would take.
+    # Not three times as long, as for one trial at a time.
     assert bench.view.time_left_s() == pytest.approx(TRIAL_S)
 
 
-def test_the_slowest_decides_at_the_end(bench: Bench) -> None:
+def test_the_slowest_trial_decides_at_the_end(bench: Bench) -> None:
     for name in "abcd":
         bench.start(name)
     bench.now += TRIAL_S
@@ -77,7 +77,7 @@ def test_the_slowest_decides_at_the_end(bench: Bench) -> None:
     assert bench.view.time_left_s() == pytest.approx(3 * TRIAL_S)
 
 
-def test_what_earlier_commands_did_sets_no_pace(bench: Bench) -> None:
+def test_progress_of_earlier_commands_does_not_count(bench: Bench) -> None:
     bench.view.total = 1
     bench.start("a", step=60)
     assert bench.view.time_left_s() is None
@@ -86,7 +86,7 @@ def test_what_earlier_commands_did_sets_no_pace(bench: Bench) -> None:
     assert bench.view.time_left_s() == pytest.approx(20)
 
 
-def test_a_trial_that_has_just_started_sets_no_pace(bench: Bench) -> None:
+def test_a_trial_that_has_just_started_is_not_extrapolated(bench: Bench) -> None:
     bench.now -= 100
     for name in "abc":
         bench.start(name)
@@ -101,7 +101,7 @@ def test_a_trial_that_has_just_started_sets_no_pace(bench: Bench) -> None:
     assert left_s < TRIAL_S
 
 
-def test_what_a_failed_trial_has_done_counts(bench: Bench) -> None:
+def test_progress_of_a_failed_trial_counts(bench: Bench) -> None:
     bench.view.total = 1
     bench.start("a")
     bench.now += 50

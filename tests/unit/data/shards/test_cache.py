@@ -85,7 +85,7 @@ def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_altered_file_is_not_kept(tmp_path: Path) -> None:
     cache, store = ShardCache(tmp_path, 2**20), Remote({"a": b"content"})
-    with pytest.raises(DataError, match=r"s3://bucket/set/a: wanted sha256"):
+    with pytest.raises(DataError, match=r"s3://bucket/set/a: expected sha256"):
         cache.fetched(store, "a", sha256(b"c0ntent"), 7)
     assert list((tmp_path / "files").iterdir()) == []
 
@@ -104,7 +104,7 @@ def test_what_was_used_longest_ago_goes(tmp_path: Path) -> None:
 
 def test_a_size_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYDET_CACHE_GIB", "much")
-    with pytest.raises(ConfigError, match="RAYDET_CACHE_GIB wants a number of GiB, got 'much'"):
+    with pytest.raises(ConfigError, match="RAYDET_CACHE_GIB must be a number of GiB, got 'much'"):
         ShardCache.of_machine()
 
 
@@ -162,7 +162,7 @@ def test_a_file_that_goes_before_it_is_open_is_fetched_again(
     assert source.read(0).image_id == "a"
     assert times == 4
     is_always = True
-    with pytest.raises(DataError, match=r"index\.arrow: the file goes as soon as it is there"):
+    with pytest.raises(DataError, match=r"index\.arrow: evicted from the cache"):
         ShardSet("s3://bucket/set")
 
 

@@ -143,7 +143,7 @@ def test_the_source_is_not_replaced_by_itself(anew: bool, tmp_path: Path) -> Non
     config = data().model_copy(update={"source": ShardsSource(path=str(tmp_path / "set"))})
     before = contents(tmp_path)
     for place in ("set", "set/", "link", "../" + tmp_path.name + "/set"):
-        with pytest.raises(ConfigError, match="wanted another place than that of the source"):
+        with pytest.raises(ConfigError, match="the destination must differ from the source"):
             convert(config, f"{tmp_path}/{place}", anew=anew)
     assert contents(tmp_path) == before
     assert convert(config, str(tmp_path / "other")).content_sha256 == manifest.content_sha256
@@ -195,7 +195,7 @@ def test_a_finished_set_that_was_damaged_is_written_again(
     before = contents(tmp_path)
     damage(tmp_path / name)
     assert convert(data(), str(tmp_path), images_per_shard=2) == manifest
-    assert f"{name} is gone or damaged" in caplog.text
+    assert f"{name} is missing or damaged" in caplog.text
     assert contents(tmp_path) == before
 
 
@@ -205,7 +205,7 @@ def test_a_record_of_another_conversion_ends_it(tmp_path: Path) -> None:
             other = ShardBuilder(("rgb",), "zstd", num_classes=3).finish(plan="another", left_out=())[1]
             (tmp_path / "set" / UNFINISHED / "000001.arrow").write_bytes(other)
 
-    with pytest.raises(DataError, match=r"000001\.arrow is gone, or another's"):
+    with pytest.raises(DataError, match=r"000001\.arrow is missing or another conversion's"):
         convert(data(), str(tmp_path / "set"), images_per_shard=3, report=meddle)
 
 

@@ -1,4 +1,4 @@
-"""A million images: the index is looked at where it is wanted, not loaded."""
+"""A million images: the index is looked at where it is expected, not loaded."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_images_may_lie_elsewhere(tree: Tree, tmp_path: Path) -> None:
     (tmp_path / "jsons").mkdir()
     path = write(tree, tmp_path / "jsons")
     assert CocoSet(path, root=tmp_path).read(0).source_hw == (10, 20)
-    with pytest.raises(DataError, match=r"image 1: wanted .*v1\.jpg, the file is not there"):
+    with pytest.raises(DataError, match=r"image 1: .*v1\.jpg does not exist"):
         CocoSet(path)
 
 
@@ -87,14 +87,14 @@ def test_16_bits_want_a_range(tree: Tree, tmp_path: Path) -> None:
         counts = np.arange(7000, 7200, dtype=np.uint16).reshape(10, 20)
         Image.fromarray(counts).save(tmp_path / f"t{number}.png")
     path = write(tree, tmp_path)
-    with pytest.raises(DataError, match=r"t1\.png: wanted 8 bits .* values 7000\.\.7199; set thermal_range"):
+    with pytest.raises(DataError, match=r"t1\.png: expected 8 bits .* values 7000\.\.7199; set thermal_range"):
         CocoSet(path)
     thermal = CocoSet(path, thermal_range=(7000, 7100)).read(0).modalities["thermal"]
     assert (thermal.dtype, tuple(thermal.shape)) == (torch.float32, (1, 10, 20))
     assert thermal.flatten()[[0, 50, 100, 199]].tolist() == [0, 0.5, 1, 1]
     tree["images"][0]["thermal"] = "v1.jpg"
     with pytest.raises(
-        DataError, match=r"v1\.jpg: wanted more than 8 bits, as data.source.thermal_range is set"
+        DataError, match=r"v1\.jpg: expected more than 8 bits because data.source.thermal_range is set"
     ):
         CocoSet(write(tree, tmp_path), thermal_range=(7000, 7100))
 
@@ -110,7 +110,7 @@ def test_a_truncated_image_is_found_on_reading(tree: Tree, tmp_path: Path, name:
 
 def test_the_modalities_of_an_image_have_one_size(tree: Tree, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((5, 20), np.uint8)).save(tmp_path / "t2.png")
-    with pytest.raises(DataError, match=r"image 2: wanted one size .* rgb 20 x 10, thermal 20 x 5"):
+    with pytest.raises(DataError, match=r"image 2: expected one size .* rgb 20 x 10, thermal 20 x 5"):
         CocoSet(write(tree, tmp_path))
 
 
@@ -118,19 +118,19 @@ BAD: dict[str, tuple[Callable[[Tree], Any], str]] = {
     "size in the json": (lambda t: t["images"][0].update(width=10, height=10), "the annotation 10 x 10"),
     "no modality key": (
         lambda t: t.update(images=[{"id": 1, "file_name": "v1.jpg"}]),
-        "image 1: wanted a file under .* keys id, file_name",
+        "image 1: expected a file under .* keys id, file_name",
     ),
-    "one modality less": (lambda t: t["images"][1].pop("thermal"), "image 2: wanted a thermal file"),
-    "a path upwards": (lambda t: t["images"][0].update(visible="x/../../v1.jpg"), "wanted a path below"),
-    "an absolute path": (lambda t: t["images"][0].update(visible="/etc/passwd"), "wanted a path below"),
-    "not an image": (lambda t: t["images"][0].update(visible="set.json"), "it is no image"),
-    "no id": (lambda t: t["images"][0].pop("id"), "an id for every image"),
-    "an image twice": (lambda t: t["images"][1].update(id=1), "different image ids, got 1 twice"),
+    "one modality less": (lambda t: t["images"][1].pop("thermal"), "image 2: expected a thermal file"),
+    "a path upwards": (lambda t: t["images"][0].update(visible="x/../../v1.jpg"), "expected a path below"),
+    "an absolute path": (lambda t: t["images"][0].update(visible="/etc/passwd"), "expected a path below"),
+    "not an image": (lambda t: t["images"][0].update(visible="set.json"), "is not an image"),
+    "no id": (lambda t: t["images"][0].pop("id"), "expected an id"),
+    "an image twice": (lambda t: t["images"][1].update(id=1), "image ids must be unique, got 1 twice"),
     "an annotation twice": (lambda t: t["annotations"].append(t["annotations"][0]), "annotation 5: .* twice"),
-    "a category twice": (lambda t: t["categories"][0].update(id=2), "categories with different ids"),
-    "a name twice": (lambda t: t["categories"][0].update(name="person"), "different names"),
-    "no categories": (lambda t: t.update(categories=[]), "wanted categories"),
-    "no images": (lambda t: t.update(images=[]), "wanted images, found none"),
+    "a category twice": (lambda t: t["categories"][0].update(id=2), "categories with unique ids"),
+    "a name twice": (lambda t: t["categories"][0].update(name="person"), "unique names"),
+    "no categories": (lambda t: t.update(categories=[]), "expected categories"),
+    "no images": (lambda t: t.update(images=[]), "expected images, found none"),
     "no list": (lambda t: t.pop("annotations"), "list of objects under 'annotations'"),
     "unknown image": (lambda t: t["annotations"][0].update(image_id=9), "annotation 5: .*image_id .*got 9"),
     "unknown category": (
@@ -139,7 +139,7 @@ BAD: dict[str, tuple[Callable[[Tree], Any], str]] = {
     ),
     "half a box": (
         lambda t: t["annotations"][0].update(bbox=[1, 2]),
-        r"annotation 5: wanted bbox .*got \[1, 2\]",
+        r"annotation 5: expected bbox .*got \[1, 2\]",
     ),
     "an empty box": (lambda t: t["annotations"][0].update(bbox=[1, 2, 0, 4]), "annotation 5: .*above 0"),
     "outside": (lambda t: t["annotations"][0].update(bbox=[1, 2, 30, 4]), "annotation 5: the box leaves"),

@@ -38,7 +38,7 @@ def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     "name", ["/etc/passwd", "../a", "a/../../b", "a/..", "", None, 7, "a\0b", "a\nb", "\ud800"]
 )
 def test_no_path_leaves_the_root(tmp_path: Path, name: object) -> None:
-    with pytest.raises(DataError, match="here: wanted a") as caught:
+    with pytest.raises(DataError, match="here: expected a") as caught:
         Root(tmp_path).inside(name, "here")
     assert str(caught.value).isprintable()
 
@@ -75,7 +75,7 @@ def test_files_are_found_by_their_names(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     twins = files_in(root, tmp_path, IMAGES)
     assert list(twins) == ["a", "b"]
-    assert re.search(r"a\.png: wanted one file of the name a, got another, .*a\.jpg; rename", str(twins["a"]))
+    assert re.search(r"a\.png: expected one file of the name a, got another, .*a\.jpg; rename", str(twins["a"]))
 
 
 def test_a_name_that_breaks_lines_is_refused(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_name_that_breaks_lines_is_refused(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")  # latin-1
     found = files_in(Root(tmp_path), tmp_path, IMAGES)
     assert [str(error).split(": ", 1)[1] for error in found.values()] == [
-        f"wanted a name without control characters, got {name}; rename it"
+        f"expected a name without control characters, got {name}; rename it"
         for name in (r"'a\nb.png'", r"'caf\udce9.png'")
     ]
     assert checked_name("Straße 7", "here") == "Straße 7"
@@ -96,27 +96,27 @@ def test_the_name_of_a_directory_that_breaks_lines_is_refused(tmp_path: Path) ->
         (place / f"{len(name)}.png").write_bytes(b"")
     found = files_in(Root(tmp_path), tmp_path, IMAGES)
     assert [str(error) for error in found.values()] == [
-        f"{tmp_path}/deep: wanted a name without control characters, got {name}; rename it"
+        f"{tmp_path}/deep: expected a name without control characters, got {name}; rename it"
         for name in (r"'a\nb'", r"'caf\udce9'")
     ]
 
 
 def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="wanted a directory, No such file"):
+    with pytest.raises(DataError, match="expected a directory, No such file"):
         files_in(Root(tmp_path), tmp_path / "nowhere", IMAGES)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
-    with pytest.raises(DataError, match="it is no file"):
-        read_text(tmp_path / "a.txt", wanted="rows")
+    with pytest.raises(DataError, match="it is not a regular file"):
+        read_text(tmp_path / "a.txt", expected="rows")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("käse".encode("utf-16"), "no text in it"),
-        ("käse".encode("latin-1"), r"no text in it \(at byte 1\)"),
+        ("käse".encode("utf-16"), "an invalid byte at 0"),
+        ("käse".encode("latin-1"), "an invalid byte at 1"),
         ("0 1".encode("utf-16-le"), "NUL"),
         (b"0" * (MAX_TEXT_BYTES + 1), "at most"),
     ],
@@ -125,27 +125,27 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_what_is_no_text(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"a\.txt: wanted rows .*{message}"):
-        read_text(path, wanted="rows")
+    with pytest.raises(DataError, match=rf"a\.txt: expected rows .*{message}"):
+        read_text(path, expected="rows")
 
 
 def test_a_byte_order_mark_is_taken_off(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("0 1".encode("utf-8-sig"))
-    assert read_text(tmp_path / "a.txt", wanted="rows") == "0 1"
+    assert read_text(tmp_path / "a.txt", expected="rows") == "0 1"
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5_000, "{", ""])
 def test_a_json_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DataError, match=r"a\.json: wanted a set, got (one nested too deeply|a broken one)"):
-        read_json(tmp_path / "a.json", wanted="a set")
+    with pytest.raises(DataError, match=r"a\.json: expected a set, got (one nested too deeply|a broken one)"):
+        read_json(tmp_path / "a.json", expected="a set")
 
 
 @pytest.mark.parametrize("text", ["", "a\na\n", "a\nb\x1bc\n"])
 def test_names_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text)
-    with pytest.raises(DataError, match=r"a\.txt: wanted"):
-        read_names(tmp_path / "a.txt", wanted="names")
+    with pytest.raises(DataError, match=r"a\.txt: expected"):
+        read_names(tmp_path / "a.txt", expected="names")
 
 
 def test_messages_stay_on_one_line_and_short() -> None:

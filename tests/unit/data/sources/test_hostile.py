@@ -372,7 +372,7 @@ def test_values_beyond_float32(value: float, tmp_path: Path) -> None:
     root = written(FILE_FORMATS[0], tmp_path)
     for path in (root / "images").iterdir():
         np.save(path, np.full((32, 32, 5), value if path.stem == MIDDLE else 1.0))
-    with pytest.raises(DataError, match=rf"{MIDDLE}\.npy: wanted values in 0\.\.255"):
+    with pytest.raises(DataError, match=rf"{MIDDLE}\.npy: expected values in 0\.\.255"):
         opened(FILE_FORMATS[0], root).read(1)
 
 
@@ -414,7 +414,7 @@ def test_ids_that_are_there_twice(tmp_path: Path) -> None:
     tree["images"].append(tree["images"][1])
     tree["annotations"].append({"id": "lost", "image_id": "nowhere", "category_id": 2, "bbox": [1, 1, 2, 2]})
     path.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match=f"different image ids, got {MIDDLE} twice"):
+    with pytest.raises(DataError, match=f"image ids must be unique, got {MIDDLE} twice"):
         opened(FILE_FORMATS[1], root)
     source = opened(FILE_FORMATS[1], root, "skip")
     assert list(source.image_ids) == ["sequence_0000_0000", "sequence_0002_0000"]
@@ -429,7 +429,7 @@ def test_names_that_are_there_twice(format_: Format, tmp_path: Path) -> None:
     root = written(format_, tmp_path)
     path = root / THERMAL[format_.name]
     (path.parent / f"{MIDDLE}.tiff").write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match=f"wanted one file of the name {MIDDLE}, got another"):
+    with pytest.raises(DataError, match=f"expected one file of the name {MIDDLE}, got another"):
         opened(format_, root)
     source = opened(format_, root, "skip")
     assert len(source) == 2
@@ -479,7 +479,7 @@ def test_a_list_of_what_is_not_there(tmp_path: Path) -> None:
     assert [left.name for left in left_out_of(source)] == ["set00_V009_I00000"]
     for name in ("../part.txt", "/etc/passwd", "a\0b"):
         bad = data.model_copy(update={"source": config.model_copy(update={"subset": name})})
-        with pytest.raises(DataError, match="subset: wanted a"):
+        with pytest.raises(DataError, match="subset: expected a"):
             open_source(bad)
 
 

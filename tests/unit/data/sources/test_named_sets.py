@@ -53,9 +53,9 @@ def test_voc_learns_its_classes(voc: Path) -> None:
     assert VocSet(voc, ignore=("dog",)).targets(0)[1].tolist() == [0]
     (voc / "classes.txt").write_text("person\ndog\n")
     assert VocSet(voc).targets(0)[1].tolist() == [0, 1]
-    with pytest.raises(DataError, match=r"010001\.xml, object 2: wanted a class .*\(person\), got 'dog'"):
+    with pytest.raises(DataError, match=r"010001\.xml, object 2: expected a class .*\(person\), got 'dog'"):
         VocSet(voc, classes=("person",))
-    with pytest.raises(DataError, match=r"to learn the classes from them, found none; .*classes\.txt"):
+    with pytest.raises(DataError, match=r"expected objects that name the classes, found none; .*classes\.txt"):
         (voc / "classes.txt").unlink() or VocSet(voc, ignore=("dog", "person"))  # type: ignore[func-returns-value]
 
 
@@ -91,7 +91,7 @@ def test_flir_does_not_pass_over_a_linked_directory(flir: Path, name: str) -> No
     assert len(FlirSet(flir)) == 2
     (flir / "elsewhere").mkdir()
     (flir / name / "more").symlink_to(flir / "elsewhere")
-    with pytest.raises(DataError, match=r"more: wanted a directory, got a link to one"):
+    with pytest.raises(DataError, match=r"more: expected a directory, got a link to one"):
         FlirSet(flir)
     assert [left.name for left in FlirSet(flir, on_bad="skip").left_out] == ["more"]
 
@@ -141,10 +141,10 @@ def test_kaist_endings_may_be_large(kaist: Path) -> None:
 @pytest.mark.parametrize("row", ["person 1 2 10", "person", "person a b c d", "person 1 2 3 4 0 0 0 0 0 x 0"])
 def test_a_kaist_row_that_is_none(kaist: Path, row: str) -> None:
     text(kaist / "annotations" / "set06" / "V002" / "I00000.txt", f"% bbGt version=3\n{row}\n")
-    with pytest.raises(DataError, match=r"I00000\.txt, row 2: wanted `name x y w h \.\.\.`, got"):
+    with pytest.raises(DataError, match=r"I00000\.txt, row 2: expected `name x y w h \.\.\.`, got"):
         KaistSet(kaist)
 
 
 def test_what_is_no_kaist(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="wanted the directories set00"):
+    with pytest.raises(DataError, match="expected the directories set00"):
         KaistSet(tmp_path)

@@ -79,7 +79,7 @@ def test_degrees_are_a_range_too(tmp_path: Path) -> None:
     assert decode(tmp_path / "a.tif", "thermal", thermal_range=(270, 320))[0, -1, -1] == 1
     kelvin[0, 0] = np.nan
     saved(tmp_path / "a.tif", kelvin, "TIFF")
-    with pytest.raises(DataError, match="wanted finite values"):
+    with pytest.raises(DataError, match="expected finite values"):
         decode(tmp_path / "a.tif", "thermal", thermal_range=(270, 320))
 
 
@@ -90,7 +90,7 @@ def test_deep_images_say_what_to_set(tmp_path: Path) -> None:
     ):
         check_sizes({"thermal": path}, "here", thermal_range=None)
     for modality in ("rgb", "event"):
-        with pytest.raises(DataError, match=rf"wanted 8 bits per channel for {modality}"):
+        with pytest.raises(DataError, match=rf"expected 8 bits per channel for {modality}"):
             check_sizes({modality: path}, "here", thermal_range=(0, 1))
 
 
@@ -101,14 +101,14 @@ def test_a_size_that_no_camera_has(tmp_path: Path, size: tuple[int, int]) -> Non
     path.write_bytes(png(*size))
     with pytest.raises(DataError, match=r"a\.png"):
         read_header(path, "here")
-    refused(path, "pixels|it is no image")
+    refused(path, "pixels|is not an image")
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
 def test_text_that_unpacks_to_gigabytes(tmp_path: Path, kind: bytes) -> None:
     prefix = b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0"
     (tmp_path / "a.png").write_bytes(png(8, 6, chunk(kind, prefix + BOMB)))
-    refused(tmp_path / "a.png", r"it is no image .*too large")
+    refused(tmp_path / "a.png", r"is not an image .*too large")
 
 
 def test_no_program_is_started(tmp_path: Path) -> None:
@@ -116,14 +116,14 @@ def test_no_program_is_started(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     text = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n({witness}) (w) file closefile\nshowpage\n"
     (tmp_path / "a.png").write_text(text)
-    refused(tmp_path / "a.png", "it is no image")
+    refused(tmp_path / "a.png", "is not an image")
     assert not witness.exists()
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    refused(tmp_path / "a.png", "it is no file")
-    refused(tmp_path / "b.png", "the file is not there")
+    refused(tmp_path / "a.png", "it is not a regular file")
+    refused(tmp_path / "b.png", "does not exist")
     (tmp_path / "c.png").mkdir()
     refused(tmp_path / "c.png", "it cannot be read")
 
@@ -133,7 +133,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 )
 def test_what_is_no_image(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    refused(tmp_path / "a.png", "it is no image|truncated or damaged|pixels")
+    refused(tmp_path / "a.png", "is not an image|truncated or damaged|pixels")
 
 
 VALID = [encoded(COLOUR, name) for name in ("PNG", "JPEG", "TIFF", "BMP", "WEBP")] + [encoded(COUNTS, "TIFF")]

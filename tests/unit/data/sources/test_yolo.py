@@ -72,7 +72,7 @@ def test_each_policy_reads_its_own_labels(tmp_path: Path) -> None:
 def test_a_label_set_that_is_not_there_is_named(tmp_path: Path) -> None:
     write(tmp_path, {"rgb": "vi"}, {"labels_vi": A})
     with pytest.raises(
-        DataError, match=r"labels=union wants labels for thermal, there are those for rgb; .*_thermal"
+        DataError, match=r"labels=union needs labels for thermal, found labels for rgb; .*_thermal"
     ):
         YoloSet(tmp_path, classes=("a",), labels="union")
 
@@ -82,7 +82,7 @@ def test_an_image_without_labels_is_refused(tmp_path: Path) -> None:
     for name in ("vi", "ir"):
         Image.fromarray(np.zeros((8, 16), np.uint8)).save(tmp_path / name / "b.png")
     with pytest.raises(
-        DataError, match=r"1 without fused label \(b\); add the files \(an empty label file says"
+        DataError, match=r"1 without fused label \(b\); add the files \(an empty label file means"
     ):
         YoloSet(tmp_path, classes=("a",), labels="fused")
 

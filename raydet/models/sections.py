@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
+from raydet.models.backbones.dual import DualStreamEncoder
 from raydet.models.backbones.stage import Stage
-from raydet.models.detector import Detector
 
 NECK = "FPN"
 HEAD = "head"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BlockRun:
-    """Blocks that follow one another and are alike."""
+class BlockGroup:
+    """Consecutive blocks of equal memory cost."""
 
     name: str
     blocks: list[nn.Module]
@@ -24,20 +23,18 @@ class BlockRun:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamStage:
-    """One stage of one stream."""
-
     name: str
     module: nn.Module
-    runs: list[BlockRun]
+    groups: list[BlockGroup]
 
     @property
     def embedding(self) -> str:
-        """What runs before the blocks."""
+        """Scope of the layers before the blocks."""
         return f"{self.name}, embedding"
 
     @property
     def norm(self) -> str:
-        """What runs after the blocks."""
+        """Scope of the layers after the blocks."""
         return f"{self.name}, norm"
 
 
@@ -50,24 +47,23 @@ class Section:
     fusion: nn.Module
 
 
-def sections_of(detector: Detector) -> Iterator[Section]:
-    """The encoder from the finest stage on."""
-    encoder = detector.encoder
+def sections_of(encoder: DualStreamEncoder) -> list[Section]:
+    """The sections of the encoder, the finest stage first."""
+    sections = []
     for index, fusion in enumerate(encoder.fusions):
         streams = [
             _stream_stage(f"stage {index + 1} {stream}", stages[index])
             for stream, stages in (("rgb", encoder.rgb_stages), ("aux", encoder.aux_stages))
             if index < len(stages)
         ]
-        yield Section(streams, f"fusion {index + 1}", fusion)
+        sections.append(Section(streams, f"fusion {index + 1}", fusion))
+    return sections
 
 
 def _stream_stage(name: str, stage: nn.Module) -> StreamStage:
     assert isinstance(stage, Stage)
-    runs = stage.block_runs()
-    numbers = [""] if len(runs) == 1 else [f" {number}" for number in range(1, len(runs) + 1)]
-    return StreamStage(
-        name,
-        stage,
-        [BlockRun(f"{name}, block{number}", run) for number, run in zip(numbers, runs, strict=True)],
-    )
+    groups = stage.block_groups()
+    if len(groups) == 1:
+        return StreamStage(name, stage, [BlockGroup(f"{name}, block", groups[0])])
+    numbered = [BlockGroup(f"{name}, block {number}", group) for number, group in enumerate(groups, 1)]
+    return StreamStage(name, stage, numbered)

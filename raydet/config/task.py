@@ -1,0 +1,93 @@
+"""What a run has to learn and is measured by. Runs are comparable only if they have the same task."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raydet.config.base import Config
+
+COCO_BINS_PX = (32.0, 96.0)
+
+Edge = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Metric(Config):
+    """A number that runs are measured by: all that ranking, retention, tables and the live view need to know of it."""
+
+    name: str
+    """Key in results, CSV files and MLflow."""
+    label: str
+    """Head of a column."""
+    higher_is_better: bool = True
+    digits: Annotated[int, Field(ge=0, le=9)] = 4
+    """Decimals in tables."""
+    is_resampleable: bool = False
+    """The records of an evaluation tell its value on any resampled set of images."""
+
+    def utility(self, value: float | None) -> float:
+        """A number that is the larger the better the value is; -inf if there is no value.
+
+        >>> Metric(name="loss", label="loss", higher_is_better=False).utility(0.5)
+        -0.5
+        """
+        if value is None or math.isnan(value):
+            return -math.inf
+        return value if self.higher_is_better else -value
+
+    def text(self, value: float | None) -> str:
+        """The value as tables show it.
+
+        >>> Metric(name="mAP", label="mAP", digits=3).text(0.12345)
+        '0.123'
+        """
+        return "-" if value is None else f"{value:.{self.digits}f}"
+
+
+class DetectionTask(Config):
+    """Boxes and labels; COCO's metrics and others."""
+
+    kind: Literal["detection"] = "detection"
+    metric: str | None = None
+    """The metric that decides which checkpoints are kept, which epoch and which run is the best. null: mAP; a study
+    sets its own."""
+    size_bins_px: tuple[Edge, Edge] = COCO_BINS_PX
+    """Where small ends and large begins for mAP_small ... AR_large: sides of a square of the same area, in source
+    pixels. The default is COCO's, made for images of about 480 x 640."""
+    size_bins_fraction: tuple[Edge, Edge] | None = None
+    """The bins as parts of the square root of the image's area, so that a bin is the same share of the image at
+    every resolution; replaces `size_bins_px`. COCO's bins are about (0.058, 0.173) of its images."""
+    miss_rate: bool = False
+    """Add LAMR, the log-average miss rate (0..1, lower is better), as the mean over the classes. Data sources know no
+    regions to ignore: figures of KAIST's own protocol come from `raydet score kaist`."""
+    miss_rate_min_height_px: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 55.0
+    """Lower objects (source pixels) need not be found for LAMR, and finding them is no mistake. KAIST's "reasonable"
+    set has 55."""
+
+    @model_validator(mode="after")
+    def _bins_ascend(self) -> Self:
+        for name in ("size_bins_px", "size_bins_fraction"):
+            edges = getattr(self, name)
+            if edges is not None and edges[0] >= edges[1]:
+                raise ValueError(f"task.{name} must be two ascending numbers, got {list(edges)}")
+        if self.size_bins_fraction is not None and self.size_bins_px != COCO_BINS_PX:
+            raise ValueError("task.size_bins_px and task.size_bins_fraction exclude one another; set one")
+        return self
+
+
+class CustomTask(Config):
+    """A task that is defined outside raydet. Its code comes with a space file or is passed to `run_process`; everything
+    else needs to know no more of it than this."""
+
+    kind: Literal["custom"] = "custom"
+    name: str
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    """In the order of tables; the first decides unless `metric` says otherwise."""
+    metric: str | None = None
+    settings: dict[str, Any] = Field(default={})
+    """Read by the task's own code."""
+
+
+Task = Annotated[DetectionTask | CustomTask, Field(discriminator="kind")]

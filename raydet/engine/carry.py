@@ -1,0 +1,39 @@
+"""What a model remembers from one step to the next, lane by lane.
+
+A lane is a slot of the global batch (`raydet.data.clips`), whatever worker it is on: worker r of W holds the lanes from
+r * global_batch / W on. A model without memory has an empty carry.
+
+Legend: L lanes of this worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raydet.structures import Carry
+
+
+def carry_of(carry: Carry, micro: int, is_first: Tensor | None) -> Carry:
+    """The rows of one micro-batch, zero where its window begins its lane's sequence.
+
+    Args:
+        micro: number of the micro-batch among this worker's.
+        is_first: bool [b], one per lane of the micro-batch; None: no clips.
+    """
+    if is_first is None:
+        return {}
+    size = len(is_first)
+    rows = {name: x[micro * size : (micro + 1) * size] for name, x in carry.items()}
+    return {name: torch.where(_column(is_first, x), torch.zeros_like(x), x) for name, x in rows.items()}
+
+
+def joined(parts: Sequence[Carry]) -> Carry:
+    """The rows of all micro-batches, cut from the graph."""
+    return {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
+
+
+def _column(is_first: Tensor, like: Tensor) -> Tensor:
+    return is_first.to(like.device).view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,45 @@
+"""What every head offers, whatever the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+
+from raydet.structures import Batch, HeadOutput, Want
+
+DeviceType = Literal["cuda", "cpu"]
+TARGETS = "logits and targets"
+"""The plan's row for what a head computes without a graph."""
+
+
+class Head(nn.Module):
+    """From the pyramid of a neck to losses and predictions."""
+
+    loss_names: tuple[str, ...]
+    """Its losses in the order of the columns of metrics_per_batch.csv."""
+    last_row = "losses"
+    """The plan's row for what runs last in its forward pass."""
+
+    def forward(self, pyramid: Mapping[str, Tensor], batch: Batch, *, want: Want) -> HeadOutput:
+        """Losses, predictions, or both.
+
+        Args:
+            pyramid: maps [B, C, H, W] by level, the finest first.
+        """
+        raise NotImplementedError
+
+    def outline(self, device_type: DeviceType, enter: Callable[[str], None]) -> Head:
+        """A head that takes as much memory for its losses and looks at no value: it runs on tensors without memory.
+
+        Args:
+            device_type: whose kernels it uses.
+            enter: to be called with the plan's row of what comes next, `last_row` at the end.
+        """
+        self.register_forward_pre_hook(lambda *_: enter(self.last_row))
+        return self
+
+    def parts(self, pyramid: Mapping[str, Tensor]) -> Mapping[str, Callable[[], object]]:
+        """What an evaluation pass computes, by name, for counting operations on tensors without memory."""
+        raise NotImplementedError

@@ -1,0 +1,107 @@
+"""A model: encoder x neck x head, whatever the task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from raydet.models.backbones.dual import DualStreamEncoder
+from raydet.models.fusion.guided import guide_losses
+from raydet.models.heads.base import Head
+from raydet.models.heads.targets import targets_of
+from raydet.models.inputs import InputStream
+from raydet.models.necks.fpn import FPN
+from raydet.models.sections import Section, sections_of
+from raydet.structures import Batch, Carry, HeadOutput, Output, Want
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The parts of a model that `raydet.parallel` recomputes, compiles or shards one by one.
+
+    They do not overlap, and their parameters are used in their own forward pass only.
+    """
+
+    blocks: list[nn.Module]
+    """Blocks of the backbones, in call order; layers before and after the blocks of a stage are too small to matter."""
+    fusions: list[nn.Module]
+    rest: list[nn.Module]
+    """Neck and head."""
+
+
+class Model(nn.Module):
+    """Two input streams, an encoder with fusions (four maps), a neck (pyramid), a head (losses or predictions)."""
+
+    def __init__(
+        self,
+        *,
+        rgb_input: InputStream,
+        aux_input: InputStream,
+        encoder: DualStreamEncoder,
+        neck: FPN,
+        head: Head,
+    ) -> None:
+        super().__init__()
+        self.rgb_input = rgb_input
+        self.aux_input = aux_input
+        self.encoder = encoder
+        self.neck = neck
+        self.head = head
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The head's losses, in order; a fusion may add some of its own."""
+        return self.head.loss_names
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that both streams read, the first stream's first."""
+        return (*self.rgb_input.modalities, *self.aux_input.modalities)
+
+    @contextmanager
+    def without(self, modality: str) -> Iterator[None]:
+        """Treat a modality as missing while the block runs: exactly 0 after the normalisation."""
+        with self.rgb_input.without(modality), self.aux_input.without(modality):
+            yield
+
+    def units(self) -> Units:
+        """The units of the model; modules without parameters are left out."""
+        groups = [group for stage in self.encoder.stages() for group in stage.block_groups()]
+        return Units(
+            blocks=[block for group in groups for block in group if has_parameters(block)],
+            fusions=[fusion for fusion in self.encoder.fusions if has_parameters(fusion)],
+            rest=[self.neck, self.head],
+        )
+
+    def sections(self) -> list[Section]:
+        """Stages of the encoder with names, for plans and counts, in the order of the forward pass."""
+        return sections_of(self.encoder)
+
+    def forward(self, batch: Batch, carry: Carry | None = None, *, want: Want | None = None) -> Output:
+        """The losses of a batch, or the head's predictions.
+
+        Args:
+            carry: ignored, as this model has no memory.
+            want: default: losses in training mode, predictions in evaluation mode.
+
+        Raises:
+            ConfigError: the model reads a modality that the batch does not have.
+        """
+        want = want or ("losses" if self.training else "predictions")
+        maps, guides = self.encoder(self.rgb_input(batch), self.aux_input(batch))
+        losses: dict[str, Tensor] = {}
+        if guides and want != "predictions":
+            # Before the head, so that the backward pass runs through them after the head and before the encoder.
+            losses = guide_losses(
+                guides, targets_of(batch), canvas_hw=batch.canvas_hw, valid_hw_B2=batch.valid_hw
+            )
+        output: HeadOutput = self.head(self.neck(maps), batch, want=want)
+        return Output({**output.losses, **losses}, output.predictions, {})
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """False for some fusions and for poolings among a stage's layers."""
+    return any(True for _ in module.parameters())

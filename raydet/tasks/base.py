@@ -1,0 +1,69 @@
+"""What a task contributes to training and evaluation. The engine knows no more of it than this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydet.config import Experiment
+from raydet.data.sources.base import Source
+from raydet.metrics.records import Records
+from raydet.models.heads.base import Head
+from raydet.structures import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The outcome of an evaluation; None stands for "undefined", e.g. no object in a size bin."""
+
+    metrics: dict[str, float | None]
+    """By name, in the order of tables."""
+    per_class: dict[str, float | None]
+    """The main metric of every class, by `<metric>/<class>`."""
+    records: Records
+    """What the metrics can be computed from again."""
+
+
+class Scorer(Protocol):
+    """Turns predictions on an evaluation set into metrics.
+
+    Every worker calls `rows` for its own batches; the rows of all workers are gathered, in any order, for `finish`.
+    """
+
+    num_columns: int
+    """Width of a row."""
+
+    def rows(self, predictions: Any, batch: Batch, positions: Sequence[int]) -> NDArray[np.float64]:
+        """The model's predictions on a batch as numbers: [N, num_columns].
+
+        Args:
+            predictions: `Output.predictions` of the model.
+            positions: of the batch's images in the evaluation set; empty for a batch that another worker has, too.
+        """
+
+    def finish(self, rows: NDArray[np.float64]) -> Scores:
+        """The metrics of all rows, which do not depend on their order."""
+
+
+class Task(Protocol):
+    """What is learnt, and how well."""
+
+    def build_head(self, experiment: Experiment, channels: int) -> Head:
+        """The head of the model.
+
+        Args:
+            channels: of every level of the pyramid.
+        """
+
+    def cost(self, source: Source, index: int) -> int:
+        """How much an image costs beside its pixels: the worst batch has the images of the largest cost."""
+
+    def scorer(self, experiment: Experiment, source: Source, indices: Sequence[int]) -> Scorer:
+        """The scorer of an evaluation set, given by indices into the source."""
+
+    def results(self, experiment: Experiment) -> Mapping[str, Any]:
+        """What final_results.json says of how the task was measured (plain JSON)."""

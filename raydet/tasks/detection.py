@@ -1,0 +1,112 @@
+"""Object detection: boxes with labels and scores, measured as COCO does, and by the log-average miss rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raydet.config import DetectionTask, Experiment
+from raydet.data.sources.base import Source
+from raydet.data.split import groups_of
+from raydet.metrics.coco import ROW_WIDTH, GroundTruth
+from raydet.metrics.measure import measure
+from raydet.metrics.names import PER_CLASS
+from raydet.metrics.sizes import SizeBins
+from raydet.models.build import build_head
+from raydet.models.heads.base import Head
+from raydet.structures import Batch, Detections
+from raydet.tasks.base import Scores
+
+
+class Detection:
+    """See `raydet.tasks.base.Task`."""
+
+    def __init__(self, config: DetectionTask) -> None:
+        self.config = config
+
+    def build_head(self, experiment: Experiment, channels: int) -> Head:
+        return build_head(experiment, channels)
+
+    def cost(self, source: Source, index: int) -> int:
+        """Number of boxes: overlaps and targets grow with it."""
+        return len(source.targets(index)[1])
+
+    def scorer(self, experiment: Experiment, source: Source, indices: Sequence[int]) -> DetectionScorer:
+        return DetectionScorer(self.config, experiment, source, indices)
+
+    def results(self, experiment: Experiment) -> Mapping[str, Any]:
+        return {"size_bins": SizeBins.of(self.config).as_json()}
+
+
+class DetectionScorer:
+    """See `raydet.tasks.base.Scorer`; rows are those of `raydet.metrics.coco`."""
+
+    num_columns = ROW_WIDTH
+
+    def __init__(
+        self, config: DetectionTask, experiment: Experiment, source: Source, indices: Sequence[int]
+    ) -> None:
+        self.config = config
+        self.classes = experiment.data.classes
+        self.truth = ground_truth(source.targets(index) for index in indices)
+        self.image_ids = [source.image_ids[index] for index in indices]
+        groups = groups_of(source.group_ids, experiment.data.split)
+        self.group_ids = [groups[index] for index in indices]
+
+    def rows(
+        self, predictions: Sequence[Detections], batch: Batch, positions: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """The detections of a batch in source pixels."""
+        rows = [np.zeros((0, ROW_WIDTH))]
+        for row, position in enumerate(positions):
+            found = predictions[row].rescaled(_hw(batch.valid_hw, row), _hw(batch.source_hw, row))
+            columns = [
+                np.full(len(found.scores), position),
+                _xywh(found.boxes_xyxy),
+                found.scores.double().cpu().numpy(),
+                found.labels.cpu().numpy(),
+            ]
+            rows.append(np.column_stack(columns))
+        return np.concatenate(rows)
+
+    def finish(self, rows: NDArray[np.float64]) -> Scores:
+        result, records = measure(
+            self.config, self.truth, rows, self.classes, image_ids=self.image_ids, group_ids=self.group_ids
+        )
+        per_class = {f"{PER_CLASS}{name}": value for name, value in result.per_class_ap.items()}
+        return Scores(result.metrics, per_class, records)
+
+
+def ground_truth(targets: Iterable[tuple[Tensor, Tensor, tuple[int, int]]]) -> GroundTruth:
+    """The truth of an evaluation set.
+
+    Args:
+        targets: of each image boxes_xyxy [N, 4] in source pixels, labels [N], (height, width), see `Source.targets`.
+    """
+    boxes, labels, index = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    sizes_hw = []
+    for position, (boxes_xyxy, image_labels, size_hw) in enumerate(targets):
+        sizes_hw.append(size_hw)
+        boxes.append(_xywh(boxes_xyxy))
+        labels.append(image_labels.numpy())
+        index.append(np.full(len(image_labels), position))
+    return GroundTruth(
+        num_images=len(sizes_hw),
+        image_index=np.concatenate(index),
+        boxes_xywh=np.concatenate(boxes),
+        labels=np.concatenate(labels),
+        sizes_hw=np.array(sizes_hw, dtype=np.int64).reshape(-1, 2),
+    )
+
+
+def _xywh(boxes_xyxy: Tensor) -> NDArray[np.float64]:
+    boxes: NDArray[np.float64] = boxes_xyxy.double().cpu().numpy()
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _hw(sizes: Tensor, row: int) -> tuple[int, int]:
+    return int(sizes[row, 0]), int(sizes[row, 1])

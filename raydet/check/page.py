@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -39,6 +38,8 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
     environment = Environment(
         loader=PackageLoader("raydet.check"), autoescape=True, undefined=StrictUndefined
     )
+    rows = found.class_rows()
+    most = max((row["all"] for row in rows), default=0) or 1
     small, large = settings.size_edges
     unit = " of the image's side" if settings.edges_are_fractions else " px"
     page = environment.get_template("check.html.j2").render(
@@ -47,7 +48,7 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
         facts=_facts(found),
         groups=_groups(found, cases),
         severities=SEVERITIES,
-        classes=_with_bars(found.class_rows()),
+        classes=[{**row, "share": round(100 * row["all"] / most, 1)} for row in rows],
         sizes=[
             (name, sum(found.boxes[label, name] for label in range(len(found.classes))))
             for name in SIZE_NAMES
@@ -91,11 +92,6 @@ def _groups(found: Gathered, cases: Sequence[Case]) -> list[Group]:
             )
         )
     return groups
-
-
-def _with_bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    most = max((row["all"] for row in rows), default=0) or 1
-    return [{**row, "share": round(100 * row["all"] / most, 1)} for row in rows]
 
 
 def _bars(counts: Sequence[tuple[int, int]]) -> list[tuple[str, int, float]]:

@@ -35,9 +35,9 @@ def list_checkpoints(
     if as_json:
         typer.echo(json.dumps({"checkpoints": rows}))
         return
-    typer.echo(f"{'name':24} {'epoch':>5} {'step':>8} {'mAP':>7} {'MiB':>9} {'ranks':>5}  verified")
+    typer.echo(f"{'name':24} {'epoch':>5} {'step':>8} {'score':>7} {'MiB':>9} {'ranks':>5}  verified")
     for row in rows:
-        score, size = row["mAP"], row["bytes"]
+        score, size = row["score"], row["bytes"]
         typer.echo(
             f"{row['name']:24} {_or_dash(row['epoch']):>5} {_or_dash(row['step']):>8} "
             f"{'-' if score is None else f'{score:.4f}':>7} "
@@ -128,7 +128,7 @@ def _checkpoints_at(path: Path) -> list[Path]:
 def _row(path: Path, verify: bool) -> dict[str, Any]:
     from raydet.checkpoint.manifest import damaged_files, read_manifest, read_state
 
-    row: dict[str, Any] = dict.fromkeys(("epoch", "step", "mAP", "bytes", "world_size"))
+    row: dict[str, Any] = dict.fromkeys(("epoch", "step", "score", "bytes", "world_size"))
     try:
         manifest, state = read_manifest(path), read_state(path)
     except CheckpointError:
@@ -137,7 +137,7 @@ def _row(path: Path, verify: bool) -> dict[str, Any]:
     row = {
         "epoch": state.get("epoch"),
         "step": state.get("step"),
-        "mAP": manifest.score,
+        "score": manifest.score,
         "bytes": manifest.num_bytes,
         "world_size": manifest.world_size,
     }

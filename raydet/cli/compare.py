@@ -27,7 +27,7 @@ def compare(
     as_json: AsJsonOption = False,
 ) -> None:
     """Test whether one detector is better than another, or the difference is noise of images and seeds."""
-    from raydet.report.compare import compare_arms, open_arm
+    from raydet.report.compare import compare_arms, compared_metric, open_arm
 
     arms = open_arm(a.absolute()), open_arm(b.absolute())
     found = compare_arms(*arms, count=resamples, is_forced=anyway)
@@ -36,10 +36,10 @@ def compare(
         content = {**names, **asdict(found), "difference": found.difference, "verdict": found.verdict}
         typer.echo(json.dumps(content))
         return
+    metric = compared_metric(arms[0].experiment.task)
     for label, arm, mean in (("A", arms[0], found.mean_a), ("B", arms[1], found.mean_b)):
-        typer.echo(
-            f"{label}  mAP {mean:.4f}  {arm.name}, {len(arm.runs)} {'run' if len(arm.runs) == 1 else 'runs'}"
-        )
+        runs = f"{len(arm.runs)} {'run' if len(arm.runs) == 1 else 'runs'}"
+        typer.echo(f"{label}  {metric.label} {metric.text(mean)}  {arm.name}, {runs}")
     typer.echo(_in_words(found))
 
 

@@ -53,13 +53,15 @@ def check(
     from raydet.check.page import render
     from raydet.check.run import check_source, settings_of
     from raydet.check.summary import summary_lines
+    from raydet.config import DetectionTask
     from raydet.data.build import open_source
     from raydet.recipes import recipe
 
     experiment = adjusted(recipe(DEFAULT_RECIPE), data=spec, sets=sets, on_bad="skip")
     source = open_source(experiment.data, on_bad="skip")
     directory = output_directory(output or Path("runs", "data_check", _name_of(spec)))
-    settings = settings_of(experiment.data, experiment.task, tolerance=tolerance, align=align)
+    task = experiment.task if isinstance(experiment.task, DetectionTask) else DetectionTask()
+    settings = settings_of(experiment.data, task, tolerance=tolerance, align=align)
     with (
         interruptible("the same command restarts"),
         typer.progressbar(length=len(source), label="checking", hidden=not sys.stderr.isatty()) as bar,

@@ -25,12 +25,11 @@ def evaluate(
     if output is not None:
         output_directory(output.parent)
     from raydet.engine.open_run import evaluated
-    from raydet.metrics.sizes import SizeBins
 
     with interruptible("nothing was written"):
-        result = evaluated(opened)
-    found = describe_run(opened) | {"size_bins": SizeBins.of(opened.experiment.task).as_json()}
-    found |= {"metrics": result.metrics, "per_class_ap": result.per_class_ap}
+        scores = evaluated(opened)
+    found = {**describe_run(opened), **opened.task.results(opened.experiment)}
+    found |= {"metrics": scores.metrics, "per_class": scores.per_class}
     if output is not None:
         output.write_text(json.dumps(found, indent=2) + "\n")
     lines = [opened.experiment.data.simulation_note, *_lines(found)]
@@ -44,8 +43,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     )
     for name, value in found["metrics"].items():
         yield _row(name, value)
-    for name, value in found["per_class_ap"].items():
-        yield _row(f"AP {name}", value)
+    for name, value in found["per_class"].items():
+        yield _row(name.replace("/", " "), value)
 
 
 def _row(name: str, value: float | None) -> str:

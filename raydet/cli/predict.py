@@ -38,11 +38,11 @@ def predict(
     """Write detections of a run's newest checkpoint as COCO JSON, in source pixels."""
     opened = open_run(run, data=data, use_gpu=use_gpu)
     path = output_directory(output) / DETECTIONS
-    from raydet.engine.open_run import detected
+    from raydet.engine.open_run import predicted
     from raydet.export.coco_results import category_ids_of, coco_results
 
     with interruptible("the same command restarts"):
-        rows = detected(opened)
+        rows = predicted(opened)
         results = coco_results(
             rows,
             image_ids=[opened.source.image_ids[index] for index in opened.val_indices],

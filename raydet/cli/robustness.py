@@ -59,7 +59,7 @@ def robustness(
 
 def _lines(found: Robustness) -> Iterator[str]:
     heads = " ".join(f"{severity:>6}" for severity in range(found.severities + 1))
-    yield f"{'mAP at severity':24} {heads} {'area':>6} {'left':>5}"
+    yield f"{f'{found.metric} at severity':24} {heads} {'area':>6} {'left':>5}"
     for curve in found.curves:
         scores = " ".join(f"{score:6.3f}" for score in curve.scores)
         area = "" if curve.area is None else f"{curve.area:.3f}"

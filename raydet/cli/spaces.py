@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,12 +46,14 @@ def load_space(
         name: a module in `tune_spaces`, or the path of a Python file with a function `study` like theirs.
 
     Raises:
-        StudyError: there is no such space, or its file is not a space.
+        StudyError: there is no such space.
+        ConfigError: its file is not a space.
     """
+    from raydet.tasks.code import load_module
     from raydet.tune.spaces import study_of
 
     if name.endswith(".py"):
-        module = _module_in_file(Path(name))
+        module = load_module(Path(name), function="study")
     elif name in space_names():
         module = importlib.import_module(f"tune_spaces.{name}")
     else:
@@ -61,22 +61,6 @@ def load_space(
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(space_names())}"
         raise StudyError(f"unknown space {name!r}; {hint}")
     return study_of(module.study, name, base, overrides, chosen=chosen, arms=arms)
-
-
-def _module_in_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (OSError, SyntaxError, ImportError) as error:
-        raise StudyError(
-            f"--space {path}: {error}; it must be a Python file with a function `study`"
-        ) from error
-    if not hasattr(module, "study"):
-        raise StudyError(f"--space {path} has no function `study(base)`; see the modules of tune_spaces")
-    return module
 
 
 def recipes() -> None:

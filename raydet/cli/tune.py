@@ -150,6 +150,7 @@ def tune(
         early_stopping=_early_stopping(asha, asha_reduction),
         budget=Budget(gpu_hours=budget_gpu_hours, cpu_worker_hours=budget_worker_hours),
         tracking_uri=tracking_uri,
+        task_code=Path(space) if study.base.task.kind == "custom" else None,
     )
     if dry_run:
         _print_study_plan(plan_study(study, study_options), as_json)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 
+LAST_OF_OLDER_CONFIGS = "ac6f741"
+"""The last commit of raydet with the old paths."""
 MOVED = {"evaluate": "task"}
 """Sections by their old path."""
 

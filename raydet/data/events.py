@@ -69,6 +69,7 @@ def log_intensity(rgb_CHW: Tensor) -> Ints:
     return np.take(_logarithms(), grey_HW)
 
 
+@functools.lru_cache(maxsize=2)  # computing them takes longer than an image's events
 def thresholds(size_hw: tuple[int, int], *, mean: float, sigma: float, seed: int) -> Ints:
     """Change of the log intensity that fires an event, [H, W] in units of 1 / `UNIT`: equal for all images of a camera.
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from raydet.config import Clips, DataConfig, Frames
+from raydet.config import Clips, DataConfig, Frames, Sampling
 from raydet.data.clips import ClipSampler, sequences_of
 from raydet.data.placement import partner_positions
 from raydet.data.sampler import ElasticSampler
@@ -35,6 +35,27 @@ class _BatchRequest:
     clip_frames: int = 1
     is_first: tuple[bool, ...] | None = None
     """Of each clip: it begins its lane's sequence, see `raydet.data.clips`; None: no clips."""
+
+
+def make_sampler(
+    sampling: Sampling, source: Source, indices: Sequence[int], global_batch: int, seed: int
+) -> ElasticSampler | ClipSampler:
+    """The sampler of a training set.
+
+    Args:
+        indices: the images that train, by their index in the source.
+
+    Raises:
+        ConfigError: there are fewer images, or windows, than a global batch has.
+    """
+    match sampling:
+        case Frames():
+            return ElasticSampler(len(indices), global_batch, seed)
+        case Clips(frames=frames, random_share=share):
+            lengths = tuple(map(len, sequences_of([source.group_ids[i] for i in indices])))
+            return ClipSampler(lengths, frames, global_batch, seed, share)
+        case unreachable:
+            assert_never(unreachable)
 
 
 class TrainLoader:
@@ -72,16 +93,9 @@ class TrainLoader:
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self._rank = rank
         self._indices = list(indices)
-        self._sampler: ElasticSampler | ClipSampler
-        match data.sampling:
-            case Frames():
-                self._sampler = ElasticSampler(len(self._indices), global_batch, seed)
-            case Clips(frames=frames, random_share=share):
-                self._sequences = sequences_of([source.group_ids[i] for i in self._indices])
-                lengths = tuple(map(len, self._sequences))
-                self._sampler = ClipSampler(lengths, frames, global_batch, seed, share)
-            case unreachable:
-                assert_never(unreachable)
+        self._sampler = make_sampler(data.sampling, source, self._indices, global_batch, seed)
+        if isinstance(self._sampler, ClipSampler):
+            self._sequences = sequences_of([source.group_ids[i] for i in self._indices])
         self.steps_per_epoch = steps_per_epoch or self._sampler.steps_per_pass
         # An array, because loader processes get a copy.
         partners = np.asarray(self._indices) if data.augmentation.mosaic > 0 else np.empty(0, np.int64)
@@ -93,7 +107,7 @@ class TrainLoader:
         return self.accumulation * self.micro_batch
 
     def position(self, step: int) -> tuple[int, int]:
-        """The pass that a step of the run belongs to, and where this worker's samples begin in the order of the pass."""
+        """The pass that a step of the run belongs to, and where this worker's samples begin in its order."""
         pass_, first = self._sampler.position(step)
         return pass_, first + self._rank * self.share
 

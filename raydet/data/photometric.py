@@ -51,7 +51,10 @@ def recoloured(x_CHW: Tensor, change: RgbPhotometric, key: tuple[Key, ...]) -> T
     brightness, contrast, saturation, turn = 2 * random_stream(*key, "rgb").random_sample(4) - 1
     brightness, contrast = 1 + change.brightness * brightness, 1 + change.contrast * contrast
     gain = brightness * contrast
-    offset = brightness * (1 - contrast) * _mean_grey(x_CHW)
+    means = x_CHW.mean(dim=(1, 2), dtype=torch.float32).tolist()
+    weights = LUMA if len(means) == 3 else [1 / len(means)] * len(means)
+    mean_grey = sum(weight * mean for weight, mean in zip(weights, means, strict=True))
+    offset = brightness * (1 - contrast) * mean_grey
     if len(x_CHW) != 3 or change.saturation == change.hue == 0:
         return _on_values(x_CHW, lambda x: x.mul_(gain).add_(offset))
     matrix = gain * colour_matrix(1 + change.saturation * float(saturation), change.hue * float(turn))
@@ -102,12 +105,6 @@ def with_other_events(x_CHW: Tensor, change: EventPhotometric, key: tuple[Key, .
     if x_CHW.dtype != torch.uint8:
         strength = strength.to(x_CHW.dtype) / 255
     return torch.maximum(x_CHW.masked_fill(lost, 0), strength.masked_fill(~fires, 0))
-
-
-def _mean_grey(x_CHW: Tensor) -> float:
-    means = x_CHW.mean(dim=(1, 2), dtype=torch.float32).tolist()
-    weights = LUMA if len(means) == 3 else [1 / len(means)] * len(means)
-    return sum(weight * mean for weight, mean in zip(weights, means, strict=True))
 
 
 def _on_values(x_CHW: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:

@@ -26,9 +26,17 @@ def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -
         case GroupSplit():
             train, val = _by_group(source.group_ids, split)
         case FrameSplit():
-            train, val = _by_frame(len(source), split)
-        case FirstSplit():
-            train, val = _first(len(source), split)
+            # The same split as scikit-learn's `train_test_split`, with its order: published lists are made with it.
+            num_val = math.ceil(split.val_fraction * len(source))
+            order: list[int] = np.random.RandomState(split.seed).permutation(len(source)).tolist()
+            train, val = order[num_val:], order[:num_val]
+        case FirstSplit(num_train=num_train):
+            if num_train > len(source):
+                raise DataError(
+                    f"data.split.num_train is {num_train}, the source has only {len(source)} images; lower it"
+                )
+            train = list(range(num_train))
+            val = list(train) if split.overfit else list(range(num_train, len(source)))
         case unreachable:
             assert_never(unreachable)
     if not train or not val:
@@ -69,19 +77,3 @@ def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], l
             break
         val.update(members[names[position]])
     return [i for i in range(len(groups)) if i not in val], sorted(val)
-
-
-def _by_frame(num_images: int, split: FrameSplit) -> tuple[list[int], list[int]]:
-    """The same split as scikit-learn's `train_test_split`, including order: published lists are made with it."""
-    num_val = math.ceil(split.val_fraction * num_images)
-    order: list[int] = np.random.RandomState(split.seed).permutation(num_images).tolist()
-    return order[num_val:], order[:num_val]
-
-
-def _first(num_images: int, split: FirstSplit) -> tuple[list[int], list[int]]:
-    if split.num_train > num_images:
-        raise DataError(
-            f"data.split.num_train is {split.num_train}, the source has only {num_images} images; lower it"
-        )
-    train = list(range(split.num_train))
-    return train, list(train) if split.overfit else list(range(split.num_train, num_images))

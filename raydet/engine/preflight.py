@@ -1,26 +1,56 @@
-"""What would go wrong after the cluster is up, found before: data, split, batch, model."""
+"""The checks that a run would fail after the cluster is up: data, split, batch, model, metric."""
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+
 from raydet.config import Experiment
 from raydet.data.build import open_source
-from raydet.data.sampler import ElasticSampler, batch_plan
+from raydet.data.loader import make_sampler
+from raydet.data.sampler import batch_plan
 from raydet.data.split import split_indices
-from raydet.models.build import describe_parameters
+from raydet.errors import ConfigError
+from raydet.metrics.names import VAL_LOSS, deciding_metric
+from raydet.models.build import build_model
 from raydet.parallel.layout import layout_of
+from raydet.tasks.base import Task
 
 
-def check(experiment: Experiment, *, workers: int) -> None:
-    """Go through everything that a run needs and that takes no training.
+def check(experiment: Experiment, task: Task, *, workers: int) -> None:
+    """Check everything that a run needs and that takes no training.
 
     Raises:
         DataError: the data are bad.
         ConfigError: the batch does not divide, or is larger than the set; the strategy does not fit the workers; the
-            model cannot be built.
+            model cannot be built; the metric that decides is unknown.
     """
-    train, _ = split_indices(open_source(experiment.data), experiment.data.split)
+    deciding_metric(experiment.task)
+    source = open_source(experiment.data)
+    train, _ = split_indices(source, experiment.data.split)
     micro_batch = experiment.train.micro_batch
     batch_plan(experiment.train.global_batch, workers, None if micro_batch == "auto" else micro_batch)
-    ElasticSampler(num_samples=len(train), global_batch=experiment.train.global_batch, seed=experiment.seed)
+    make_sampler(experiment.data.sampling, source, train, experiment.train.global_batch, experiment.seed)
     layout_of(experiment.train.strategy, world_size=workers, shard_ranks=experiment.train.shard_ranks)
-    describe_parameters(experiment)
+    with torch.device("meta"):
+        build_model(experiment, task.build_head)
+
+
+def check_decidable(experiment: Experiment, task: Task) -> None:
+    """Check that the metric by which a study is decided exists on the validation images.
+
+    Raises:
+        ConfigError: it is undefined there.
+    """
+    metric = deciding_metric(experiment.task)
+    if metric == VAL_LOSS:
+        return
+    source = open_source(experiment.data)
+    _, val = split_indices(source, experiment.data.split)
+    scorer = task.scorer(experiment, source, val)
+    scores = scorer.finish(np.zeros((0, scorer.num_columns)))  # as if nothing was predicted
+    if (scores.metrics | scores.per_class).get(metric.name) is None:
+        raise ConfigError(
+            f"{metric.name} is undefined on the {len(val)} validation images, e.g. as they hold no such object: a "
+            "study cannot be decided by it; set task.metric to another metric, or change the data or data.split"
+        )

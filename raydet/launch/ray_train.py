@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from raydet.launch.worker import train_worker
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.heartbeat import STALL_REPORT
 from raydet.resilience.stop_signal import STOP_FILE, StopKind, request_stop, requested_stop
+from raydet.runs.results import RunResults
 
 logger = logging.getLogger("raydet")
 
@@ -49,8 +50,13 @@ SETTLE_S = 10.0
 
 
 def launch(
-    experiment: Experiment, *, run_dir: Path, workers: Workers, fault_tolerance: FaultTolerance
-) -> dict[str, Any]:
+    experiment: Experiment,
+    *,
+    run_dir: Path,
+    workers: Workers,
+    fault_tolerance: FaultTolerance,
+    task_code: Path | None = None,
+) -> RunResults:
     """Train one run as a Ray Train job; an interrupted one resumes from its newest checkpoint.
 
     After the loss of a worker or of its node the run restarts, with as many workers as fit; pre-emption by the cluster
@@ -59,9 +65,10 @@ def launch(
     Args:
         run_dir: readable and writable from every node.
         fault_tolerance: how often to save, when to give up.
+        task_code: the code of a custom task, see `raydet.tasks.build`; readable from every node.
 
     Returns:
-        The run's results, see `raydet.engine.process.run_process`, and the number of `restarts`.
+        The run's results, with the number of restarts.
 
     Raises:
         RaydetError: what a worker raised, unchanged; also that it was asked to stop, and has saved.
@@ -76,10 +83,8 @@ def launch(
         _obey_stop_requests(run_dir)
         grow = partial(_request_growth, experiment, run_dir, workers, current=current.count)
         try:
-            trainer = _trainer(experiment, run_dir, current, fault_tolerance, attempt)
-            results: dict[str, Any] = _fit(
-                trainer, run_dir, grow if current.count < workers.count else None
-            ).return_value
+            trainer = _trainer(experiment, run_dir, current, fault_tolerance, attempt, task_code)
+            result = _fit(trainer, run_dir, grow if current.count < workers.count else None)
         except ray.train.TrainingFailedError as error:
             cause = _raised_by_worker(error)
             if cause is not None and not isinstance(cause, RestartRequestedError | HostMemoryError):
@@ -92,7 +97,7 @@ def launch(
             logger.warning("%s: %s; restarting", experiment.name, why)
             current = _fitting_workers(experiment, workers)
         else:
-            return results | {"restarts": attempt}
+            return replace(RunResults.parse(result.return_value), restarts=attempt)
     raise AssertionError("unreachable")
 
 
@@ -148,7 +153,12 @@ def _worker_loss(error: Exception, run_dir: Path) -> TrainingError:
 
 
 def _trainer(
-    experiment: Experiment, run_dir: Path, workers: Workers, fault_tolerance: FaultTolerance, attempt: int
+    experiment: Experiment,
+    run_dir: Path,
+    workers: Workers,
+    fault_tolerance: FaultTolerance,
+    attempt: int,
+    task_code: Path | None,
 ) -> TorchTrainer:
     backend = "gloo" if workers.cpu_for_gpu else None  # None: Ray's choice, by the resources of the workers
     torch_config = TorchConfig if workers.may_wait else LoopbackTorchConfig
@@ -161,6 +171,7 @@ def _trainer(
             "use_gpu": workers.use_gpu and not workers.cpu_for_gpu,
             "fault_tolerance": asdict(fault_tolerance),
             "attempt": attempt,
+            "task_code": None if task_code is None else str(task_code),
         },
         torch_config=torch_config(backend=backend),
         scaling_config=ray.train.ScalingConfig(

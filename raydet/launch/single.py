@@ -8,26 +8,29 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raydet.checkpoint.retention import newest_checkpoint
-from raydet.config import Experiment
+from raydet.config import Experiment, Task
 from raydet.cpu import refuse_slow_bf16, threads_per_process
 from raydet.engine.preflight import check
 from raydet.engine.process import run_process
 from raydet.errors import ConfigError, PreemptedError, TrackingError
+from raydet.metrics.names import deciding_metric, leading_metrics
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.step_control import StopRequest, stopping_on_sigterm
 from raydet.resilience.stop_signal import STOP_FILE
 from raydet.runs.epoch_watcher import EpochWatcher
+from raydet.runs.results import RunResults
 from raydet.runs.run_dir import claim_run_directory, finished_results, read_progress
 from raydet.runs.terminal import exclusive_terminal
+from raydet.tasks.build import build_task
 from raydet.track.base import Tracker
 from raydet.track.runs import begin_run, end_run, open_tracker
 
@@ -64,7 +67,7 @@ def train_single(
     if min_workers is not None and not 1 <= min_workers <= workers:
         raise ConfigError(f"--min-workers must be 1 to --workers {workers}, got {min_workers}")
     # On every rank, so that all of them stop.
-    check(experiment, workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
+    check(experiment, build_task(experiment), workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
     results = finished_results(run_dir)
     if results is None and (
         workers == 0 or "RAY_ADDRESS" not in os.environ
@@ -109,14 +112,14 @@ def train_single(
                     results = launch(
                         experiment, run_dir=run_dir, workers=share, fault_tolerance=fault_tolerance
                     )
-            results = results | {"wall_s": round(time.perf_counter() - started, 3)}
+            results = replace(results, wall_s=round(time.perf_counter() - started, 3))
         _track_end(tracker, experiment, run_dir, results, console)
-        _print_results(console, results)
+        _print_results(console, experiment.task, results)
         console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
 
 
 def _track_end(
-    tracker: Tracker, experiment: Experiment, run_dir: Path, results: dict[str, Any], console: Console
+    tracker: Tracker, experiment: Experiment, run_dir: Path, results: RunResults, console: Console
 ) -> None:
     """Log the end of the run; a tracker that is down costs a warning, not the run."""
     try:
@@ -129,7 +132,7 @@ def _track_end(
 
 def _run_here(
     experiment: Experiment, run_dir: Path, world: World, fault_tolerance: FaultTolerance
-) -> dict[str, Any]:
+) -> RunResults:
     stop = StopRequest()
     with stopping_on_sigterm(stop):
         return run_process(
@@ -141,7 +144,7 @@ def _run_here(
 def _tracked(tracker: Tracker, experiment: Experiment, run_dir: Path) -> Iterator[None]:
     """Log epochs while the block runs; close the tracked run if the block fails."""
     run_id = begin_run(tracker, experiment, name=experiment.name, identity=str(run_dir))
-    watcher = EpochWatcher(run_dir, lambda rows: tracker.log_history(run_id, rows))
+    watcher = EpochWatcher(run_dir, lambda rows: tracker.log_history(run_id, [row.as_json() for row in rows]))
     watcher.start()
     try:
         yield
@@ -185,9 +188,12 @@ def _progress_bar(console: Console, run_dir: Path) -> Iterator[None]:
             thread.join()
 
 
-def _print_results(console: Console, results: dict[str, Any]) -> None:
-    final = results["final"]
-    shown = {name: final[name] for name in ("loss", "mAP", "mAP_50", "mAP_75")}
-    text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in shown.items())
-    lost = f"  lost {results['lost_s']:.1f} s" if results["lost_s"] else ""
-    console.print(f"epoch {final['epoch']}: {text}  loop {results['loop_s']:.1f} s{lost}", highlight=False)
+def _print_results(console: Console, task: Task, results: RunResults) -> None:
+    final, decider = results.final, deciding_metric(task)
+    metrics = leading_metrics(task, decider)
+    scores = "  ".join(f"{metric.label} {metric.text(final[metric.name])}" for metric in metrics)
+    loss = "-" if final.loss is None else f"{final.loss:.4f}"
+    lost = f"  lost {results.lost_s:.1f} s" if results.lost_s else ""
+    console.print(
+        f"epoch {final.epoch}: loss {loss}  {scores}  loop {results.loop_s:.1f} s{lost}", highlight=False
+    )

@@ -15,8 +15,8 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train one run as one of its workers.
 
     Args:
-        config: `experiment` (JSON), `run_dir`, `threads`, `use_gpu`, `fault_tolerance`, `attempt`: plain values
-            only, as Ray stores them.
+        config: `experiment` (JSON), `run_dir`, `threads`, `use_gpu`, `fault_tolerance`, `attempt`, `task_code`
+            (see `raydet.tasks.build`): plain values only, as Ray stores them.
 
     Returns:
         The results of the run; Ray keeps those of rank 0.
@@ -32,6 +32,7 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     from raydet.parallel.collectives import World, local_device
     from raydet.resilience.fault_tolerance import FaultTolerance
     from raydet.runs.usage import record_usage
+    from raydet.tasks.build import build_task
 
     node_id = ray.get_runtime_context().get_node_id()
     declared = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == node_id)
@@ -43,14 +44,17 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         device=local_device(context.get_local_rank(), use_gpu=config["use_gpu"]),
         ranks_per_node=context.get_local_world_size(),
     )
-    run_dir = Path(config["run_dir"])
+    run_dir, code = Path(config["run_dir"]), config["task_code"]
+    experiment = Experiment.from_json(config["experiment"], where="the driver's config")
+    task = build_task(experiment, code=None if code is None else Path(code))
     with record_usage(
         run_dir, since=since, workers=world.world_size, use_gpu=config["use_gpu"], enabled=world.is_main
     ):
-        return run_process(
-            Experiment.from_json(config["experiment"], where="the driver's config"),
+        results = run_process(
+            experiment,
             run_dir=run_dir,
             world=world,
+            task=task,
             # Metrics only: Ray Train would copy checkpoints once more.
             publish=lambda row: ray.train.report(
                 {key: x for key, x in row.as_json().items() if x is not None}
@@ -62,3 +66,4 @@ def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
             ),
             attempt=config["attempt"],
         )
+    return results.as_json()

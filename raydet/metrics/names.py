@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from raydet.config import CustomTask, DetectionTask, Metric, Task
 from raydet.errors import ConfigError
 
@@ -24,7 +27,42 @@ COCO_METRICS = (
 )
 """COCO metrics in pycocotools' order. `task.size_bins_px` of the config sets what is small, medium and large; in
 COCO: area up to 32^2, up to 96^2, and above, in source pixels."""
+
+
+class MetricGroup(NamedTuple):
+    """Metrics that are shown beside one another."""
+
+    name: str
+    title: str
+    caption: str
+    axis: str
+    labels: Mapping[str, str]
+    """By metric."""
+    is_ordered: bool
+    """Neighbours are connected by lines."""
+
+
+COCO_GROUPS = (
+    MetricGroup(
+        "thresholds",
+        "AP at loose and strict overlap",
+        "In the order of the figure above; the distance between the lines is due to badly fitting boxes.",
+        "AP",
+        {"mAP_50": "IoU 0.50", "mAP_75": "IoU 0.75"},
+        is_ordered=True,
+    ),
+    MetricGroup(
+        "sizes",
+        "AP by object size",
+        "Means over seeds. Sizes without an object in the test images are omitted.",
+        "AP",
+        {"mAP_small": "small", "mAP_medium": "medium", "mAP_large": "large"},
+        is_ordered=False,
+    ),
+)
+
 METRIC_NAMES = tuple(metric.name for metric in COCO_METRICS)
+RECALL_NAMES = tuple(name for name in METRIC_NAMES if name.startswith("AR_"))
 
 MISS_RATE = "LAMR"
 """Log-average miss rate, see `raydet.metrics.miss_rate`: in 0..1, and lower is better."""
@@ -68,3 +106,14 @@ def deciding_metric(task: Task) -> Metric:
         ConfigError: the task has no metric of that name.
     """
     return metrics_of(task)[0] if task.metric is None else metric_named(task, task.metric)
+
+
+def leading_metrics(task: Task, decider: Metric, count: int = 3) -> list[Metric]:
+    """The few metrics that short tables show: the deciding one, and the first of the task's."""
+    metrics = [decider, *(metric for metric in metrics_of(task) if metric.name != decider.name)]
+    return metrics[:count]
+
+
+def groups_of(task: Task) -> tuple[MetricGroup, ...]:
+    """The groups of metrics that a report compares in figures of their own."""
+    return COCO_GROUPS if isinstance(task, DetectionTask) else ()

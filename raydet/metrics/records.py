@@ -111,6 +111,11 @@ def write_records(path: Path, records: Records) -> None:
     draft.replace(path)
 
 
+def has_records(run_dir: Path) -> bool:
+    """Whether a run has records of its last evaluation."""
+    return any((run_dir / name).is_file() for name in (RECORDS, OLDER_RECORDS))
+
+
 def read_records(run_dir: Path) -> Records:
     """The records of a run's last evaluation.
 

@@ -47,8 +47,8 @@ def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
     Args:
         resamples: number of resampled sets of images for the bootstrap.
     """
-    compared = StudyComparisons(results, Resamples(count=resamples, metric=results.study.metric))
-    best_control = max(results.controls, key=lambda cell: cell.mean, default=None)
+    compared = StudyComparisons(results, Resamples(count=resamples, metric=results.study.decider))
+    best_control = max(results.controls, key=lambda cell: cell.utility, default=None)
     defaults = {factor.path: factor.default for factor in results.study.factors}
     named = [cell for cell in results.controls if cell.name == "baseline"]
     baseline = next(iter([*named, *(cell for cell in results.arms if cell.cell.values == defaults)]), None)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from raydet.config import Experiment
+from raydet.config import Experiment, Metric, Task
 from raydet.engine.open_run import recorded_experiment
 from raydet.errors import ConfigError
-from raydet.metrics.matches import MatchRecords, mean_average_precision
-from raydet.runs.run_dir import FINAL_RESULTS, MATCH_RECORDS, recorded_model_info
-from raydet.stats.bootstrap import is_same_images, paired_differences
+from raydet.metrics.names import deciding_metric, metrics_of
+from raydet.metrics.records import RECORDS, Records, has_records, read_records, score
+from raydet.runs.run_dir import FINAL_RESULTS, recorded_model_info
+from raydet.stats.bootstrap import paired_differences
 from raydet.stats.comparison import Comparison, compare
 
 
@@ -24,7 +25,7 @@ class Arm:
     runs: tuple[Path, ...]
     experiment: Experiment
     """The experiment of the first run."""
-    records: tuple[MatchRecords, ...]
+    records: tuple[Records, ...]
 
 
 def open_arm(run_dir: Path) -> Arm:
@@ -32,7 +33,7 @@ def open_arm(run_dir: Path) -> Arm:
 
     Raises:
         ConfigError: there is no finished run, or one beside it is not a repeat.
-        DataError: match records cannot be read.
+        DataError: records cannot be read.
     """
     recorded_experiment(run_dir)
     name = re.sub(r"_seed\d+$", "", run_dir.name)
@@ -40,15 +41,15 @@ def open_arm(run_dir: Path) -> Arm:
         path for path in sorted(run_dir.parent.glob(f"{name}_seed*")) if re.search(r"_seed\d+$", path.name)
     ]
     candidates = [run_dir.with_name(name), *repeats]
-    runs = tuple(path for path in candidates if (path / MATCH_RECORDS).is_file())
+    runs = tuple(path for path in candidates if has_records(path))
     if not runs:
         is_old = (run_dir / FINAL_RESULTS).exists()
         why = (
-            f"the run is older than match records: remove its {FINAL_RESULTS} and run its command again"
+            f"the run is older than records of evaluations: remove its {FINAL_RESULTS} and run its command again"
             if is_old
             else "the run is not finished: run its command again"
         )
-        raise ConfigError(f"{run_dir} cannot be compared: {MATCH_RECORDS} is missing; {why}")
+        raise ConfigError(f"{run_dir} cannot be compared: {RECORDS} is missing; {why}")
     experiments = [recorded_experiment(run) for run in runs]
     first, *others = (experiment.model_copy(update={"seed": 0, "name": ""}) for experiment in experiments)
     for run, other in zip(runs[1:], others, strict=True):
@@ -56,7 +57,7 @@ def open_arm(run_dir: Path) -> Arm:
             raise ConfigError(
                 f"{run} is not a repeat of {runs[0]}: more than the seed differs; move one of them away"
             )
-    return Arm(name, runs, experiments[0], tuple(MatchRecords.load(run / MATCH_RECORDS) for run in runs))
+    return Arm(name, runs, experiments[0], tuple(map(read_records, runs)))
 
 
 def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) -> Comparison:
@@ -81,17 +82,31 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
             f"{a.name} and {b.name} cannot be compared: their classes differ, {', '.join(a.experiment.data.classes)} "
             f"against {', '.join(b.experiment.data.classes)}"
         )
-    if any(not is_same_images(a.records[0], other) for other in (*a.records, *b.records)):
+    if any(not a.records[0].is_comparable(other) for other in (*a.records, *b.records)):
         raise ConfigError(
             f"{a.name} and {b.name} cannot be compared: they were evaluated on different images or boxes; "
             "give both the same data and data.split"
         )
-    scores_a, scores_b = ([mean_average_precision(run) for run in arm.records] for arm in (a, b))
-    resampled = paired_differences(a.records, b.records, count=count)
+    metric = compared_metric(a.experiment.task)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    scores_a, scores_b = ([sign * score(run, metric.name) for run in arm.records] for arm in (a, b))
+    resampled = sign * paired_differences(a.records, b.records, metric.name, count=count)
     if len(resampled) < 2:
         raise ConfigError(f"{a.name} and {b.name} cannot be compared: their images have no objects")
     num_groups = len(set(a.records[0].group_ids.tolist()))
     return compare([scores_a], [scores_b], resampled, num_groups=num_groups)
+
+
+def compared_metric(task: Task) -> Metric:
+    """The metric that decides, or else the first that the records tell on resampled images.
+
+    Raises:
+        ConfigError: the task has no such metric.
+    """
+    for metric in (deciding_metric(task), *metrics_of(task)):
+        if metric.is_resampleable:
+            return metric
+    raise ConfigError("the task has no metric that can be computed on resampled images")
 
 
 MUST_MATCH = (

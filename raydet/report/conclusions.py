@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from raydet.metrics.names import metrics_of
 from raydet.report.analysis import Analysis
 from raydet.report.findings import HypothesisResult
-from raydet.report.study import THRESHOLDS, StudyResults
+from raydet.report.study import StudyResults
 from raydet.stats.comparison import LEVEL
 from raydet.tune.study import PromotionPhase
 
@@ -34,6 +35,7 @@ def limits(analysis: Analysis) -> list[str]:
     simulation = analysis.results.study.base.data.simulation_note
     return [
         *([f"{simulation} These results hold for the simulation."] if simulation else []),
+        *_direction(analysis.results),
         *_seeds(analysis),
         *_images(analysis),
         *_controls(analysis),
@@ -42,10 +44,11 @@ def limits(analysis: Analysis) -> list[str]:
 
 
 def _learning(results: StudyResults) -> Iterator[str]:
-    best = max((*results.controls, *results.arms), key=lambda cell: cell.mean, default=None)
-    if results.study.metric in THRESHOLDS and best is not None and best.mean < LEARNT:
+    best = max((*results.controls, *results.arms), key=lambda cell: cell.utility, default=None)
+    decider = results.study.decider
+    if decider.is_resampleable and decider.higher_is_better and best is not None and best.mean < LEARNT:
         yield (
-            f"The best mean {results.study.metric} is {best.mean:.4f} ({best.name}): these detectors have hardly "
+            f"The best mean {results.study.decider.name} is {best.mean:.4f} ({best.name}): these detectors have hardly "
             "learnt anything, and their differences say nothing about fusion. Train for longer, on more images, or "
             "from pretrained weights."
         )
@@ -108,7 +111,7 @@ def _fusion(analysis: Analysis) -> Iterator[str]:
     control = analysis.best_control
     if control is None:
         return
-    yield f"The best control is {control.name} with {analysis.results.study.metric} {control.mean:.4f}."
+    yield f"The best control is {control.name} with {analysis.results.study.decider.name} {control.mean:.4f}."
     texts = {
         "A is better": "beat it",
         "B is better": "are worse than it",
@@ -166,6 +169,14 @@ def _noise(analysis: Analysis) -> Iterator[str]:
         yield f"Of {pairs} of equivalent cells, none came out different, as it should be."
 
 
+def _direction(results: StudyResults) -> Iterator[str]:
+    if not results.study.decider.higher_is_better:
+        yield (
+            f"{results.study.decider.name} is better when it is lower: differences are given so that a positive one is "
+            "better."
+        )
+
+
 def _seeds(analysis: Analysis) -> Iterator[str]:
     if analysis.results.num_seeds > 1:
         return
@@ -176,15 +187,19 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
 
 
 def _images(analysis: Analysis) -> Iterator[str]:
-    if analysis.results.study.metric not in THRESHOLDS:
+    decider = analysis.results.study.decider
+    if not decider.is_resampleable:
+        known = [
+            metric.name for metric in metrics_of(analysis.results.study.base.task) if metric.is_resampleable
+        ]
         yield (
-            f"The noise of the test images is known for {', '.join(THRESHOLDS)}, not for "
-            f"{analysis.results.study.metric}: all results hold for these images only."
+            f"The noise of the test images is known for {', '.join(known)}, not for {decider.name}: all results hold "
+            "for these images only."
         )
     elif analysis.without_images:
         yield (
-            f"Match records are missing, or are of other images, for {_names(analysis.without_images)}: their results "
-            "hold for these images only."
+            f"Records of the evaluation are missing, or are of other images, for {_names(analysis.without_images)}: "
+            "their results hold for these images only."
         )
     elif analysis.num_groups == 1:
         yield (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from scipy import stats
 
+from raydet.metrics.names import VAL_LOSS
 from raydet.report.study import CellRuns
+from raydet.runs.results import RunResults
 from raydet.stats.comparison import LEVEL, Comparison, Spread, Verdict
 from raydet.tune.study import Factor, Hypothesis, Value
 
@@ -103,9 +104,11 @@ class HypothesisResult:
     claims: tuple[PairComparison, ...]
 
 
-def loss_gap(row: Mapping[str, float | None]) -> float | None:
-    """Validation loss minus training loss; None where one is missing or not finite."""
-    train, val = row.get("loss"), row.get("val_loss")
+def loss_gap(results: RunResults | None) -> float | None:
+    """Validation loss minus training loss in the last epoch; None where one is missing or not finite."""
+    if results is None:
+        return None
+    train, val = results.final.loss, results.final[VAL_LOSS.name]
     gap = None if train is None or val is None else val - train
     return gap if gap is not None and math.isfinite(gap) else None
 

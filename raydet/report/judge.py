@@ -59,10 +59,13 @@ class StudyComparisons:
         return min(spreads), max(spreads)
 
     def compare(self, a: Sequence[CellRuns], b: Sequence[CellRuns], *, family: int = 1) -> Comparison:
+        """A against B; a positive difference is better, whatever the metric."""
+        sign = 1.0 if self.results.study.decider.higher_is_better else -1.0
+        resampled = self.resamples.difference(a, b)
         return compare(
-            [cell.scores for cell in a],
-            [cell.scores for cell in b],
-            _without_empty_sets(self.resamples.difference(a, b)),
+            [[sign * score for score in cell.scores] for cell in a],
+            [[sign * score for score in cell.scores] for cell in b],
+            _without_empty_sets(None if resampled is None else sign * resampled),
             num_groups=self.resamples.num_groups,
             spread=self.spread,
             family=family,
@@ -235,7 +238,7 @@ def _scores(cell: CellRuns) -> list[float]:
 
 def _gaps(cell: CellRuns) -> list[float]:
     """The loss gap at the end of every run; empty where a run does not have it."""
-    gaps = [loss_gap((run.results or {}).get("final", {})) for run in cell.runs]
+    gaps = [loss_gap(run.results) for run in cell.runs]
     known = [gap for gap in gaps if gap is not None]
     return known if len(known) == len(gaps) else []
 

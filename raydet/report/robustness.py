@@ -14,12 +14,12 @@ from raydet.data.corruptions import KINDS, NUM_SEVERITIES, STRENGTHS, Kind
 from raydet.data.sources.corrupted import CorruptedSource
 from raydet.engine.open_run import TrainedRun, evaluated
 from raydet.errors import ConfigError
+from raydet.report.compare import compared_metric
 from raydet.runs.run_dir import write_atomically
 
 CurveKind = Kind | Literal["absent"]
 ABSENT: Final = "absent"
 """The modality is removed; there are no severities."""
-METRIC = "mAP"
 RESULTS = "robustness.json"
 
 
@@ -30,11 +30,11 @@ class Curve:
     modality: str
     kind: CurveKind
     scores: tuple[float, ...]
-    """mAP at severity 0 (clean), 1, 2, ...; for `ABSENT` with the modality, and without."""
+    """The score at severity 0 (clean), 1, 2, ...; for `ABSENT` with the modality, and without."""
 
     @property
     def area(self) -> float | None:
-        """Area under the scores over severity (trapezoidal rule), divided by the last severity: in 0..1, like mAP.
+        """Area under the scores over severity (trapezoidal rule), divided by the last severity: a score.
 
         >>> Curve("rgb", "blur", (0.75, 0.5, 0.25)).area
         0.5
@@ -59,6 +59,7 @@ class Curve:
 class Robustness:
     """All curves of a run; they start at the same clean score."""
 
+    metric: str
     clean: float
     severities: int
     seed: int
@@ -69,7 +70,7 @@ class Robustness:
         kinds = {curve.kind for curve in self.curves}
         curves = [asdict(curve) | {"area": curve.area, "relative": curve.relative} for curve in self.curves]
         return {
-            "metric": METRIC,
+            "metric": self.metric,
             "clean": self.clean,
             "severities": self.severities,
             "seed": self.seed,
@@ -91,7 +92,7 @@ class Robustness:
 
     def _as_csv(self) -> str:
         """One row per curve; for `ABSENT`, the column of severity 1 is the score without the modality."""
-        names = [f"{METRIC}_{severity}" for severity in range(self.severities + 1)]
+        names = [f"{self.metric}_{severity}" for severity in range(self.severities + 1)]
         text = io.StringIO()
         writer = csv.DictWriter(text, ["modality", "kind", *names, "area", "relative"])
         writer.writeheader()
@@ -109,7 +110,7 @@ def read_robustness(directory: Path) -> Robustness | None:
         curves = tuple(
             Curve(curve["modality"], curve["kind"], tuple(curve["scores"])) for curve in content["curves"]
         )
-        return Robustness(content["clean"], content["severities"], content["seed"], curves)
+        return Robustness(content["metric"], content["clean"], content["severities"], content["seed"], curves)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -147,20 +148,21 @@ def measure_robustness(
         for name, kind in curves
         for severity in range(1, 2 if kind == ABSENT else severities + 1)
     ]
-    clean = _score(run)
-    tell(f"0/{len(cases)} clean: {METRIC} {clean:.4f}")
+    metric = compared_metric(run.experiment.task).name
+    clean = _score(run, metric)
+    tell(f"0/{len(cases)} clean: {metric} {clean:.4f}")
     scores = {curve: [clean] for curve in curves}
     for number, (name, kind, severity) in enumerate(cases, 1):
         if kind == ABSENT:
             with run.model.without(name):
-                score = _score(run)
+                score = _score(run, metric)
         else:
             source = CorruptedSource(run.source, modality=name, kind=kind, severity=severity, seed=seed)
-            score = _score(replace(run, source=source))
+            score = _score(replace(run, source=source), metric)
         scores[name, kind].append(score)
-        tell(f"{number}/{len(cases)} {name} {kind} {severity}: {METRIC} {score:.4f}")
+        tell(f"{number}/{len(cases)} {name} {kind} {severity}: {metric} {score:.4f}")
     found = tuple(Curve(name, kind, tuple(values)) for (name, kind), values in scores.items())
-    return Robustness(clean=clean, severities=severities, seed=seed, curves=found)
+    return Robustness(metric=metric, clean=clean, severities=severities, seed=seed, curves=found)
 
 
 def _applicable(run: TrainedRun) -> Iterator[tuple[str, CurveKind]]:
@@ -177,8 +179,8 @@ def _applicable(run: TrainedRun) -> Iterator[tuple[str, CurveKind]]:
             yield name, ABSENT
 
 
-def _score(run: TrainedRun) -> float:
-    score = evaluated(run).metrics[METRIC]
+def _score(run: TrainedRun, metric: str) -> float:
+    score = evaluated(run).metrics[metric]
     if score is None:
         raise ConfigError(f"{run.run_dir}: its images have no objects; choose other images with --data")
     return score

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raydet.config import Metric
 from raydet.errors import StudyError
-from raydet.metrics.matches import MatchRecords
-from raydet.runs.run_dir import MATCH_RECORDS
+from raydet.metrics.records import Records, has_records, read_records
+from raydet.runs.results import RunResults
 from raydet.runs.usage import Usage
-from raydet.stats.bootstrap import is_same_images, resampled_scores
+from raydet.stats.bootstrap import resampled_scores
 from raydet.tune.budget import UsageMeter
 from raydet.tune.cells import Cell, trial_directory
 from raydet.tune.journal import Events, read_journal
 from raydet.tune.phases import cells_by_phase, recorded_study, trials_by_phase
 from raydet.tune.preregistration import Deviation, Protocol, deviations, most_seeds, newest_protocol
 from raydet.tune.study import CONFIRMATION, CONTROLS, Study
-from raydet.tune.trial_status import TrialRecord, records_of
-
-THRESHOLDS: dict[str, int | None] = {"mAP": None, "mAP_50": 0, "mAP_75": 5}
-"""Metrics that match records contain, with the index of their IoU threshold; None: the mean over all."""
+from raydet.tune.trial_status import TrialRecord, records_of, scores_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,8 @@ class CellRuns:
     cell: Cell
     runs: tuple[TrialRecord, ...]
     run_dirs: tuple[Path, ...]
-    metric: str
+    metric: Metric
+    """The metric that decides."""
 
     @property
     def name(self) -> str:
@@ -44,15 +42,20 @@ class CellRuns:
 
     @cached_property
     def scores(self) -> list[float]:
-        return [run.score(self.metric) or 0.0 for run in self.runs]
+        return scores_of(self.runs, self.metric)
 
     @property
     def mean(self) -> float:
         return fmean(self.scores)
 
-    def mean_of(self, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+    @property
+    def utility(self) -> float:
+        """A number that is the larger the better the mean score is."""
+        return self.metric.utility(self.mean)
+
+    def mean_of(self, value: Callable[[RunResults], float | None]) -> float | None:
         """The mean of a value of the runs' results; None where a run does not have it."""
-        values = [value(run.results or {}) for run in self.runs]
+        values = [None if run.results is None else value(run.results) for run in self.runs]
         known = [number for number in values if number is not None]
         return fmean(known) if known and len(known) == len(values) else None
 
@@ -64,7 +67,7 @@ class CellRuns:
 
     def final(self, metric: str) -> float | None:
         """The mean of a metric after the last epoch."""
-        return self.mean_of(lambda results: results.get("final", {}).get(metric))
+        return self.mean_of(lambda results: results.final[metric])
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,10 @@ class StudyResults:
     def late_hypotheses(self) -> dict[str, int]:
         """Hypotheses that were registered after runs had finished, with the number of these runs."""
         late, finished = {}, 0
-        for entry in self.events.events:
-            finished += entry["event"] == "finished"
-            if entry["event"] == "hypothesis" and finished:
-                late[entry["name"]] = finished
+        for event in self.events.events:
+            finished += event.kind == "finished"
+            if event.kind == "hypothesis" and finished:
+                late[event.name] = finished
         return late
 
     @cached_property
@@ -151,7 +154,7 @@ def open_study(directory: Path) -> StudyResults:
     tables = cells_by_phase(study, events)
     cells = {
         phase: tuple(
-            runs for cell in tables[phase] if (runs := _runs_of(cell, mine, directory, study.metric)).runs
+            runs for cell in tables[phase] if (runs := _runs_of(cell, mine, directory, study.decider)).runs
         )
         for phase, mine in records.items()
     }
@@ -160,7 +163,7 @@ def open_study(directory: Path) -> StudyResults:
     return StudyResults(directory, study, protocol, deviations(events), events, cells, records)
 
 
-def _runs_of(cell: Cell, records: Sequence[TrialRecord], directory: Path, metric: str) -> CellRuns:
+def _runs_of(cell: Cell, records: Sequence[TrialRecord], directory: Path, metric: Metric) -> CellRuns:
     """The finished runs of a cell; none if some were stopped early: the mean of the others would be biased upwards."""
     of_cell = [
         record
@@ -173,13 +176,13 @@ def _runs_of(cell: Cell, records: Sequence[TrialRecord], directory: Path, metric
 
 
 class Resamples:
-    """Scores of runs on the same resampled sets of images, cached; known for the metrics in `THRESHOLDS` only."""
+    """Scores of runs on the same resampled sets of images, cached; known for resampleable metrics only."""
 
-    def __init__(self, *, count: int, metric: str) -> None:
+    def __init__(self, *, count: int, metric: Metric) -> None:
         self.count = count
         self.metric = metric
         self.num_groups = 0
-        self._images: MatchRecords | None = None
+        self._images: Records | None = None
         self._scores: dict[Path, NDArray[np.float64] | None] = {}
 
     @property
@@ -188,7 +191,7 @@ class Resamples:
         return 0 if self._images is None else len(self._images.image_ids)
 
     def mean(self, cells: Sequence[CellRuns]) -> NDArray[np.float64] | None:
-        """The mean score of some cells: [count]; None where a run has no match records of the same images."""
+        """The mean score of some cells: [count]; None where a run has no records of the same images."""
         means = []
         for cell in cells:
             runs = [self._run(run_dir) for run_dir in cell.run_dirs]
@@ -206,15 +209,15 @@ class Resamples:
 
     def _run(self, run_dir: Path) -> NDArray[np.float64] | None:
         if run_dir not in self._scores:
-            self._scores[run_dir] = self._resampled(run_dir / MATCH_RECORDS)
+            self._scores[run_dir] = self._resampled(run_dir)
         return self._scores[run_dir]
 
-    def _resampled(self, path: Path) -> NDArray[np.float64] | None:
-        if self.metric not in THRESHOLDS or not path.is_file():
+    def _resampled(self, run_dir: Path) -> NDArray[np.float64] | None:
+        if not self.metric.is_resampleable or not has_records(run_dir):
             return None
-        records = MatchRecords.load(path)
+        records = read_records(run_dir)
         if self._images is None:
             self._images, self.num_groups = records, len(set(records.group_ids.tolist()))
-        if not is_same_images(self._images, records):
+        if not self._images.is_comparable(records):
             return None
-        return resampled_scores(records, count=self.count, threshold=THRESHOLDS[self.metric])
+        return resampled_scores(records, self.metric.name, count=self.count)

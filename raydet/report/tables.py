@@ -7,24 +7,22 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from statistics import median
-from typing import Any
 
+from raydet.config import DetectionTask, Task
+from raydet.metrics.names import metrics_of
 from raydet.metrics.sizes import SizeBins
 from raydet.report.analysis import Analysis
 from raydet.report.figures.robustness import measured_robustness
 from raydet.report.findings import Estimate, PairComparison, short_name, value_label
 from raydet.report.study import CellRuns
+from raydet.runs.results import RunResults
 from raydet.stats.comparison import MAX_SEEDS, POWER, Comparison
 from raydet.tune.study import CONFIRMATION
 
-METRICS = {
-    "mAP_50": "AP50",
-    "mAP_75": "AP75",
-    "mAP_small": "small",
-    "mAP_medium": "medium",
-    "mAP_large": "large",
-}
+OTHER_METRICS = slice(1, 6)
+"""Metrics of the task, beside its first, that have columns."""
 MISSING = "–"
 
 
@@ -75,7 +73,7 @@ def tables(analysis: Analysis) -> list[Table]:
 
 def _cells(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Table:
     study = analysis.results.study
-    order = sorted(estimates, key=lambda estimate: -estimate.cell.mean)
+    order = sorted(estimates, key=lambda estimate: -estimate.cell.utility)
     factors = [
         factor
         for factor in study.factors
@@ -89,7 +87,7 @@ def _cells(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Tab
     defaults = {factor.path: factor.default for factor in study.factors}
     arms = [cell for cell in analysis.results.cells[phase] if not cell.cell.is_control]
     default = next((cell for cell in arms if cell.cell.values == defaults), None)
-    unit = analysis.results.usage.unit
+    unit, others = analysis.results.usage.unit, metrics_of(study.base.task)[OTHER_METRICS]
     rows = []
     for rank, estimate in enumerate(order, start=1):
         cell = estimate.cell
@@ -101,10 +99,10 @@ def _cells(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Tab
                 *((short_name(f), MISSING if value is None else value_label(value)) for f, value in values),
                 ("rank", str(rank)),
                 ("runs", str(len(cell.runs))),
-                (study.metric, _number(cell.mean)),
+                (study.decider.name, _number(cell.mean)),
                 ("95 % interval", _interval(estimate, ".4f")),
                 ("minus default", gain),
-                *((label, _number(cell.final(metric))) for metric, label in METRICS.items()),
+                *((metric.label, metric.text(cell.final(metric.name))) for metric in others),
                 *_costs(cell, analysis.baseline),
                 (unit, _number(None if cell.usage is None else cell.usage.by_unit[unit], 3)),
                 ("against best control", _verdict(pairs.get(cell.name))),
@@ -114,14 +112,18 @@ def _cells(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Tab
         f"cells_{phase}",
         f"Cells of {phase}",
         "A cell is one setting, trained once per seed; numbers are means over its runs. “minus default” is the score "
-        "minus that of the cell of all defaults, “added” the parameters minus those of the baseline. Objects are "
-        f"{SizeBins.of(study.base.task)}. Minutes and images/s are "
+        "minus that of the cell of all defaults, “added” the parameters minus those of the baseline. "
+        f"{_sizes(study.base.task)}Minutes and images/s are "
         "of training, with all its workers; other load on the machine is not accounted for. "
         f"{unit} are summed over the cell's runs, including failed attempts. A dash means not available.",
         tuple(header for header, _ in rows[0]),
         tuple(tuple(text for _, text in row) for row in rows),
         num_names=1 + len(factors),
     )
+
+
+def _sizes(task: Task) -> str:
+    return f"Objects are {SizeBins.of(task)}. " if isinstance(task, DetectionTask) else ""
 
 
 def _costs(cell: CellRuns, baseline: CellRuns | None) -> list[tuple[str, str]]:
@@ -136,23 +138,24 @@ def _costs(cell: CellRuns, baseline: CellRuns | None) -> list[tuple[str, str]]:
     ]
 
 
-def _training_speed(results: Mapping[str, Any]) -> float | None:
+def _training_speed(results: RunResults) -> float | None:
     """Images per second without evaluation: the median over epochs, which other load affects less than the mean."""
-    speeds = [row["images_per_s"] for row in results.get("history", []) if row.get("images_per_s")]
+    speeds = [row.images_per_s for row in results.history if row.images_per_s]
     return median(speeds) if speeds else None
 
 
 def _best(analysis: Analysis) -> Iterator[Table]:
     """The best arm beside the cells that it must beat."""
-    best = max(analysis.results.arms, key=lambda cell: cell.mean, default=None)
+    best = max(analysis.results.arms, key=lambda cell: cell.utility, default=None)
     sides = {"best control": analysis.best_control, "baseline": analysis.baseline}
-    others = {label: cell for label, cell in sides.items() if best and cell and cell.name != best.name}
-    if best is None or not others:
+    rivals = {label: cell for label, cell in sides.items() if best and cell and cell.name != best.name}
+    if best is None or not rivals:
         return
-    metric = analysis.results.study.metric
+    metric = analysis.results.study.decider.name
+    others = metrics_of(analysis.results.study.base.task)[OTHER_METRICS]
     lines: list[tuple[str, Callable[[CellRuns], float | None], int]] = [
         (metric, lambda cell: cell.mean, 4),
-        *((label, partial(CellRuns.final, metric=name), 4) for name, label in METRICS.items()),
+        *((metric.label, partial(CellRuns.final, metric=metric.name), metric.digits) for metric in others),
         ("parameters, M", lambda cell: _scaled(cell, "parameters", 1e6), 3),
         ("GFLOP", lambda cell: _scaled(cell, "gflops", 1), 2),
         ("minutes", lambda cell: _scaled(cell, "loop_s", 60), 1),
@@ -163,12 +166,12 @@ def _best(analysis: Analysis) -> Iterator[Table]:
     for label, value, digits in lines:
         mine = value(best)
         cells = [_number(mine, digits)]
-        for other in others.values():
+        for other in rivals.values():
             theirs = value(other)
             change = MISSING if mine is None or theirs is None else f"{mine - theirs:+.{digits}f}"
             cells += [_number(theirs, digits), change]
         rows.append((label, *cells))
-    headers = [header for label, cell in others.items() for header in (f"{label}: {cell.name}", "difference")]
+    headers = [header for label, cell in rivals.items() for header in (f"{label}: {cell.name}", "difference")]
     yield Table(
         "best",
         "The best cell, and the cells that it must beat",
@@ -179,7 +182,7 @@ def _best(analysis: Analysis) -> Iterator[Table]:
 
 
 def _scaled(cell: CellRuns, key: str, unit: float) -> float | None:
-    value = cell.mean_of(lambda results: results.get(key))
+    value = cell.mean_of(attrgetter(key))
     return None if value is None else value / unit
 
 

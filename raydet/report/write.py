@@ -107,7 +107,7 @@ class _Gallery:
 
 def _gallery(analysis: Analysis) -> _Gallery:
     """Images of the best arm's first run; if its checkpoint or data are missing, only a sentence that says so."""
-    best = max(analysis.results.arms, key=lambda cell: cell.mean, default=None)
+    best = max(analysis.results.arms, key=lambda cell: cell.utility, default=None)
     if best is None:
         return _Gallery()
     try:
@@ -160,7 +160,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     base, protocol = results.study.base, results.protocol
     trials = {record.trial.key: record for records in results.records.values() for record in records}
     finished = sum(record.status == "finished" for record in trials.values())
-    seconds = sum((record.results or {}).get("loop_s") or 0.0 for record in trials.values())
+    seconds = sum(record.results.loop_s for record in trials.values() if record.results is not None)
     groups = f" in {analysis.num_groups} groups" if analysis.num_groups else ""
     num_images, usage = analysis.num_images, results.usage
     return [

@@ -7,7 +7,8 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from raydet.runs.results import EpochRow
 
 EPOCHS = "metrics_per_epoch.csv"
 POLL_INTERVAL_S = 1.0
@@ -18,7 +19,7 @@ logger = logging.getLogger("raydet")
 class EpochWatcher:
     """Calls `on_epochs` with all rows of metrics_per_epoch.csv whenever there are new ones, from a thread."""
 
-    def __init__(self, run_dir: Path, on_epochs: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+    def __init__(self, run_dir: Path, on_epochs: Callable[[Sequence[EpochRow]], None]) -> None:
         self._path = run_dir / EPOCHS
         self._on_epochs = on_epochs
         self._num_rows = 0
@@ -46,11 +47,12 @@ class EpochWatcher:
                 logger.warning("could not log the newest epochs; trying again", exc_info=True)
 
 
-def read_epochs(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics_per_epoch.csv as numbers; None for an empty cell, no rows if there is no file."""
+def read_epochs(path: Path) -> list[EpochRow]:
+    """Rows of a metrics_per_epoch.csv; no rows if there is no file."""
     try:
         with path.open(newline="") as file:
-            return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            return [EpochRow.parse(row) for row in rows]
     except FileNotFoundError:
         return []
 

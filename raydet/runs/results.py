@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 Number = int | float | None
@@ -78,10 +78,6 @@ class RunResults:
     """Seconds from the start of the workers to the end; None: unknown."""
     overhead_s: float | None = None
     """`wall_s` less `loop_s`."""
-
-    def with_costs(self, *, wall_s: float | None, overhead_s: float | None) -> Self:
-        """The same results with what only the driver knows."""
-        return replace(self, wall_s=wall_s, overhead_s=overhead_s)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""

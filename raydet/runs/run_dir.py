@@ -64,11 +64,10 @@ def claim_run_directory(run_dir: Path, experiment: Experiment) -> None:
         raise ConfigError(f"{run_dir} holds a run with another config ({path}); choose another directory")
 
 
-def finished_results(run_dir: Path) -> dict[str, Any] | None:
+def finished_results(run_dir: Path) -> RunResults | None:
     """The results of a finished run; None: it has not finished."""
     path = run_dir / FINAL_RESULTS
-    results: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return results
+    return RunResults.parse(json.loads(path.read_text())) if path.exists() else None
 
 
 def recorded_model_info(run_dir: Path) -> dict[str, Any]:

@@ -7,13 +7,12 @@ another, so whole groups are drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.metrics.matches import MatchRecords, mean_average_precisions
+from raydet.metrics.records import Records
 
 SETS_PER_BATCH = 50
 """Bounds the memory: a batch holds this many numbers per detection."""
@@ -33,42 +32,27 @@ def resample_weights(group_ids: NDArray[np.str_], *, count: int, seed: int) -> I
 
 
 def paired_differences(
-    a: Sequence[MatchRecords], b: Sequence[MatchRecords], *, count: int = 1000, seed: int = 0
+    a: Sequence[Records], b: Sequence[Records], metric: str, *, count: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Mean mAP of runs `a` minus that of runs `b` on the same resampled sets: [count], without sets that lack objects.
+    """Mean of a metric of runs `a` minus that of runs `b` on the same resampled sets: [count], without undefined ones.
 
     Raises:
-        ValueError: the records are of different images (a bug: callers check first).
+        ValueError: the records are of different images, or do not tell the metric (a bug: callers check first).
     """
-    if any(not is_same_images(a[0], other) for other in (*a, *b)):
+    if any(not a[0].is_comparable(other) for other in (*a, *b)):
         raise ValueError("paired differences need records of the same images in the same order")
     mean_a, mean_b = (
-        np.mean([resampled_scores(run, count=count, seed=seed) for run in runs], axis=0) for runs in (a, b)
+        np.mean([resampled_scores(run, metric, count=count, seed=seed) for run in runs], axis=0)
+        for runs in (a, b)
     )
     differences: NDArray[np.float64] = mean_a - mean_b
     return differences[~np.isnan(differences)]
 
 
 def resampled_scores(
-    records: MatchRecords, *, count: int = 1000, seed: int = 0, threshold: int | None = None
+    records: Records, metric: str, *, count: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """mAP on resampled sets: [count], NaN where a set has no object. Equal groups and seeds give equal sets.
-
-    Args:
-        threshold: index of one IoU threshold, 0 for 0.5; None: the mean over all.
-    """
-    if threshold is not None:
-        one = slice(threshold, threshold + 1)
-        right, wrong = records.is_right_NT[:, one], records.is_wrong_NT[:, one]
-        records = replace(records, is_right_NT=right, is_wrong_NT=wrong)
+    """A metric on resampled sets: [count], NaN where it is undefined. Equal groups and seeds give equal sets."""
     sets = resample_weights(records.group_ids, count=count, seed=seed)
     batches = [np.array(batch) for batch in iter(lambda: list(islice(sets, SETS_PER_BATCH)), [])]
-    return np.concatenate([mean_average_precisions(records, weights_BI) for weights_BI in batches])
-
-
-def is_same_images(a: MatchRecords, b: MatchRecords) -> bool:
-    """Whether both are of the same images, groups and numbers of objects, in the same order."""
-    return all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        for name in ("image_ids", "group_ids", "objects_IK")
-    )
+    return np.concatenate([records.scores(metric, weights_BI) for weights_BI in batches])

@@ -30,6 +30,7 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from raydet.errors import TrackerUnavailableError, TrackingError
+from raydet.metrics.names import METRIC_NAMES, RECALL_NAMES
 from raydet.redact import redact
 from raydet.track.base import RunStatus, RunView
 from raydet.track.server import check_reachable
@@ -54,7 +55,7 @@ PREFIXES = {
         *("epoch", "train_s", "eval_s", "images_per_s", "wall_s", "loop_s"),
         *("gpu_hours", "cpu_worker_hours", "study_gpu_hours", "study_cpu_worker_hours"),
     ),
-    "recall.": ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+    "recall.": RECALL_NAMES,
 }
 """Prefixes of metrics, so that losses and AP come first: the UI sorts charts alphabetically. A prefix with a slash
 would put its metrics into a separate section above all others.
@@ -303,7 +304,7 @@ def _metrics_by_key(run: Run) -> dict[str, float]:
 def _logging_order(item: tuple[str, Any]) -> int:
     """AP first, as the compare view of the UI shows the metric that was logged first; the epoch last."""
     is_renamed = _metric_name(item[0]) != item[0]
-    return (not item[0].startswith("mAP")) + is_renamed + (item[0] == "epoch")
+    return (item[0] not in METRIC_NAMES) + is_renamed + (item[0] == "epoch")
 
 
 def _batches(by_row: Sequence[list[Metric]]) -> Iterator[list[Metric]]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from raydet.config import Experiment, flatten
 from raydet.errors import TrackingError
+from raydet.runs.results import Number, RunResults
 from raydet.track.base import NullTracker, RunView, Tracker
 
 SQLITE = "mlflow.db"
@@ -127,20 +128,21 @@ def end_run(
     *,
     run_dir: Path,
     checkpoint: Path | None,
-    results: Mapping[str, Any],
+    results: RunResults,
     usage: Hours | None = None,
 ) -> None:
     """Log the results of a finished run, and close it."""
-    tracker.log_history(run_id, results["history"])
+    tracker.log_history(run_id, [row.as_json() for row in results.history])
     log_usage(tracker, run_id, usage)
-    tracker.log_summary(run_id, {key: results[key] for key in ("wall_s", "loop_s") if results.get(key)})
-    tracker.log_table(run_id, coco_table(results), "coco_table.json")
+    times = {"wall_s": results.wall_s, "loop_s": results.loop_s}
+    tracker.log_summary(run_id, {name: value for name, value in times.items() if value})
+    tracker.log_table(run_id, metrics_table(results), "metrics_table.json")
     for name in ("model_info.json", "final_results.json", "metrics_per_epoch.csv", "training.log"):
         if (run_dir / name).exists():
             tracker.log_text(run_id, (run_dir / name).read_text(), name)
-    tags = {"raydet.run_dir": str(run_dir), "raydet.fingerprint": results["fingerprint"]}
-    if results.get("data"):  # the config does not describe a data set that was passed in, not named by --data
-        tracker.log_params(run_id, {f"data.{key}": value for key, value in results["data"].items()})
+    tags = {"raydet.run_dir": str(run_dir), "raydet.fingerprint": results.fingerprint}
+    if results.data:  # the config does not describe a data set that was passed in, not named by --data
+        tracker.log_params(run_id, {f"data.{key}": value for key, value in results.data.items()})
     if checkpoint is not None:  # path and hashes only
         tags["raydet.checkpoint"] = str(checkpoint)
         tracker.log_text(run_id, (checkpoint / "manifest.json").read_text(), "checkpoint_manifest.json")
@@ -148,8 +150,10 @@ def end_run(
     tracker.close_run(run_id, "finished")
 
 
-def coco_table(results: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """The metrics and AP per class of the last and of the best epoch."""
-    final, best = results["final"], results["best"]
-    names = [key for key in final if key.startswith(("mAP", "AR_", "LAMR", "AP/"))]
-    return [{"metric": name, "last epoch": final[name], "best epoch": best.get(name)} for name in names]
+def metrics_table(results: RunResults) -> Sequence[Mapping[str, Number | str]]:
+    """The metrics of the last and of the best epoch, those of single classes included."""
+    names = [name for name in results.final.metrics if not name.startswith("system/")]
+    return [
+        {"metric": name, "last epoch": results.final[name], "best epoch": results.best[name]}
+        for name in names
+    ]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raydet.errors import StudyError
 from raydet.runs.usage import CPU_WORKER_HOURS, GPU_HOURS, Usage, usage_of
@@ -61,11 +59,11 @@ class UsageMeter:
         self._ended: dict[str, Usage] = {}
         self._sums: defaultdict[str, Usage] = defaultdict(Usage)
         """Usage of the ended trials by phase."""
-        for entry in events.events:
-            if entry["event"] == "started" and "directory" in entry:
-                self.started(entry["key"], entry["directory"])
-            elif entry["event"] in END_EVENTS and (usage := recorded_usage(entry)) is not None:
-                self._end(entry["key"], usage)
+        for event in events.events:
+            if event.kind == "started" and "directory" in event.data:
+                self.started(event.key, event["directory"])
+            elif event.kind in END_EVENTS and event.usage is not None:
+                self._end(event.key, event.usage)
 
     def started(self, key: str, directory: str) -> None:
         """Note that a trial starts or resumes.
@@ -111,8 +109,3 @@ class UsageMeter:
 
     def _phase(self, key: str) -> str:
         return self._directories.get(key, "").split("/")[0]
-
-
-def recorded_usage(entry: Mapping[str, Any]) -> Usage | None:
-    """The usage in an event of the journal; None where there is none."""
-    return Usage.parse(entry["usage"]) if entry.get("usage") else None

@@ -6,12 +6,13 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
+from pathlib import Path
 
 from raydet.config import Experiment
 from raydet.errors import OutOfMemoryError
 
 
-def check_in_subprocess(experiment: Experiment, *, workers: int) -> None:
+def check_in_subprocess(experiment: Experiment, *, workers: int, task_code: Path | None = None) -> None:
     """Run `raydet.engine.preflight.check` in a subprocess.
 
     Raises:
@@ -24,7 +25,7 @@ def check_in_subprocess(experiment: Experiment, *, workers: int) -> None:
         1, get_context("spawn"), initializer=signal.signal, initargs=ignore_ctrl_c
     ) as pool:
         try:
-            pool.submit(_check, experiment.to_json(), workers).result()
+            pool.submit(_check, experiment.to_json(), workers, task_code).result()
         except BrokenProcessPool:
             raise OutOfMemoryError(
                 "the process that builds the model once, to check it, was killed; is there enough memory?"
@@ -34,7 +35,11 @@ def check_in_subprocess(experiment: Experiment, *, workers: int) -> None:
                 process.kill()
 
 
-def _check(experiment: str, workers: int) -> None:
-    from raydet.engine.preflight import check
+def _check(text: str, workers: int, task_code: Path | None) -> None:
+    from raydet.engine.preflight import check, check_decidable
+    from raydet.tasks.build import build_task
 
-    check(Experiment.from_json(experiment, where="the driver's config"), workers=workers)
+    experiment = Experiment.from_json(text, where="the driver's config")
+    task = build_task(experiment, code=task_code)
+    check(experiment, task, workers=workers)
+    check_decidable(experiment, task)

@@ -7,21 +7,22 @@ A stopped trial has saved a checkpoint: it can be resumed later, with the result
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from raydet.config import TrainConfig
+from raydet.config import Metric, TrainConfig
 from raydet.errors import StudyError
 from raydet.resilience.stop_signal import StopKind, request_stop
 from raydet.runs.epoch_watcher import EPOCHS, read_epochs
+from raydet.runs.results import EpochRow
 from raydet.tune.cells import Trial, trial_directory
 
 DEFAULT_REDUCTION = 3
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[EpochRow]
 """The finished epochs of a run, see metrics_per_epoch.csv."""
 
 
@@ -66,18 +67,18 @@ class EarlyStopping:
         """The score that a trial needs at a rung to continue; None: any.
 
         Args:
-            earlier: scores of the trials that have reached the rung before.
+            earlier: scores of the trials that have reached the rung before, the larger the better.
         """
         if not earlier:
             return None
         return float(np.percentile(earlier, 100 * (1 - 1 / self.reduction)))
 
 
-def score_at(rows: Rows, epoch: int, metric: str) -> float | None:
-    """The metric after an epoch, 0 where nothing was detected; None: the run has not reached the epoch."""
+def utility_at(rows: Rows, epoch: int, metric: Metric) -> float | None:
+    """How good a run was after an epoch, see `Metric.utility`; None: the run has not reached the epoch."""
     for row in rows:
-        if row["epoch"] == epoch:
-            return float(row[metric] or 0.0)
+        if row.epoch == epoch:
+            return metric.utility(row[metric.name])
     return None
 
 
@@ -100,10 +101,9 @@ class Screening:
     Args:
         trials: all trials of the phase.
         root: the study's directory.
-        metric: larger is better.
     """
 
-    def __init__(self, rule: EarlyStopping, trials: Sequence[Trial], *, root: Path, metric: str) -> None:
+    def __init__(self, rule: EarlyStopping, trials: Sequence[Trial], *, root: Path, metric: Metric) -> None:
         self._rule = rule
         self._metric = metric
         self._rungs = rule.rungs(trials[0].experiment.train)
@@ -116,20 +116,21 @@ class Screening:
     def begin(self, trial: Trial) -> None:
         """A trial starts or resumes; it is not judged again at the rungs that it has passed."""
         rows = read_epochs(self._directories[trial.key] / EPOCHS)
-        self._judged[trial.key] = rows[-1]["epoch"] if rows else 0
+        self._judged[trial.key] = rows[-1].epoch if rows else 0
 
     def judge(self, trial: Trial, rows: Rows) -> None:
         """A trial has finished the epochs `rows`: request a stop if it is too far behind."""
         last = self._judged[trial.key]
-        new = [epoch for epoch in self._rungs if last < epoch <= rows[-1]["epoch"]]
+        new = [epoch for epoch in self._rungs if last < epoch <= rows[-1].epoch]
         for epoch in new:
             self._judged[trial.key] = epoch
-            score = score_at(rows, epoch, self._metric)
-            assert score is not None, "rungs are evaluated epochs"
+            score = utility_at(rows, epoch, self._metric)
+            assert score is not None, "the run has reached the rung"
             others = (self._at_rungs(key).get(epoch) for key in self._directories if key != trial.key)
-            bar = self._rule.bar([other for other in others if other is not None])
-            if bar is not None and score < bar and trial.key not in self.stops:
-                self.stops[trial.key] = EarlyStop(epoch, score, bar)
+            bar = self._rule.bar([other for other in others if other is not None and other > -math.inf])
+            if bar is not None and -math.inf < score < bar and trial.key not in self.stops:
+                sign = 1.0 if self._metric.higher_is_better else -1.0
+                self.stops[trial.key] = EarlyStop(epoch, sign * score, sign * bar)
                 request_stop(self._directories[trial.key], StopKind.EARLY, str(self.stops[trial.key]))
 
     def _at_rungs(self, key: str) -> dict[int, float | None]:
@@ -142,5 +143,5 @@ class Screening:
         version = (stat.st_mtime_ns, stat.st_size)
         if key not in self._read or self._read[key][0] != version:
             rows = read_epochs(path)
-            self._read[key] = version, {rung: score_at(rows, rung, self._metric) for rung in self._rungs}
+            self._read[key] = version, {rung: utility_at(rows, rung, self._metric) for rung in self._rungs}
         return self._read[key][1]

@@ -25,45 +25,93 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from raydet.errors import StudyError
+from raydet.runs.results import RunResults
+from raydet.runs.usage import Usage
 
 NAME = "journal.jsonl"
 RENAMED_EVENTS = {"confirming": "confirmation_selected", "overspent": "budget_exhausted"}
 """Current names of events, by their names in older journals."""
 
 
+@dataclass(slots=True)
+class Event:
+    """One event of a study."""
+
+    kind: str
+    time: str
+    """UTC."""
+    data: Mapping[str, Any]
+    """All other fields, as in the file, without the results."""
+    results: RunResults | None = None
+    """Of `finished`."""
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> Self:
+        """Read a line of this version or an older one, in this version's names."""
+        data = dict(entry)
+        kind, results = data.pop("event"), data.pop("results", None)
+        for factor in data.get("settings", {}).get("factors", []):
+            if "twins" in factor:
+                factor["equivalent_values"] = factor.pop("twins")
+        return cls(
+            RENAMED_EVENTS.get(kind, kind),
+            data.pop("time"),
+            data,
+            None if results is None else RunResults.parse(results),
+        )
+
+    def __getitem__(self, field: str) -> Any:
+        return self.data[field]
+
+    @property
+    def key(self) -> str:
+        """Key of the trial; empty in an event of the study."""
+        return str(self.data.get("key", ""))
+
+    @property
+    def name(self) -> str:
+        return str(self.data["name"])
+
+    @property
+    def usage(self) -> Usage | None:
+        """Usage of the trial over all of its attempts; None: not recorded, as in older journals."""
+        return Usage.parse(self.data["usage"]) if self.data.get("usage") else None
+
+
 class Events:
     """The events of a journal, indexed by kind and by trial: look-up time does not grow with the journal."""
 
-    def __init__(self, entries: Iterable[dict[str, Any]]) -> None:
-        self.events: list[dict[str, Any]] = []
-        self._of_event: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._of_trial: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-        for entry in entries:
-            self._add(entry)
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.events: list[Event] = []
+        self._of_kind: defaultdict[str, list[Event]] = defaultdict(list)
+        self._of_trial: defaultdict[str, list[Event]] = defaultdict(list)
+        for event in events:
+            self._add(event)
 
-    def of(self, event: str) -> list[dict[str, Any]]:
+    def of(self, kind: str) -> list[Event]:
         """All events of one kind, oldest first."""
-        return list(self._of_event.get(event, ()))
+        return list(self._of_kind.get(kind, ()))
 
-    def about(self, key: str) -> list[dict[str, Any]]:
+    def about(self, key: str) -> list[Event]:
         """All events of one trial, oldest first."""
         return list(self._of_trial.get(key, ()))
 
-    def results(self) -> dict[str, dict[str, Any]]:
+    def results(self) -> dict[str, RunResults]:
         """Results of the finished trials by key."""
-        return {entry["key"]: entry["results"] for entry in self.of("finished")}
+        return {event.key: event.results for event in self.of("finished") if event.results is not None}
 
-    def _add(self, entry: dict[str, Any]) -> None:
-        self.events.append(entry)
-        self._of_event[entry["event"]].append(entry)
-        if "key" in entry:
-            self._of_trial[entry["key"]].append(entry)
+    def _add(self, event: Event) -> None:
+        self.events.append(event)
+        self._of_kind[event.kind].append(event)
+        if event.key:
+            self._of_trial[event.key].append(event)
 
 
 def read_journal(directory: Path) -> Events:
@@ -72,7 +120,7 @@ def read_journal(directory: Path) -> Events:
     if not path.exists():
         return Events([])
     with path.open("rb") as file:
-        return Events(_entries(path, file))
+        return Events(_read_events(path, file))
 
 
 class Journal(Events):
@@ -103,9 +151,9 @@ class Journal(Events):
             ) from error
         try:
             self._file.seek(0)
-            super().__init__(_entries(self.path, self._file))
+            super().__init__(_read_events(self.path, self._file))
             self._drop_torn_line()
-            self._num_known = {key: len(entries) for key, entries in self._of_trial.items()}
+            self._num_known = {key: len(events) for key, events in self._of_trial.items()}
         except StudyError:
             self._file.close()
             raise
@@ -116,27 +164,28 @@ class Journal(Events):
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
 
-    def new_about(self, key: str) -> list[dict[str, Any]]:
+    def new_about(self, key: str) -> list[Event]:
         """The events of a trial that this process has written."""
         return self.about(key)[self._num_known.get(key, 0) :]
 
-    def append(self, event: str, **fields: Any) -> None:
+    def append(self, kind: str, results: RunResults | None = None, **fields: Any) -> None:
         """Write one event; it is on disk when this returns."""
-        entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        event = Event(kind, datetime.now(UTC).isoformat(timespec="milliseconds"), fields, results)
+        entry = {"event": kind, "time": event.time, **fields}
+        if results is not None:
+            entry["results"] = results.as_json()
         with self._lock:  # the tracking thread writes too
             self._file.write((json.dumps(entry) + "\n").encode())
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._add(entry)
+            self._add(event)
 
-    def _add(self, entry: dict[str, Any]) -> None:
-        super()._add(entry)
-        if entry["event"] == "tracked":
-            for known in self.about(entry["key"]):
-                if known["event"] == "finished":
-                    known["results"] = {
-                        name: value for name, value in known["results"].items() if name != "history"
-                    }
+    def _add(self, event: Event) -> None:
+        super()._add(event)
+        if event.kind == "tracked":
+            for known in self._of_trial[event.key]:
+                if known.results is not None:
+                    known.results = replace(known.results, history=())
 
     def _drop_torn_line(self) -> None:
         """Remove the incomplete last line that a driver leaves if it is killed while writing."""
@@ -147,20 +196,11 @@ class Journal(Events):
             self._file.truncate(complete)
 
 
-def _entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+def _read_events(path: Path, lines: Iterable[bytes]) -> Iterator[Event]:
     for number, line in enumerate(lines, start=1):
         if not line.endswith(b"\n"):  # the writer was killed: the event does not count
             return
         try:
-            yield _with_current_names(json.loads(line))
+            yield Event.parse(json.loads(line))
         except json.JSONDecodeError as error:
             raise StudyError(f"{path}:{number}: not a journal line ({error}); the file was edited") from error
-
-
-def _with_current_names(entry: dict[str, Any]) -> dict[str, Any]:
-    """An event of this version or an older one, in this version's names."""
-    entry["event"] = RENAMED_EVENTS.get(entry["event"], entry["event"])
-    for factor in entry.get("settings", {}).get("factors", []):
-        if "twins" in factor:
-            factor["equivalent_values"] = factor.pop("twins")
-    return entry

@@ -36,6 +36,8 @@ class StudyOptions:
     budget: Budget = Budget()  # noqa: RUF009  -- frozen
     """Once it is spent, running trials save and stop, and no further trial starts."""
     tracking_uri: str | None = None
+    task_code: Path | None = None
+    """The Python file with the code of a custom task, see `raydet.tasks.build`."""
 
     def __post_init__(self) -> None:
         for flag in ("seeds", "max_trials", "concurrency", "workers", "cpus_per_worker"):

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, assert_never
 
+from raydet.config.moved import LAST_OF_OLDER_CONFIGS, migrated
 from raydet.errors import StudyError
 from raydet.tune.cells import (
     Cell,
@@ -119,7 +120,9 @@ def recorded_study(journal: Events) -> Study | None:
         "phases": [entry["settings"] for entry in journal.of("phase")],
         "hypotheses": [entry["settings"] for entry in journal.of("hypothesis")],
     }
-    return Study.from_json(json.dumps(found[0]["settings"] | parts), where="the journal")
+    settings = found[0]["settings"]
+    base = json.loads(migrated(json.dumps(settings["base"])))
+    return Study.from_json(json.dumps(settings | parts | {"base": base}), where="the journal")
 
 
 def remember_study(study: Study, journal: Journal) -> None:
@@ -128,6 +131,12 @@ def remember_study(study: Study, journal: Journal) -> None:
     Raises:
         StudyError: the journal belongs to a study with other settings; the message names them.
     """
+    for event in journal.of("study"):
+        if "task" not in event["settings"]["base"]:
+            raise StudyError(
+                f"{journal.path} was begun by a raydet up to commit {LAST_OF_OLDER_CONFIGS}, whose trials have other "
+                "names: continue it with that one, or use another --storage; `raydet report` reads both"
+            )
     _remember(journal, "study", study.name, study.model_dump(mode="json", exclude={"phases", "hypotheses"}))
     for phase in study.phases:
         _remember(journal, "phase", phase.name, phase.model_dump(mode="json"))
@@ -136,7 +145,7 @@ def remember_study(study: Study, journal: Journal) -> None:
 
 
 def _remember(journal: Journal, event: str, name: str, settings: dict[str, Any]) -> None:
-    earlier = [entry["settings"] for entry in journal.of(event) if entry["name"] == name]
+    earlier = [entry["settings"] for entry in journal.of(event) if entry.name == name]
     if not earlier:
         journal.append(event, name=name, settings=settings)
         return

@@ -44,7 +44,7 @@ def protocol_of(study: Study, options: StudyOptions) -> Protocol:
     """The rules of a command."""
     has_confirmation = any(isinstance(phase, ConfirmationPhase) for phase in study.phases)
     return Protocol(
-        metric=study.metric,
+        metric=study.decider.name,
         seeds=seeds_of(study, options.seeds),
         fresh_seeds=fresh_seeds_of(study, options.seeds) if has_confirmation else (),
         controls=tuple(
@@ -81,14 +81,14 @@ def newest_protocol(journal: Events) -> Protocol | None:
 def most_seeds(journal: Events) -> int:
     """The largest number of seeds per cell in any command; 1 in an empty journal."""
     events = [*journal.of("protocol"), *journal.of("deviation")]
-    return max((len(entry["rules"]["seeds"]) for entry in events), default=1)
+    return max((len(event["rules"]["seeds"]) for event in events), default=1)
 
 
 def deviations(journal: Events) -> list[Deviation]:
     """All deviations, oldest first."""
     return [
-        Deviation(time=entry["time"], changes=tuple(entry["changes"]), num_finished=entry["num_finished"])
-        for entry in journal.of("deviation")
+        Deviation(time=event.time, changes=tuple(event["changes"]), num_finished=event["num_finished"])
+        for event in journal.of("deviation")
     ]
 
 

@@ -25,7 +25,8 @@ from raydet.launch.ray_private import HEAD_RESOURCE, keep_keys_out_of_trials
 from raydet.redact import redact
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.stop_signal import STOP_FILE, StopKind, request_stop, requested_stop
-from raydet.runs.run_dir import claim_run_directory
+from raydet.runs.results import RunResults
+from raydet.runs.run_dir import claim_run_directory, write_atomically
 from raydet.tune.cells import Trial, trial_directory
 from raydet.tune.options import StudyOptions
 from raydet.tune.slots import Slots
@@ -99,6 +100,7 @@ def execute_trials(
             "study": str(root),
             "workers": dataclasses.asdict(share),
             "fault_tolerance": dataclasses.asdict(options.fault_tolerance),
+            "task_code": None if options.task_code is None else str(_copied(options.task_code, root)),
         },
         tune_config=ray.tune.TuneConfig(search_alg=slots.searcher, reuse_actors=True),
         run_config=ray.tune.RunConfig(
@@ -123,6 +125,13 @@ def execute_trials(
         raise
     finally:
         slots.close()
+
+
+def _copied(code: Path, root: Path) -> Path:
+    """A copy of a custom task's code in the study's directory, which every node can read."""
+    copy = root / "task.py"
+    write_atomically(copy, code.read_text())
+    return copy
 
 
 @contextmanager
@@ -166,6 +175,7 @@ def _outcome(config: Mapping[str, Any]) -> dict[str, Any]:
             run_dir=Path(spec["run_dir"]),
             workers=Workers(**config["workers"]),
             fault_tolerance=FaultTolerance(**config["fault_tolerance"]),
+            task_code=None if config["task_code"] is None else Path(config["task_code"]),
         )
     except StoppedEarlyError as error:
         return {"stopped": str(error)}
@@ -173,7 +183,7 @@ def _outcome(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"preempted": str(error)}
     except RaydetError as error:
         return {"reason": str(error)}
-    return {"results": results}
+    return {"results": results.as_json()}
 
 
 class _TuneCallback(ray.tune.Callback):
@@ -229,7 +239,7 @@ class _TuneCallback(ray.tune.Callback):
         outcome = json.loads(trial.last_result["outcome"])
         with self._ending(trial) as (ended, wall_s):
             if "results" in outcome:
-                self._listener.finished(ended, outcome["results"], wall_s)
+                self._listener.finished(ended, RunResults.parse(outcome["results"]), wall_s)
             elif "stopped" in outcome:
                 self._listener.stopped(ended)
             elif "reason" in outcome:

@@ -102,7 +102,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
     """
     study = _with_micro_batch(study, options.workers)
     _refuse_slow_bf16(study, options)
-    check_in_subprocess(study.base, workers=options.workers)  # before Ray starts
+    check_in_subprocess(study.base, workers=options.workers, task_code=options.task_code)  # before Ray starts
     _check_early_stopping(study, options)
     root = options.storage / study.name
     with ExitStack() as stack:
@@ -114,7 +114,12 @@ def run_study(study: Study, options: StudyOptions) -> int:
         stack.enter_context(_logging_to(root / "master_log.txt"))
         meter = UsageMeter(root, journal)
         view = StudyView(
-            console=console, study=study.name, metric=study.metric, meter=meter, budget=options.budget
+            console=console,
+            study=study.name,
+            task=study.base.task,
+            metric=study.decider,
+            meter=meter,
+            budget=options.budget,
         )
         run = StudyRun(
             study=study,
@@ -283,14 +288,14 @@ class StudyRun:
     def _choose_for_confirmation(self, phase: ConfirmationPhase) -> bool:
         if phases.confirmed_codes(self.journal) is not None:
             return True
-        chosen = contenders(self.records(), self.study.metric)
+        chosen = contenders(self.records(), self.study.decider)
         has_controls = any(isinstance(other, ControlPhase) for other in self.study.phases)
         if len(chosen) < 1 + has_controls:
             self.view.say(f"{phase.name}: nothing can be confirmed: every cell or every control failed")
             return False
         self.journal.append(
             "confirmation_selected",
-            metric=self.study.metric,
+            metric=self.study.decider.name,
             codes=[code for code, _ in chosen],
             means=[mean for _, mean in chosen],
         )
@@ -302,18 +307,18 @@ class StudyRun:
         if phases.promoted_values(self.journal, phase) is not None:
             return True
         records = self._records_of_phase(phase.source)
-        candidates = candidates_of(records, phase.promote, self.study.metric)
+        candidates = candidates_of(records, phase.promote, self.study.decider)
         left_out = [record for record in records if record.status == "failed"]
         for record in left_out:
             self.view.say(f"{phase.name}: {record.trial.name} is left out, as it failed: {record.reason}")
-        choices = promote(candidates, top=phase.top, margin=phase.margin)
+        choices = promote(candidates, metric=self.study.decider, top=phase.top, margin=phase.margin)
         if not choices:
             self.view.say(f"{phase.name}: nothing can be promoted: every trial of {phase.source} failed")
             return False
         self.journal.append(
             "promoted",
             phase=phase.name,
-            metric=self.study.metric,
+            metric=self.study.decider.name,
             margin=phase.margin,
             seeds=self.options.seeds,
             choices=[choice.model_dump(mode="json") for choice in choices],
@@ -344,7 +349,7 @@ class StudyRun:
         screening = None
         if (rule := self._early_stopping(phase)) is not None:
             in_phase = [record.trial for record in self._records_of_phase(phase.name)]
-            screening = Screening(rule, in_phase, root=self.root, metric=self.study.metric)
+            screening = Screening(rule, in_phase, root=self.root, metric=self.study.decider)
         try:
             with self._listener(phase.name, screening) as listener:
                 execute_trials(
@@ -380,13 +385,13 @@ class StudyRun:
         """Whether a trial has retries left; failures before it was stopped early do not count."""
         failures = 0
         about = self.journal.new_about if self.options.retry_failed else self.journal.about
-        for entry in about(trial.key):
-            failures = 0 if entry["event"] == "stopped" else failures + (entry["event"] == "failed")
+        for event in about(trial.key):
+            failures = 0 if event.kind == "stopped" else failures + (event.kind == "failed")
         return failures <= self.options.retries
 
     def _catch_up(self, records: Sequence[TrialRecord]) -> None:
         """Record trials that had ended when a driver was killed, and track those that were not tracked."""
-        tracked = {entry["key"] for entry in self.journal.of("tracked")}
+        tracked = {event.key for event in self.journal.of("tracked")}
         for record in records:
             if record.trial.key in tracked:
                 continue
@@ -395,7 +400,7 @@ class StudyRun:
                     listener.track(record)
                 continue
             results = finished_results(trial_directory(self.root, record.trial))
-            if results is not None and results["fingerprint"] == record.trial.key:
+            if results is not None and results.fingerprint == record.trial.key:
                 with self._listener(record.trial.phase) as listener:
                     listener.finished(record.trial, results, wall_s=None)
 

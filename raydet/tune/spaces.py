@@ -7,7 +7,7 @@ from typing import Any
 
 from raydet.config import Experiment, apply_overrides
 from raydet.errors import StudyError
-from raydet.metrics.names import METRIC_NAMES, MISS_RATE
+from raydet.metrics.names import deciding_metric, metric_named, metrics_of
 from raydet.tune.controls import with_controls
 from raydet.tune.study import Study
 
@@ -33,31 +33,23 @@ def study_of(
         arms: named arms to keep, beside the controls; None: all.
 
     Raises:
-        StudyError: an arm does not exist, an override sets a factor that the space varies, or the metric is unknown or
-            better when lower.
-        ConfigError: an override is wrong.
+        StudyError: an arm does not exist, or an override sets a factor that the space varies.
+        ConfigError: an override is wrong, or the task does not have the space's metric.
     """
     study = space(base)
-    _check_metric(name, study.metric)
     for path in (*overrides, *chosen):
         for varied in sorted(set().union(*(factor.paths for factor in study.factors))):
             if f"{varied}.".startswith(f"{path}.") or f"{path}.".startswith(f"{varied}."):
                 raise StudyError(f"{path} is set, but the space {name} varies {varied}; leave it out")
     base = apply_overrides(study.base, overrides)
-    study = space(base).model_copy(update={"base": base})  # arms and controls are derived from the base
+    study = space(base)  # arms and controls are derived from the base
+    is_set = "task.metric" in overrides or study.metric is None
+    decider = deciding_metric(base.task) if is_set else metric_named(base.task, str(study.metric))
+    # Trials keep their checkpoints by the metric that decides the study.
+    name_or_default = None if decider == metrics_of(base.task)[0] else decider.name
+    base = apply_overrides(base, {"task.metric": name_or_default})
+    study = study.model_copy(update={"base": base, "metric": decider.name})
     return with_controls(study if arms is None else with_arms(study, arms))
-
-
-def _check_metric(space: str, metric: str) -> None:
-    if metric == MISS_RATE:
-        raise StudyError(
-            f"the metric of the space {space} is {MISS_RATE}: lower is better, but a study takes the largest"
-        )
-    if metric not in METRIC_NAMES and not metric.startswith("AP/"):
-        raise StudyError(
-            f"the metric of the space {space} is {metric!r}, which does not exist; known: {', '.join(METRIC_NAMES)}, "
-            "AP/<class>"
-        )
 
 
 def with_arms(study: Study, arms: Collection[str]) -> Study:

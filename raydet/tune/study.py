@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
-from raydet.config import Config, Experiment
+from raydet.config import Config, Experiment, Metric
+from raydet.metrics.names import deciding_metric, metric_named
 
 CONTROLS: Final = "controls"
 CONFIRMATION: Final = "confirmation"
@@ -148,8 +149,8 @@ class Study(Config):
     factors: tuple[Factor, ...]
     """In the order in which they appear in a trial's name."""
     phases: tuple[Phase, ...]
-    metric: str = "mAP"
-    """The deciding column of the last epoch's row; larger is better."""
+    metric: str | None = None
+    """The metric of the last epoch that decides; null: that of the base's task."""
     hypotheses: tuple[Hypothesis, ...] = ()
     needs_controls: bool = True
     """False for studies that compare settings, not sensors or fusions."""
@@ -163,6 +164,12 @@ class Study(Config):
                 f"names of phases must be distinct, and not {CONTROLS} or {CONFIRMATION}, got {names}"
             )
         return self
+
+    @property
+    def decider(self) -> Metric:
+        """The metric that decides."""
+        task = self.base.task
+        return deciding_metric(task) if self.metric is None else metric_named(task, self.metric)
 
     def factor(self, path: str) -> Factor:
         """The factor at a config path."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydet.metrics.names import METRIC_NAMES, MISS_RATE
+from raydet.metrics.names import metrics_of
 from raydet.runs.run_dir import write_atomically
 from raydet.tune.study import Study
 from raydet.tune.trial_status import TrialRecord
@@ -23,13 +23,14 @@ longer and longer.
 
 def summary_row(study: Study, record: TrialRecord) -> dict[str, Any]:
     """Factors, status, metrics and cost of a trial."""
-    metrics = (*METRIC_NAMES, MISS_RATE) if study.base.task.miss_rate else METRIC_NAMES
-    trial, results, usage = record.trial, record.results or {}, record.usage
+    trial, results, usage = record.trial, record.results, record.usage
     row: dict[str, Any] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
     row |= {factor.path.split(".")[-1]: trial.cell.values.get(factor.path) for factor in study.factors}
     row |= {"status": record.status}
-    row |= {name: results.get("final", {}).get(name) for name in metrics}
-    row |= {name: results.get(name) for name in ("parameters", "wall_s", "loop_s", "overhead_s", "lost_s")}
+    names = [metric.name for metric in metrics_of(study.base.task)]
+    row |= {name: results and results.final[name] for name in names}
+    costs = ("parameters", "wall_s", "loop_s", "overhead_s", "lost_s")
+    row |= {name: results and getattr(results, name) for name in costs}
     row |= {name: usage and round(getattr(usage, name), 6) for name in ("gpu_hours", "cpu_worker_hours")}
     return row | {"reason": record.reason}
 

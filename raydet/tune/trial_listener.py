@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raydet.checkpoint.retention import newest_checkpoint
 from raydet.runs.epoch_watcher import EpochWatcher
+from raydet.runs.results import EpochRow, RunResults
 from raydet.runs.usage import Usage
 from raydet.track.base import RunStatus, Tracker
 from raydet.track.runs import begin_run, end_run, log_usage
@@ -87,16 +88,16 @@ class TrialListener:
         self._watchers[trial.key] = watcher
         watcher.start()
 
-    def finished(self, trial: Trial, results: dict[str, Any], wall_s: float | None) -> None:
+    def finished(self, trial: Trial, results: RunResults, wall_s: float | None) -> None:
         """A trial has finished, after holding its slot for `wall_s`; None: unknown."""
-        starts = [entry for entry in self.journal.about(trial.key) if entry["event"] == "started"]
+        starts = [event for event in self.journal.about(trial.key) if event.kind == "started"]
         if len(starts) > 1:
             wall_s = None  # it covers the last attempt only, but `loop_s` all of them
-        overhead_s = None if wall_s is None else round(wall_s - results["loop_s"], 3)
-        costs = {"wall_s": wall_s and round(wall_s, 3), "overhead_s": overhead_s}
+        overhead_s = None if wall_s is None else round(wall_s - results.loop_s, 3)
+        results = replace(results, wall_s=wall_s and round(wall_s, 3), overhead_s=overhead_s)
         usage = self.meter.ended(trial.key, _relative_directory(trial))
-        self._append("finished", trial, usage, results=results | costs)
-        record = TrialRecord(trial, "finished", results=results | costs, usage=usage)
+        self._append("finished", trial, usage, results=results)
+        record = TrialRecord(trial, "finished", results=results, usage=usage)
         self._ended(record)
         self.track(record)
 
@@ -114,7 +115,7 @@ class TrialListener:
         stop = self.screening.stops[trial.key]
         usage = self.meter.ended(trial.key, _relative_directory(trial))
         self._append("stopped", trial, usage, reason=str(stop), **asdict(stop))
-        record = TrialRecord(trial, "stopped", reason=str(stop), stop=asdict(stop), usage=usage)
+        record = TrialRecord(trial, "stopped", reason=str(stop), stop=stop, usage=usage)
         self._ended(record)
         self._queue.put(lambda: self._close_trial(record, "killed"))
 
@@ -137,9 +138,10 @@ class TrialListener:
 
         self._queue.put(log)
 
-    def _epochs(self, trial: Trial, rows: Sequence[dict[str, Any]]) -> None:
+    def _epochs(self, trial: Trial, rows: Sequence[EpochRow]) -> None:
         self._queue.put(
-            lambda: self.tracker.log_history(self._trial_id(trial), rows), replaces=f"epochs of {trial.key}"
+            lambda: self.tracker.log_history(self._trial_id(trial), [row.as_json() for row in rows]),
+            replaces=f"epochs of {trial.key}",
         )
         if self.screening is not None:
             self.screening.judge(trial, rows)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from rich.table import Table
 
+from raydet.config import Metric
+from raydet.errors import StudyError
+from raydet.metrics.names import leading_metrics
+from raydet.runs.results import RunResults
 from raydet.runs.usage import Usage
-from raydet.tune.budget import END_EVENTS, recorded_usage
+from raydet.tune.budget import END_EVENTS
 from raydet.tune.cells import Trial
+from raydet.tune.early_stopping import EarlyStop
 from raydet.tune.journal import Events
 from raydet.tune.select import Candidate
 from raydet.tune.study import Study
@@ -25,19 +30,17 @@ class TrialRecord:
 
     trial: Trial
     status: Status
-    results: dict[str, Any] | None = None
+    results: RunResults | None = None
     reason: str | None = None
     """Why the trial failed, or was stopped early."""
-    stop: Mapping[str, Any] | None = None
-    """Where the trial was stopped early: `epoch`, `score`."""
+    stop: EarlyStop | None = None
+    """Where the trial was stopped early."""
     usage: Usage | None = None
     """Usage over all attempts up to the last one that ended; None: unknown, or no attempt has ended."""
 
-    def score(self, metric: str) -> float | None:
-        """The metric in the last epoch; 0 if nothing was detected; None if the trial has not finished."""
-        if self.results is None:
-            return None
-        return float(self.results["final"][metric] or 0.0)
+    def score(self, metric: Metric) -> float | None:
+        """The metric in the last epoch; None: it is undefined there, or the trial has not finished."""
+        return None if self.results is None else self.results.final[metric.name]
 
 
 def records_of(trials: Sequence[Trial], journal: Events) -> list[TrialRecord]:
@@ -46,19 +49,36 @@ def records_of(trials: Sequence[Trial], journal: Events) -> list[TrialRecord]:
 
 
 def _record(trial: Trial, journal: Events) -> TrialRecord:
-    endings = [entry for entry in journal.about(trial.key) if entry["event"] in END_EVENTS]
+    endings = [event for event in journal.about(trial.key) if event.kind in END_EVENTS]
     if not endings:
         return TrialRecord(trial, "pending")
-    last, usage = endings[-1], recorded_usage(endings[-1])
-    finished = [entry["results"] for entry in endings if entry["event"] == "finished"]
+    last = endings[-1]
+    finished = [event.results for event in endings if event.results is not None]
     if finished:
-        return TrialRecord(trial, "finished", results=finished[-1], usage=usage)
-    if last["event"] == "failed":
-        return TrialRecord(trial, "failed", reason=last["reason"], usage=usage)
-    return TrialRecord(trial, "stopped", reason=last["reason"], stop=last, usage=usage)
+        return TrialRecord(trial, "finished", results=finished[-1], usage=last.usage)
+    if last.kind == "failed":
+        return TrialRecord(trial, "failed", reason=last["reason"], usage=last.usage)
+    stop = EarlyStop(last["epoch"], last["score"], last["bar"])
+    return TrialRecord(trial, "stopped", reason=last["reason"], stop=stop, usage=last.usage)
 
 
-def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> list[Candidate]:
+def scores_of(records: Sequence[TrialRecord], metric: Metric) -> list[float]:
+    """The scores of finished trials.
+
+    Raises:
+        StudyError: the metric is undefined for some of them; the message names the trials.
+    """
+    scores = [(record.trial.name, record.score(metric)) for record in records]
+    undefined = [name for name, score in scores if score is None]
+    if undefined:
+        raise StudyError(
+            f"{metric.name} is undefined for {', '.join(undefined)}, e.g. as no validation image has such an object; "
+            "a study cannot be decided by it: set task.metric to another metric"
+        )
+    return [score for _, score in scores if score is not None]
+
+
+def candidates_of(records: Sequence[TrialRecord], path: str, metric: Metric) -> list[Candidate]:
     """Candidates for promotion: values of the factor at `path` with the scores of their trials.
 
     If one of its trials was stopped early, a value counts as stopped, with the scores of its stopped trials. Failed
@@ -72,19 +92,22 @@ def candidates_of(records: Sequence[TrialRecord], path: str, metric: str) -> lis
     candidates = []
     for pattern, runs in by_pattern.items():
         stops = [run.stop for run in runs if run.stop is not None]
-        finished = [run.score(metric) or 0.0 for run in runs if run.status == "finished"]
-        scores = [stop["score"] for stop in stops] or finished
+        finished = [run for run in runs if run.status == "finished"]
+        scores = [stop.score for stop in stops] or scores_of(finished, metric)
         if scores:
-            epoch = min((stop["epoch"] for stop in stops), default=None)
+            epoch = min((stop.epoch for stop in stops), default=None)
             candidates.append(Candidate(pattern=pattern, scores=tuple(scores), stopped_epoch=epoch))
     return candidates
 
 
-def contenders(records: Sequence[TrialRecord], metric: str) -> list[tuple[str, float]]:
+def contenders(records: Sequence[TrialRecord], metric: Metric) -> list[tuple[str, float]]:
     """Codes and mean scores of the best cell and of the best control.
 
     A cell with a trial that was stopped early is excluded: its other trials are a biased sample. A cell with a failed
     trial is considered only if all cells of its kind have one.
+
+    Raises:
+        StudyError: the metric is undefined for a trial.
     """
     best: dict[bool, tuple[str, float]] = {}
     by_cell: dict[str, list[TrialRecord]] = {}
@@ -99,35 +122,39 @@ def contenders(records: Sequence[TrialRecord], metric: str) -> list[tuple[str, f
             by_cell.setdefault(cell.code, []).append(record)
     for code, runs in by_cell.items():
         is_control = runs[0].trial.cell.is_control
-        mean = fmean(run.score(metric) or 0.0 for run in runs)
-        if is_control not in best or mean > best[is_control][1]:
+        mean = fmean(scores_of(runs, metric))
+        if is_control not in best or metric.utility(mean) > metric.utility(best[is_control][1]):
             best[is_control] = (code, mean)
     return [best[is_control] for is_control in (False, True) if is_control in best]
 
 
-def ranked(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+def ranked(records: Sequence[TrialRecord], metric: Metric) -> list[TrialRecord]:
     """Finished trials, best first."""
     finished = [record for record in records if record.status == "finished"]
-    return sorted(finished, key=lambda record: -(record.score(metric) or 0.0))
+    return sorted(finished, key=lambda record: -metric.utility(record.score(metric)))
 
 
 def ranking_table(study: Study, records: Sequence[TrialRecord]) -> Table:
     """All finished trials, best first, with their cost."""
-    order = ranked(records, study.metric)
-    table = Table(title=f"{study.name}: {len(order)} of {len(records)} trials finished, by {study.metric}")
+    order = ranked(records, study.decider)
+    table = Table(
+        title=f"{study.name}: {len(order)} of {len(records)} trials finished, by {study.decider.name}"
+    )
     unit = sum((record.usage for record in order if record.usage is not None), start=Usage()).unit
-    for column in ("rank", "trial", "mAP", "mAP50", "mAP75", "parameters", "wall s", "overhead s", unit):
+    metrics = leading_metrics(study.base.task, study.decider)
+    labels = [metric.label for metric in metrics]
+    for column in ("rank", "trial", *labels, "parameters", "wall s", "overhead s", unit):
         table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
     for rank, record in enumerate(order, start=1):
-        results: Mapping[str, Any] = record.results or {}
-        final = results["final"]
+        results = record.results
+        assert results is not None, "it has finished"
         table.add_row(
             str(rank),
             record.trial.name,
-            *(number(final[name]) for name in ("mAP", "mAP_50", "mAP_75")),
-            f"{results['parameters']:,}",
-            number(results["wall_s"], 1),
-            number(results["overhead_s"], 1),
+            *(metric.text(results.final[metric.name]) for metric in metrics),
+            f"{results.parameters:,}",
+            number(results.wall_s, 1),
+            number(results.overhead_s, 1),
             number(None if record.usage is None else record.usage.by_unit[unit], 3),
         )
     return table

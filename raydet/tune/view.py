@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raydet.config import Metric, Task
+from raydet.metrics.names import leading_metrics
 from raydet.redact import redact
 from raydet.runs.run_dir import read_progress
 from raydet.tune.budget import Budget, UsageMeter
@@ -39,7 +42,9 @@ class StudyView:
 
     console: Console
     study: str
-    metric: str
+    task: Task
+    metric: Metric
+    """The metric that decides."""
     meter: UsageMeter | None = None
     """The usage of the study; None: not shown."""
     budget: Budget = Budget()  # noqa: RUF009  -- frozen
@@ -113,17 +118,19 @@ class StudyView:
             self.done += is_final
         head = f"[{self.done}/{self.total}] {record.trial.name}"
         if record.status == "stopped":
-            self.say(f"{head}  stopped early: {self.metric} {record.reason}{_usage(record)}")
+            self.say(f"{head}  stopped early: {self.metric.name} {record.reason}{_usage(record)}")
             return
         if record.results is None:
             retry = "" if is_final else ", will be retried"
             self.say(f"{head}  FAILED{retry}: {record.reason}{_usage(record)}")
             return
         self._keep_best(record)
-        final, results = record.results["final"], record.results
+        final, results = record.results.final, record.results
+        metrics = leading_metrics(self.task, self.metric, count=2)
+        scores = "  ".join(f"{metric.label} {metric.text(final[metric.name])}" for metric in metrics)
         self.say(
-            f"{head}  mAP {number(final['mAP'])}  mAP50 {number(final['mAP_50'])}  loss {number(final['loss'])}  "
-            f"{_seconds(results['wall_s'])}, of which overhead {_seconds(results['overhead_s'])}{_usage(record)}"
+            f"{head}  {scores}  loss {number(final.loss)}  "
+            f"{_seconds(results.wall_s)}, of which overhead {_seconds(results.overhead_s)}{_usage(record)}"
             + ("" if self.console.is_terminal else f"  |  {self._summary()}")
         )
 
@@ -157,7 +164,9 @@ class StudyView:
         left = self.time_left_s()
         best = "none yet"
         if self.best is not None:
-            best = f"{self.best.trial.name} {self.metric} {number(self.best.score(self.metric))}"
+            best = (
+                f"{self.best.trial.name} {self.metric.label} {self.metric.text(self.best.score(self.metric))}"
+            )
         summary = f"best {best}  |  left {'unknown' if left is None else 'about ' + duration(left)}"
         if self.meter is None:
             return summary
@@ -165,8 +174,9 @@ class StudyView:
         return f"{summary}  |  {self.meter.total()}{limit}"
 
     def _keep_best(self, record: TrialRecord) -> None:
-        score = record.score(self.metric)
-        if score is not None and (self.best is None or score > (self.best.score(self.metric) or 0.0)):
+        utility = self.metric.utility(record.score(self.metric))
+        best = -math.inf if self.best is None else self.metric.utility(self.best.score(self.metric))
+        if utility > best:
             self.best = record
 
 

@@ -26,6 +26,7 @@ from raydet.engine.preflight import check
 from raydet.errors import ConfigError, TrainingError
 from raydet.resilience.current_phase import Phase
 from raydet.resilience.fault_injection import Fault, fault_hit, inject_fault
+from raydet.tasks.build import build_task
 
 ELASTIC_TOLERANCE = 1e-5
 ELASTIC_STEPS = 5
@@ -105,7 +106,7 @@ class ResumeCheck:
         self.experiment = apply_overrides(experiment, settings)
         refuse_slow_bf16(self.experiment.train, use_gpu=None)
         for count in sorted(set(self.workers)):
-            check(self.experiment, workers=count)
+            check(self.experiment, build_task(self.experiment), workers=count)
         self._config = directory / "config.json"
         self._config.write_text(self.experiment.to_json())
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from raydet.config import DataConfig, Experiment
 from raydet.data.build import open_source
@@ -16,7 +15,7 @@ from raydet.data.digest import expected_digest
 from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
 from raydet.errors import StudyError
-from raydet.metrics.names import METRIC_NAMES
+from raydet.runs.results import Number, RunResults
 from raydet.track.base import RunView
 from raydet.track.runs import runs_by_name
 from raydet.tune.journal import Events, read_journal
@@ -62,7 +61,7 @@ def check_study(directory: Path, *, tracking_uri: str | None = None) -> StudyRep
         raise StudyError(f"{directory} holds no study: journal.jsonl is missing or empty")
     finished = journal.results()
     runs = runs_by_name(tracking_uri, directory=directory.parent, experiment=directory.name)
-    names = {entry["key"]: entry["name"] for entry in journal.of("finished")}
+    names = {event.key: event.name for event in journal.of("finished")}
     problems = [*_journal_problems(journal), *_summary_problems(directory, journal)]
     run_dirs = {path.parent.name: path.parent for path in directory.glob("*/*/config.json")}
     num_tracked = num_whole = 0
@@ -76,22 +75,22 @@ def check_study(directory: Path, *, tracking_uri: str | None = None) -> StudyRep
         num_finished=len(finished),
         num_tracked=None if runs is None else num_tracked,
         num_whole=num_whole,
-        lost_s=sum(results.get("lost_s") or 0.0 for results in finished.values()),
+        lost_s=sum(results.lost_s for results in finished.values()),
         problems=problems,
     )
 
 
 def _journal_problems(journal: Events) -> Iterable[str]:
-    for name, count in Counter(entry["name"] for entry in journal.of("finished")).items():
+    for name, count in Counter(event.name for event in journal.of("finished")).items():
         if count > 1:
             yield f"{name} finished {count} times"
     states = ("started", "finished", "stopped", "failed")
-    last = {entry["name"]: entry for entry in journal.events if entry["event"] in states}
-    for name, entry in last.items():
-        if entry["event"] == "started":
+    last = {event.name: event for event in journal.events if event.kind in states}
+    for name, event in last.items():
+        if event.kind == "started":
             yield f"{name} has started, but not finished"
-        elif entry["event"] == "failed":
-            yield f"{name} failed: {entry['reason']}"
+        elif event.kind == "failed":
+            yield f"{name} failed: {event['reason']}"
 
 
 def _summary_problems(directory: Path, journal: Events) -> Iterable[str]:
@@ -101,21 +100,25 @@ def _summary_problems(directory: Path, journal: Events) -> Iterable[str]:
     except FileNotFoundError:
         yield f"{SUMMARY} is missing"
         return
-    for entry in journal.of("finished"):
-        row, final = rows.get(entry["name"]), entry["results"]["final"]
+    for event in journal.of("finished"):
+        row = rows.get(event.name)
+        assert event.results is not None
+        metrics = event.results.final.metrics
         if row is None or row["status"] != "finished":
-            yield f"{entry['name']} has finished, but {SUMMARY} says {row['status'] if row else 'nothing'}"
-        elif any(row[name] != ("" if final[name] is None else str(final[name])) for name in METRIC_NAMES):
-            yield f"{entry['name']}: {SUMMARY} has other metrics than the journal"
-    finished = {entry["name"] for entry in journal.of("finished")}
+            yield f"{event.name} has finished, but {SUMMARY} says {row['status'] if row else 'nothing'}"
+        elif any(row.get(x, text) != text for x, text in ((x, _cell(value)) for x, value in metrics.items())):
+            yield f"{event.name}: {SUMMARY} has other metrics than the journal"
+    finished = {event.name for event in journal.of("finished")}
     for name, row in rows.items():
         if row["status"] == "finished" and name not in finished:
             yield f"{name} has finished according to {SUMMARY}, but not to the journal"
 
 
-def _tracker_problems(
-    name: str, results: Mapping[str, Any], runs: Mapping[str, list[RunView]]
-) -> Iterable[str]:
+def _cell(value: Number) -> str:
+    return "" if value is None else str(value)
+
+
+def _tracker_problems(name: str, results: RunResults, runs: Mapping[str, list[RunView]]) -> Iterable[str]:
     found = runs.get(name, [])
     if len(found) != 1:
         yield f"{name} is in the tracker {len(found)} times"
@@ -123,12 +126,14 @@ def _tracker_problems(
     (run,) = found
     if run.status != "finished":
         yield f"{name} has finished, but the tracker says {run.status or 'running'}"
-    final = results["final"]
-    if any(run.metrics.get(metric) != final[metric] for metric in METRIC_NAMES if final[metric] is not None):
+    metrics = {name: value for name, value in results.final.metrics.items() if value is not None}
+    if any(
+        run.metrics.get(name) != value for name, value in metrics.items() if not name.startswith("system/")
+    ):
         yield f"{name}: the tracker has other metrics than the journal"
 
 
-def run_problems(run_dir: Path | None, name: str, results: Mapping[str, Any]) -> Iterable[str]:
+def run_problems(run_dir: Path | None, name: str, results: RunResults) -> Iterable[str]:
     """Evidence that a finished run did not use every sample and record every step exactly once."""
     if run_dir is None:
         yield f"{name}: its directory is missing"
@@ -138,9 +143,9 @@ def run_problems(run_dir: Path | None, name: str, results: Mapping[str, Any]) ->
     num_steps, digest = _expected(
         data, train.global_batch, experiment.seed, train.epochs, train.steps_per_epoch
     )
-    if results["digest"] != digest:
+    if results.digest != digest:
         yield f"{name}: samples were lost or repeated"
-    skipped = set(results["skipped_steps"])
+    skipped = set(results.skipped_steps)
     expected = [step for step in range(num_steps) if step not in skipped]
     try:
         with (run_dir / "metrics_per_batch.csv").open(newline="") as file:

@@ -120,11 +120,14 @@ def test_bad_data(
         (["tune", "--space", "gaff_phase1", "--json"], "--json requires --dry-run"),
         (
             ["train", "--recipe", "demo", "--set", "train.global_batch=500"],
-            "train.global_batch wants 500 images",
+            "train.global_batch is 500",
         ),
         (["train", "--recipe", "demo", "--config", "c.json"], "exclude each other"),
         (["train", "--recipe", "demos"], "unknown recipe 'demos'; did you mean demo?"),
-        (["tune", "--space", "gaff_phase1", "--storage", "s3://bucket/runs"], "--storage must be a directory"),
+        (
+            ["tune", "--space", "gaff_phase1", "--storage", "s3://bucket/runs"],
+            "--storage must be a directory",
+        ),
         (["train", "--set", "optim.lr"], "--set wants path=value"),
         (
             ["train", "--recipe", "demo", "--workers", "3", "--tracking-uri", "none"],
@@ -132,8 +135,11 @@ def test_bad_data(
         ),
         (["train", "--recipe", "demo", "--workers", "-1"], "--workers must be 0 or more"),
         (["train", "--config", "nowhere.json"], "expected a run's config.json"),
-        (["train", "--data", "coco:"], "--data wants"),
-        (["train", "--recipe", "demo", "--set", "train.strategy=fsdp"], "fsdp requires several workers, got 1"),
+        (["train", "--data", "coco:"], "--data must be"),
+        (
+            ["train", "--recipe", "demo", "--set", "train.strategy=fsdp"],
+            "fsdp requires several workers, got 1",
+        ),
         (
             ["train", "--recipe", "demo", "--set", "train.strategy=single", "--workers", "2"],
             "single requires one worker, got 2",
@@ -157,7 +163,7 @@ def test_bad_data(
             "--encoding: unknown 'jpeg'; known: raw",
         ),
         (["data", "convert", "synthetic", "x", "--on-bad", "keep"], "--on-bad: unknown 'keep'; known: error"),
-        (["data", "convert", "synthetic", "ftp://host/x"], "wanted a directory, file://PATH, s3://"),
+        (["data", "convert", "synthetic", "ftp://host/x"], "expected a directory, file://PATH, s3://"),
         (["data", "convert", "synthetic", "s3://KEY:SECRET@bucket/x"], "expected a URI without keys"),
         (["bench", "train-step", "--precision", "fp8"], "--precision must be"),
         (["bench", "inference", "nowhere"], "is no run directory"),
@@ -176,7 +182,10 @@ def test_bad_data(
         ),
         (["verify", "resume", "--recipe", "demo", "--workers", "5"], "does not divide among 5 workers"),
         (["train", "--recipe", "demo", "--workers", "2", "--min-workers", "3"], "--min-workers must be 1 to"),
-        (["tune", "--space", "gaff_phase1", "--min-workers", "2"], "--min-workers must be in 1 to --workers 1"),
+        (
+            ["tune", "--space", "gaff_phase1", "--min-workers", "2"],
+            "--min-workers must be in 1 to --workers 1",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

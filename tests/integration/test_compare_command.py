@@ -12,6 +12,7 @@ import pytest
 from raydet.cli import main
 from raydet.config import Experiment, apply_overrides
 from raydet.metrics.coco import GroundTruth, evaluate_coco
+from raydet.metrics.records import RECORDS, write_records
 from raydet.recipes import recipe
 
 EXPERIMENT = recipe("demo")
@@ -20,7 +21,7 @@ EXPERIMENT = recipe("demo")
 def finished_run(
     run_dir: Path, *, noise: float, seed: int, experiment: Experiment = EXPERIMENT, num_images: int = 60
 ) -> Path:
-    """A run whose detections miss by so many pixels."""
+    """A finished run whose boxes have Gaussian noise of `noise` pixels."""
     truths, generator = np.random.default_rng(0), np.random.default_rng(seed)
     count = 4 * num_images
     boxes = np.concatenate([truths.uniform(0, 60, (count, 2)), truths.uniform(15, 60, (count, 2))], axis=1)
@@ -38,7 +39,7 @@ def finished_run(
     )
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text(experiment.to_json())
-    records.save(run_dir / "match_records.npz")
+    write_records(run_dir / RECORDS, records)
     return run_dir
 
 
@@ -57,9 +58,7 @@ def compared(capsys: pytest.CaptureFixture[str], *arguments: object, code: int =
     return output.out if code == 0 else output.err
 
 
-def test_a_better_arm_is_called_better_from_either_side(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_better_arm_is_better_on_either_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = arm(tmp_path, "good", noise=2.0, seeds=3), arm(tmp_path, "worse", noise=5.0, seeds=3)
     text = compared(capsys, good, bad)
     assert text.splitlines()[-1] == "A is better"
@@ -75,7 +74,7 @@ def test_equal_arms_are_not_distinguishable(tmp_path: Path, capsys: pytest.Captu
     assert compared(capsys, one, other).splitlines()[-1].startswith("not distinguishable: ")
 
 
-def test_one_run_on_a_side_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run_on_a_side_gives_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = arm(tmp_path, "one", noise=3.0, seeds=1), arm(tmp_path, "other", noise=9.0, seeds=3)
     assert "unknown: the noise of training cannot be estimated from one run per side" in compared(
         capsys, one, other
@@ -92,7 +91,7 @@ def test_one_run_on_a_side_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureF
         ({"data.classes": ["x", "y", "z"]}, "their classes differ", False),
     ],
 )
-def test_unlike_runs_are_refused(
+def test_runs_with_different_settings_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str, helps: bool
 ) -> None:
     other = apply_overrides(EXPERIMENT, changes)
@@ -114,7 +113,7 @@ def on_shards(directory: Path, name: str, *, path: str, content: str) -> Path:
     return run
 
 
-def test_shards_are_alike_by_what_they_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_are_equal_if_their_content_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = on_shards(tmp_path, "here", path="/data/set", content="a")
     there = on_shards(tmp_path, "elsewhere", path="s3://bucket/set", content="a")
     other = on_shards(tmp_path, "something", path="/data/set", content="b")
@@ -126,7 +125,7 @@ def test_shards_are_alike_by_what_they_hold(tmp_path: Path, capsys: pytest.Captu
     assert "data.source is" in compared(capsys, here, there, code=2)
 
 
-def test_data_that_changed_under_one_path_are_refused(
+def test_data_that_changed_at_one_path_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = arm(tmp_path, "a", noise=3.0, seeds=1), arm(tmp_path, "bb", noise=3.0, seeds=1)
@@ -136,21 +135,21 @@ def test_data_that_changed_under_one_path_are_refused(
     assert "the data have changed between the runs: content_sha256 is aaaaaaaaaaaa against bbb" in refusal
 
 
-def test_other_images_and_unfinished_runs_are_refused(
+def test_other_images_and_unfinished_runs_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = arm(tmp_path, "a", noise=3.0, seeds=2)
     b = arm(tmp_path, "bb", noise=3.0, seeds=2, num_images=50)
     assert "they were evaluated on different images" in compared(capsys, a, b, code=2)
-    (b / "match_records.npz").unlink()
-    (tmp_path / "bb_seed1" / "match_records.npz").unlink()
+    (b / RECORDS).unlink()
+    (tmp_path / "bb_seed1" / RECORDS).unlink()
     assert "the run is not finished" in compared(capsys, a, b, code=2)
     (b / "final_results.json").touch()
     assert "the run is older than match records" in compared(capsys, a, b, code=2)
     assert "is no run directory" in compared(capsys, a, tmp_path / "nothing", code=2)
 
 
-def test_what_is_no_repeat_is_not_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_are_not_repeats_are_not_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = arm(tmp_path, "a", noise=3.0, seeds=2), arm(tmp_path, "bb", noise=3.0, seeds=2)
     longer = apply_overrides(EXPERIMENT, {"train.epochs": 99, "seed": 7})
     finished_run(tmp_path / "a_seed7", noise=3.0, seed=7, experiment=longer)

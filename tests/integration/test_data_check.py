@@ -67,7 +67,7 @@ def test_three_warped_msrs_frames_are_flagged_and_the_others_are_not(
     verdicts = {row["name"]: row["verdict"] for row in tree["alignment"]["images"]}
     assert len(verdicts) == 41
     assert verdicts == {name: "misaligned" if name.endswith("warped") else "aligned" for name in pairs}
-    assert "3 x modalities that do not lie on one another" in ended.stdout
+    assert "3 x modalities that are not aligned" in ended.stdout
     assert (tmp_path / "out" / "check.html").read_text().count("data:image/jpeg") >= 3
 
 

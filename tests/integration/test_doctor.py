@@ -248,8 +248,8 @@ def test_a_bucket(keys: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (dead,) = check_storage("s3://images/studies", ThisMachine())
     assert good.level == "ok"
     assert absent.level == dead.level == "failure"
-    assert "make the bucket" in absent.text
-    assert "check that the storage can be reached" in dead.text
+    assert "create the bucket" in absent.text
+    assert "check that the storage is reachable" in dead.text
 
 
 def test_a_bucket_that_may_not_be_written(keys: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`raydet score`, and runs that measure what their config asks for."""
+"""`raydet score`, and the metrics that the config of a run asks for."""
 
 from __future__ import annotations
 
@@ -191,13 +191,13 @@ def test_bad_kaist_files(
     assert message in scored(capsys, "kaist", *files, code=EXIT_DATA)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing, truth = str(tmp_path / "missing"), written(tmp_path / "truth.json", KAIST)
     assert "No such file" in scored(capsys, "coco", missing, missing, code=EXIT_DATA)
     assert "No such file" in scored(capsys, "kaist", truth, missing, code=EXIT_DATA)
 
 
-def test_a_run_measures_what_its_config_asks_for(tmp_path: Path) -> None:
+def test_a_run_computes_the_metrics_of_its_config(tmp_path: Path) -> None:
     settings = {
         "data.source.num_sequences": 5,
         "data.source.frames_per_sequence": 2,

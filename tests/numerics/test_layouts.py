@@ -15,8 +15,8 @@ import pytest
 from raydet.checkpoint.diff import compare_checkpoints
 from raydet.checkpoint.load import export_weights, stored_tensors
 from raydet.config import Experiment, apply_overrides
-from raydet.metrics.matches import MatchRecords, mean_average_precision
 from raydet.metrics.names import METRIC_NAMES
+from raydet.metrics.records import read_records, score
 from raydet.recipes import recipe
 from tests.numerics.conftest import Launch, Start, launch_training
 
@@ -183,8 +183,8 @@ def test_an_evaluation_is_exact_at_any_worker_count(train: Launch, start: Start,
     }
     final = train(experiment(**learning), workers=1)["final"]
     assert final["mAP_50"] > 0.1, "nothing is compared if nothing is found"
-    records = MatchRecords.load(tmp_path / "run" / "match_records.npz")
-    assert mean_average_precision(records) == pytest.approx(final["mAP"], abs=1e-12)
+    records = read_records(tmp_path / "run")
+    assert score(records, "mAP") == pytest.approx(final["mAP"], abs=1e-12)
     checkpoint = tmp_path / "run" / "checkpoints" / "epoch_0008"
     export_weights(checkpoint, tmp_path / "run" / "weights.safetensors", is_averaged=True)
     for workers in (1, 2, 4):

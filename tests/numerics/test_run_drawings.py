@@ -13,13 +13,13 @@ from raydet.config import apply_overrides
 from raydet.engine.open_run import open_trained
 from raydet.engine.process import run_process
 from raydet.errors import ConfigError, DataError
-from raydet.metrics.matches import MatchRecords
+from raydet.metrics.records import RECORDS, read_records, write_records
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
 from raydet.report.drawings.detections import NO_MATCH, matched_truths
 from raydet.report.drawings.ranking import image_scores
 from raydet.report.drawings.run import detect_image, drawings_of_run, unused_modalities
-from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
+from raydet.runs.run_dir import claim_run_directory
 
 
 def trained(run_dir: Path, **settings: Any) -> Path:
@@ -60,7 +60,7 @@ def test_a_run_has_its_best_its_worst_and_its_attention(gaff_run: Path) -> None:
 
 
 def test_right_and_wrong_are_those_of_the_runs_evaluation(gaff_run: Path) -> None:
-    scores, run = image_scores(MatchRecords.load(gaff_run / MATCH_RECORDS)), open_trained(gaff_run)
+    scores, run = image_scores(read_records(gaff_run)), open_trained(gaff_run)
     assert scores.right_I.sum() > 0
     for position, index in enumerate(run.val_indices):
         sample, found = detect_image(run, index)
@@ -89,10 +89,10 @@ def test_a_run_that_has_not_ended_is_named(tmp_path: Path) -> None:
 
 
 def test_other_data_than_the_run_was_evaluated_on_are_named(gaff_run: Path, tmp_path: Path) -> None:
-    records = MatchRecords.load(gaff_run / MATCH_RECORDS)
+    records = read_records(gaff_run)
     records.image_ids[0] = "gone"
     for name in ("config.json", "checkpoints"):
         (tmp_path / name).symlink_to(gaff_run / name)
-    records.save(tmp_path / MATCH_RECORDS)
+    write_records(tmp_path / RECORDS, records)
     with pytest.raises(DataError, match="other images"):
         drawings_of_run(tmp_path)

@@ -12,7 +12,7 @@ from raydet.engine.process import run_process
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
 from raydet.report.drawings.attention import stream_names
-from raydet.report.drawings.run import images_of_run
+from raydet.report.drawings.run import drawings_of_run
 from raydet.runs.run_dir import claim_run_directory
 from raydet.track.base import NullTracker
 from raydet.track.runs import begin_run
@@ -55,7 +55,7 @@ def test_files_name_what_is_simulated(run_dir: Path) -> None:
 
 
 def test_images_say_so(run_dir: Path) -> None:
-    images = images_of_run(run_dir, count=1)
+    images = drawings_of_run(run_dir, count=1)
     assert images[-1].name == "attention"
     assert all(image.caption.endswith(NOTE) for image in images)
     assert stream_names(EXPERIMENT) == ("rgb", "thermal + event (simulated)")

@@ -11,10 +11,10 @@ from raydet.config import apply_overrides
 from raydet.engine.open_run import open_trained
 from raydet.engine.process import Evaluator, run_process
 from raydet.errors import ConfigError
-from raydet.metrics.matches import MatchRecords
+from raydet.metrics.records import read_records
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
-from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
+from raydet.runs.run_dir import claim_run_directory
 
 SETTINGS = {
     "data.source": {"kind": "synthetic", "num_sequences": 9, "frames_per_sequence": 3},
@@ -32,7 +32,7 @@ def test_an_opened_run_scores_as_it_did(ema_decay: float | None, tmp_path: Path)
     run = open_trained(tmp_path)
     evaluator = Evaluator(run.experiment, run.source, run.val_indices, World())
     evaluator.evaluate(run.model)
-    records, earlier = evaluator.records, MatchRecords.load(tmp_path / MATCH_RECORDS)
+    records, earlier = evaluator.records, read_records(tmp_path)
     assert records is not None
     np.testing.assert_array_equal(records.scores_N, earlier.scores_N)
     np.testing.assert_array_equal(records.image_index_N, earlier.image_index_N)

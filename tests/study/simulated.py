@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raydet.metrics.matches import MatchRecords, mean_average_precision
+from raydet.metrics.matches import MatchRecords
 from raydet.metrics.names import METRIC_NAMES
-from raydet.runs.run_dir import MATCH_RECORDS, claim_run_directory
+from raydet.metrics.records import RECORDS, score, write_records
+from raydet.runs.results import RunResults
+from raydet.runs.run_dir import claim_run_directory
 from raydet.runs.usage import Usage
 from raydet.track.runs import open_tracker
 from raydet.tune.budget import UsageMeter
@@ -53,7 +55,7 @@ def match_records(quality: float, *, seed: int, num_images: int = 60, num_groups
     )
 
 
-def simulated_results(trial: Trial, score: float, *, epochs: int = 5) -> dict[str, Any]:
+def simulated_results(trial: Trial, value: float, *, epochs: int = 5) -> RunResults:
     """Results in the format of a real run."""
     classes = [f"AP/{name}" for name in trial.experiment.data.classes]
     history = [
@@ -64,12 +66,12 @@ def simulated_results(trial: Trial, score: float, *, epochs: int = 5) -> dict[st
             "train_s": 1.0,
             "images_per_s": 100.0,
             "system/process_memory_megabytes": 900.0,
-            **dict.fromkeys([*METRIC_NAMES, *classes], score * (1 - 0.5**epoch) / (1 - 0.5**epochs)),
+            **dict.fromkeys([*METRIC_NAMES, *classes], value * (1 - 0.5**epoch) / (1 - 0.5**epochs)),
             "eval_s": 0.1,
         }
         for epoch in range(1, epochs + 1)
     ]
-    return {
+    results = {
         "fingerprint": trial.key,
         "final": history[-1],
         "best": history[-1],
@@ -86,6 +88,7 @@ def simulated_results(trial: Trial, score: float, *, epochs: int = 5) -> dict[st
         "skipped_steps": [],
         "digest": "",
     }
+    return RunResults.parse(results)
 
 
 def simulate(
@@ -115,17 +118,23 @@ def simulate(
             found = quality(trial)
             if isinstance(found, str):
                 if found != "pending":
-                    ending = {"reason": "on purpose", "epoch": 1, "score": 0.9, "usage": USAGE.as_json()}
+                    ending = {
+                        "reason": "on purpose",
+                        "epoch": 1,
+                        "score": 0.9,
+                        "bar": 0.95,
+                        "usage": USAGE.as_json(),
+                    }
                     journal.append(found, key=trial.key, name=trial.name, **ending)
                 continue
             run_dir = trial_directory(directory, trial)
             claim_run_directory(run_dir, trial.experiment)
             records = match_records(found, seed=int(trial.key, 16) % 2**32, num_groups=num_groups)
-            score = mean_average_precision(records) if has_records else found
-            results = simulated_results(trial, score, epochs=epochs)
+            value = score(records, "mAP") if has_records else found
+            results = simulated_results(trial, value, epochs=epochs)
             if has_records:
-                records.save(run_dir / MATCH_RECORDS)
-            (run_dir / "final_results.json").write_text(json.dumps(results))
+                write_records(run_dir / RECORDS, records)
+            (run_dir / "final_results.json").write_text(json.dumps(results.as_json()))
             journal.append("started", key=trial.key, name=trial.name)
             journal.append("finished", key=trial.key, name=trial.name, results=results, usage=USAGE.as_json())
     return directory
@@ -134,7 +143,9 @@ def simulate(
 def track(study: Study, directory: Path, *, seeds: int = 3) -> None:
     """Log a study's finished trials to MLflow on sqlite next to it, as the driver does with untracked ones."""
     tracker = open_tracker(None, directory=directory.parent, experiment=study.name)
-    view = StudyView(console=Console(quiet=True), study=study.name, metric=study.metric)
+    view = StudyView(
+        console=Console(quiet=True), study=study.name, task=study.base.task, metric=study.decider
+    )
     with Journal(directory) as journal:
         for phase, trials in trials_by_phase(study, journal, seeds).items():
             with TrialListener(

@@ -1,4 +1,4 @@
-"""What is said of studies whose truth is known."""
+"""Analyses of simulated studies whose true scores are known."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PROMOTED = (
 
 
 def analysed(directory: Path) -> Analysis:
-    """From few resamples: what is tested here does not hang on the images' noise to the last digit."""
+    """Analyse with few resamples: these tests need no precise noise of the images."""
     return analyse(open_study(directory), resamples=30)
 
 
@@ -65,7 +65,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return analysed(directory)
 
 
-def test_the_known_answers_are_found(methods: Analysis) -> None:
+def test_known_answers_are_found(methods: Analysis) -> None:
     assert {tested.hypothesis.name: tested.outcome for tested in methods.hypotheses} == {
         "F1": "supported",
         "F2": "supported",
@@ -78,7 +78,7 @@ def test_the_known_answers_are_found(methods: Analysis) -> None:
     assert {pair.verdict for pair in methods.against_control} == {"A is better"}
 
 
-def test_the_twins_are_not_distinguishable(methods: Analysis) -> None:
+def test_equivalent_cells_are_not_distinguishable(methods: Analysis) -> None:
     (pair,) = methods.noise.equivalent_pairs
     assert (pair.a, pair.b, pair.verdict) == ("gaff_shared", "gaff", "not distinguishable")
     assert methods.noise.spread is not None
@@ -88,7 +88,7 @@ def test_the_twins_are_not_distinguishable(methods: Analysis) -> None:
     assert methods.num_groups == 20
 
 
-def test_one_seed_says_nothing_of_cells_without_twins(tmp_path: Path) -> None:
+def test_with_one_seed_and_no_equivalent_cells_the_noise_is_unknown(tmp_path: Path) -> None:
     space = load_space("modalities", recipe("demo"), {})
     found = analysed(simulate(space, tmp_path, lambda trial: noisy({}, trial), seeds=1))
     assert found.noise.spread is None
@@ -113,7 +113,7 @@ def gaff(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return analysed(directory)
 
 
-def test_twins_measure_the_noise_of_a_study_with_one_seed(gaff: Analysis) -> None:
+def test_equivalent_cells_measure_the_noise_of_a_study_with_one_seed(gaff: Analysis) -> None:
     assert gaff.noise.spread is not None
     assert gaff.noise.spread.degrees == 12 + 2
     assert len(gaff.noise.equivalent_pairs) == 12
@@ -139,24 +139,24 @@ def test_the_winner_is_confirmed_on_fresh_seeds(gaff: Analysis) -> None:
     assert gaff.confirmation.verdict == "A is better"
 
 
-def test_without_match_records_the_images_noise_is_said_to_be_unknown(tmp_path: Path) -> None:
+def test_without_match_records_the_noise_of_images_is_unknown(tmp_path: Path) -> None:
     directory = simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), has_records=False)
     found = analysed(directory)
     assert len(found.without_images) == 11
     assert all(pair.comparison.sd_images is None for pair in found.pairs)
 
 
-def test_a_directory_without_a_study_is_named(tmp_path: Path) -> None:
+def test_a_directory_without_a_study_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="holds no study"):
         open_study(tmp_path)
 
 
 def shifted(trial: Trial) -> float:
-    """A "twin" that is another function: its cells score five points less."""
+    """Scores of cells that claim to be equivalent but are not: they differ by five points."""
     return noisy({}, trial) - 0.05 * bool(trial.cell.values.get("model.fusion.inter_shared"))
 
 
-def test_twins_that_differ_are_found_out_and_leave_the_noise_alone(tmp_path: Path) -> None:
+def test_equivalent_cells_that_differ_are_reported_and_not_pooled(tmp_path: Path) -> None:
     found = analysed(simulate(GAFF, tmp_path, shifted, seeds=3, decisions=PROMOTED))
     assert [pair.is_different for pair in found.noise.equivalent_pairs] == [True] * 12
     assert found.noise.spread is not None
@@ -164,7 +164,7 @@ def test_twins_that_differ_are_found_out_and_leave_the_noise_alone(tmp_path: Pat
     assert any("Do not trust small differences" in sentence for sentence in conclusions(found))
 
 
-def test_with_one_seed_and_nothing_repeated_twins_are_no_check(tmp_path: Path) -> None:
+def test_with_one_seed_and_no_repeats_equivalent_cells_are_not_compared(tmp_path: Path) -> None:
     study = GAFF.model_copy(update={"phases": GAFF.phases[:-1]})
     found = analysed(simulate(study, tmp_path, shifted, seeds=1, decisions=PROMOTED[:1]))
     assert found.noise.equivalent_pairs == ()
@@ -172,7 +172,7 @@ def test_with_one_seed_and_nothing_repeated_twins_are_no_check(tmp_path: Path) -
 
 
 def stages_only(trial: Trial) -> float | str:
-    """Only the set of stages matters, and of two of three the runs with a reduction of 8 are missing."""
+    """Only the set of stages matters; for two of three sets the runs with a reduction of 8 have failed."""
     values = trial.cell.values
     stages = values.get("model.fusion_stages")
     if values.get("model.fusion.se_reduction") == 8 and stages != (4,):
@@ -180,7 +180,7 @@ def stages_only(trial: Trial) -> float | str:
     return noisy({}, trial) + (0.1 if stages == (4,) else 0.0)
 
 
-def test_sides_are_compared_over_what_all_of_them_have(tmp_path: Path) -> None:
+def test_sides_are_compared_over_common_values_of_other_factors(tmp_path: Path) -> None:
     found = analysed(simulate(GAFF, tmp_path, stages_only, seeds=2, decisions=PROMOTED))
     answers = {tested.hypothesis.name: tested.outcome for tested in found.hypotheses}
     assert answers["H1"] == "not distinguishable"
@@ -190,7 +190,7 @@ def test_sides_are_compared_over_what_all_of_them_have(tmp_path: Path) -> None:
     assert any("runs failed: exp_" in sentence for sentence in limits(found))
 
 
-def test_a_claim_of_which_a_control_is_missing_is_not_tested(tmp_path: Path) -> None:
+def test_a_claim_with_a_missing_control_is_not_tested(tmp_path: Path) -> None:
     def quality(trial: Trial) -> float | str:
         return "failed" if trial.cell.code == "event" else noisy({"rgb": 0.3, "thermal": 0.3}, trial)
 
@@ -199,7 +199,7 @@ def test_a_claim_of_which_a_control_is_missing_is_not_tested(tmp_path: Path) -> 
     assert answers["F1"] == "not tested"
 
 
-def test_a_cell_of_which_a_run_was_cut_short_is_not_compared(tmp_path: Path) -> None:
+def test_a_cell_with_a_stopped_run_is_not_compared(tmp_path: Path) -> None:
     def quality(trial: Trial) -> float | str:
         return "stopped" if trial.cell.code == "gaff" and trial.seed > 42 else noisy({}, trial)
 
@@ -209,22 +209,20 @@ def test_a_cell_of_which_a_run_was_cut_short_is_not_compared(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("level", "is_said"), [(0.01, True), (0.3, False)])
-def test_detectors_that_have_learnt_nothing_are_called_so(
-    level: float, is_said: bool, tmp_path: Path
-) -> None:
+def test_detectors_that_have_hardly_learnt_are_reported(level: float, is_said: bool, tmp_path: Path) -> None:
     study = METHODS.model_copy(update={"factors": (), "phases": METHODS.phases[:1]})
     found = analysed(simulate(study, tmp_path, lambda trial: level, seeds=1))
     assert ("hardly learnt" in conclusions(found)[0]) == is_said
 
 
-def test_one_group_of_images_can_tell_nothing_apart(tmp_path: Path) -> None:
+def test_with_one_group_of_images_nothing_is_distinguishable(tmp_path: Path) -> None:
     found = analysed(simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), num_groups=1))
     assert {pair.verdict for pair in found.against_control} == {"unknown"}
     assert any("one group" in sentence for sentence in limits(found))
     assert not any("as it should be" in sentence for sentence in conclusions(found))
 
 
-def test_the_images_noise_is_that_of_the_metric(tmp_path: Path) -> None:
+def test_the_noise_of_images_is_that_of_the_metric(tmp_path: Path) -> None:
     def spread_of(metric: str) -> float | None:
         study = METHODS.model_copy(update={"metric": metric})
         directory = simulate(study, tmp_path / metric, lambda trial: noisy({}, trial), seeds=2)
@@ -235,7 +233,7 @@ def test_the_images_noise_is_that_of_the_metric(tmp_path: Path) -> None:
     assert spread_of("AR_100") is None
 
 
-def test_a_later_command_with_fewer_seeds_takes_nothing_away(tmp_path: Path) -> None:
+def test_a_later_command_with_fewer_seeds_removes_no_runs(tmp_path: Path) -> None:
     directory = simulate(METHODS, tmp_path, lambda trial: noisy({}, trial), seeds=3)
     with Journal(directory) as journal:
         remember_protocol(journal, protocol_of(METHODS, StudyOptions(storage=tmp_path, seeds=1)))
@@ -244,7 +242,7 @@ def test_a_later_command_with_fewer_seeds_takes_nothing_away(tmp_path: Path) -> 
     assert any("The protocol was changed after 33 results" in sentence for sentence in limits(found))
 
 
-def test_a_loss_that_is_not_finite_leaves_the_gap_open(tmp_path: Path) -> None:
+def test_a_gap_with_a_loss_that_is_not_finite_is_not_tested(tmp_path: Path) -> None:
     directory = simulate(GAFF, tmp_path, gaff_quality, seeds=1, decisions=PROMOTED)
     path = directory / "journal.jsonl"
     path.write_text(re.sub(r'"val_loss": 0\.4\d*', '"val_loss": NaN', path.read_text(), count=20))
@@ -252,7 +250,7 @@ def test_a_loss_that_is_not_finite_leaves_the_gap_open(tmp_path: Path) -> None:
     assert answers["H4"] == "not tested"
 
 
-def test_a_confirmation_counts_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_confirmation_counts_once_it_is_complete(tmp_path: Path) -> None:
     def quality(trial: Trial) -> float | str:
         return "pending" if trial.name.endswith("_seed100043") else gaff_quality(trial)
 
@@ -269,7 +267,7 @@ def test_phase_1_and_phase_2_may_share_a_journal(tmp_path: Path) -> None:
         assert recorded_study(journal) == GAFF
 
 
-def test_a_hypothesis_that_came_after_results_is_named(tmp_path: Path) -> None:
+def test_a_hypothesis_registered_after_results_is_reported(tmp_path: Path) -> None:
     directory = simulate(
         METHODS.model_copy(update={"hypotheses": METHODS.hypotheses[:1]}),
         tmp_path,

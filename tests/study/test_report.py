@@ -45,7 +45,7 @@ def report(study: Path) -> Report:
 
 
 class Elements(HTMLParser):
-    """Tags with their attributes, and the text."""
+    """The tags of a page with their attributes, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def test_the_page_needs_nothing_else_and_runs_nothing(report: Report) -> None:
+def test_the_page_is_self_contained_and_has_no_scripts(report: Report) -> None:
     page = Elements(report.page.read_text())
     tags = {tag for tag, _ in page.found}
     assert not tags & {"script", "iframe", "object", "embed", "base", "form"}
@@ -88,7 +88,7 @@ def test_every_section_is_there_and_every_figure_is_a_file(study: Path, report: 
     assert set(report.files) == {path for path in (study / "report").rglob("*") if path.is_file()}
 
 
-def test_tables_say_the_same_as_the_journal(study: Path, report: Report) -> None:
+def test_tables_match_the_journal(study: Path, report: Report) -> None:
     with (study / "report" / "tables" / "cells_methods.csv").open(newline="") as file:
         rows = {row["cell"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"cmx", "gaff", "gaff_shared"}
@@ -102,7 +102,7 @@ def test_tables_say_the_same_as_the_journal(study: Path, report: Report) -> None
 
 
 @pytest.mark.slow
-def test_the_command_makes_the_same_bytes_and_puts_them_into_the_tracker(
+def test_the_command_writes_the_same_bytes_and_uploads_them_to_the_tracker(
     study: Path, report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / study.name
@@ -129,7 +129,7 @@ def test_the_command_makes_the_same_bytes_and_puts_them_into_the_tracker(
 @pytest.mark.parametrize(
     ("argument", "message"), [("nowhere", "holds no study"), ("study/methods", "holds no study")]
 )
-def test_what_is_no_study_is_named(
+def test_a_directory_without_a_study_is_an_error(
     argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -139,7 +139,7 @@ def test_what_is_no_study_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_simulated_events_are_called_so(tmp_path: Path) -> None:
+def test_simulated_events_are_marked(tmp_path: Path) -> None:
     base = apply_overrides(recipe("demo"), {"data.simulate_events": {"replaces_own": True}})
     study = load_space("fusion_methods", base, {}, arms=["cmx"])
     text = Elements(write_report(simulate(study, tmp_path, quality), resamples=20).page.read_text()).text
@@ -147,11 +147,11 @@ def test_simulated_events_are_called_so(tmp_path: Path) -> None:
     assert "The event modality is simulated from rgb, no camera has recorded it." in text
 
 
-def test_recorded_events_are_not_called_simulated(report: Report) -> None:
+def test_recorded_events_are_not_marked_as_simulated(report: Report) -> None:
     assert "simulated from rgb" not in report.page.read_text()
 
 
-def test_a_spreadsheet_computes_nothing() -> None:
+def test_formulas_are_escaped_for_spreadsheets() -> None:
     table = Table("t", "T", "", ("=cmd()", "a"), (("@SUM(1)", "-0.5"), (" =1+1", "+1")))
     rows = list(csv.reader(table.as_csv().splitlines()))
     assert rows == [["'=cmd()", "a"], ["'@SUM(1)", "-0.5"], ["' =1+1", "+1"]]

@@ -93,7 +93,14 @@ class NpyYoloSet:
         entries = bad_samples.read_all((stem, partial(read_entry, paths)) for stem, paths in files.items())
         check_some_left(len(entries), path, bad_samples)
         if unlabelled == "drop":
-            entries = _with_boxes(entries, path)
+            entries = [entry for entry in entries if entry.boxes]
+            if not entries:
+                raise DataError(
+                    f"{path}: no image has a box, so data.source.unlabelled=drop leaves none; add labels"
+                )
+            logger.info(
+                "%s: using %d images that have boxes (data.source.unlabelled=drop)", path, len(entries)
+            )
         # A batch has one dtype: bytes stacked with floats would become floats in 0..255.
         entries = bad_samples.read_all(
             (entry.path.stem, partial(_check_dtype, entry, entries[0])) for entry in entries
@@ -147,14 +154,6 @@ def _paired(root: Root, *, drop: bool, bad_samples: BadSamples) -> dict[str, dic
         remedy="add the files, or set data.source.unlabelled=drop",
         bad_samples=bad_samples,
     )
-
-
-def _with_boxes(entries: list[_Entry], root: Path) -> list[_Entry]:
-    kept = [entry for entry in entries if entry.boxes]
-    if not kept:
-        raise DataError(f"{root}: no image has a box, so data.source.unlabelled=drop leaves none; add labels")
-    logger.info("%s: using %d images that have boxes (data.source.unlabelled=drop)", root, len(kept))
-    return kept
 
 
 def _check_dtype(entry: _Entry, first: _Entry) -> _Entry:

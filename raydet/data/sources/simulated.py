@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 
 from raydet.config import EventSimulation
 from raydet.data.events import (
     EventCounts,
-    Ints,
     as_image,
     drawn_motion,
     events_between,
@@ -51,7 +49,8 @@ class SimulatedEvents(WrappedSource):
     def _events(self, sample: Sample, index: int) -> EventCounts:
         settings = self.settings
         log_HW = log_intensity(sample.modalities["rgb"])
-        thresholds_HW = _thresholds(sample.valid_hw, settings)
+        mean, sigma = settings.threshold, settings.threshold_sigma
+        thresholds_HW = thresholds(sample.valid_hw, mean=mean, sigma=sigma, seed=settings.seed)
         groups = self.source.group_ids
         # An empty group: the source has no sequences.
         has_previous = index > 0 and groups[index] != "" and groups[index - 1] == groups[index]
@@ -61,9 +60,3 @@ class SimulatedEvents(WrappedSource):
                 return events_between(before_HW, log_HW, thresholds_HW)
         shift_yx = drawn_motion(settings.motion_px, (settings.seed, sample.image_id))
         return events_of_motion(log_HW, shift_yx, thresholds_HW)
-
-
-@functools.lru_cache(maxsize=2)
-def _thresholds(size_hw: tuple[int, int], settings: EventSimulation) -> Ints:
-    """The thresholds of the set's one camera; computing them takes longer than an image's events."""
-    return thresholds(size_hw, mean=settings.threshold, sigma=settings.threshold_sigma, seed=settings.seed)

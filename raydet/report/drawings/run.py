@@ -11,12 +11,12 @@ from raydet.data.transforms import eval_transform
 from raydet.engine.open_run import TrainedRun, open_trained
 from raydet.errors import ConfigError, DataError
 from raydet.metrics.matches import MatchRecords
+from raydet.metrics.records import RECORDS, has_records, read_records
 from raydet.report.drawings.attention import Attention, attention_maps
 from raydet.report.drawings.detections import EXPLANATION, draw_detections
 from raydet.report.drawings.heatmaps import draw_attention
 from raydet.report.drawings.panels import as_png
 from raydet.report.drawings.ranking import ImageScores, best_and_worst, image_scores
-from raydet.runs.run_dir import MATCH_RECORDS
 from raydet.structures import Detections, Sample, collate
 
 
@@ -42,14 +42,15 @@ def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
     Raises:
         ConfigError: the directory has no run, or the run is not finished.
         CheckpointError: the checkpoint cannot be read.
-        DataError: images or match records cannot be read, or the data have changed.
+        DataError: images or records cannot be read, or the data have changed.
     """
-    path = run_dir / MATCH_RECORDS
-    if not path.is_file():
+    if not has_records(run_dir):
         raise ConfigError(
-            f"{run_dir} has no images to show: {MATCH_RECORDS} is missing; run its command again to finish it"
+            f"{run_dir} has no images to show: {RECORDS} is missing; run its command again to finish it"
         )
-    records, run = MatchRecords.load(path), open_trained(run_dir)
+    records, run = read_records(run_dir), open_trained(run_dir)
+    if not isinstance(records, MatchRecords):
+        raise ConfigError("only detections are drawn")
     if records.image_ids.tolist() != [run.source.image_ids[index] for index in run.val_indices]:
         raise DataError(
             f"{run_dir}: it was evaluated on other images than its source has now; restore the data"

@@ -22,7 +22,7 @@ def effect_figures(analysis: Analysis) -> Iterator[Figure]:
     for phase, effects in by_phase.items():
         if len(effects) > 1:
             cells = [cell for cell in analysis.results.cells[phase] if not cell.cell.is_control]
-            factors, metric = [effect.factor for effect in effects], analysis.results.study.metric
+            factors, metric = [effect.factor for effect in effects], analysis.results.study.decider.name
             yield _main_effects(phase, effects, metric)
             yield _interactions(phase, factors, cells, metric)
             yield _heat_map(phase, factors, cells, metric)

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raydet.report.analysis import Analysis
 from raydet.report.figures.style import CYCLE, Figure, axes, shorten
-from raydet.report.robustness import ABSENT, METRIC, Robustness, read_robustness
+from raydet.report.robustness import ABSENT, Robustness, read_robustness
 from raydet.report.study import CellRuns
 
 MAX_CELLS = 4
@@ -17,7 +17,7 @@ MAX_CELLS = 4
 def measured_robustness(analysis: Analysis) -> list[tuple[CellRuns, Robustness]]:
     """Cells with the robustness of their first measured run, best cell first."""
     found = []
-    for cell in sorted((*analysis.results.controls, *analysis.results.arms), key=lambda cell: -cell.mean):
+    for cell in sorted((*analysis.results.controls, *analysis.results.arms), key=lambda cell: -cell.utility):
         curves = (read_robustness(run_dir) for run_dir in cell.run_dirs)
         first = next((robustness for robustness in curves if robustness is not None), None)
         if first is not None:
@@ -46,7 +46,7 @@ def _curves(cell: CellRuns, robustness: Robustness) -> Figure:
         plot.set_xlabel("severity")
         plot.set_title(modality, fontsize=9)
         plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), fontsize=7, ncols=2)
-    plots[0].set_ylabel(METRIC)
+    plots[0].set_ylabel(robustness.metric)
     return Figure(
         f"robustness_{cell.name}",
         f"Corrupted sensors: {shorten(cell.name)}",

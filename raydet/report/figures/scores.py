@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from matplotlib.colors import Normalize
 
+from raydet.metrics.names import MetricGroup, groups_of
 from raydet.report.analysis import Analysis
 from raydet.report.figures.style import (
     ACCENT,
@@ -22,9 +23,7 @@ from raydet.report.figures.style import (
 )
 from raydet.report.findings import Estimate, PairComparison
 
-OVERLAPS = {"mAP_50": ("IoU 0.50", "o-"), "mAP_75": ("IoU 0.75", "o-")}
-SIZES = {"mAP_small": ("small", "o"), "mAP_medium": ("medium", "s"), "mAP_large": ("large", "D")}
-"""Label and marker by metric."""
+MARKERS = "osD^v"
 
 
 def score_figures(analysis: Analysis) -> Iterator[Figure]:
@@ -33,11 +32,8 @@ def score_figures(analysis: Analysis) -> Iterator[Figure]:
         if estimates:
             yield _bars(analysis, phase, estimates)
         if len(estimates) > 2 and phase != "controls":
-            title = f"AP at loose and strict overlap: {phase}"
-            caption = "In the order of the figure above; the distance between the lines is due to badly fitting boxes."
-            yield from _metrics(f"thresholds_{phase}", title, caption, estimates, OVERLAPS)
-            caption = "Means over seeds. Sizes without an object in the test images are omitted."
-            yield from _metrics(f"sizes_{phase}", f"AP by object size: {phase}", caption, estimates, SIZES)
+            for group in groups_of(analysis.results.study.base.task):
+                yield from _group(group, phase, estimates)
     if analysis.against_control and analysis.best_control is not None:
         yield _differences("against_control", analysis.best_control.name, analysis.against_control)
     is_same = analysis.baseline is not None and analysis.baseline == analysis.best_control
@@ -49,12 +45,12 @@ def score_figures(analysis: Analysis) -> Iterator[Figure]:
 
 def _ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
     """The best cells, as many as fit into a figure."""
-    return sorted(estimates, key=lambda estimate: -estimate.cell.mean)[:MAX_ROWS]
+    return sorted(estimates, key=lambda estimate: -estimate.cell.utility)[:MAX_ROWS]
 
 
 def _bars(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Figure:
     rows = _ranked(estimates)
-    metric, control = analysis.results.study.metric, analysis.best_control
+    metric, control = analysis.results.study.decider.name, analysis.best_control
     canvas, plot, positions = cell_rows([row.cell.name for row in rows])
     for y, row in zip(positions, rows, strict=True):
         is_baseline = analysis.baseline is not None and row.cell.name == analysis.baseline.name
@@ -87,29 +83,31 @@ def _bars(analysis: Analysis, phase: str, estimates: Sequence[Estimate]) -> Figu
     )
 
 
-def _metrics(
-    name: str,
-    title: str,
-    caption: str,
-    estimates: Sequence[Estimate],
-    metrics: Mapping[str, tuple[str, str]],
-) -> Iterator[Figure]:
+def _group(group: MetricGroup, phase: str, estimates: Sequence[Estimate]) -> Iterator[Figure]:
     """One row per cell and one marker per metric; nothing where no metric is known."""
     rows = _ranked(estimates)
     canvas, plot, positions = cell_rows([row.cell.name for row in rows])
     is_empty = True
-    for (metric, (label, form)), colour in zip(metrics.items(), CYCLE, strict=False):
+    for (metric, label), colour, marker in zip(group.labels.items(), CYCLE, MARKERS, strict=False):
         values = [row.cell.final(metric) for row in rows]
         known = [(value, y) for value, y in zip(values, positions, strict=True) if value is not None]
         if known:
-            style = {"linewidth": 1} if "-" in form else {"alpha": 0.85}
-            plot.plot(*zip(*known, strict=True), form, color=colour, label=label, **style)
+            plot.plot(
+                *zip(*known, strict=True),
+                marker="o" if group.is_ordered else marker,
+                linestyle="-" if group.is_ordered else "",
+                linewidth=1,
+                color=colour,
+                label=label,
+                alpha=1.0 if group.is_ordered else 0.85,
+            )
             is_empty = False
     if is_empty:
         return
-    plot.set_xlabel("AP")
-    plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(metrics))
-    yield Figure(name, title, caption + omitted(len(estimates) - len(rows)), canvas)
+    plot.set_xlabel(group.axis)
+    plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(group.labels))
+    caption = group.caption + omitted(len(estimates) - len(rows))
+    yield Figure(f"{group.name}_{phase}", f"{group.title}: {phase}", caption, canvas)
 
 
 def _differences(name: str, other: str, family: Sequence[PairComparison]) -> Figure:
@@ -133,7 +131,7 @@ def _differences(name: str, other: str, family: Sequence[PairComparison]) -> Fig
 
 
 def _pairs(analysis: Analysis) -> Figure:
-    cells = sorted((*analysis.results.controls, *analysis.results.arms), key=lambda cell: -cell.mean)
+    cells = sorted((*analysis.results.controls, *analysis.results.arms), key=lambda cell: -cell.utility)
     names = [cell.name for cell in cells]
     found = {(pair.a, pair.b): (pair, 1.0) for pair in analysis.pairs}
     found |= {(pair.b, pair.a): (pair, -1.0) for pair in analysis.pairs}
@@ -153,7 +151,7 @@ def _pairs(analysis: Analysis) -> Figure:
     plot.set_yticks(range(size), [shorten(name, 20) for name in names])
     plot.grid(visible=False)
     canvas.colorbar(image, ax=plot, shrink=0.8).set_label(
-        f"row minus column, {analysis.results.study.metric}"
+        f"row minus column, {analysis.results.study.decider.name}"
     )
     return Figure(
         "pairs",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import stdev
-from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from raydet.metrics.names import VAL_LOSS
 from raydet.report.analysis import Analysis
 from raydet.report.figures.style import (
     ARM,
@@ -24,17 +24,18 @@ from raydet.report.figures.style import (
 )
 from raydet.report.findings import loss_gap
 from raydet.report.study import CellRuns
+from raydet.runs.results import RunResults
 from raydet.stats.comparison import LEVEL
 
 NUM_NAMED = 6
 """Points with names; the others are grey."""
 MAX_CURVES = 8
 """Curves with colours; the others are grey."""
-COSTS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], float | None]], ...] = (
-    ("parameters", "parameters, millions", "Parameters", lambda r: _scaled(r.get("parameters"), 1e6)),
-    ("operations", "forward operations per image, GFLOP", "Operations", lambda r: r.get("gflops")),
-    ("time", "training time, minutes", "Training time", lambda r: _scaled(r.get("loop_s"), 60)),
-    ("memory", "peak memory, GiB", "Memory", lambda r: _scaled(r.get("peak_memory_bytes"), 2**30)),
+COSTS: tuple[tuple[str, str, str, Callable[[RunResults], float | None]], ...] = (
+    ("parameters", "parameters, millions", "Parameters", lambda r: _scaled(r.parameters, 1e6)),
+    ("operations", "forward operations per image, GFLOP", "Operations", lambda r: r.gflops),
+    ("time", "training time, minutes", "Training time", lambda r: _scaled(r.loop_s, 60)),
+    ("memory", "peak memory, GiB", "Memory", lambda r: _scaled(r.peak_memory_bytes, 2**30)),
 )
 """Name, axis label, title, and value in a run's results."""
 
@@ -42,16 +43,12 @@ COSTS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], float | None]], 
 def curve_figures(analysis: Analysis) -> Iterator[Figure]:
     """Losses and scores over epochs, and the final loss gap."""
     cells = (*analysis.results.controls, *analysis.results.arms)
-    metric = analysis.results.study.metric
+    metric = analysis.results.study.decider.name
     yield _curves(cells, "loss", "training loss", "loss")
-    if any(_history(cell, "val_loss") for cell in cells):
-        yield _curves(cells, "val_loss", "validation loss", "val_loss")
+    if any(_history(cell, VAL_LOSS.name) for cell in cells):
+        yield _curves(cells, VAL_LOSS.name, "validation loss", VAL_LOSS.name)
     yield _curves(cells, metric, metric, "metric")
-    gaps = [
-        (cell, gap)
-        for cell in cells
-        if (gap := cell.mean_of(lambda results: loss_gap(results.get("final", {})))) is not None
-    ]
+    gaps = [(cell, gap) for cell in cells if (gap := cell.mean_of(loss_gap)) is not None]
     if gaps:
         yield _gap_bars(gaps)
 
@@ -59,7 +56,7 @@ def curve_figures(analysis: Analysis) -> Iterator[Figure]:
 def cost_figures(analysis: Analysis) -> Iterator[Figure]:
     """Scores against costs, without those that are unknown or equal for all cells."""
     cells = (*analysis.results.controls, *analysis.results.arms)
-    metric = analysis.results.study.metric
+    metric = analysis.results.study.decider.name
     for name, label, title, cost in COSTS:
         points = [(value, cell) for cell in cells if (value := cell.mean_of(cost)) is not None]
         if len({value for value, _ in points}) > 1:
@@ -70,15 +67,15 @@ def _history(cell: CellRuns, column: str) -> list[tuple[int, float]]:
     """Epochs, with means over the runs."""
     values: dict[int, list[float]] = {}
     for run in cell.runs:
-        for row in (run.results or {}).get("history", []):
-            if row.get(column) is not None:
-                values.setdefault(row["epoch"], []).append(row[column])
+        for row in () if run.results is None else run.results.history:
+            if (value := row[column]) is not None:
+                values.setdefault(row.epoch, []).append(value)
     return [(epoch, sum(mine) / len(mine)) for epoch, mine in sorted(values.items())]
 
 
 def _curves(cells: Sequence[CellRuns], column: str, label: str, name: str) -> Figure:
     canvas, (plot,) = axes(3.4)
-    best = sorted(cells, key=lambda cell: -cell.mean)[:MAX_CURVES]
+    best = sorted(cells, key=lambda cell: -cell.utility)[:MAX_CURVES]
     for cell in cells:
         if cell not in best and (curve := _history(cell, column)):
             plot.plot(*zip(*curve, strict=True), color="#d0d0d0", linewidth=0.7, zorder=1)
@@ -105,7 +102,7 @@ def _gap_bars(gaps: Sequence[tuple[CellRuns, float]]) -> Figure:
     canvas, plot, positions = cell_rows([cell.name for cell, _ in rows])
     for y, (cell, gap) in zip(positions, rows, strict=True):
         plot.barh(y, gap, color=CONTROL if cell.cell.is_control else ARM, height=0.7, alpha=0.85)
-        per_run = (loss_gap((run.results or {}).get("final", {})) for run in cell.runs)
+        per_run = (loss_gap(run.results) for run in cell.runs)
         runs = [value for value in per_run if value is not None]
         if len(runs) > 1:
             half = float(stats.t.isf((1 - LEVEL) / 2, len(runs) - 1)) * stdev(runs) / math.sqrt(len(runs))
@@ -127,7 +124,7 @@ def _against_cost(
     name: str, label: str, title: str, points: Sequence[tuple[float, CellRuns]], metric: str
 ) -> Figure:
     canvas, (plot,) = axes(3.4)
-    ranked = sorted(points, key=lambda point: -point[1].mean)
+    ranked = sorted(points, key=lambda point: -point[1].utility)
     for value, cell in ranked[NUM_NAMED:]:
         plot.plot([value], [cell.mean], "o", color="#d0d0d0", mec=CONTROL, ms=4)
     # Names are in a legend beside the plot: next to the points they would overlap.

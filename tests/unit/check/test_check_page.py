@@ -58,9 +58,7 @@ def test_hostile_names_on_the_page() -> None:
 def test_hostile_names_in_the_terminal() -> None:
     lines = list(summary_lines(checked(hostile_set())))
     assert all(line.isprintable() for line in lines)
-    assert any(
-        line.startswith("error: 1 x modalities that are not aligned: image 2") for line in lines
-    )
+    assert any(line.startswith("error: 1 x modalities that are not aligned: image 2") for line in lines)
 
 
 def test_no_kind_has_more_than_a_few_images() -> None:

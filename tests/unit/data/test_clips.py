@@ -74,7 +74,7 @@ def test_windows_lie_within_their_sequences(sampler: ClipSampler) -> None:
     for step in (0, 1, sampler.steps_per_pass):
         for lane in range(sampler.global_batch):
             window = sampler.window(step, lane)
-            assert 0 <= window.first_frame
+            assert window.first_frame >= 0
             assert window.first_frame + sampler.clip_frames <= sampler.num_frames[window.sequence]
 
 

@@ -52,7 +52,8 @@ def test_specs(npy_yolo: Path, coco: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("spec", ["", "coco:", "vok:/data", "synthetic:7"])
 def test_what_is_no_spec_is_a_usage_error(spec: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"--data must be synthetic, FORMAT:PATH \(npy_yolo, .*\), shards:URI, or a path, got"
+        ConfigError,
+        match=r"--data must be synthetic, FORMAT:PATH \(npy_yolo, .*\), shards:URI, or a path, got",
     ):
         detect_source(spec)
 
@@ -103,7 +104,9 @@ def test_the_synthetic_set_draws_any_classes() -> None:
 
 def test_other_classes_than_the_annotations_are_refused(coco: Path) -> None:
     data = DataConfig(source=detect_source(str(coco)), classes=("car", "person"), canvas_hw=(32, 32))
-    with pytest.raises(ConfigError, match=r"data\.classes is \[car, person\], the annotations name \[person, car\]"):
+    with pytest.raises(
+        ConfigError, match=r"data\.classes is \[car, person\], the annotations name \[person, car\]"
+    ):
         open_source(data)
 
 

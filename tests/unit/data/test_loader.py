@@ -189,7 +189,9 @@ def test_a_bad_image_is_a_data_error_with_its_message_only(tmp_path: Path, loade
     for _ in range(2):  # the loader stays usable
         batches = iter(loader)
         assert [next(batches)[1], next(batches)[1]] == [[0], [1]]
-        with pytest.raises(DataError, match=r"^\S+2\.npy: expected values in 0\.\.255, got nan\.\.nan [^\n]*$"):
+        with pytest.raises(
+            DataError, match=r"^\S+2\.npy: expected values in 0\.\.255, got nan\.\.nan [^\n]*$"
+        ):
             next(batches)
 
 

@@ -52,7 +52,9 @@ def assert_boxes_on_objects(changed: Sample, canvas_hw: tuple[int, int]) -> None
 def test_boxes_stay_on_their_objects(
     sample: Sample, canvas_hw: tuple[int, int], change: Augmentation, epoch: int
 ) -> None:
-    changed = train_transform(sample, augmentation=change, canvas_hw=canvas_hw, key=(0, epoch, sample.image_id))
+    changed = train_transform(
+        sample, augmentation=change, canvas_hw=canvas_hw, key=(0, epoch, sample.image_id)
+    )
     for name, x_CHW in changed.modalities.items():
         assert x_CHW.dtype == sample.modalities[name].dtype
         assert not x_CHW[:, changed.valid_hw[0] :].any()

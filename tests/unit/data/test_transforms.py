@@ -65,7 +65,9 @@ def test_boxes_and_pixels_move_together(
     sample: Sample, canvas_hw: tuple[int, int], low: float, high: float, flip: float, epoch: int
 ) -> None:
     augmentation = Augmentation(flip_probability=flip, scale_jitter=(low, high), min_box_px=3.0)
-    changed = train_transform(sample, augmentation=augmentation, canvas_hw=canvas_hw, key=(1, epoch, sample.image_id))
+    changed = train_transform(
+        sample, augmentation=augmentation, canvas_hw=canvas_hw, key=(1, epoch, sample.image_id)
+    )
     assert changed.canvas_hw == canvas_hw
     assert changed.source_hw == sample.source_hw
     assert {name: x.dtype for name, x in changed.modalities.items()} == {
@@ -145,7 +147,9 @@ def test_small_boxes_are_dropped_with_their_labels() -> None:
 def test_an_image_without_boxes_stays_one() -> None:
     empty = scene((30, 40), [])
     augmentation = Augmentation(flip_probability=1.0, scale_jitter=(1.5, 2.0))
-    changed = train_transform(empty, augmentation=augmentation, canvas_hw=(32, 32), key=(0, 0, empty.image_id))
+    changed = train_transform(
+        empty, augmentation=augmentation, canvas_hw=(32, 32), key=(0, 0, empty.image_id)
+    )
     assert changed.boxes_xyxy.shape == (0, 4)
     assert changed.labels.shape == (0,)
 
@@ -156,7 +160,9 @@ def test_what_is_random_depends_on_seed_epoch_and_image() -> None:
     def box(image_id: str, seed: int, epoch: int) -> list[float]:
         torch.rand(1)  # the global stream is elsewhere each time
         sample = scene((64, 64), [[20, 24, 40, 44]], image_id)
-        found = train_transform(sample, augmentation=augmentation, canvas_hw=(64, 64), key=(seed, epoch, sample.image_id))
+        found = train_transform(
+            sample, augmentation=augmentation, canvas_hw=(64, 64), key=(seed, epoch, sample.image_id)
+        )
         return found.boxes_xyxy.flatten().tolist()
 
     assert box("a", 0, 0) == box("a", 0, 0)

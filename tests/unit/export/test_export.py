@@ -1,4 +1,4 @@
-"""Drawn images and detections for other programs, for any number of channels."""
+"""Drawn images with any number of channels, and COCO results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_three_channels_keep_their_colours() -> None:
     assert torch.equal(as_colours(x_CHW), x_CHW)
 
 
-def test_ids_are_those_of_the_source() -> None:
+def test_ids_match_the_source() -> None:
     numbered = coco_results(ROWS, image_ids=["12", "13"], category_ids=[4, 9])
     assert [(row["image_id"], row["category_id"]) for row in numbered] == [(12, 9), (12, 4)]
     named = coco_results(ROWS, image_ids=["12", "013"], category_ids=[4, 9])

@@ -33,7 +33,7 @@ def test_perfect_detections_score_one() -> None:
     assert result.per_class_ap == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}
 
 
-def test_no_detections_score_zero_and_an_empty_bin_is_none() -> None:
+def test_no_detections_score_zero_and_an_empty_bin_scores_none() -> None:
     truth = truth_of([[0.0, 0.0, 20.0, 20.0]], [0], [0], 1)
     result = evaluate_coco(truth, np.zeros((0, 7)), ("a", "b"))[0]
     assert result.metrics["mAP"] == 0.0
@@ -86,7 +86,7 @@ def published(folder: Path) -> tuple[GroundTruth, NDArray[np.float64], tuple[str
     return ground, rows, tuple(category["name"] for category in categories), expected
 
 
-def test_the_published_fixture(shared_data: Path) -> None:
+def test_published_coco_results(shared_data: Path) -> None:
     truth, rows, classes, expected = published(shared_data / "coco_eval_fixture")
     result = evaluate_coco(truth, rows, classes)[0]
     assert [result.metrics[name] for name in METRIC_NAMES] == pytest.approx(

@@ -1,4 +1,4 @@
-"""The metrics and the match records against pycocotools, to the last bit."""
+"""Metrics and match records equal those of pycocotools to the last bit."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_hard_sets(bins: SizeBins) -> None:
         assert_same(evaluate_coco(*case, size_bins=bins), evaluate_with_pycocotools(*case, size_bins=bins))
 
 
-def test_the_sets_are_as_hard_as_they_claim() -> None:
+def test_the_hard_sets_contain_the_hard_cases() -> None:
     cases = [hard_set(seed) for seed in range(16)]
     most = max(
         np.unique(rows[:, [0, 6]], axis=0, return_counts=True)[1].max() for _, rows, _ in cases if len(rows)
@@ -85,7 +85,7 @@ def test_a_realistic_set() -> None:
     assert all(value is not None and 0.02 < value < 0.98 for value in ours[0].metrics.values())
 
 
-def test_nothing_found_and_nothing_to_find() -> None:
+def test_no_detections_and_no_objects() -> None:
     truth, rows, classes = hard_set(0)
     none = GroundTruth(3, np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))
     for case in (
@@ -103,7 +103,7 @@ def test_the_size_of_a_block_does_not_matter(monkeypatch: pytest.MonkeyPatch) ->
     assert_same(evaluate_coco(*case), whole)
 
 
-def test_names_are_kept() -> None:
+def test_ids_are_kept() -> None:
     truth, rows, classes = hard_set(1)
     names = [f"image_{index}" for index in range(truth.num_images)]
     named = {"image_ids": names, "group_ids": [name[-1] for name in names]}
@@ -114,7 +114,7 @@ def test_names_are_kept() -> None:
 
 
 @pytest.mark.parametrize(("column", "value"), [(0, 99), (0, -1), (6, 99)])
-def test_a_detection_of_no_image_is_our_mistake(column: int, value: float) -> None:
+def test_a_detection_of_an_unknown_image_or_label_raises(column: int, value: float) -> None:
     truth, rows, classes = hard_set(1)
     assert len(rows) > 0
     rows[0, column] = value
@@ -122,8 +122,8 @@ def test_a_detection_of_no_image_is_our_mistake(column: int, value: float) -> No
         evaluate_coco(truth, rows, classes)[0]
 
 
-def test_fractions_do_not_see_the_resolution() -> None:
-    """The same images at three times the size, and at half of it each second one."""
+def test_fractions_do_not_depend_on_the_resolution() -> None:
+    """The same images four times as large, and every second one half as large."""
     truth, rows, classes = hard_set(3)
     truth = replace(truth, areas=None)
     small = evaluate_coco(truth, rows, classes, size_bins=FRACTIONS)[0]
@@ -140,7 +140,7 @@ def test_fractions_do_not_see_the_resolution() -> None:
         assert evaluate_coco(larger, rows_of_it, classes)[0] != small
 
 
-def test_fractions_of_equal_images_are_pixels() -> None:
+def test_fractions_equal_pixels_if_all_images_have_one_size() -> None:
     truth, rows, classes = hard_set(3)
     truth = replace(truth, sizes_hw=np.tile([160, 160], (truth.num_images, 1)))
     pixels = evaluate_coco(truth, rows, classes, size_bins=SizeBins((40.0, 80.0)))[0]

@@ -27,7 +27,7 @@ def plain_overlap(row: Row, box: Row, ignored: bool) -> float:
 
 
 def plain_miss_rate(truth: GroundTruth, rows: Row, label: int) -> float:
-    """One detection after the other, over all images at once."""
+    """The definition as plain loops over detections."""
     assert truth.is_crowd is not None
     mine = [index for index in range(len(truth.labels)) if truth.labels[index] == label]
     taken: set[int] = set()
@@ -53,7 +53,7 @@ def plain_miss_rate(truth: GroundTruth, rows: Row, label: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_it_is_its_definition(seed: int) -> None:
+def test_the_miss_rate_matches_its_definition(seed: int) -> None:
     generator = np.random.default_rng(seed)
     num_images, count = 40, 150
     boxes = np.concatenate(
@@ -75,7 +75,7 @@ def test_it_is_its_definition(seed: int) -> None:
     assert mean_miss_rate(truth, rows, 3, min_height_px=0.0) == pytest.approx(np.mean(expected), abs=1e-12)
 
 
-def test_cases_known_by_hand() -> None:
+def test_cases_match_a_manual_computation() -> None:
     right, wrong = np.array([True, False, True, True]), np.array([False, True, False, False])
     # 1 wrong one in 10 images: four of the points lie below 0.1, where one of four objects is found.
     expected = 0.75 ** (4 / 9) * 0.25 ** (5 / 9)
@@ -86,7 +86,7 @@ def test_cases_known_by_hand() -> None:
     assert log_average(none, none, num_objects=4, num_images=10) == 1.0
 
 
-def test_low_objects_need_not_be_found_and_finding_them_is_no_mistake() -> None:
+def test_low_objects_are_ignored() -> None:
     boxes = np.array([[0.0, 0.0, 30.0, 60.0], [100.0, 0.0, 30.0, 54.0]])
     truth = GroundTruth(1, np.array([0, 0]), boxes, np.array([0, 0]))
     high, low = ([0.0, *box, score, 0.0] for box, score in zip(boxes, (0.8, 0.9), strict=True))
@@ -97,7 +97,7 @@ def test_low_objects_need_not_be_found_and_finding_them_is_no_mistake() -> None:
 
 
 @pytest.mark.parametrize("method", ["INSANet", "MLPD"])
-def test_the_published_figures_of_kaist(method: str, shared_data: Path) -> None:
+def test_published_kaist_results(method: str, shared_data: Path) -> None:
     folder = shared_data / "kaist_eval_fixture"
     if not folder.is_dir():
         pytest.skip("KAIST's annotations are not beside this clone (its licence forbids to ship them)")

@@ -21,11 +21,11 @@ from raydet.config import (
 )
 from raydet.errors import ConfigError
 from raydet.models.build import build_model, describe_parameters, parameter_counts
-from raydet.models.inputs import InputStream, valid_mask
-from raydet.models.model import Model
 from raydet.models.heads.box import LEVEL_STRIDES, BoxHeads
 from raydet.models.heads.rpn import RegionProposals
 from raydet.models.heads.targets import targets_of
+from raydet.models.inputs import InputStream, valid_mask
+from raydet.models.model import Model
 from raydet.models.necks.fpn import FPN, LEVELS
 from raydet.ops.rows import row_table
 from raydet.recipes import recipe
@@ -371,7 +371,11 @@ def test_padding_has_no_influence() -> None:
         x[:, :, 64:] = 255
         x[:, :, :, 96:] = 255
     with torch.no_grad():
-        for clean, dirty in zip(detector(batch).predictions, detector(replace(batch, modalities=scribbled)).predictions, strict=True):
+        for clean, dirty in zip(
+            detector(batch).predictions,
+            detector(replace(batch, modalities=scribbled)).predictions,
+            strict=True,
+        ):
             assert torch.equal(clean.boxes_xyxy, dirty.boxes_xyxy)
             assert torch.equal(clean.scores, dirty.scores)
 

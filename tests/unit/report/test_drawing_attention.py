@@ -1,4 +1,4 @@
-"""What is shown as attention is what the fusions compute, and looking changes nothing."""
+"""Attention maps are what the fusions compute, and computing them does not change the detector."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raydet.structures import Sample, collate
 
 
 def untrained_run(**model: Any) -> TrainedRun:
-    """With the weights as they were drawn; images of 48 x 128 on a canvas of 96 x 128, half of it padding."""
+    """A run with random weights; images of 48 x 128 on a canvas of 96 x 128, half of it padding."""
     settings: Mapping[str, Any] = {
         "data.source": {
             "kind": "synthetic",
@@ -51,7 +51,7 @@ def untrained_run(**model: Any) -> TrainedRun:
 
 
 def first_maps(run: TrainedRun, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """What enters the fusion of stage 1."""
+    """The inputs of the fusion of stage 1."""
     detector, batch = run.model, collate([sample])
     rgb, aux = detector.rgb_input(batch), detector.aux_input(batch)
     return detector.encoder.rgb_stages[0](rgb), detector.encoder.aux_stages[0](aux)
@@ -59,7 +59,7 @@ def first_maps(run: TrainedRun, sample: Sample) -> tuple[torch.Tensor, torch.Ten
 
 @pytest.mark.parametrize("inter_shared", [False, True])
 @torch.no_grad()
-def test_gates_are_those_computed_by_hand(inter_shared: bool) -> None:
+def test_gates_match_a_manual_computation(inter_shared: bool) -> None:
     run = untrained_run(fusion={"kind": "gaff", "inter_shared": inter_shared})
     attention = attention_maps(run, 0)
     assert [stage.stage for stage in attention.stages] == [1, 2, 3, 4]
@@ -83,7 +83,7 @@ def test_gates_are_those_computed_by_hand(inter_shared: bool) -> None:
 
 
 @torch.no_grad()
-def test_the_channels_that_switch_are_those_that_come_from_the_other_stream() -> None:
+def test_switched_channels_come_from_the_other_stream() -> None:
     run = untrained_run(
         fusion={"kind": "cssa", "threshold": 0.5}, fusion_stages=[1, 3], elsewhere={"kind": "cmx"}
     )
@@ -118,7 +118,7 @@ def test_fusions_without_attention_have_none() -> None:
         assert draw_attention(attention) is None
 
 
-def test_looking_leaves_no_trace() -> None:
+def test_attention_maps_do_not_change_the_detector() -> None:
     run = untrained_run(fusion={"kind": "gaff"})
     batch = collate([attention_maps(untrained_run(), 0).sample])
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_looking_leaves_no_trace() -> None:
     assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
-def test_no_hook_outlives_an_error() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     run = untrained_run(fusion={"kind": "gaff"})
     run.model.neck.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -140,14 +140,14 @@ def test_no_hook_outlives_an_error() -> None:
     assert all(not fusion._forward_pre_hooks for fusion in run.model.encoder.fusions)
 
 
-def test_streams_are_called_after_what_they_are_given() -> None:
+def test_streams_are_named_after_their_modalities() -> None:
     experiment = recipe("demo")
     assert stream_names(experiment) == ("rgb", "thermal + event")
     without = apply_overrides(experiment, {"data.missing": json.loads('["event"]')})
     assert stream_names(without) == ("rgb", "thermal")
 
 
-def made_by_hand(
+def attention_of(
     maps: list[np.ndarray], *, size_hw: tuple[int, int] = (96, 128), num_channels: int = 4
 ) -> Attention:
     x_CHW = torch.zeros(num_channels, *size_hw)
@@ -166,9 +166,9 @@ def made_by_hand(
     return Attention(sample, stages)
 
 
-def test_one_colour_scale_holds_for_all_maps() -> None:
+def test_all_maps_share_one_colour_scale() -> None:
     low, high = np.full((2, 2), 0.2), np.full((3, 4), 0.8)
-    attention = made_by_hand([low, high])
+    attention = attention_of([low, high])
     assert value_range(attention) == pytest.approx((0.2, 0.8))
     image = draw_attention(attention)
     assert image is not None
@@ -181,7 +181,7 @@ def test_one_colour_scale_holds_for_all_maps() -> None:
 
 
 def test_small_differences_look_small() -> None:
-    low, high = value_range(made_by_hand([np.array([[0.501, 0.502]])]))
+    low, high = value_range(attention_of([np.array([[0.501, 0.502]])]))
     assert high - low == pytest.approx(0.1)
     assert low <= 0.501 < 0.502 <= high
 
@@ -189,14 +189,14 @@ def test_small_differences_look_small() -> None:
 @pytest.mark.parametrize("size_hw", [(32, 512), (512, 32)])
 @pytest.mark.parametrize("num_channels", [1, 3, 20])
 def test_any_shape_and_any_channels(size_hw: tuple[int, int], num_channels: int) -> None:
-    attention = made_by_hand([np.eye(4)], size_hw=size_hw, num_channels=num_channels)
+    attention = attention_of([np.eye(4)], size_hw=size_hw, num_channels=num_channels)
     image = draw_attention(attention, unused={"rgb"})
     assert image is not None
     assert 250 < min(image.size) <= max(image.size) < 1400
 
 
 @torch.no_grad()
-def test_what_stands_around_a_block_does_not_hide_it() -> None:
+def test_wrappers_do_not_hide_the_inner_fusion() -> None:
     """A guided, gated block without excitation: the gates of what enters the block itself, and nothing on channels."""
     fusion = {"kind": "gaff", "se_reduction": None, "gated": True, "guide_intra": True, "guide_inter": True}
     run = untrained_run(fusion=fusion)

@@ -1,4 +1,4 @@
-"""Boxes stand where they should, in the colour that they deserve, on every panel and whatever the names."""
+"""Boxes are drawn at the right position, in the right colour, on every panel, for any names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raydet.report.drawings.panels import INK, LINE_PX, MARGIN_PX
 from raydet.structures import Detections, Sample
 
 FACTOR, PANEL_W, PANEL_H = 3, 384, 288
-"""Of an image of 96 x 128."""
+"""For an image of 96 x 128."""
 TOP_PX = 2 * MARGIN_PX + 3 * LINE_PX
 CLASSES = ("circle", "square")
 CHANNELS = {"rgb": 3, "thermal": 1, "event": 1}
@@ -51,13 +51,13 @@ def detections(rows: list[tuple[list[float], float, int]]) -> Detections:
 
 
 def pixel(drawn: Image.Image, panel: int, x: float, y: float) -> tuple[int, int, int]:
-    """Of a panel, at image coordinates."""
+    """The colour of a panel at image coordinates."""
     at = MARGIN_PX + panel * (PANEL_W + MARGIN_PX) + round(x * FACTOR), TOP_PX + round(y * FACTOR)
     red, green, blue = drawn.getpixel(at)
     return red, green, blue
 
 
-def test_boxes_stand_at_their_edges_in_every_panel() -> None:
+def test_boxes_are_drawn_at_their_edges_in_every_panel() -> None:
     one = sample([[20, 30, 50, 60], [80, 10, 110, 40]], [0, 1])
     # Right, a pixel larger than the true box on each side; of the wrong class; too weak to be drawn.
     found = detections([([19, 29, 51, 61], 0.9, 0), ([79, 9, 111, 41], 0.8, 0), ([20, 70, 40, 90], 0.3, 0)])
@@ -83,7 +83,7 @@ def test_a_second_box_on_one_object_is_wrong() -> None:
 
 
 def right_by_pycocotools(one: Sample, found: Detections) -> list[bool]:
-    """In the order of the detections, whose scores must differ."""
+    """Whether each detection is right; scores must differ."""
     xyxy = found.boxes_xyxy.double().numpy()
     wh = xyxy[:, 2:] - xyxy[:, :2]
     rows = np.column_stack([np.zeros(len(wh)), xyxy[:, :2], wh, found.scores.double(), found.labels])
@@ -93,7 +93,7 @@ def right_by_pycocotools(one: Sample, found: Detections) -> list[bool]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_right_is_what_pycocotools_calls_right(seed: int) -> None:
+def test_right_detections_match_pycocotools(seed: int) -> None:
     draw = np.random.default_rng(seed)
 
     def boxes(
@@ -111,7 +111,7 @@ def test_right_is_what_pycocotools_calls_right(seed: int) -> None:
     assert right_by_pycocotools(one, found) == (matched_truths(one, found) != NO_MATCH).tolist()
 
 
-def test_of_two_objects_that_overlap_alike_the_later_is_found() -> None:
+def test_of_two_objects_with_equal_overlap_the_last_is_matched() -> None:
     one = sample([[0, 0, 20, 20], [10, 0, 30, 20]], [0, 0])
     found = detections([([5, 0, 25, 20], 0.9, 0), ([0, 0, 20, 20], 0.8, 0)])
     assert matched_truths(one, found).tolist() == [1, 0]
@@ -144,7 +144,7 @@ def test_display_names_appear_in_the_headings() -> None:
     assert not np.array_equal(plain[headings, :PANEL_W], renamed[1][headings, :PANEL_W])
 
 
-def test_nothing_to_find_and_nothing_found() -> None:
+def test_no_objects_and_no_detections() -> None:
     drawn = draw_detections(sample([], []), detections([]), classes=CLASSES, score_threshold=0.5)
     panel = np.asarray(drawn)[TOP_PX : TOP_PX + PANEL_H, MARGIN_PX : MARGIN_PX + PANEL_W]
     assert panel.shape == (PANEL_H, PANEL_W, 3)
@@ -171,7 +171,7 @@ def test_any_name_can_be_drawn(name: str) -> None:
     assert drawn.size == (3 * PANEL_W + 4 * MARGIN_PX, TOP_PX + PANEL_H + MARGIN_PX)
 
 
-def test_labels_leave_the_boxes_to_be_seen() -> None:
+def test_labels_do_not_hide_boxes() -> None:
     """Five objects side by side: every label is there, and none hides a box or another label."""
     boxes = [[float(x), 40.0, float(x + 8), 60.0] for x in range(10, 60, 10)]
     found = detections([(box, 0.9 - row / 100, 0) for row, box in enumerate(boxes)])

@@ -1,4 +1,4 @@
-"""Images of any number of channels become panels; text cannot break them."""
+"""Panels of images with any number of channels, and text of any content."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def test_one_channel_is_grey_and_not_stretched() -> None:
 
 
 @pytest.mark.parametrize("num_channels", [2, 4, 20])
-def test_other_numbers_of_channels_go_from_red_to_blue(num_channels: int) -> None:
+def test_other_numbers_of_channels_range_from_red_to_blue(num_channels: int) -> None:
     for channel, colour in ((0, [255, 0, 0]), (num_channels - 1, [0, 0, 255])):
         x_CHW = torch.zeros(num_channels, 1, 2)
         x_CHW[channel, 0, 1] = 0.01
         assert as_colours(x_CHW).tolist() == [[[0, 0, 0], colour]]
 
 
-def test_every_channel_of_twenty_is_seen_and_the_middle_is_green() -> None:
+def test_all_of_twenty_channels_are_visible_and_the_middle_is_green() -> None:
     brightest = [as_colours(torch.eye(20)[channel][:, None, None])[0, 0].argmax() for channel in range(20)]
     assert brightest == [0] * 5 + [1] * 10 + [2] * 5
     assert as_colours(torch.zeros(20, 2, 2, dtype=torch.uint8)).max() == 0
 
 
-def test_what_is_not_finite_is_black() -> None:
+def test_values_that_are_not_finite_are_black() -> None:
     x_CHW = torch.tensor([[[float("nan"), float("inf"), -1.0, 2.0]]])
     assert as_colours(x_CHW)[0, :, 0].tolist() == [0, 0, 0, 255]
 
@@ -46,13 +46,13 @@ def test_what_is_not_finite_is_black() -> None:
 @pytest.mark.parametrize(
     "size_hw", [(96, 128), (120, 160), (512, 640), (1024, 1280), (32, 2048), (2048, 32), (1, 1)]
 )
-def test_panels_have_a_size_to_look_at(size_hw: tuple[int, int]) -> None:
+def test_panels_have_a_readable_size(size_hw: tuple[int, int]) -> None:
     image = enlarged(as_colours(torch.zeros(1, *size_hw)), panel_factor(size_hw))
     assert 256 <= max(image.size) <= 1024
     assert image.width >= 160
 
 
-def test_text_is_cut_to_its_width() -> None:
+def test_text_is_truncated_to_its_width() -> None:
     face = font(12)
     assert fitting("short", 100, face) == "short"
     cut = fitting("W" * 5000, 100, face)
@@ -60,7 +60,7 @@ def test_text_is_cut_to_its_width() -> None:
     assert 80 < face.getlength(cut) <= 100
 
 
-def test_a_png_is_compact_and_its_colours_are_nearly_true() -> None:
+def test_a_png_is_compact_with_nearly_unchanged_colours() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     colours[:, :64] = (60, 220, 110)
     image = enlarged(colours, 3)

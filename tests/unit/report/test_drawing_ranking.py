@@ -1,4 +1,4 @@
-"""F1 of each image, the threshold that it stands on, and who is best: by hand, and against trying everything."""
+"""F1 and ranking of images, and the score threshold, against manual and exhaustive computation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def records(objects: list[int], found: list[Found], groups: list[str] | None = N
     )
 
 
-def test_scores_of_three_images_by_hand() -> None:
+def test_scores_of_three_images_match_a_manual_computation() -> None:
     # From 0.6 on: 2 right of 4 objects, F1 4/6. With 0.4: 3 right, 6/7. With 0.2: 6/9.
     found = [(0, 0.9, True), (0, 0.6, True), (1, 0.4, True), (1, 0.2, False), (2, 0.2, False)]
     scores = image_scores(records([2, 2, 0], found))
@@ -44,7 +44,7 @@ def test_scores_of_three_images_by_hand() -> None:
     np.testing.assert_allclose(scores.f1, [1, 2 / 3, 1])
 
 
-def test_the_best_found_most_and_the_worst_has_most_mistakes() -> None:
+def test_the_best_images_have_most_right_and_the_worst_most_mistakes() -> None:
     found = [(0, 0.9, True), (1, 0.9, True), (1, 0.8, True), (3, 0.9, False)]
     # 0: one of one; 1: two of two; 2: nothing to find; 3: one wrong, one missed; 4: three missed.
     best, worst = best_and_worst(records([1, 2, 0, 1, 3], found), 5)
@@ -68,13 +68,13 @@ def test_a_set_without_a_right_detection() -> None:
     assert scores.f1.tolist() == [0, 1]
 
 
-def test_a_set_without_anything() -> None:
+def test_an_empty_set() -> None:
     assert best_and_worst(records([], []), 3) == ([], [])
     assert best_and_worst(records([0], []), 3) == ([0], [])
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_threshold_is_better(seed: int) -> None:
+def test_no_other_threshold_is_better(seed: int) -> None:
     draw = np.random.default_rng(seed)
     found = [
         (int(draw.integers(6)), float(draw.integers(1, 9)) / 10, bool(draw.random() < 0.5)) for _ in range(30)

@@ -1,4 +1,4 @@
-"""AP from match records against pycocotools, and what resampling makes of it."""
+"""AP from match records against pycocotools, and on resampled sets."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from raydet.metrics.matches import (
     mean_average_precision,
     mean_average_precisions,
 )
+from raydet.metrics.records import RECORDS, read_records, write_records
 from raydet.metrics.reference import evaluate_with_pycocotools
 from raydet.stats.bootstrap import paired_differences, resample_weights
 
@@ -25,7 +26,7 @@ CLASSES = ("a", "b", "c", "never")
 def random_set(
     seed: int, *, num_images: int = 12, noise: float = 4.0
 ) -> tuple[GroundTruth, NDArray[np.float64]]:
-    """Boxes, and detections that hit most of them, twice some, and sometimes nothing; scores with ties."""
+    """Boxes with detections: most boxes are detected, some twice, some detections hit nothing; scores have ties."""
     generator = np.random.default_rng(seed)
     count = 5 * num_images
     boxes = np.concatenate(
@@ -50,7 +51,7 @@ def random_set(
 def repeated(
     truth: GroundTruth, rows: NDArray[np.float64], times: NDArray[np.int64]
 ) -> tuple[GroundTruth, NDArray[np.float64]]:
-    """The set with every image in it so many times."""
+    """The set with image i repeated `times[i]` times."""
     assert truth.is_crowd is not None
     boxes, images, labels, crowd, found = [], [], [], [], [np.zeros((0, 7))]
     number = 0
@@ -78,7 +79,7 @@ def repeated(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_counted_once_it_is_the_ap_of_pycocotools(seed: int) -> None:
+def test_unweighted_ap_equals_pycocotools(seed: int) -> None:
     _, records = evaluate_coco(*random_set(seed), CLASSES)
     result, _ = evaluate_with_pycocotools(*random_set(seed), CLASSES)
     assert mean_average_precision(records) == pytest.approx(result.metrics["mAP"], abs=1e-12)
@@ -89,21 +90,19 @@ def test_counted_once_it_is_the_ap_of_pycocotools(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_weight_is_a_repetition(seed: int) -> None:
-    """Against pycocotools on a set in which the images really stand several times; of equal scores within one
-    image the order would be another.
-    """
+def test_a_weight_equals_a_repetition(seed: int) -> None:
+    """Against pycocotools on a set with repeated images; without ties, whose order within an image would differ."""
     truth, rows = random_set(seed)
     rows[:, 5] = np.random.default_rng(seed).permutation(len(rows)) / len(rows)
     times = np.random.default_rng(seed).integers(0, 4, truth.num_images)
     _, records = evaluate_coco(truth, rows, CLASSES)
     expected = evaluate_with_pycocotools(*repeated(truth, rows, times), CLASSES)[0].metrics["mAP"]
-    other = np.random.default_rng(99).integers(0, 4, truth.num_images)  # weighings do not meet one another
+    other = np.random.default_rng(99).integers(0, 4, truth.num_images)  # weightings are independent
     found = mean_average_precisions(records, np.array([other, times], dtype=float))
     assert found[1] == pytest.approx(expected, abs=1e-12)
 
 
-def test_nothing_found_and_nothing_to_find() -> None:
+def test_no_detections_and_no_objects() -> None:
     truth, _ = random_set(0)
     _, records = evaluate_coco(truth, np.zeros((0, 7)), CLASSES)
     assert mean_average_precision(records) == 0.0
@@ -112,20 +111,21 @@ def test_nothing_found_and_nothing_to_find() -> None:
     assert np.isnan(mean_average_precision(records))
 
 
-def test_records_survive_the_disk(tmp_path: Path) -> None:
+def test_records_round_trip_through_a_file(tmp_path: Path) -> None:
     names = [f"image_{index}" for index in range(12)]
     _, records = evaluate_coco(
         *random_set(0), CLASSES, image_ids=names, group_ids=[name[:9] for name in names]
     )
-    records.save(tmp_path / "records.npz")
-    again = MatchRecords.load(tmp_path / "records.npz")
+    write_records(tmp_path / RECORDS, records)
+    again = read_records(tmp_path)
+    assert isinstance(again, MatchRecords)
     assert again.image_ids.tolist() == names
     assert mean_average_precision(again) == mean_average_precision(records)
     whole = (tmp_path / "records.npz").read_bytes()
     for damaged in (b"nothing", b"", whole[: len(whole) // 2]):
         (tmp_path / "records.npz").write_bytes(damaged)
         with pytest.raises(DataError, match="is not a file of match records"):
-            MatchRecords.load(tmp_path / "records.npz")
+            read_records(tmp_path)
 
 
 def test_groups_are_drawn_whole() -> None:
@@ -136,27 +136,27 @@ def test_groups_are_drawn_whole() -> None:
         assert weights[0] + weights[2] + weights[3] == 3
 
 
-def test_a_model_does_not_differ_from_itself_and_a_better_one_does() -> None:
+def test_a_model_equals_itself_and_differs_from_a_better_one() -> None:
     truth, worse = random_set(0, num_images=60, noise=8.0)
     _, better = random_set(0, num_images=60, noise=2.0)
     a, b = (evaluate_coco(truth, rows, CLASSES)[1] for rows in (better, worse))
-    assert not paired_differences([a], [a], count=50).any()
-    differences = paired_differences([a], [b], count=200)
+    assert not paired_differences([a], [a], "mAP", count=50).any()
+    differences = paired_differences([a], [b], "mAP", count=200)
     low, high = np.quantile(differences, [0.025, 0.975])
     assert 0 < low < mean_average_precision(a) - mean_average_precision(b) < high
-    np.testing.assert_array_equal(paired_differences([b], [a], count=200), -differences)
+    np.testing.assert_array_equal(paired_differences([b], [a], "mAP", count=200), -differences)
 
 
-def test_other_images_cannot_be_paired() -> None:
+def test_records_of_different_images_cannot_be_paired() -> None:
     (_, a), (_, b) = (
         evaluate_coco(*random_set(seed, num_images=size), CLASSES) for seed, size in ((0, 12), (0, 13))
     )
     with pytest.raises(ValueError, match="same images"):
-        paired_differences([a], [b])
+        paired_differences([a], [b], "mAP")
 
 
 @pytest.mark.exhaustive
-def test_the_interval_covers_what_it_should() -> None:
+def test_the_interval_covers_the_true_difference() -> None:
     """The difference of two models on 80 images, against their difference on the whole population of 4000."""
     generator = np.random.default_rng(2)
     truth, a_rows = random_set(1, num_images=4000, noise=5.0)
@@ -168,7 +168,7 @@ def test_the_interval_covers_what_it_should() -> None:
     num_studies, covered = 400, 0
     for study in range(num_studies):
         chosen = np.sort(generator.choice(4000, 80, replace=False))
-        resampled = paired_differences([only(a, chosen)], [only(b, chosen)], count=200, seed=study)
+        resampled = paired_differences([only(a, chosen)], [only(b, chosen)], "mAP", count=200, seed=study)
         low, high = np.quantile(resampled, [0.025, 0.975])
         covered += low <= population <= high
     assert 0.93 <= covered / num_studies <= 0.97

@@ -1,4 +1,4 @@
-"""The verdict against cases with a known answer."""
+"""Verdicts on simulated studies with a known answer."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from raydet.stats.comparison import Comparison, Spread, compare, holm, pooled_sp
 
 NUM_STUDIES = 400
 NUM_FAMILIES = 120
-"""Each has many comparisons."""
+"""Fewer, because each has many comparisons."""
 NUM_IMAGES = 400
 SD_IMAGE = 0.08
-"""Of one image's contribution to the difference."""
+"""Standard deviation of one image's contribution to the difference."""
 SD_SEED = 0.0066
-"""Of a published run's mAP over repeats."""
+"""Standard deviation of mAP over repeats of a published run."""
 
 
 def simulated(
     generator: np.random.Generator, *, gain: float, seeds: int, num_groups: int = NUM_IMAGES
 ) -> Comparison:
-    """A study of two arms on one set of images; each group of them has its own liking for either arm."""
-    liking = generator.normal(0, SD_IMAGE / np.sqrt(NUM_IMAGES / num_groups), num_groups)
-    a = 0.5 + gain + liking.mean() + generator.normal(0, SD_SEED, seeds)
+    """A study of two arms on one set of images; each group of images has its own difference between the arms."""
+    offsets = generator.normal(0, SD_IMAGE / np.sqrt(NUM_IMAGES / num_groups), num_groups)
+    a = 0.5 + gain + offsets.mean() + generator.normal(0, SD_SEED, seeds)
     b = 0.5 + generator.normal(0, SD_SEED, seeds)
     times = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=200)
-    resampled = times @ liking / num_groups + gain
+    resampled = times @ offsets / num_groups + gain
     return compare([a.tolist()], [b.tolist()], resampled, num_groups=num_groups)
 
 
 @pytest.mark.parametrize("num_groups", [4, 20, NUM_IMAGES])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_equal_arms_are_called_different_in_one_of_twenty_studies_at_most(
+def test_equal_arms_are_called_different_in_at_most_one_of_twenty_studies(
     seeds: int, num_groups: int
 ) -> None:
     generator = np.random.default_rng(seeds)
@@ -40,7 +40,7 @@ def test_equal_arms_are_called_different_in_one_of_twenty_studies_at_most(
         simulated(generator, gain=0.0, seeds=seeds, num_groups=num_groups).verdict for _ in range(NUM_STUDIES)
     ]
     wrong = sum(verdict != "not distinguishable" for verdict in found)
-    # As many as chance allows for a rate of 5 %, one time in a hundred.
+    # The 99th percentile for a rate of 5 %.
     assert wrong <= stats.binom.ppf(0.99, NUM_STUDIES, 0.05)
 
 
@@ -53,14 +53,14 @@ def test_a_gain_of_three_points_is_found(seeds: int) -> None:
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_the_interval_holds_the_truth_in_93_to_97_percent(seeds: int) -> None:
+def test_the_interval_covers_the_truth_in_93_to_97_percent(seeds: int) -> None:
     generator = np.random.default_rng(100 + seeds)
     studies = [simulated(generator, gain=0.01, seeds=seeds) for _ in range(2 * NUM_STUDIES)]
     held = sum(study.low <= 0.01 <= study.high for study in studies if study.low is not None)
     assert 0.93 <= held / len(studies) <= 0.975  # 800 studies: one standard deviation is 0.7 %
 
 
-def test_without_noise_of_images_it_is_the_t_test() -> None:
+def test_without_noise_of_images_it_equals_the_t_test() -> None:
     a, b = [0.50, 0.52, 0.51], [0.48, 0.49, 0.47, 0.485]
     found = compare([a], [b], np.zeros(100), num_groups=10)
     expected = stats.ttest_ind(a, b)
@@ -69,7 +69,7 @@ def test_without_noise_of_images_it_is_the_t_test() -> None:
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_one_run_on_a_side_knows_nothing_of_noise() -> None:
+def test_with_one_run_on_a_side_the_noise_is_unknown() -> None:
     found = compare([[0.9]], [[0.1, 0.2]], np.full(10, 0.75), num_groups=10)
     assert found.verdict == "unknown"
     assert found.low is None
@@ -80,12 +80,12 @@ def test_equal_bits_do_not_differ() -> None:
     assert compare([[0.5, 0.5]], [[0.5, 0.5]], np.zeros(10), num_groups=10).verdict == "not distinguishable"
 
 
-def test_one_group_of_images_knows_nothing_of_noise() -> None:
+def test_with_one_group_of_images_the_noise_is_unknown() -> None:
     assert compare([[0.9, 0.8]], [[0.1, 0.2]], np.full(10, 0.7), num_groups=1).verdict == "unknown"
 
 
-def test_as_many_seeds_as_it_says_are_enough() -> None:
-    """A difference of 1.5 points, found with the chance that was asked for; one of 1 point drowns in the images."""
+def test_the_predicted_number_of_seeds_is_enough() -> None:
+    """A difference of 1.5 points is found with the expected probability; 1 point is below the noise of the images."""
 
     def needed(difference: float) -> int | None:
         sd_images = SD_IMAGE / np.sqrt(NUM_IMAGES)
@@ -100,21 +100,21 @@ def test_as_many_seeds_as_it_says_are_enough() -> None:
     assert found.count("A is better") / NUM_STUDIES == pytest.approx(0.8, abs=0.08)
 
 
-def test_who_cannot_tell_needs_more_seeds_than_he_has() -> None:
+def test_an_undecided_comparison_needs_more_seeds() -> None:
     found = compare([[0.50, 0.51]], [[0.48, 0.49]], np.zeros(10), num_groups=10)
     assert found.verdict == "not distinguishable"
     assert found.seeds_needed is not None
     assert found.seeds_needed > 2
 
 
-def test_holm_by_hand() -> None:
+def test_holm_matches_a_manual_computation() -> None:
     assert holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
 
 
 def simulated_family(
     generator: np.random.Generator, *, arms: int, seeds: int, gain: float = 0.0
 ) -> list[str]:
-    """Verdicts on every arm against the first; `gain` is the second one's. The spread is pooled over all."""
+    """Verdicts on every arm against the first, with a pooled spread; `gain` is added to the second arm."""
     scores = 0.5 + generator.normal(0, SD_SEED, (arms, seeds))
     scores[1] += gain
     spread = pooled_spread(scores.tolist())
@@ -126,7 +126,7 @@ def simulated_family(
 
 
 @pytest.mark.parametrize(("arms", "seeds"), [(4, 2), (14, 3)])
-def test_of_many_equal_arms_one_is_called_different_in_one_of_twenty_studies_at_most(
+def test_of_many_equal_arms_any_is_called_different_in_at_most_one_of_twenty_studies(
     arms: int, seeds: int
 ) -> None:
     generator = np.random.default_rng(arms)
@@ -136,10 +136,8 @@ def test_of_many_equal_arms_one_is_called_different_in_one_of_twenty_studies_at_
 
 
 @pytest.mark.parametrize(("noisy", "rate"), [(1, 0.14), (2, 0.08)])
-def test_arms_that_are_noisier_than_the_rest_are_rarely_called_different_for_it(
-    noisy: int, rate: float
-) -> None:
-    """One comparison by itself; with a pooled spread and nothing else, it is one study in four to three."""
+def test_arms_that_are_noisier_than_the_rest_are_rarely_called_different(noisy: int, rate: float) -> None:
+    """A single comparison; with only a pooled spread, the error rate would be one in three to four."""
     generator = np.random.default_rng(noisy)
     wrong = 0
     for _ in range(NUM_STUDIES):

@@ -87,7 +87,9 @@ def test_16_bits_want_a_range(tree: Tree, tmp_path: Path) -> None:
         counts = np.arange(7000, 7200, dtype=np.uint16).reshape(10, 20)
         Image.fromarray(counts).save(tmp_path / f"t{number}.png")
     path = write(tree, tmp_path)
-    with pytest.raises(DataError, match=r"t1\.png: expected 8 bits .* values 7000\.\.7199; set thermal_range"):
+    with pytest.raises(
+        DataError, match=r"t1\.png: expected 8 bits .* values 7000\.\.7199; set thermal_range"
+    ):
         CocoSet(path)
     thermal = CocoSet(path, thermal_range=(7000, 7100)).read(0).modalities["thermal"]
     assert (thermal.dtype, tuple(thermal.shape)) == (torch.float32, (1, 10, 20))

@@ -75,7 +75,9 @@ def test_files_are_found_by_their_names(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     twins = files_in(root, tmp_path, IMAGES)
     assert list(twins) == ["a", "b"]
-    assert re.search(r"a\.png: expected one file of the name a, got another, .*a\.jpg; rename", str(twins["a"]))
+    assert re.search(
+        r"a\.png: expected one file of the name a, got another, .*a\.jpg; rename", str(twins["a"])
+    )
 
 
 def test_a_name_that_breaks_lines_is_refused(tmp_path: Path) -> None:

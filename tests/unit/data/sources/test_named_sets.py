@@ -55,7 +55,9 @@ def test_voc_learns_its_classes(voc: Path) -> None:
     assert VocSet(voc).targets(0)[1].tolist() == [0, 1]
     with pytest.raises(DataError, match=r"010001\.xml, object 2: expected a class .*\(person\), got 'dog'"):
         VocSet(voc, classes=("person",))
-    with pytest.raises(DataError, match=r"expected objects that name the classes, found none; .*classes\.txt"):
+    with pytest.raises(
+        DataError, match=r"expected objects that name the classes, found none; .*classes\.txt"
+    ):
         (voc / "classes.txt").unlink() or VocSet(voc, ignore=("dog", "person"))  # type: ignore[func-returns-value]
 
 

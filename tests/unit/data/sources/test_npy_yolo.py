@@ -63,7 +63,9 @@ def test_bad_values_are_found_on_reading(tmp_path: Path, value: float) -> None:
     array[3, 4, 3] = value
     write(tmp_path, "a", array)
     source = open_set(tmp_path)
-    with pytest.raises(DataError, match=r"a\.npy: expected values in 0\.\.255, got .* in the thermal channels"):
+    with pytest.raises(
+        DataError, match=r"a\.npy: expected values in 0\.\.255, got .* in the thermal channels"
+    ):
         source.read(0)
 
 

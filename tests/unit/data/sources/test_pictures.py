@@ -125,7 +125,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     refused(tmp_path / "a.png", "it is not a regular file")
     refused(tmp_path / "b.png", "does not exist")
     (tmp_path / "c.png").mkdir()
-    refused(tmp_path / "c.png", "it cannot be read")
+    refused(tmp_path / "c.png", "cannot be read")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.path import Path as Curve
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.path import Path as Curve
 
 ROOT = Path(__file__).parents[1]
 PICTURE = Path(__file__).with_name("rooms.svg")
@@ -92,7 +92,9 @@ def positions_of(heights: dict[str, int], arrows: list[tuple[str, str]]) -> dict
             found = [positions[other][0] for mine, other in arrows if mine == name]
             return sum(found) / len(found) if found else 0.0
 
-        row = sorted((name for name in heights if heights[name] == height), key=lambda name: (below(name), name))
+        row = sorted(
+            (name for name in heights if heights[name] == height), key=lambda name: (below(name), name)
+        )
         # Every other layer to one side, so that long arrows pass between boxes.
         shift = 0.25 * (-1) ** height
         for place, name in enumerate(row):
@@ -111,7 +113,13 @@ def curve_between(start: Point, end: Point, others: list[Point]) -> Curve:
         points = points + np.array(end) * parts**2
         room = np.array(BOX_WH) / 2 + 0.03
         hits = sum(int((np.abs(points - np.array(box)) < room).all(axis=1).any()) for box in others)
-        curves.append((hits, abs(bend) + abs(lift), Curve([start, middle, end], [Curve.MOVETO, Curve.CURVE3, Curve.CURVE3])))
+        curves.append(
+            (
+                hits,
+                abs(bend) + abs(lift),
+                Curve([start, middle, end], [Curve.MOVETO, Curve.CURVE3, Curve.CURVE3]),
+            )
+        )
     return min(curves, key=lambda curve: curve[:2])[2]
 
 
@@ -120,7 +128,8 @@ def draw() -> str:
     files = packages()
     modules = {name: {m for path in paths for m in imported_modules(path)} for name, paths in files.items()}
     imports = {
-        name: {package_of(module) for module in found} & files.keys() - {name} for name, found in modules.items()
+        name: {package_of(module) for module in found} & files.keys() - {name}
+        for name, found in modules.items()
     }
     heights, arrows = layers_of(imports), arrows_of(imports)
     positions = positions_of(heights, arrows)
@@ -142,7 +151,9 @@ def draw() -> str:
             corner = (x - width / 2, y - height / 2)
             shape = "round,pad=0,rounding_size=0.07"
             plot.add_patch(
-                FancyBboxPatch(corner, *BOX_WH, boxstyle=shape, facecolor=colour, edgecolor="#555555", zorder=2)
+                FancyBboxPatch(
+                    corner, *BOX_WH, boxstyle=shape, facecolor=colour, edgecolor="#555555", zorder=2
+                )
             )
             plot.text(x, y + 0.08, name, ha="center", va="center", fontsize=10, weight="bold", zorder=3)
             # Rounded, so that the picture need not be drawn again after every change.

@@ -31,7 +31,9 @@ def single_use_helpers(functions: dict[Path, list[Function]], used: dict[Path, C
     count = 0
     for path, own in functions.items():
         for name in {node.name for node in own if node.name.startswith("_") and not node.name.endswith("__")}:
-            defining = {other for other, nodes in functions.items() if any(node.name == name for node in nodes)}
+            defining = {
+                other for other, nodes in functions.items() if any(node.name == name for node in nodes)
+            }
             files = [path, *(other for other in used if other not in defining)]
             count += sum(used[file][name] for file in files) == 1
     return count

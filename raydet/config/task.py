@@ -89,5 +89,8 @@ class CustomTask(Config):
     settings: dict[str, Any] = Field(default={})
     """Read by the task's own code."""
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # a dict has no hash of its own
+
 
 Task = Annotated[DetectionTask | CustomTask, Field(discriminator="kind")]

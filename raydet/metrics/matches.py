@@ -48,10 +48,10 @@ class MatchRecords:
         """mAP, mAP_50 or mAP_75 for each weighting: [B], NaN where there are no objects.
 
         Raises:
-            ValueError: the records do not tell this metric.
+            ValueError: the records do not contain this metric.
         """
         if metric not in THRESHOLDS:
-            raise ValueError(f"match records tell {', '.join(THRESHOLDS)}, not {metric}")
+            raise ValueError(f"match records contain {', '.join(THRESHOLDS)}, not {metric}")
         chosen = THRESHOLDS[metric]
         records = replace(
             self, is_right_NT=self.is_right_NT[:, chosen], is_wrong_NT=self.is_wrong_NT[:, chosen]

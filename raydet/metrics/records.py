@@ -41,7 +41,7 @@ class Records(Protocol):
         """A metric for each weighting of the images: [B], NaN where it is undefined.
 
         Raises:
-            ValueError: the records do not tell this metric (see `Metric.is_resampleable`).
+            ValueError: the records do not contain this metric (see `Metric.is_resampleable`).
         """
 
     def is_comparable(self, other: Records) -> bool:
@@ -97,7 +97,7 @@ def score(records: Records, metric: str) -> float:
     """A metric with every image counted once; NaN where it is undefined.
 
     Raises:
-        ValueError: the records do not tell this metric.
+        ValueError: the records do not contain this metric.
     """
     return float(records.scores(metric, np.ones((1, len(records.image_ids))))[0])
 

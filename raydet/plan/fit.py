@@ -11,6 +11,7 @@ from typing import get_args
 
 from raydet.config import ActivationCheckpointing, Experiment, MiTConfig, MiTVariant, Strategy
 from raydet.data.sampler import batch_plan
+from raydet.models.build import MakeHead
 from raydet.models.heads.base import DeviceType
 from raydet.plan.ledger import DEFAULT_OBJECTS, Ledger, check_numbers, ledger
 from raydet.plan.sizes import format_bytes
@@ -97,26 +98,37 @@ def largest_micro_batch(
     memory_bytes: int,
     num_objects: int = DEFAULT_OBJECTS,
     device_type: DeviceType = "cuda",
+    make_head: MakeHead | None = None,
 ) -> int | None:
     """The largest divisor of the rank's share of the global batch that fits; None if not even one image does.
 
     Raises:
         ConfigError: see `ledger`.
     """
-    return _option(experiment, world_size, strategy, memory_bytes, num_objects, device_type).micro_batch
+    return _option(
+        experiment, world_size, strategy, memory_bytes, num_objects, device_type, make_head
+    ).micro_batch
 
 
 def recommend(
-    experiment: Experiment, *, world_size: int, memory_bytes: int, num_objects: int = DEFAULT_OBJECTS
+    experiment: Experiment,
+    *,
+    world_size: int,
+    memory_bytes: int,
+    num_objects: int = DEFAULT_OBJECTS,
+    make_head: MakeHead | None = None,
 ) -> Recommendation:
     """The option with the lowest `Option.cost` that fits; precision and global batch are kept.
+
+    Args:
+        make_head: see `raydet.models.build.build_model`.
 
     Raises:
         ConfigError: see `ledger`.
     """
     share = rank_share(experiment, world_size)
     seen: list[Option] = []
-    for option in _options(experiment, world_size, memory_bytes, num_objects):
+    for option in _options(experiment, world_size, memory_bytes, num_objects, make_head):
         seen.append(option)
         if option.micro_batch == share:
             break  # all further options cost more
@@ -155,14 +167,18 @@ def fit_table(
 
 
 def _options(
-    experiment: Experiment, world_size: int, memory_bytes: int, num_objects: int
+    experiment: Experiment,
+    world_size: int,
+    memory_bytes: int,
+    num_objects: int,
+    make_head: MakeHead | None = None,
 ) -> Iterator[Option]:
     """Options in increasing order of cost at equal micro-batch."""
     strategies: tuple[Strategy, ...] = ("single",) if world_size == 1 else ("ddp", "fsdp")
     for mode in ("none", "block"):
         changed = with_train(experiment, activation_checkpointing=mode)
         for strategy in strategies:
-            yield _option(changed, world_size, strategy, memory_bytes, num_objects)
+            yield _option(changed, world_size, strategy, memory_bytes, num_objects, make_head=make_head)
 
 
 def _option(
@@ -172,6 +188,7 @@ def _option(
     memory_bytes: int,
     num_objects: int,
     device_type: DeviceType = "cuda",
+    make_head: MakeHead | None = None,
 ) -> Option:
     mode = experiment.train.activation_checkpointing
     for micro_batch in divisors(rank_share(experiment, world_size)):
@@ -183,6 +200,7 @@ def _option(
             shard_ranks=experiment.train.shard_ranks if strategy == "hsdp" else None,
             num_objects=num_objects,
             device_type=device_type,
+            make_head=make_head,
         )
         if found.peak_bytes <= memory_bytes:
             return Option(strategy, mode, micro_batch, found)

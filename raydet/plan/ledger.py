@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from raydet.config import Experiment, Strategy
 from raydet.data.sampler import batch_plan
 from raydet.errors import ConfigError
+from raydet.models.build import MakeHead
 from raydet.models.heads.base import TARGETS, DeviceType
 from raydet.parallel.layout import Layout, layout_of
 from raydet.plan.counts import parts_of, state_copies, update_copies
@@ -82,6 +83,7 @@ def ledger(
     shard_ranks: int | None = None,
     num_objects: int = DEFAULT_OBJECTS,
     device_type: DeviceType = "cuda",
+    make_head: MakeHead | None = None,
 ) -> Ledger:
     """The memory that one rank needs; the first call for a model measures it, which takes about two seconds.
 
@@ -91,6 +93,7 @@ def ledger(
         micro_batch: images per rank and forward pass; accumulation follows from the global batch.
         num_objects: ground truths per image in the worst batch.
         device_type: on a CPU the head uses other kernels, and there is no CUDA context.
+        make_head: see `raydet.models.build.build_model`.
 
     Raises:
         ConfigError: a number is not positive, the batch does not divide, the strategy does not fit the ranks, or the
@@ -100,8 +103,8 @@ def ledger(
     layout = layout_of(strategy, world_size=world_size, shard_ranks=shard_ranks)
     _, accumulation = batch_plan(experiment.train.global_batch, world_size, micro_batch)
     step = Step(
-        parts=parts_of(experiment),
-        measured=measure(experiment, num_objects=num_objects, device_type=device_type),
+        parts=parts_of(experiment, make_head),
+        measured=measure(experiment, num_objects=num_objects, device_type=device_type, make_head=make_head),
         layout=layout,
         images=micro_batch,
         accumulation=accumulation,

@@ -98,7 +98,7 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
 
 
 def compared_metric(task: Task) -> Metric:
-    """The metric that decides, or else the first that the records tell on resampled images.
+    """The metric that decides, or else the first that the records contain for resampled images.
 
     Raises:
         ConfigError: the task has no such metric.

@@ -37,7 +37,7 @@ def paired_differences(
     """Mean of a metric of runs `a` minus that of runs `b` on the same resampled sets: [count], without undefined ones.
 
     Raises:
-        ValueError: the records are of different images, or do not tell the metric (a bug: callers check first).
+        ValueError: the records are of different images, or do not contain the metric (a bug: callers check first).
     """
     if any(not a[0].is_comparable(other) for other in (*a, *b)):
         raise ValueError("paired differences need records of the same images in the same order")

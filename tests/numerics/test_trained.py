@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from raydet.config import apply_overrides
+from raydet.engine.evaluator import Evaluator
 from raydet.engine.open_run import open_trained
-from raydet.engine.process import Evaluator, run_process
+from raydet.engine.process import run_process
 from raydet.errors import ConfigError
+from raydet.metrics.matches import MatchRecords
 from raydet.metrics.records import read_records
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
@@ -30,10 +32,11 @@ def test_an_opened_run_scores_as_it_did(ema_decay: float | None, tmp_path: Path)
     claim_run_directory(tmp_path, experiment)
     run_process(experiment, run_dir=tmp_path, world=World())
     run = open_trained(tmp_path)
-    evaluator = Evaluator(run.experiment, run.source, run.val_indices, World())
-    evaluator.evaluate(run.model)
-    records, earlier = evaluator.records, read_records(tmp_path)
-    assert records is not None
+    evaluator = Evaluator(run.task, run.experiment, run.source, run.val_indices, World())
+    scores, _ = evaluator.evaluate(run.model)
+    records, earlier = scores.records, read_records(tmp_path)
+    assert isinstance(records, MatchRecords)
+    assert isinstance(earlier, MatchRecords)
     np.testing.assert_array_equal(records.scores_N, earlier.scores_N)
     np.testing.assert_array_equal(records.image_index_N, earlier.image_index_N)
     assert len(records.scores_N) > 0

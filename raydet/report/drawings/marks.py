@@ -72,8 +72,8 @@ def _label_box(mark: Mark, size_wh: tuple[int, int], labels: Sequence[Box], boxe
     candidates = [
         (left, top, left + width - 1, top + LABEL_PX - 1) for top in tops if 0 <= top <= size_wh[1] - LABEL_PX
     ]
-    clear = [place for place in candidates if not any(_overlap(place, other) for other in labels)]
-    free = [place for place in clear if not any(_overlap(place, other) for other in boxes)]
+    clear = [label for label in candidates if not any(_overlap(label, other) for other in labels)]
+    free = [label for label in clear if not any(_overlap(label, other) for other in boxes)]
     return next(iter(free or clear or candidates), (left, 0, left + width - 1, LABEL_PX - 1))
 
 

@@ -46,9 +46,9 @@ def panel_factor(size_hw: tuple[int, int]) -> float:
     >>> panel_factor((96, 128)), panel_factor((512, 640)), panel_factor((1024, 1280))
     (3, 1, 0.5)
     """
-    wanted, most = LONG_SIDE_STACKED_PX if is_stacked(size_hw) else LONG_SIDE_PX
+    target, limit = LONG_SIDE_STACKED_PX if is_stacked(size_hw) else LONG_SIDE_PX
     longer = max(size_hw)
-    return most / longer if longer > most else max(1, round(wanted / longer))
+    return limit / longer if longer > limit else max(1, round(target / longer))
 
 
 def enlarged(colours_HW3: NDArray[np.uint8], factor: float) -> Image.Image:

@@ -79,7 +79,7 @@ def test_an_image_that_has_gone_since_is_passed_over() -> None:
 def test_an_empty_page_says_so() -> None:
     source = MemorySet(clean_samples(4))
     page = render(checked(source), Settings(classes=source.classes), [], title="clean")
-    assert "Nothing was found." in page
+    assert "No findings." in page
 
 
 def test_the_record_has_everything() -> None:

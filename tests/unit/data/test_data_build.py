@@ -72,7 +72,7 @@ def test_a_path_that_does_not_exist(spec: str) -> None:
 def test_labels_must_be_there(npy_yolo: Path) -> None:
     (npy_yolo / "labels" / "a.txt").unlink()
     (npy_yolo / "labels").rmdir()
-    with pytest.raises(DataError, match="labels/.* does not exist"):
+    with pytest.raises(DataError, match=r"labels/.* does not exist"):
         detect_source(str(npy_yolo))
 
 

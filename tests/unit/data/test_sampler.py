@@ -42,6 +42,7 @@ def test_every_world_sees_the_same_epoch(
         ]
         for rank in range(world_size)
     ]
+    seen = [index for step in zip(*ranks, strict=True) for slots in step for slot in slots for index in slot]
     order = pass_order(global_batch + spare, seed=seed, pass_=3)
     assert tuple(seen) == order[first_step * global_batch : batches.steps_per_pass * global_batch]
     assert all(len(slot) == micro_batch for rank in ranks for slots in rank for slot in slots)

@@ -446,6 +446,12 @@ def test_the_model_config_covers_what_is_built() -> None:
 # --- removing a modality
 
 
+def test_an_empty_stream_supports_without() -> None:
+    stream = InputStream({})
+    with stream.without("thermal"):
+        assert stream(make_batch()).shape == (2, 0, 96, 128)
+
+
 @pytest.mark.parametrize("modality", ["rgb", "thermal", "event"])
 def test_without_a_modality_is_as_built_without_it(modality: str) -> None:
     experiment = recipe("demo")

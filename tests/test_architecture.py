@@ -6,6 +6,7 @@ A package may import itself and the layers below it. `__main__` modules are door
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from raydet.metrics.names import METRIC_NAMES, MISS_RATE
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,6 +124,33 @@ def test_giants_come_in_by_one_door(package: str) -> None:
         and not str(path.relative_to(ROOT)).startswith(FENCES[package])
     ]
     assert offenders == []
+
+
+def test_metrics_are_named_where_they_belong() -> None:
+    """Everything else gets the metric, or its name, as data."""
+    known = re.compile(r"\b(" + "|".join((*METRIC_NAMES, MISS_RATE)) + r")\b")
+    allowed = ("raydet/metrics/", "raydet/tasks/", "raydet/recipes/", "tune_spaces/")
+    offenders = [
+        f"{path.relative_to(ROOT)}:{number}: {text!r}"
+        for path in FILES
+        if not str(path.relative_to(ROOT)).startswith(allowed)
+        for number, text in texts_of(path)
+        if known.search(text)
+    ]
+    assert offenders == []
+
+
+def texts_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The string literals of a file but its docstrings, with their lines."""
+    tree = ast.parse(path.read_text())
+    docstrings = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+            yield node.lineno, node.value
 
 
 def test_no_file_is_named_after_nothing() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from raydet.report.findings import Effect, Estimate, HypothesisResult, Interaction, Noise, PairComparison
-from raydet.report.judge import StudyComparisons
+from raydet.report.study_comparisons import StudyComparisons
 from raydet.report.study import CellRuns, Resamples, StudyResults
 
 MAX_PAIRWISE = 20

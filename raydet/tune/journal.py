@@ -62,7 +62,7 @@ class Event:
                 factor["equivalent_values"] = factor.pop("twins")
         return cls(
             RENAMED_EVENTS.get(kind, kind),
-            data.pop("time"),
+            data.pop("time", ""),
             data,
             None if results is None else RunResults.parse(results),
         )

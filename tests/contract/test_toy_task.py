@@ -1,4 +1,4 @@
-"""A task that is defined outside raydet goes through all of it: training, resuming, a study, comparison, report, plan."""
+"""A task that is defined outside raydet is trained, resumed, planned, studied, compared and reported."""
 
 from __future__ import annotations
 

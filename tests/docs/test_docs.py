@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import runpy
 import shlex
@@ -9,8 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -27,7 +28,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 PROGRAMS = {"export", "make", "mlflow", "pytest", "python", "ray", "raydet", "source"}
 """First words of commands; `raydet`, `python`, `pytest` and `make` are looked into."""
-OTHERS_OPTIONS = {"--backend-store-uri", "--head", "--runtime-env-json", "--update-golden", "--working-dir"}
+OTHERS_OPTIONS = {"--backend-store-uri", "--head", "--help", "--runtime-env-json", "--update-golden", "--working-dir"}
 """Options of programs that are not ours, and of our tests."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -72,10 +73,10 @@ def raydet_commands() -> list[list[str]]:
     return found
 
 
-def option_names(command: click.Command) -> set[str]:
+def option_names(command: Any) -> set[str]:
+    """The options of a command of Typer, and of all commands below it."""
     names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    children = command.commands.values() if isinstance(command, click.Group) else ()
-    return names.union(*map(option_names, children))
+    return names.union(*map(option_names, getattr(command, "commands", {}).values()))
 
 
 def anchors(page: Path) -> set[str]:
@@ -98,13 +99,10 @@ def test_links_exist(page: Path) -> None:
 @each_page
 def test_files_exist(page: Path) -> None:
     """Code and documents that the text names, in the project or below `raydet/`."""
+    files = list((ROOT / "raydet").rglob("*.py"))
     for name in re.findall(r"`([\w/.-]+\.(?:py|md)|(?:raydet|tests)/[\w/.-]+)`", prose(page)):
-        is_made_here = f"Saved as `{name}`" in page.read_text()
-        assert (
-            is_made_here
-            or any((place / name).exists() for place in (ROOT, ROOT / "raydet"))
-            or any(path.name == name for path in (ROOT / "raydet").rglob("*.py"))
-        ), name
+        is_known = (ROOT / name).exists() or any(str(path).endswith(f"/{name}") for path in files)
+        assert is_known or f"Saved as `{name}`" in page.read_text(), name
 
 
 def test_there_are_commands() -> None:
@@ -131,7 +129,7 @@ def test_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("words", [w for w in raydet_commands() if "--set" in w], ids=" ".join)
 def test_settings_are_valid(words: list[str]) -> None:
     name = words[words.index("--recipe") + 1] if "--recipe" in words else "rgbte_mit_b1"
-    settings = [value for flag, value in zip(words, words[1:], strict=False) if flag == "--set"]
+    settings = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
     apply_overrides(recipe(name), dict(parse_override(text) for text in settings))
 
 

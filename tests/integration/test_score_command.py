@@ -12,13 +12,15 @@ import pytest
 from raydet.cli import main
 from raydet.cli.spaces import load_space
 from raydet.config import apply_overrides
-from raydet.errors import EXIT_DATA, EXIT_USAGE, StudyError
+from raydet.errors import EXIT_DATA, EXIT_USAGE, ConfigError
 from raydet.recipes import recipe
-from raydet.track.runs import coco_table
+from raydet.runs.results import RunResults
+from raydet.track.runs import metrics_table
 from raydet.tune.cells import grid_cells, trials_of
 from raydet.tune.study import GridPhase
 from raydet.tune.summary import summary_rows
 from raydet.tune.trial_status import TrialRecord
+from tests.results import results_with
 
 TRUTH: dict[str, Any] = {
     "images": [{"id": 7, "height": 100, "width": 100}, {"id": 3, "height": 100, "width": 100}],
@@ -225,25 +227,22 @@ def test_a_run_computes_the_metrics_of_its_config(tmp_path: Path) -> None:
         )
     assert not caught.value.code
     results = json.loads((run_dir / "final_results.json").read_text())
-    assert results["size_bins"] == {"unit": "px", "edges": [16.0, 48.0]}
+    assert results["task"]["size_bins"] == {"unit": "px", "edges": [16.0, 48.0]}
     assert 0.0 < results["final"]["LAMR"] <= 1.0
-    assert "LAMR" in {row["metric"] for row in coco_table(results)}
+    assert "LAMR" in {row["metric"] for row in metrics_table(RunResults.parse(results))}
     with (run_dir / "metrics_per_epoch.csv").open(newline="") as file:
         assert [float(row["LAMR"]) for row in csv.DictReader(file)] == [results["final"]["LAMR"]]
 
 
-def test_studies_know_the_miss_rate_but_are_not_decided_by_it(tmp_path: Path) -> None:
-    study = load_space("gaff_phase1", recipe("demo"), {"evaluate.miss_rate": True})
+def test_studies_know_the_miss_rate_and_may_be_decided_by_it() -> None:
+    study = load_space("gaff_phase1", recipe("demo"), {"task.miss_rate": True})
     phase = next(phase for phase in study.phases if isinstance(phase, GridPhase))
     (trial, *_) = trials_of(study, grid_cells(study, phase, first_number=1), [0])
-    (row,) = summary_rows(
-        study, [TrialRecord(trial, "finished", results={"final": {"mAP": 0.5, "LAMR": 0.3}})]
-    )
+    record = TrialRecord(trial, "finished", results=results_with({"mAP": 0.5, "LAMR": 0.3}))
+    (row,) = summary_rows(study, [record])
     assert row["LAMR"] == 0.3
-    space = tmp_path / "by_miss_rate.py"
-    space.write_text(
-        "from tune_spaces import gaff_phase1\n"
-        'study = lambda base: gaff_phase1.study(base).model_copy(update={"metric": "LAMR"})\n'
-    )
-    with pytest.raises(StudyError, match="lower is better"):
-        load_space(str(space), recipe("demo"), {})
+    assert study.decider.name == "mAP"
+    decided = load_space("gaff_phase1", recipe("demo"), {"task.miss_rate": True, "task.metric": "LAMR"})
+    assert not decided.decider.higher_is_better
+    with pytest.raises(ConfigError, match="the task has no metric 'LAMR'"):
+        load_space("gaff_phase1", recipe("demo"), {"task.metric": "LAMR"})

@@ -161,7 +161,8 @@ from raydet.data.split import split_indices
 from raydet.models.build import build_model
 from safetensors.torch import load_file
 from raydet.parallel.collectives import world_from_environment
-from raydet.engine.process import Evaluator
+from raydet.engine.evaluator import Evaluator
+from raydet.tasks.build import build_task
 
 run_dir = Path(sys.argv[1])
 experiment = Experiment.from_json((run_dir / "config.json").read_text(), where="test")
@@ -170,7 +171,7 @@ source = open_source(experiment.data)
 _, val = split_indices(source, experiment.data.split)
 detector = build_model(experiment)
 detector.load_state_dict(load_file(run_dir / "weights.safetensors"))
-print(json.dumps(Evaluator(experiment, source, val, world).evaluate(detector).metrics))
+print(json.dumps(Evaluator(build_task(experiment), experiment, source, val, world).evaluate(detector)[0].metrics))
 """
 
 

@@ -27,12 +27,12 @@ METHODS = load_space(
 GAFF = load_space("gaff_phase2", recipe("demo"), {})
 PROMOTED = (
     {
-        "event": "promoted",
+        "kind": "promoted",
         "phase": "phase2_hyperparameter_tuning",
         "choices": [{"pattern": [stage], "mean": 0.6, "reason": "the best left"} for stage in (2, 3, 4)],
     },
     {
-        "event": "confirmation_selected",
+        "kind": "confirmation_selected",
         "codes": ["s3_r4_is0_mb1", "thermal"],
         "metric": "mAP",
         "means": [0.6, 0.4],

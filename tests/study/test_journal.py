@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from raydet.errors import StudyError
 from raydet.recipes import recipe
+from raydet.runs.results import RunResults
 from raydet.tune.journal import Journal, read_journal
 from raydet.tune.phases import confirmed_codes, recorded_study, remember_study
+from tests.results import results_with
 from tune_spaces import gaff_phase1
 
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
     with Journal(tmp_path / "study") as journal:
         journal.append("started", key="a")
-        journal.append("finished", key="a", results={"mAP": 0.5})
+        journal.append("finished", key="a", results=results_with({"mAP": 0.5}))
     with Journal(tmp_path / "study") as journal:
-        assert [entry["event"] for entry in journal.events] == ["started", "finished"]
-        assert journal.results() == {"a": {"mAP": 0.5}}
+        assert [event.kind for event in journal.events] == ["started", "finished"]
+        assert journal.results() == {"a": results_with({"mAP": 0.5})}
 
 
 def test_a_torn_line_is_dropped_and_the_next_one_is_complete(tmp_path: Path) -> None:
@@ -31,21 +34,22 @@ def test_a_torn_line_is_dropped_and_the_next_one_is_complete(tmp_path: Path) -> 
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"event": "finished", "key": "a", "resu')
     with Journal(tmp_path) as journal:
-        assert [entry["event"] for entry in journal.events] == ["started"]
+        assert [event.kind for event in journal.events] == ["started"]
         journal.append("started", key="b")
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["a", "b"]
 
 
 def test_tracked_epochs_are_dropped_from_memory_but_not_from_the_file(tmp_path: Path) -> None:
-    results = {"history": [{"epoch": 1}], "final": {"mAP": 0.5}}
+    results = results_with({"mAP": 0.5})
+    dropped = replace(results, history=())
     with Journal(tmp_path) as journal:
         for key in ("a", "b"):
             journal.append("finished", key=key, results=results)
         journal.append("tracked", key="a")
-        assert journal.results() == {"a": {"final": {"mAP": 0.5}}, "b": results}
+        assert journal.results() == {"a": dropped, "b": results}
     with Journal(tmp_path) as journal:
-        assert journal.results() == {"a": {"final": {"mAP": 0.5}}, "b": results}
+        assert journal.results() == {"a": dropped, "b": results}
     assert read_journal(tmp_path).results() == {"a": results, "b": results}
 
 
@@ -88,3 +92,40 @@ def test_a_directory_that_cannot_be_created_is_a_clear_error(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match="cannot write the study directory"):
         Journal(tmp_path / "file" / "study")
+
+
+def test_results_come_back_as_they_were() -> None:
+    found = results_with(
+        {"val_loss": 0.5, "mAP": None, "system/cpu": 3.0, "eval_s": 0.25}, restarts=2, data={"sha256": "0"}
+    )
+    assert found.final["mAP"] is None
+    assert found.final["val_loss"] == 0.5
+    assert (found.final.loss, found.final.eval_s) == (1.0, 0.25)
+    assert RunResults.parse(json.loads(json.dumps(found.as_json()))) == found
+
+
+def test_results_of_older_runs_are_read() -> None:
+    tree = results_with({"mAP": 0.5}).as_json() | {"size_bins": {"unit": "px", "edges": [32.0, 96.0]}}
+    del tree["task"]
+    found = RunResults.parse(tree)
+    assert found.task == {"size_bins": {"unit": "px", "edges": [32.0, 96.0]}}
+    assert found.final["mAP"] == 0.5
+
+
+def test_a_study_with_older_configs_is_read_and_not_continued(tmp_path: Path) -> None:
+    study = gaff_phase1.study(recipe("demo"))
+    with Journal(tmp_path) as journal:
+        remember_study(study, journal)
+    path = tmp_path / "journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    base = lines[0]["settings"]["base"]
+    task = base.pop("task")
+    base["evaluate"] = {name: value for name, value in task.items() if name not in ("kind", "metric")}
+    del base["data"]["sampling"], base["train"]["steps_per_epoch"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert recorded_study(read_journal(tmp_path)) == study
+    with (
+        Journal(tmp_path) as journal,
+        pytest.raises(StudyError, match="begun by a raydet up to commit ac6f741"),
+    ):
+        remember_study(study, journal)

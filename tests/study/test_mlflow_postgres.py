@@ -40,7 +40,7 @@ OF_THE_WHOLE_RUN = ("time.wall_s", "time.loop_s", "time.cpu_worker_hours")
 """Metrics that are logged once, at the end of a run."""
 ARTIFACTS = {
     "config.json",
-    "coco_table.json",
+    "metrics_table.json",
     "model_info.json",
     "final_results.json",
     "metrics_per_epoch.csv",
@@ -147,6 +147,6 @@ def compare(client: MlflowClient, run: Run, run_dir: Path, fetched: Path) -> Non
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == ARTIFACTS
     fetched.mkdir()
-    for name in ARTIFACTS - {"coco_table.json", "checkpoint_manifest.json", "training.log"}:
+    for name in ARTIFACTS - {"metrics_table.json", "checkpoint_manifest.json", "training.log"}:
         copy = Path(client.download_artifacts(run.info.run_id, name, str(fetched)))
         assert copy.read_text() == (run_dir / name).read_text()

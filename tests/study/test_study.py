@@ -12,10 +12,11 @@ from raydet.cli import main
 from raydet.cli.spaces import load_space, space_names
 from raydet.config import CSSAFusion, Experiment, apply_overrides
 from raydet.errors import StudyError
+from raydet.metrics.names import COCO_METRICS
 from raydet.models.build import describe_parameters
 from raydet.recipes import recipe
 from raydet.tune.cells import canonical_code, grid_cells, promotion_cells, seeds_of, trials_of
-from raydet.tune.journal import Events, Journal, read_journal
+from raydet.tune.journal import Event, Events, Journal, read_journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import all_trials, trials_by_phase
 from raydet.tune.preregistration import Protocol, deviations, newest_protocol, protocol_of, remember_protocol
@@ -92,7 +93,7 @@ def candidates_from(scores: dict[tuple[int, ...], list[float]]) -> list[Candidat
 
 def test_promotion_prefers_a_new_size_within_the_margin() -> None:
     scores = {(4,): [0.834], (3,): [0.832], (2, 3, 4): [0.829], (1, 2, 3, 4): [0.819]}
-    choices = promote(candidates_from(scores), top=3, margin=0.0066)
+    choices = promote(candidates_from(scores), metric=COCO_METRICS[0], top=3, margin=0.0066)
     assert [choice.pattern for choice in choices] == [(4,), (2, 3, 4), (3,)]
     assert "within the margin 0.0066" in choices[1].reason
     assert choices[0].reason == "mean 0.8340, the best remaining"
@@ -100,13 +101,13 @@ def test_promotion_prefers_a_new_size_within_the_margin() -> None:
 
 def test_promotion_without_margin_is_the_plain_ranking() -> None:
     scores = {(4,): [0.834], (3,): [0.832], (2, 3, 4): [0.829]}
-    choices = promote(candidates_from(scores), top=3, margin=0.0)
+    choices = promote(candidates_from(scores), metric=COCO_METRICS[0], top=3, margin=0.0)
     assert [choice.pattern for choice in choices] == [(4,), (3,), (2, 3, 4)]
 
 
 def test_promotion_averages_over_seeds() -> None:
     scores = {(1,): [0.9, 0.1], (2,): [0.6, 0.6]}
-    assert promote(candidates_from(scores), top=1, margin=0.0)[0].pattern == (2,)
+    assert promote(candidates_from(scores), metric=COCO_METRICS[0], top=1, margin=0.0)[0].pattern == (2,)
 
 
 def test_patterns_that_were_stopped_early_come_last() -> None:
@@ -116,7 +117,7 @@ def test_patterns_that_were_stopped_early_come_last() -> None:
         Candidate(pattern=(3,), scores=(0.3,), stopped_epoch=6),
         Candidate(pattern=(4,), scores=(0.4,), stopped_epoch=6),
     ]
-    choices = promote(candidates, top=3, margin=0.5)
+    choices = promote(candidates, metric=COCO_METRICS[0], top=3, margin=0.5)
     assert [choice.pattern for choice in choices] == [(1,), (4,), (3,)]
     assert "when it was stopped early after epoch 6, as only 1 finished" in choices[1].reason
 
@@ -138,10 +139,10 @@ def test_patterns_that_were_stopped_early_come_last() -> None:
 def test_promotion_does_not_depend_on_the_order_and_stays_near_the_best(
     candidates: list[Candidate], random: object, margin: float
 ) -> None:
-    choices = promote(candidates, top=3, margin=margin)
+    choices = promote(candidates, metric=COCO_METRICS[0], top=3, margin=margin)
     shuffled = list(candidates)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert promote(shuffled, top=3, margin=margin) == choices
+    assert promote(shuffled, metric=COCO_METRICS[0], top=3, margin=margin) == choices
     assert len(choices) == min(3, len(candidates))
     ordered = sorted((c.mean for c in candidates), reverse=True)
     for rank, choice in enumerate(choices):
@@ -256,8 +257,8 @@ def test_equivalent_cells_have_different_seeds_and_one_canonical_code() -> None:
 def test_the_winner_and_the_best_control_run_again_with_fresh_seeds() -> None:
     journal = Events(
         [
-            {"event": "promoted", "phase": SECOND.name, "choices": [{"pattern": [3]}]},
-            {"event": "confirmation_selected", "codes": ["s3_r8_is0_mb1", "thermal"]},
+            Event("promoted", "", {"phase": SECOND.name, "choices": [{"pattern": [3]}]}),
+            Event("confirmation_selected", "", {"codes": ["s3_r8_is0_mb1", "thermal"]}),
         ]
     )
     *_, again = trials_by_phase(STUDY, journal, 3).values()

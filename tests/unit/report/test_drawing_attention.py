@@ -23,6 +23,7 @@ from raydet.recipes import recipe
 from raydet.report.drawings.attention import Attention, StageAttention, attention_maps, stream_names
 from raydet.report.drawings.heatmaps import draw_attention, value_range
 from raydet.structures import Sample, collate
+from raydet.tasks.build import build_task
 
 
 def untrained_run(**model: Any) -> TrainedRun:
@@ -47,7 +48,9 @@ def untrained_run(**model: Any) -> TrainedRun:
                 *module.se_aux.parameters(),
             ):
                 parameter.data *= 20
-    return TrainedRun(Path(), experiment, detector, Path(), open_source(experiment.data), [0, 1])
+    return TrainedRun(
+        Path(), experiment, build_task(experiment), detector, Path(), open_source(experiment.data), [0, 1]
+    )
 
 
 def first_maps(run: TrainedRun, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,7 +58,7 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
     assert child.data.metrics["per_class_AP.a class_ odd"] == 0.5
     assert child.data.metrics["time.wall_s"] == 9.0
     artifacts = {file.path for file in MlflowClient(store).list_artifacts(child.info.run_id)}
-    assert artifacts == {"config.json", "coco_table.json"}
+    assert artifacts == {"config.json", "metrics_table.json"}
 
 
 def test_artifacts_are_next_to_the_database(store: str) -> None:

@@ -39,7 +39,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
         gpu) ;; \
         cpu) .venv/bin/uv pip install --python .venv/bin/python --constraints constraints.txt \
                  --no-deps --no-verify-hashes "${TORCH_SOURCE}" torch torchvision ;; \
-        *) echo "DEVICE wants gpu or cpu, not '${DEVICE}'" >&2; exit 2 ;; \
+        *) echo "DEVICE must be gpu or cpu, not '${DEVICE}'" >&2; exit 2 ;; \
     esac \
     && .venv/bin/uv pip install --python .venv/bin/python --constraints constraints.txt \
            --requirements pyproject.toml --extra cluster \

@@ -106,20 +106,15 @@ def positions_of(heights: dict[str, int], arrows: list[tuple[str, str]]) -> dict
 def curve_between(start: Point, end: Point, others: list[Point]) -> Curve:
     """The least bent of some curves from one point to another that meets none of the boxes, if there is one."""
     parts = np.linspace(0, 1, 60)[:, None]
+    room = np.array(BOX_WH) / 2 + 0.03
     curves = []
     for bend, lift in itertools.product(np.linspace(-3, 3, 31).round(1), (0.0, 0.4, -0.4, 0.8, -0.8)):
         middle = ((start[0] + end[0]) / 2 + bend, (start[1] + end[1]) / 2 + lift)
         points = np.array(start) * (1 - parts) ** 2 + 2 * np.array(middle) * parts * (1 - parts)
-        points = points + np.array(end) * parts**2
-        room = np.array(BOX_WH) / 2 + 0.03
-        hits = sum(int((np.abs(points - np.array(box)) < room).all(axis=1).any()) for box in others)
-        curves.append(
-            (
-                hits,
-                abs(bend) + abs(lift),
-                Curve([start, middle, end], [Curve.MOVETO, Curve.CURVE3, Curve.CURVE3]),
-            )
-        )
+        distances = np.abs((points + np.array(end) * parts**2)[:, None] - np.array(others))
+        num_hits = int((distances < room).all(axis=2).any(axis=0).sum())
+        curve = Curve([start, middle, end], [Curve.MOVETO, Curve.CURVE3, Curve.CURVE3])
+        curves.append((num_hits, abs(bend) + abs(lift), curve))
     return min(curves, key=lambda curve: curve[:2])[2]
 
 

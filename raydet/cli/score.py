@@ -33,7 +33,7 @@ def coco(
     sets: SetOption = None,
     as_json: AsJsonOption = False,
 ) -> None:
-    """COCO metrics and AP per class; --set evaluate.* measures as a run with that config does."""
+    """COCO metrics and AP per class; --set task.* measures as a run with that config does."""
     config = _settings(parse_overrides(sets))
     from raydet.metrics.files import read_coco
     from raydet.metrics.measure import measure
@@ -44,13 +44,13 @@ def coco(
     if bins.unit == "fraction" and ground.sizes_hw is None:
         raise ConfigError(f"task.size_bins_fraction requires the height and width of every image of {truth}")
     result, _ = measure(config, ground, rows, classes)
+    per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
     counts = {"images": ground.num_images, "objects": len(ground.labels), "detections": len(rows)}
     if as_json:
-        content = {**counts, "size_bins": bins.as_json(), "metrics": result.metrics}
-        typer.echo(json.dumps(content | {"per_class_ap": result.per_class_ap}))
+        content = {**counts, "size_bins": bins.as_json(), "metrics": result.metrics, "per_class": per_class}
+        typer.echo(json.dumps(content))
         return
     typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()) + f"; {bins}")
-    per_class = {f"AP/{name}": value for name, value in result.per_class_ap.items()}
     typer.echo("\n".join(_lines(result.metrics | per_class)))
 
 

@@ -26,7 +26,7 @@ class Config(BaseModel):
         for name, value in self:
             for text in _texts(value):
                 if secret := secret_in(text):
-                    raise ValueError(f"{name} wants a text without secrets, got {secret}")
+                    raise ValueError(f"{name}: expected text without secrets, got {secret}")
         return self
 
     def to_json(self) -> str:

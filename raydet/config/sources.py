@@ -47,7 +47,7 @@ class ImageFiles(Config):
         if self.thermal_range is not None:
             low, high = self.thermal_range
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(f"thermal_range wants low < high, got {low:g}, {high:g}")
+                raise ValueError(f"thermal_range: expected low < high, got {low:g}, {high:g}")
         return self
 
 

@@ -71,7 +71,7 @@ class TrainLoader:
         reads: the modalities that the model reads, see `train_transform`.
 
     Raises:
-        ConfigError: there are fewer images than a global batch wants.
+        ConfigError: there are fewer images than a global batch needs.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ class ElasticSampler:
     together they see what is left of the pass, each sample once.
 
     Raises:
-        ConfigError: there are fewer samples than a global batch wants.
+        ConfigError: there are fewer samples than a global batch needs.
     """
 
     num_samples: int

@@ -2,7 +2,7 @@
 
 At the end of each parallel operation PyTorch's threads (GNU OpenMP) wait for the last of them. They spin for some
 milliseconds before they sleep, since waking up takes longer than most operations: with small models, sleeping at once
-costs half of the speed. Where another process wants a core, the same spinning is a disaster: the thread that all wait
+costs half of the speed. Where another process needs a core, the same spinning is a disaster: the thread that all wait
 for has no core, while those that spin hold theirs. Two threads beside one busy process were 10 to 50 times slower.
 
 libgomp can do both, and its manual says when: with more OpenMP threads than the process has cores, threads sleep after

@@ -115,7 +115,7 @@ def _on_other_data(experiment: Experiment, data: SourceConfig, run_dir: Path) ->
     if adopted.classes != trained.classes:
         raise ConfigError(
             f"{run_dir} was trained on the classes {', '.join(trained.classes)}; --data has "
-            f"{', '.join(adopted.classes)}; it wants the same, in this order"
+            f"{', '.join(adopted.classes)}; expected the same, in this order"
         )
     missing = tuple(dict.fromkeys((*trained.missing, *adopted.missing)))
     return experiment.model_copy(update={"data": adopted.model_copy(update={"missing": missing})})

@@ -129,7 +129,7 @@ def images_of(micro_batches: Sequence[Batch]) -> list[str]:
 
 
 def copied_buffers(model: nn.Module) -> list[Tensor]:
-    """What `restore_buffers` wants: the statistics of batch norms as they are."""
+    """What `restore_buffers` takes: the statistics of batch norms as they are."""
     return [buffer.clone() for buffer in model.buffers()]
 
 

@@ -28,7 +28,14 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 PROGRAMS = {"export", "make", "mlflow", "pytest", "python", "ray", "raydet", "source"}
 """First words of commands; `raydet`, `python`, `pytest` and `make` are looked into."""
-OTHERS_OPTIONS = {"--backend-store-uri", "--head", "--help", "--runtime-env-json", "--update-golden", "--working-dir"}
+OTHERS_OPTIONS = {
+    "--backend-store-uri",
+    "--head",
+    "--help",
+    "--runtime-env-json",
+    "--update-golden",
+    "--working-dir",
+}
 """Options of programs that are not ours, and of our tests."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

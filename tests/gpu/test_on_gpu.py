@@ -14,6 +14,7 @@ from raydet.config import Experiment, apply_overrides
 from raydet.engine.process import run_process
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
+from raydet.runs.results import EpochRow
 from raydet.runs.run_dir import claim_run_directory
 
 pytestmark = [
@@ -35,8 +36,8 @@ def run(run_dir: Path, *, cut_after: int | None = None, **settings: Any) -> list
     experiment = apply_overrides(recipe("demo"), {**SMALL, **settings})
     claim_run_directory(run_dir, experiment)
 
-    def publish(row: dict[str, Any]) -> None:
-        if row["epoch"] == cut_after:
+    def publish(row: EpochRow) -> None:
+        if row.epoch == cut_after:
             raise InterruptedError
 
     try:

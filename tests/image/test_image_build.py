@@ -159,4 +159,4 @@ def test_other_code_leaves_the_large_layer_as_it_is(built: Built) -> None:
 def test_an_unknown_device_is_refused(built: Built) -> None:
     done = built.builder.build(built.context, built.base, "--build-arg=DEVICE=tpu")
     assert done.returncode != 0
-    assert "DEVICE wants gpu or cpu, not 'tpu'" in done.stdout
+    assert "DEVICE must be gpu or cpu, not 'tpu'" in done.stdout

@@ -128,7 +128,7 @@ def test_bad_data(
             ["tune", "--space", "gaff_phase1", "--storage", "s3://bucket/runs"],
             "--storage must be a directory",
         ),
-        (["train", "--set", "optim.lr"], "--set wants path=value"),
+        (["train", "--set", "optim.lr"], "--set expects path=value"),
         (
             ["train", "--recipe", "demo", "--workers", "3", "--tracking-uri", "none"],
             "does not divide among 3 workers",

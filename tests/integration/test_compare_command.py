@@ -87,7 +87,7 @@ def test_one_run_on_a_side_gives_no_verdict(tmp_path: Path, capsys: pytest.Captu
         ({"train.epochs": 99}, "train.epochs is", True),
         ({"data.canvas_hw": [64, 64]}, "data.canvas_hw is", True),
         ({"optim.lr": 0.5}, "optim is", True),
-        ({"evaluate.size_bins_px": [16, 48]}, "evaluate is", True),
+        ({"evaluate.size_bins_px": [16, 48]}, "task is", True),
         ({"data.classes": ["x", "y", "z"]}, "their classes differ", False),
     ],
 )
@@ -145,7 +145,7 @@ def test_other_images_and_unfinished_runs_are_rejected(
     (tmp_path / "bb_seed1" / RECORDS).unlink()
     assert "the run is not finished" in compared(capsys, a, b, code=2)
     (b / "final_results.json").touch()
-    assert "the run is older than match records" in compared(capsys, a, b, code=2)
+    assert "the run is older than records of evaluations" in compared(capsys, a, b, code=2)
     assert "is no run directory" in compared(capsys, a, tmp_path / "nothing", code=2)
 
 

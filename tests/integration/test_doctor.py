@@ -270,7 +270,7 @@ def test_what_is_no_directory(command: str, tmp_path: Path) -> None:
     assert "cannot write" in line
     assert "choose another" in line
     line = refused(command, tmp_path, {}, storage="s3://bucket/runs")
-    assert "wants a directory, got s3://bucket/runs" in line
+    assert "must be a directory, got s3://bucket/runs" in line
 
 
 def test_a_cluster(head: Head, tmp_path: Path) -> None:

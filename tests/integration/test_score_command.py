@@ -82,7 +82,7 @@ def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mAP_large   no objects in this bin" in text
     settings = ["--set", "evaluate.miss_rate=true", "--set", "evaluate.size_bins_fraction=[0.1, 0.4]"]
     found = json.loads(scored(capsys, "coco", *files, "--json", *settings))
-    assert found["per_class_ap"] == {"person": 0.0, "car": pytest.approx(1.0)}
+    assert found["per_class"] == {"AP/person": 0.0, "AP/car": pytest.approx(1.0)}
     assert found["size_bins"]["edges"] == [0.1, 0.4]
     assert found["metrics"]["mAP_large"] == pytest.approx(1.0)
     # The person is too low; the car is found, and wrongly in one of two images.
@@ -139,12 +139,15 @@ def test_bad_coco_files(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.epochs=3", "only evaluate"),
-        ("evaluate.size_bins_px=[96, 32]", "wants two ascending numbers"),
-        ("evaluate.size_bins_px=[32]", "evaluate.size_bins_px"),
-        ("evaluate.size_bin_px=[1,2]", "did you mean evaluate.size_bins_px?"),
-        ('evaluate={"size_bins_px": [1, 2], "size_bins_fraction": [0.1, 0.2]}', "exclude one another"),
-        ("evaluate.size_bins_fraction=[0.1,0.2]", "wants the height and width of every image"),
+        ("train.epochs=3", "only task.* changes"),
+        ("task.size_bins_px=[96, 32]", "must be two ascending numbers"),
+        ("evaluate.size_bins_px=[32]", "size_bins_px.1: Field required"),
+        ("task.size_bin_px=[1,2]", "did you mean task.size_bins_px?"),
+        (
+            'task={"kind": "detection", "size_bins_px": [1, 2], "size_bins_fraction": [0.1, 0.2]}',
+            "exclude one another",
+        ),
+        ("evaluate.size_bins_fraction=[0.1,0.2]", "requires the height and width of every image"),
     ],
 )
 def test_bad_settings(setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

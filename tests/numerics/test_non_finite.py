@@ -24,6 +24,7 @@ from raydet.engine.process import run_process
 from raydet.errors import NonFiniteLossError
 from raydet.parallel.collectives import World
 from raydet.resilience.fault_tolerance import FaultTolerance
+from raydet.runs.results import RunResults
 from raydet.runs.run_dir import claim_run_directory
 from raydet.structures import Batch, Sample
 from raydet.verify.study import run_problems
@@ -106,8 +107,8 @@ def test_the_step_is_passed_over(tmp_path: Path, victim: str, policy: str) -> No
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in results["history"])
     log = (tmp_path / "training.log").read_text()
     assert log.count(f"because of {victim}") == EPOCHS
-    assert list(run_problems(tmp_path, "run", results)) == []
-    assert list(run_problems(tmp_path, "run", results | {"skipped_steps": []})) != []
+    assert list(run_problems(tmp_path, "run", RunResults.parse(results))) == []
+    assert list(run_problems(tmp_path, "run", RunResults.parse(results | {"skipped_steps": []}))) != []
 
 
 def test_both_ways_of_passing_over_come_to_the_same(tmp_path: Path, victim: str) -> None:

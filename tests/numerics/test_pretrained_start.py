@@ -15,6 +15,7 @@ from raydet.config import Experiment, apply_overrides
 from raydet.engine.process import run_process
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
+from raydet.runs.results import EpochRow
 from raydet.runs.run_dir import claim_run_directory
 from tests.numerics.conftest import Start
 
@@ -55,11 +56,11 @@ class PowerCutError(Exception):
 def run(experiment: Experiment, run_dir: Path, *, is_cut: bool = False) -> dict[str, Any]:
     claim_run_directory(run_dir, experiment)
 
-    def publish(_: dict[str, Any]) -> None:
+    def publish(_: EpochRow) -> None:
         if is_cut:
             raise PowerCutError
 
-    return run_process(experiment, run_dir=run_dir, world=World(), publish=publish)
+    return run_process(experiment, run_dir=run_dir, world=World(), publish=publish).as_json()
 
 
 def told(run_dir: Path) -> Any:

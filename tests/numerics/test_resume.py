@@ -16,6 +16,7 @@ from raydet.engine.process import run_process
 from raydet.errors import ConfigError
 from raydet.parallel.collectives import World
 from raydet.recipes import recipe
+from raydet.runs.results import EpochRow
 from raydet.runs.run_dir import claim_run_directory
 
 EXPERIMENT = apply_overrides(
@@ -41,11 +42,11 @@ def run(
 ) -> dict[str, Any]:
     claim_run_directory(run_dir, experiment)
 
-    def publish(row: dict[str, Any]) -> None:
-        if row["epoch"] == cut_after:
+    def publish(row: EpochRow) -> None:
+        if row.epoch == cut_after:
             raise PowerCutError
 
-    return run_process(experiment, run_dir=run_dir, world=World(), publish=publish)
+    return run_process(experiment, run_dir=run_dir, world=World(), publish=publish).as_json()
 
 
 def rows(run_dir: Path, name: str) -> list[dict[str, str]]:

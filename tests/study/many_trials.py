@@ -72,7 +72,7 @@ class Executor:
         with record_usage(run_dir, since=time.time() - 6, workers=2, use_gpu=True):
             pass
         with (run_dir / EPOCHS).open("w", newline="") as file:
-            history = simulated_results(trial, 0.5, epochs=NUM_EPOCHS)["history"]
+            history = [row.as_json() for row in simulated_results(trial, 0.5, epochs=NUM_EPOCHS).history]
             writer = csv.DictWriter(file, history[0].keys())
             writer.writeheader()
             writer.writerows(history)

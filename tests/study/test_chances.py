@@ -49,7 +49,7 @@ def has_to_run(journal: Journal, trial: Trial, **options: object) -> bool:
         journal=journal,
         meter=UsageMeter(journal.path.parent, journal),
         tracker=NullTracker(),
-        view=StudyView(console=Console(), study="gaff", metric="mAP"),
+        view=StudyView(Console(), "gaff", STUDY.base.task, STUDY.decider),
         stack=ExitStack(),
     )
     missing = run.missing(PHASE)
@@ -59,7 +59,7 @@ def has_to_run(journal: Journal, trial: Trial, **options: object) -> bool:
 
 def append(journal: Journal, trial: Trial, *events: str) -> None:
     for event in events:
-        journal.append(event, key=trial.key, name=trial.name, reason="test", epoch=1, score=0.1)
+        journal.append(event, key=trial.key, name=trial.name, reason="test", epoch=1, score=0.1, bar=0.2)
 
 
 def test_a_trial_has_one_attempt_and_its_retries(journal: Journal, trial: Trial) -> None:

@@ -12,8 +12,11 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 
 from raydet.config import TrainConfig, apply_overrides
 from raydet.errors import StudyError
+from raydet.metrics.names import COCO_METRICS
 from raydet.recipes import recipe
 from raydet.resilience.stop_signal import Stop, StopKind, request_stop, requested_stop
+from raydet.runs.epoch_watcher import read_epochs
+from raydet.runs.results import EpochRow
 from raydet.tune.cells import Trial, grid_cells, seeds_of, trial_directory, trials_of
 from raydet.tune.early_stopping import EarlyStopping, Screening
 from tests.study.conftest import events, names, tune
@@ -46,7 +49,7 @@ def test_rungs_must_be_evaluated_epochs_before_the_end() -> None:
         EarlyStopping(3).rungs(TrainConfig(epochs=12, eval_every=2))
 
 
-def write_epochs(root: Path, trial: Trial, scores: list[float]) -> list[dict[str, float]]:
+def write_epochs(root: Path, trial: Trial, scores: list[float]) -> list[EpochRow]:
     run_dir = trial_directory(root, trial)
     run_dir.mkdir(parents=True, exist_ok=True)
     rows = [{"epoch": epoch, "mAP": score} for epoch, score in enumerate(scores, start=1)]
@@ -54,13 +57,13 @@ def write_epochs(root: Path, trial: Trial, scores: list[float]) -> list[dict[str
         writer = csv.DictWriter(file, ["epoch", "mAP"])
         writer.writeheader()
         writer.writerows(rows)
-    return rows
+    return read_epochs(run_dir / "metrics_per_epoch.csv")
 
 
 def test_a_trial_far_behind_is_stopped_once(tmp_path: Path) -> None:
     study = gaff_phase1.study(BASE)
     trials = trials_of(study, grid_cells(study, gaff_phase1.PHASE, first_number=1), seeds_of(study, 1))
-    screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric="mAP")
+    screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric=COCO_METRICS[0])
     good, bad = trials[:2]
     screening.begin(good)
     screening.begin(bad)
@@ -86,7 +89,7 @@ def test_a_restarted_driver_does_not_judge_a_rung_again(tmp_path: Path) -> None:
     good, bad = trials[:2]
     write_epochs(tmp_path, good, [0.9] * 3)
     rows = write_epochs(tmp_path, bad, [0.1] * 3)
-    screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric="mAP")
+    screening = Screening(EarlyStopping(2, 2), trials, root=tmp_path, metric=COCO_METRICS[0])
     screening.begin(bad)
     screening.judge(bad, rows)
     assert screening.stops == {}

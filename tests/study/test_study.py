@@ -24,6 +24,7 @@ from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
 from raydet.tune.summary import summary_rows
 from raydet.tune.trial_status import records_of
+from tests.results import results_with
 from tune_spaces import gaff_phase1, gaff_phase2
 
 STUDY = gaff_phase2.study(recipe("rgbte_mit_b1"))
@@ -297,7 +298,7 @@ def test_a_changed_protocol_is_a_deviation(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         assert remember_protocol(journal, rules(3)) is None
         assert remember_protocol(journal, rules(3)) is None
-        journal.append("finished", key="a", name="a", results={})
+        journal.append("finished", key="a", name="a", results=results_with({}))
         deviation = remember_protocol(journal, rules(4))
         assert deviation is not None
         assert deviation.changes[0] == "seeds (42, 43, 44) became (42, 43, 44, 45)"

@@ -216,7 +216,7 @@ def test_a_config_takes_no_secret_and_does_not_repeat_it() -> None:
     for path in ("s3://bucket/x?X-Amz-Signature=0f3a9c2e11aa", "s3://AKIAABCDEFGHIJKLMNOP:abcdef/g@bucket"):
         with pytest.raises(ConfigError) as caught:
             ShardsSource.from_json(json.dumps({"kind": "shards", "path": path}), where="config.json")
-        assert "path wants a text without secrets, got a" in str(caught.value)
+        assert "path: expected text without secrets, got a" in str(caught.value)
         assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in str(caught.value)
         assert not {"0f3a9c2e11aa", "AKIAABCDEFGHIJKLMNOP", "abcdef"} & set(str(caught.value).split("/@:="))
 

@@ -9,6 +9,7 @@ import pytest
 from raydet.cli.options import adjusted
 from raydet.config import (
     AdamWConfig,
+    DetectionTask,
     Experiment,
     GAFFFusion,
     MiTConfig,
@@ -40,15 +41,30 @@ def test_a_value_is_replaced_and_the_rest_stays() -> None:
 
 
 def test_size_bins_are_read_as_on_the_command_line_and_survive_json() -> None:
-    changed = apply_overrides(BASE, dict([parse_override("evaluate.size_bins_px=[16, 48.5]")]))
-    assert changed.evaluate.size_bins_px == (16.0, 48.5)
+    changed = apply_overrides(BASE, dict([parse_override("task.size_bins_px=[16, 48.5]")]))
+    assert isinstance(changed.task, DetectionTask)
+    assert changed.task.size_bins_px == (16.0, 48.5)
     assert Experiment.from_json(changed.to_json(), where="test") == changed
 
 
-def test_a_config_without_evaluate_measures_as_before() -> None:
+def test_a_config_without_a_task_detects() -> None:
     tree = json.loads(BASE.to_json())
-    del tree["evaluate"]
+    del tree["task"]
     assert Experiment.from_json(json.dumps(tree), where="test") == BASE
+
+
+def test_a_config_of_an_older_raydet_is_read() -> None:
+    expected = apply_overrides(BASE, {"task.miss_rate": True})
+    tree = json.loads(expected.to_json())
+    task = tree.pop("task")
+    tree["evaluate"] = {name: value for name, value in task.items() if name not in ("kind", "metric")}
+    assert Experiment.from_json(json.dumps(tree), where="test") == expected
+
+
+def test_a_path_that_has_moved_is_answered_with_the_new_one(caplog: pytest.LogCaptureFixture) -> None:
+    changed = apply_overrides(BASE, {"evaluate.miss_rate": True})
+    assert changed == apply_overrides(BASE, {"task.miss_rate": True})
+    assert "the config path evaluate.miss_rate is now task.miss_rate" in caplog.text
 
 
 def test_zero_is_a_value() -> None:
@@ -91,8 +107,8 @@ def test_an_object_replaces_a_section() -> None:
         ({"data.classes": []}, "one or more different names"),
         ({"train.epochs": 0}, "greater than or equal to 1"),
         ({"train.epochs": 2.5}, "valid integer"),
-        ({"evaluate.size_bins_px": [0, 96]}, "greater than 0"),
-        ({"evaluate.size_bins_fraction": [0.2, 0.2]}, "wants two ascending numbers"),
+        ({"task.size_bins_px": [0, 96]}, "greater than 0"),
+        ({"task.size_bins_fraction": [0.2, 0.2]}, "must be two ascending numbers"),
     ],
 )
 def test_a_wrong_override_is_one_clear_line(override: dict[str, object], message: str) -> None:
@@ -103,7 +119,7 @@ def test_a_wrong_override_is_one_clear_line(override: dict[str, object], message
 
 
 def test_an_override_without_value_shows_the_form() -> None:
-    with pytest.raises(ConfigError, match=r"--set wants path=value"):
+    with pytest.raises(ConfigError, match=r"--set expects path=value"):
         parse_override("optim.lr")
 
 

@@ -43,7 +43,7 @@ def test_a_path_may_have_a_question_mark(tmp_path: Path) -> None:
         ("?labels=both", r"yolo\.labels: Input should be 'rgb', 'thermal', 'union' or 'fused'"),
         ("?lables=rgb&labels=rgb", "lables: Extra inputs are not permitted"),
         ("?labels", "expects key=value after the question mark, got 'labels'"),
-        ("?labels=rgb&thermal_range=[9,7]", "thermal_range wants low < high, got 9, 7"),
+        ("?labels=rgb&thermal_range=[9,7]", "thermal_range: expected low < high, got 9, 7"),
         ("?labels=rgb&union_iou=0", "greater than 0"),
     ],
 )

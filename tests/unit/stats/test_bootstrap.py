@@ -124,7 +124,7 @@ def test_records_round_trip_through_a_file(tmp_path: Path) -> None:
     whole = (tmp_path / "records.npz").read_bytes()
     for damaged in (b"nothing", b"", whole[: len(whole) // 2]):
         (tmp_path / "records.npz").write_bytes(damaged)
-        with pytest.raises(DataError, match="is not a file of match records"):
+        with pytest.raises(DataError, match="is not a file of records"):
             read_records(tmp_path)
 
 

@@ -15,7 +15,8 @@ from raydet.recipes import recipe
 from raydet.track import mlflow as tracking
 from raydet.track.mlflow import MLflowTracker
 from raydet.track.runs import begin_run, end_run
-from tests.unit.track.test_mlflow import RESULTS, runs_of
+from tests.results import results_with
+from tests.unit.track.test_mlflow import FINAL, runs_of
 
 WRITES = ("create_run", "update_run", "log_batch", "log_text", "set_tag", "set_terminated")
 
@@ -58,7 +59,7 @@ def test_nothing_is_logged_twice(store: str, tmp_path: Path, monkeypatch: pytest
     lossy = LossyClient(tracker._client)
     tracker._client = lossy  # type: ignore[assignment]
     history = [{"epoch": epoch, "mAP": epoch / 9, "loss": 1.0, "AR_1": 0.5} for epoch in (1, 2, 3)]
-    results = RESULTS | {"history": history}
+    results = results_with(FINAL, history=history, wall_s=9.0)
     run_id = until_it_succeeds(lambda: begin_run(tracker, recipe("demo"), name="exp", identity="key"))
     until_it_succeeds(lambda: tracker.log_history(run_id, history[:2]))
     until_it_succeeds(lambda: end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=results))

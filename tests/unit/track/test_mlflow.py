@@ -18,18 +18,14 @@ from raydet.recipes import recipe
 from raydet.track.base import NullTracker
 from raydet.track.mlflow import MLflowTracker
 from raydet.track.runs import begin_run, end_run, open_tracker, runs_by_name
+from tests.results import results_with
 
-RESULTS = {
-    "fingerprint": "abc",
-    "history": [
-        {"epoch": 1, "loss": 2.0, "mAP": None},
-        {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AP/a class, odd": 0.5},
-    ],
-    "final": {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5},
-    "best": {"epoch": 2, "mAP": 0.5},
-    "wall_s": 9.0,
-    "loop_s": 6.0,
-}
+HISTORY: list[dict[str, float | None]] = [
+    {"epoch": 1, "loss": 2.0, "mAP": None},
+    {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AP/a class, odd": 0.5},
+]
+FINAL = {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5}
+RESULTS = results_with(FINAL, history=HISTORY, wall_s=9.0, loop_s=6.0)
 
 
 def runs_of(store: str, experiment: str) -> list[Run]:
@@ -43,7 +39,7 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
         tracker = MLflowTracker(store, "study")
         parent = tracker.open_run("phase1", identity="phase1")
         run_id = begin_run(tracker, experiment, name="exp_001", identity="key", parent=parent)
-        tracker.log_history(run_id, RESULTS["history"][:1])  # type: ignore[index]
+        tracker.log_history(run_id, HISTORY[:1])
         end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=RESULTS)
     runs = runs_of(store, "study")
     assert sorted(run.info.run_name for run in runs) == ["exp_001", "phase1"]

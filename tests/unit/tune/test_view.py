@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from raydet.config import DetectionTask
+from raydet.metrics.names import COCO_METRICS
 from raydet.recipes import recipe
 from raydet.tune import view as view_module
 from raydet.tune.cells import Cell, Trial
@@ -24,7 +26,7 @@ class Bench:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *, trials: int) -> None:
         self.now, self.directory = 1000.0, directory
         monkeypatch.setattr(view_module, "time", types.SimpleNamespace(monotonic=lambda: self.now))
-        self.view = StudyView(console=Console(quiet=True), study="gaff", metric="mAP", total=trials)
+        self.view = StudyView(Console(quiet=True), "gaff", DetectionTask(), COCO_METRICS[0], total=trials)
 
     def trial(self, name: str) -> Trial:
         cell = Cell(number=1, phase="phase", code=name, values={})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -48,11 +46,6 @@ class Config(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise ConfigError(f"{where}: {describe(error)}") from None
-
-    def fingerprint(self) -> str:
-        """Twelve hex digits that name this config: equal configs have equal fingerprints."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def describe(error: ValidationError) -> str:

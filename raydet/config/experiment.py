@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -9,7 +11,7 @@ from pydantic import Field, model_validator
 from raydet.config.base import Config
 from raydet.config.data import DataConfig
 from raydet.config.model import ModelConfig
-from raydet.config.moved import migrated
+from raydet.config.moved import as_first_written, migrated
 from raydet.config.task import DetectionTask, Task
 from raydet.config.train import Optimizer, TrainConfig
 
@@ -34,6 +36,12 @@ class Experiment(Config):
     def from_json(cls, text: str, *, where: str) -> Self:
         """Read and validate an experiment; one that an older raydet has written, too."""
         return super().from_json(migrated(text), where=where)
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that name this config: equal configs have equal fingerprints, in later versions, too."""
+        tree = as_first_written(self.model_dump(mode="json"))
+        canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @model_validator(mode="after")
     def _classes_are_named_once(self) -> Self:

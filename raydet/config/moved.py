@@ -1,12 +1,12 @@
-"""Config paths that have moved: old files are read, and old paths given by hand are answered with the new one."""
+"""Configs of older versions: their files are read, their paths given by hand are answered with the new ones, and a
+config that they could have written keeps its fingerprint, so that runs and studies outlive an update."""
 
 from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
-LAST_OF_OLDER_CONFIGS = "ac6f741"
-"""The last commit of raydet with the old paths."""
 MOVED = {"evaluate": "task"}
 """Sections by their old path."""
 
@@ -33,3 +33,17 @@ def migrated(text: str) -> str:
         return text
     tree["task"] = {"kind": "detection", **tree.pop("evaluate")}
     return json.dumps(tree)
+
+
+def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of an experiment as the oldest version that knew all of it would have written it: what fingerprints are
+    made of. New fields are left out where they have their defaults."""
+    tree = tree | {"data": dict(tree["data"]), "train": dict(tree["train"])}
+    if tree["data"]["sampling"] == {"kind": "frames"}:
+        del tree["data"]["sampling"]
+    if tree["train"]["steps_per_epoch"] is None:
+        del tree["train"]["steps_per_epoch"]
+    if tree["task"]["kind"] == "detection" and tree["task"]["metric"] is None:
+        task = tree.pop("task")
+        tree["evaluate"] = {name: value for name, value in task.items() if name not in ("kind", "metric")}
+    return tree

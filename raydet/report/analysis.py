@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from raydet.report.findings import Effect, Estimate, HypothesisResult, Interaction, Noise, PairComparison
-from raydet.report.study_comparisons import StudyComparisons
 from raydet.report.study import CellRuns, Resamples, StudyResults
+from raydet.report.study_comparisons import StudyComparisons
 
 MAX_PAIRWISE = 20
 """Cells up to which every pair is compared."""

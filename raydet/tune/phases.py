@@ -6,8 +6,9 @@ import json
 import math
 from typing import Any, assert_never
 
-from raydet.config.moved import LAST_OF_OLDER_CONFIGS, migrated
+from raydet.config import Experiment
 from raydet.errors import StudyError
+from raydet.metrics.names import deciding_metric
 from raydet.tune.cells import (
     Cell,
     Trial,
@@ -120,9 +121,7 @@ def recorded_study(journal: Events) -> Study | None:
         "phases": [entry["settings"] for entry in journal.of("phase")],
         "hypotheses": [entry["settings"] for entry in journal.of("hypothesis")],
     }
-    settings = found[0]["settings"]
-    base = json.loads(migrated(json.dumps(settings["base"])))
-    return Study.from_json(json.dumps(settings | parts | {"base": base}), where="the journal")
+    return Study.from_json(json.dumps(_settings_today(found[0]["settings"]) | parts), where="the journal")
 
 
 def remember_study(study: Study, journal: Journal) -> None:
@@ -131,12 +130,6 @@ def remember_study(study: Study, journal: Journal) -> None:
     Raises:
         StudyError: the journal belongs to a study with other settings; the message names them.
     """
-    for event in journal.of("study"):
-        if "task" not in event["settings"]["base"]:
-            raise StudyError(
-                f"{journal.path} was begun by a raydet up to commit {LAST_OF_OLDER_CONFIGS}, whose trials have other "
-                "names: continue it with that one, or use another --storage; `raydet report` reads both"
-            )
     _remember(journal, "study", study.name, study.model_dump(mode="json", exclude={"phases", "hypotheses"}))
     for phase in study.phases:
         _remember(journal, "phase", phase.name, phase.model_dump(mode="json"))
@@ -149,12 +142,23 @@ def _remember(journal: Journal, event: str, name: str, settings: dict[str, Any])
     if not earlier:
         journal.append(event, name=name, settings=settings)
         return
+    if event == "study":
+        earlier[0] = _settings_today(earlier[0])
     changes = list(_differences(earlier[0], settings, ""))
     if changes:
         raise StudyError(
             f"{journal.path} belongs to a study with other settings: {'; '.join(changes[:5])}; "
             "use another --storage, or the former settings"
         )
+
+
+def _settings_today(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a study as this version writes them, whichever version has written them."""
+    if "task" in settings["base"]:
+        return settings
+    base = Experiment.from_json(json.dumps(settings["base"]), where="the journal")
+    metric = None if settings["metric"] == deciding_metric(base.task).name else settings["metric"]
+    return settings | {"base": base.model_dump(mode="json"), "metric": metric}
 
 
 def _differences(old: Any, new: Any, path: str) -> list[str]:

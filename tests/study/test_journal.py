@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raydet.config.moved import as_first_written
 from raydet.errors import StudyError
 from raydet.recipes import recipe
 from raydet.runs.results import RunResults
@@ -59,8 +60,12 @@ def test_events_of_older_journals_have_their_current_names(tmp_path: Path) -> No
         remember_study(study, journal)
     path = tmp_path / "journal.jsonl"
     current = path.read_text()
-    older = current.replace('"equivalent_values"', '"twins"')
-    assert older != current
+    first, *rest = current.replace('"equivalent_values"', '"twins"').splitlines(keepends=True)
+    event = json.loads(first)
+    event["settings"] |= {"base": as_first_written(event["settings"]["base"]), "metric": "mAP"}
+    older = json.dumps(event) + "\n" + "".join(rest)
+    assert '"evaluate"' in older
+    assert '"twins"' in older
     older += '{"event": "confirming", "codes": ["a", "b"]}\n{"event": "overspent", "budget": "1 GPU-hours"}\n'
     path.write_text(older)
     events = read_journal(tmp_path)

@@ -61,6 +61,26 @@ def test_a_config_of_an_older_raydet_is_read() -> None:
     assert Experiment.from_json(json.dumps(tree), where="test") == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "fingerprint"), [("demo", "6720db766a8d"), ("rgbte_mit_b0", "e21137c257b1")]
+)
+def test_a_config_that_older_versions_knew_keeps_its_fingerprint(name: str, fingerprint: str) -> None:
+    assert recipe(name).fingerprint() == fingerprint  # printed by commit ac6f741
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train.steps_per_epoch": 3},
+        {"data.sampling.kind": "clips"},
+        {"task.metric": "mAP_50"},
+        {"task.miss_rate": True},
+    ],
+)
+def test_a_new_setting_has_a_fingerprint_of_its_own(change: dict[str, object]) -> None:
+    assert apply_overrides(BASE, change).fingerprint() != BASE.fingerprint()
+
+
 def test_a_path_that_has_moved_is_answered_with_the_new_one(caplog: pytest.LogCaptureFixture) -> None:
     changed = apply_overrides(BASE, {"evaluate.miss_rate": True})
     assert changed == apply_overrides(BASE, {"task.miss_rate": True})

@@ -12,7 +12,7 @@ from raydet.config import DataConfig, SyntheticSource
 from raydet.data.shards.layout import shard_name
 from raydet.data.shards.manifest import INDEX, MANIFEST, Encoding, FileEntry, Manifest, ShardEntry
 from raydet.data.shards.writer import ShardBuilder, index_file, modality_entries, read_part
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 CLASSES = ("circle", "square", "triangle")
 
@@ -32,8 +32,7 @@ def image(name: str, *, boxes: int = 2, is_float: bool = False, size_hw: tuple[i
         image_id=name,
         group_id="a group",
         modalities={"rgb": rgb, "thermal": thermal},
-        boxes_xyxy=boxes_xyxy,
-        labels=torch.arange(boxes) % len(CLASSES),
+        target=Boxes(boxes_xyxy, torch.arange(boxes) % len(CLASSES)),
         source_hw=size_hw,
         valid_hw=size_hw,
     )

@@ -79,7 +79,7 @@ def pad(sample: Sample, canvas_hw: tuple[int, int]) -> Sample:
     target = _changed(
         sample.target,
         boxes=lambda boxes_xyxy: boxes_xyxy,
-        ids=lambda ids_HW: functional.pad_image(ids_HW, margins, fill=IGNORE),
+        ids=lambda ids_HW: functional.pad_image(ids_HW[None], margins, fill=IGNORE)[0],
     )
     return replace(on_pixels(sample, lambda x_CHW: functional.pad_image(x_CHW, margins)), target=target)
 

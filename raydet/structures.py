@@ -55,9 +55,7 @@ def boxes_of(target: Target, image_id: str) -> Boxes:
     """
     if isinstance(target, Boxes):
         return target
-    raise DataError(
-        f"image {image_id}: expected boxes, got a mask; choose a set with boxes, or a task for masks"
-    )
+    raise DataError(f"{image_id}: expected boxes, got a mask; choose a set with boxes, or a task for masks")
 
 
 def mask_of(target: Target, image_id: str) -> Mask:
@@ -68,9 +66,7 @@ def mask_of(target: Target, image_id: str) -> Mask:
     """
     if isinstance(target, Mask):
         return target
-    raise DataError(
-        f"image {image_id}: expected a mask, got boxes; choose a set with masks, or a task for boxes"
-    )
+    raise DataError(f"{image_id}: expected a mask, got boxes; choose a set with masks, or a task for boxes")
 
 
 @dataclass(frozen=True, slots=True)

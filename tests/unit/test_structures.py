@@ -52,7 +52,7 @@ def test_what_is_not_finite_is_named(kind: str) -> None:
 def test_a_mask_has_no_boxes() -> None:
     sample = painted(shapes((24, 32), 0), "a")
     for name in ("boxes_xyxy", "labels"):
-        with pytest.raises(DataError, match="image a: expected boxes, got a mask; choose a set with boxes"):
+        with pytest.raises(DataError, match="a: expected boxes, got a mask; choose a set with boxes"):
             getattr(sample, name)
     for name in ("boxes_xyxy", "labels", "counts"):
         with pytest.raises(DataError, match="expected a batch with boxes, got masks"):
@@ -62,9 +62,9 @@ def test_a_mask_has_no_boxes() -> None:
 def test_boxes_and_masks_are_not_mixed() -> None:
     mask = painted(shapes((24, 32), 0), "a mask")
     boxes = replace(scene((24, 32), [], "boxes", floats=()), modalities=mask.modalities)
-    with pytest.raises(DataError, match="image a mask: expected boxes, got a mask"):
+    with pytest.raises(DataError, match="a mask: expected boxes, got a mask"):
         collate([boxes, mask])
-    with pytest.raises(DataError, match="image boxes: expected a mask, got boxes"):
+    with pytest.raises(DataError, match="boxes: expected a mask, got boxes"):
         collate([mask, boxes])
     with pytest.raises(ValueError, match=r"masks of one batch must have the same type, got .*int16"):
         collate([mask, painted(shapes((24, 32), 0, torch.int16))])

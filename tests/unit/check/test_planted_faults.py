@@ -107,10 +107,8 @@ def test_an_image_on_its_side() -> None:
     samples = clean_samples(0, count=24)
     turned = {name: x.transpose(1, 2) for name, x in samples[5].modalities.items()}
     height, width = samples[5].source_hw
-    samples[5] = type(samples[5])(
-        samples[5].image_id, "", turned, samples[5].boxes_xyxy[:, [1, 0, 3, 2]], samples[5].labels,
-        (width, height), (width, height),
-    )  # fmt: skip
+    target = Boxes(samples[5].boxes_xyxy[:, [1, 0, 3, 2]], samples[5].labels)
+    samples[5] = type(samples[5])(samples[5].image_id, "", turned, target, (width, height), (width, height))
     found = checked(MemorySet(samples))
     assert [(f.kind, f.index) for f in found.findings] == [("odd_shape", 5)]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from raydet.engine.detect import ground_truth
 
 from raydet.metrics.coco import evaluate_coco
 from raydet.report.drawings.detections import NO_MATCH, RIGHT, WRONG, draw_detections, matched_truths
 from raydet.report.drawings.marks import DASHES
 from raydet.report.drawings.panels import INK, LINE_PX, MARGIN_PX
 from raydet.structures import Boxes, Detections, Sample
+from raydet.tasks.detection import ground_truth
 
 FACTOR, PANEL_W, PANEL_H = 3, 384, 288
 """For an image of 96 x 128."""

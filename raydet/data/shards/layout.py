@@ -30,7 +30,7 @@ INDEX_SCHEMA = pa.schema(
 )
 
 MASK = "mask"
-"""The column of masks, which are stored as a modality of one channel is."""
+"""The column of masks, which are stored like a modality with one channel."""
 MODALITY_TYPES = {1: torch.uint8, 4: torch.float32}
 MASK_TYPES = {1: torch.uint8, 2: torch.int16}
 """By the number of bytes per value."""

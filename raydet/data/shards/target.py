@@ -1,7 +1,4 @@
-"""What the two kinds of targets are in a set of shards.
-
-Boxes are stored in the index, masks beside the pixels.
-"""
+"""How the two kinds of targets are stored: boxes in the index, masks beside the pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ def kind_of(target: Target) -> TargetKind:
 
 
 def stored_parts(target: Target) -> tuple[Boxes, dict[str, Tensor]]:
-    """The boxes for the index, and what is stored as pixels [C, H, W] are, by column."""
+    """The boxes for the index, and by column what is stored like pixels, [C, H, W]."""
     match target:
         case Boxes():
             return target, {}
@@ -32,7 +29,7 @@ def stored_parts(target: Target) -> tuple[Boxes, dict[str, Tensor]]:
 
 
 def target_bytes(target: Target) -> bytes:
-    """What identifies a target."""
+    """Bytes that are equal for equal targets of images of the same size."""
     match target:
         case Boxes(boxes_xyxy, labels):
             return f"{len(labels)}\n".encode() + boxes_xyxy.numpy().tobytes() + labels.numpy().tobytes()

@@ -3,6 +3,8 @@
 Boxes are (x1, y1, x2, y2) in pixels, x to the right, y down, the origin at the image's top left corner, and a box
 covers [x1, x2) x [y1, y2). Labels count from 0; there is no background label outside the detector's head.
 
+A target is boxes or a mask. Only `collate`, `raydet.data.geometry` and `raydet.data.shards` tell the two apart.
+
 Legend: B batch, C channels, H W canvas height and width in pixels, N boxes.
 """
 
@@ -16,13 +18,60 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from raydet.errors import DataError
+
 PADDED_LABEL = -1
 """Label of the rows that fill up a batch's target tensors."""
+IGNORE = 255
+"""Id of the pixels of a mask that have no label: padding, and what the annotation leaves open. It is never a class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Objects in an image."""
+
+    boxes_xyxy: Tensor
+    """float32 [N, 4]."""
+    labels: Tensor
+    """int64 [N], 0..K-1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """The class of every pixel of an image."""
+
+    ids_HW: Tensor
+    """uint8 or int16 [H, W], 0..K-1 or IGNORE."""
+
+
+Target = Boxes | Mask
+
+
+def boxes_of(target: Target, image_id: str) -> Boxes:
+    """The target of an image that must have boxes.
+
+    Raises:
+        DataError: it is a mask.
+    """
+    if isinstance(target, Boxes):
+        return target
+    raise DataError(f"{image_id}: expected boxes, got a mask; choose a set with boxes, or a task for masks")
+
+
+def mask_of(target: Target, image_id: str) -> Mask:
+    """The target of an image that must have a mask.
+
+    Raises:
+        DataError: it is boxes.
+    """
+    if isinstance(target, Mask):
+        return target
+    raise DataError(f"{image_id}: expected a mask, got boxes; choose a set with masks, or a task for boxes")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image in every modality that its source has, with its boxes.
+    """One image in every modality that its source has, with its target.
 
     `modalities` maps a name ("rgb", "thermal", "event") to a tensor [C, H, W], uint8 in 0..255 or float32 in 0..1;
     all have the same H and W. A modality that the source lacks is absent.
@@ -32,10 +81,7 @@ class Sample:
     group_id: str
     """The sequence the image comes from: frames of one group never straddle a split."""
     modalities: dict[str, Tensor]
-    boxes_xyxy: Tensor
-    """float32 [N, 4]."""
-    labels: Tensor
-    """int64 [N], 0..K-1."""
+    target: Target
     source_hw: tuple[int, int]
     """Height and width of the image as it lies in the source."""
     valid_hw: tuple[int, int]
@@ -49,14 +95,38 @@ class Sample:
         tensor = next(iter(self.modalities.values()))
         return int(tensor.shape[-2]), int(tensor.shape[-1])
 
-    def with_targets(self, boxes_xyxy: Tensor, labels: Tensor) -> Sample:
-        """The same image with other boxes."""
-        return replace(self, boxes_xyxy=boxes_xyxy, labels=labels)
+    @property
+    def boxes_xyxy(self) -> Tensor:
+        """float32 [N, 4]; a `DataError` if the target is a mask."""
+        return boxes_of(self.target, self.image_id).boxes_xyxy
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], 0..K-1; a `DataError` if the target is a mask."""
+        return boxes_of(self.target, self.image_id).labels
+
+
+class BoxBatch(NamedTuple):
+    """The boxes of a batch, padded to the largest count."""
+
+    boxes_xyxy: Tensor
+    """float32 [B, N, 4] in canvas pixels; rows from `counts[b]` on are zero."""
+    labels: Tensor
+    """int64 [B, N]; rows from `counts[b]` on are PADDED_LABEL."""
+    counts: Tensor
+    """int64 [B]: number of boxes of each sample."""
+
+
+class MaskBatch(NamedTuple):
+    """The masks of a batch."""
+
+    ids_BHW: Tensor
+    """uint8 or int16 [B, H, W], see `Mask`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples of one canvas size, stacked; targets are padded to the largest count."""
+    """Samples of one canvas size, stacked."""
 
     modalities: dict[str, Tensor]
     """[B, C, H, W] each, uint8 in 0..255 or float32 in 0..1 (normalised later, on the device)."""
@@ -64,12 +134,7 @@ class Batch:
     """int64 [B, 2]: the top left part of the canvas that is image."""
     source_hw: Tensor
     """int64 [B, 2]: size of the image in its source; boxes return there by valid_hw -> source_hw."""
-    boxes_xyxy: Tensor
-    """float32 [B, N, 4] in canvas pixels; rows from `counts[b]` on are zero."""
-    labels: Tensor
-    """int64 [B, N]; rows from `counts[b]` on are PADDED_LABEL."""
-    counts: Tensor
-    """int64 [B]: number of boxes of each sample."""
+    target: BoxBatch | MaskBatch
     image_ids: tuple[str, ...]
     clip_frames: int = 1
     """T: rows are the first frame of every clip, then the second one of every clip, and so on."""
@@ -89,18 +154,41 @@ class Batch:
         tensor = next(iter(self.modalities.values()))
         return int(tensor.shape[-2]), int(tensor.shape[-1])
 
+    @property
+    def boxes_xyxy(self) -> Tensor:
+        """See `BoxBatch`; a `DataError` if the target is masks."""
+        return self._boxes.boxes_xyxy
+
+    @property
+    def labels(self) -> Tensor:
+        """See `BoxBatch`; a `DataError` if the target is masks."""
+        return self._boxes.labels
+
+    @property
+    def counts(self) -> Tensor:
+        """See `BoxBatch`; a `DataError` if the target is masks."""
+        return self._boxes.counts
+
+    @property
+    def _boxes(self) -> BoxBatch:
+        if isinstance(self.target, BoxBatch):
+            return self.target
+        raise DataError(
+            "expected a batch with boxes, got masks; choose a set with boxes, or a task for masks"
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """All of its tensors by name, those of modalities as `modalities.<name>` and `dropped.<name>`."""
-        names = ("valid_hw", "source_hw", "boxes_xyxy", "labels", "counts")
         images = {f"modalities.{name}": x for name, x in self.modalities.items()}
         dropped = {f"dropped.{name}": x for name, x in self.dropped.items()}
-        return {**images, **dropped, **{name: getattr(self, name) for name in names}}
+        sizes = {"valid_hw": self.valid_hw, "source_hw": self.source_hw}
+        return {**images, **dropped, **sizes, **self.target._asdict()}
 
     def not_finite(self) -> list[str]:
         """Images with a pixel or a box coordinate that is infinite or not a number."""
-        is_finite = torch.isfinite(self.boxes_xyxy).flatten(1).all(dim=1)
-        for images in self.modalities.values():
-            is_finite &= torch.isfinite(images).flatten(1).all(dim=1)
+        is_finite = torch.ones_like(self.valid_hw[:, 0], dtype=torch.bool)
+        for tensor in (*self.modalities.values(), *self.target):
+            is_finite &= torch.isfinite(tensor).reshape(self.size, -1).all(dim=1)
         return [name for name, good in zip(self.image_ids, is_finite.tolist(), strict=True) if not good]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
@@ -117,9 +205,7 @@ class Batch:
             modalities={name: change(x) for name, x in self.modalities.items()},
             valid_hw=change(self.valid_hw),
             source_hw=change(self.source_hw),
-            boxes_xyxy=change(self.boxes_xyxy),
-            labels=change(self.labels),
-            counts=change(self.counts),
+            target=type(self.target)(*map(change, self.target)),
             is_first=None if self.is_first is None else change(self.is_first),
             dropped={name: change(x) for name, x in self.dropped.items()},
         )
@@ -180,6 +266,7 @@ def collate(
     Raises:
         ValueError: the samples differ in canvas size, in their modalities or in the type of one (our own mistake, not
             the user's: the letterbox comes first, and sources refuse mixed types).
+        DataError: some samples have boxes and some have masks.
     """
     names = samples[0].modalities.keys()
     if any(s.modalities.keys() != names or s.canvas_hw != samples[0].canvas_hw for s in samples):
@@ -190,21 +277,12 @@ def collate(
         raise ValueError(
             f"samples of one batch must have the same types, got {types}"
         )  # stacking would convert
-    counts = torch.tensor([len(s.labels) for s in samples])
-    most = max(1, int(counts.max()))
-    boxes_xyxy = torch.zeros(len(samples), most, 4)
-    labels = torch.full((len(samples), most), PADDED_LABEL)
-    for row, sample in enumerate(samples):
-        boxes_xyxy[row, : len(sample.labels)] = sample.boxes_xyxy
-        labels[row, : len(sample.labels)] = sample.labels
     return Batch(
         # In a loader process this stacks into shared memory at once; a copy of its own would fragment its heap.
         modalities={name: default_collate([s.modalities[name] for s in samples]) for name in names},
         valid_hw=torch.tensor([s.valid_hw for s in samples]),
         source_hw=torch.tensor([s.source_hw for s in samples]),
-        boxes_xyxy=boxes_xyxy,
-        labels=labels,
-        counts=counts,
+        target=_stacked_targets(samples),
         image_ids=tuple(s.image_id for s in samples),
         clip_frames=clip_frames,
         is_first=None if is_first is None else torch.tensor(is_first),
@@ -214,3 +292,21 @@ def collate(
             if any(name in s.dropped for s in samples)
         },
     )
+
+
+def _stacked_targets(samples: Sequence[Sample]) -> BoxBatch | MaskBatch:
+    match samples[0].target:
+        case Boxes():
+            counts = torch.tensor([len(s.labels) for s in samples])
+            most = max(1, int(counts.max()))
+            boxes_xyxy = torch.zeros(len(samples), most, 4)
+            labels = torch.full((len(samples), most), PADDED_LABEL)
+            for row, sample in enumerate(samples):
+                boxes_xyxy[row, : len(sample.labels)] = sample.boxes_xyxy
+                labels[row, : len(sample.labels)] = sample.labels
+            return BoxBatch(boxes_xyxy, labels, counts)
+        case Mask(first_HW):
+            ids = [mask_of(s.target, s.image_id).ids_HW for s in samples]
+            if any(ids_HW.dtype != first_HW.dtype for ids_HW in ids):
+                raise ValueError(f"masks of one batch must have the same type, got {[x.dtype for x in ids]}")
+            return MaskBatch(default_collate(ids))

@@ -54,6 +54,10 @@ FENCES: dict[str, tuple[str, ...]] = {
     "pyarrow": ("raydet/data/",),
 }
 
+TARGETS = {"Boxes", "Mask", "BoxBatch", "MaskBatch"}
+TARGET_ROOMS = ("raydet/structures.py", "raydet/data/geometry.py", "raydet/data/shards/")
+"""The only files that tell one kind of target from another."""
+
 FORBIDDEN_NAMES = {"util", "utils", "misc", "helper", "helpers", "common", "manager"}
 
 FILES = sorted(path for package in ("raydet", "tune_spaces") for path in (ROOT / package).rglob("*.py"))
@@ -136,6 +140,22 @@ def test_metrics_are_named_where_they_belong() -> None:
         if not str(path.relative_to(ROOT)).startswith(allowed)
         for number, text in texts_of(path)
         if known.search(text)
+    ]
+    assert offenders == []
+
+
+def test_few_files_tell_targets_apart() -> None:
+    offenders = [
+        f"{path}:{node.lineno}"
+        for path in FILES
+        if not str(path.relative_to(ROOT)).startswith(TARGET_ROOMS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.MatchClass) and ast.unparse(node.cls) in TARGETS)
+        or (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "isinstance"
+            and TARGETS & {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+        )
     ]
     assert offenders == []
 

@@ -33,7 +33,7 @@ from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import parallelize
 from raydet.parallel.precision import autocast, check_precision
 from raydet.plan.ledger import ledger
-from raydet.structures import Batch
+from raydet.structures import Batch, BoxBatch
 
 Baseline = Literal["plain", "seeds"]
 """plain: the plain implementation in fp32. seeds: the same, after the published runs' resize to 800 pixels."""
@@ -207,9 +207,11 @@ def random_batch(experiment: Experiment, size: int, num_objects: int, *, seed: i
         modalities=modalities,
         valid_hw=torch.tensor([canvas_hw] * size),
         source_hw=torch.tensor([canvas_hw] * size),
-        boxes_xyxy=torch.cat((corners, corners + sides), dim=2),
-        labels=torch.randint(0, experiment.num_classes, (size, num_objects), generator=generator),
-        counts=torch.full((size,), num_objects),
+        target=BoxBatch(
+            boxes_xyxy=torch.cat((corners, corners + sides), dim=2),
+            labels=torch.randint(0, experiment.num_classes, (size, num_objects), generator=generator),
+            counts=torch.full((size,), num_objects),
+        ),
         image_ids=tuple(f"random{index}" for index in range(size)),
     )
 
@@ -340,16 +342,14 @@ def _agreement(detector: Model, experiment: Experiment, batch: Batch) -> Agreeme
         modalities={name: images[:1] for name, images in batch.modalities.items()},
         valid_hw=batch.valid_hw[:1],
         source_hw=batch.source_hw[:1],
-        boxes_xyxy=batch.boxes_xyxy[:1],
-        labels=batch.labels[:1],
-        counts=batch.counts[:1],
+        target=BoxBatch(batch.boxes_xyxy[:1], batch.labels[:1], batch.counts[:1]),
         image_ids=batch.image_ids[:1],
     )
     fp32 = _relative(_losses(detector, one)[0], _losses(plain, one)[0])
     exact = replace(
         one,
         modalities={name: images.double() / 255 for name, images in one.modalities.items()},
-        boxes_xyxy=one.boxes_xyxy.double(),
+        target=BoxBatch(one.boxes_xyxy.double(), one.labels, one.counts),
     )
     losses, gradients = _losses(detector.double(), exact)
     plain_losses, plain_gradients = _losses(plain.double(), exact)

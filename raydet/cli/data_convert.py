@@ -112,7 +112,9 @@ def _text(manifest: Manifest, destination: str) -> str:
     lines = [
         f"{destination}: {manifest.images} images in {len(manifest.shards)} shards ({manifest.encoding}), "
         f"{size_bytes / 1e6:,.1f} MB, {size_bytes / max(1, manifest.images) / 1e3:,.0f} kB per image",
-        "boxes     " + ", ".join(f"{name} {count}" for name, count in manifest.boxes.items()),
+        "boxes     " + ", ".join(f"{name} {count}" for name, count in manifest.boxes.items())
+        if manifest.target == "boxes"
+        else "masks     of " + ", ".join(manifest.classes),
     ]
     for name, entry in manifest.modalities.items():
         mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (entry.mean, entry.std))

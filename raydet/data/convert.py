@@ -2,8 +2,8 @@
 
 A shard is a pure function of the source and the shard number. Each is written whole, then its record in `unfinished/`,
 so a killed conversion resumes where it stopped; the manifest is written last. The plan (source, settings, image ids,
-boxes) is written first, and a conversion with another plan is refused. Pixels that change between two attempts are not
-noticed: finished shards stay as they are unless damaged.
+boxes or masks) is written first, and a conversion with another plan is refused. Other pixels that change between two
+attempts are not noticed: finished shards stay as they are unless damaged.
 
 Plain actors, not Ray Data: each shard has its own name, from which order, retries and resumption follow.
 """
@@ -35,8 +35,10 @@ from raydet.data.shards.manifest import (
     FileEntry,
     Manifest,
     ShardEntry,
+    TargetKind,
     hash_of,
 )
+from raydet.data.shards.target import kind_of, target_bytes
 from raydet.data.shards.writer import ShardBuilder, Summary, index_file, modality_entries, read_part
 from raydet.data.sources.bad_samples import BadSamples, OnBad
 from raydet.data.sources.base import Source
@@ -60,6 +62,7 @@ class Job:
     on_bad: OnBad
     images_per_shard: int
     plan_sha256: str
+    target: TargetKind = "boxes"
 
     @property
     def num_shards(self) -> int:
@@ -72,7 +75,9 @@ class Job:
             DataError: an image is bad, or the shard cannot be written.
         """
         source, first = self.source, number * self.images_per_shard
-        builder = ShardBuilder(source.modalities, self.encoding, num_classes=len(source.classes))
+        builder = ShardBuilder(
+            source.modalities, self.encoding, num_classes=len(source.classes), target=self.target
+        )
         bad_samples = BadSamples(self.on_bad)
 
         def add(index: int) -> None:
@@ -113,8 +118,16 @@ def convert(
     if isinstance(config.source, ShardsSource) and Store(config.source.path).is_same_place(store):
         raise ConfigError(f"{store.uri}: the destination must differ from the source; choose another")
     source = open_source(config, on_bad=on_bad)
-    plan = _plan(config, source, encoding=encoding, on_bad=on_bad, images_per_shard=images_per_shard)
-    job = Job(source, store, encoding, on_bad, images_per_shard, hash_of(plan))
+    target, annotations_sha256 = _annotations(source, on_bad)
+    plan = _plan(
+        config,
+        source,
+        annotations_sha256=annotations_sha256,
+        encoding=encoding,
+        on_bad=on_bad,
+        images_per_shard=images_per_shard,
+    )
+    job = Job(source, store, encoding, on_bad, images_per_shard, hash_of(plan), target)
     if anew:
         _remove(store)
     finished = _finished_manifest(store, plan)
@@ -137,15 +150,6 @@ def convert(
 
 def _plan(config: DataConfig, source: Source, **settings: Any) -> dict[str, Any]:
     """The identity of a conversion: equal plans give equal bytes, unless pixels have changed."""
-    digest = hashlib.sha256()
-    ids = set()
-    for index, (image_id, group_id) in enumerate(zip(source.image_ids, source.group_ids, strict=True)):
-        if image_id in ids:
-            raise DataError(f"image ids must be unique, got {image_id!r} twice; rename one of the images")
-        ids.add(image_id)
-        boxes_xyxy, labels, size_hw = source.targets(index)
-        digest.update(f"{image_id}\n{group_id}\n{size_hw}\n{len(labels)}\n".encode())
-        digest.update(boxes_xyxy.numpy().tobytes() + labels.numpy().tobytes())
     return {
         "schema_version": SCHEMA_VERSION,
         "source": config.source.model_dump(mode="json"),
@@ -153,9 +157,30 @@ def _plan(config: DataConfig, source: Source, **settings: Any) -> dict[str, Any]
         "classes": list(source.classes),
         "modalities": list(source.modalities),
         IMAGES: len(source),
-        "annotations_sha256": digest.hexdigest(),
         **settings,
     }
+
+
+def _annotations(source: Source, on_bad: OnBad) -> tuple[TargetKind, str]:
+    """The kind of the targets, and a hash of ids, groups and targets. All masks are read for it."""
+    digest = hashlib.sha256()
+    bad_samples = BadSamples(on_bad)
+    kinds: set[TargetKind] = set()
+    ids = set()
+    for index, (image_id, group_id) in enumerate(zip(source.image_ids, source.group_ids, strict=True)):
+        if image_id in ids:
+            raise DataError(f"image ids must be unique, got {image_id!r} twice; rename one of the images")
+        ids.add(image_id)
+        found = bad_samples.try_read(image_id, partial(source.targets, index))
+        if found is None:
+            digest.update(f"{image_id}\n{group_id}\n".encode())
+            continue
+        target, size_hw = found
+        digest.update(f"{image_id}\n{group_id}\n{size_hw}\n".encode() + target_bytes(target))
+        kinds.add(kind_of(target))
+    if len(kinds) > 1:
+        raise DataError("all images of a set must have boxes or all masks, got both; correct the source")
+    return kinds.pop() if kinds else "boxes", digest.hexdigest()
 
 
 def _finished_manifest(store: Store, plan: dict[str, Any]) -> Manifest | None:
@@ -307,6 +332,7 @@ def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
         classes=job.source.classes,
         modalities=modality_entries(summaries, job.source.modalities),
         simulated=config.simulated,
+        target=job.target,
         images=num_images,
         boxes=dict(zip(job.source.classes, np.asarray(boxes).tolist(), strict=True)),
         left_out=len(left_out),

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from raydet.config import Augmentation
-from raydet.data.geometry import cut, flip_horizontally, letterboxed_hw, resize, shifted
+from raydet.data.geometry import (
+    cut,
+    flip_horizontally,
+    joined_target,
+    letterboxed_hw,
+    object_boxes,
+    resize,
+    shifted,
+    with_rows,
+)
 from raydet.data.photometric import with_other_values
 from raydet.data.randomness import Key, random_stream
 from raydet.structures import Sample
@@ -61,7 +70,7 @@ def placed(sample: Sample, augmentation: Augmentation, room: Room, key: tuple[Ke
     sample = with_other_values(sample, augmentation.photometric, (*key, "photometric"))
     whole_N = areas_N * (math.prod(after_hw) / math.prod(before_hw))
     is_cropped_N = _areas(sample) < (augmentation.min_box_kept - 1e-4) * whole_N
-    return sample.with_targets(sample.boxes_xyxy[~is_cropped_N], sample.labels[~is_cropped_N])
+    return with_rows(sample, ~is_cropped_N)
 
 
 def mosaic(
@@ -85,17 +94,15 @@ def mosaic(
     ]
     first = samples[0]
     whole = {name: x.new_zeros(len(x), *canvas_hw) for name, x in first.modalities.items()}
-    boxes, labels = [], []
+    tiles = []
     for number, (sample, (top, left, bottom, right)) in enumerate(zip(samples, corners, strict=True)):
         room = Room((bottom - top, right - left), canvas_hw, is_filled=True)
         tile = placed(sample, augmentation, room, (*key, number, sample.image_id))
         for name, x_CHW in whole.items():
             x_CHW[:, top:bottom, left:right] = tile.modalities[name]
-        boxes.append(tile.boxes_xyxy + torch.tensor([left, top, left, top]))
-        labels.append(tile.labels)
-    return replace(
-        first, modalities=whole, boxes_xyxy=torch.cat(boxes), labels=torch.cat(labels), valid_hw=canvas_hw
-    )
+        tiles.append(tile)
+    target = joined_target(tiles, [corner[:2] for corner in corners], canvas_hw)
+    return replace(first, modalities=whole, target=target, valid_hw=canvas_hw)
 
 
 def partner_positions(
@@ -114,7 +121,7 @@ def partner_positions(
 
 
 def misaligned(sample: Sample, max_px: int, key: tuple[Key, ...]) -> Sample:
-    """Shift every modality except rgb (without rgb, except the first) by up to `max_px` pixels; boxes stay."""
+    """Shift every modality except rgb (without rgb, except the first) by up to `max_px` pixels; the target stays."""
     if max_px == 0:
         return sample
     reference = "rgb" if "rgb" in sample.modalities else next(iter(sample.modalities))
@@ -147,7 +154,7 @@ def random_crop(sample: Sample, min_fraction: float, kept_N: Tensor, key: tuple[
 
 def _rows_to_keep(sample: Sample, keep: str, key: tuple[Key, ...]) -> Tensor:
     """Rows of the boxes that crops must contain."""
-    num_boxes = len(sample.labels)
+    num_boxes = len(object_boxes(sample))
     if keep == "all" or num_boxes == 0:
         return torch.arange(num_boxes)
     return torch.tensor([int(random_stream(*key, "crop", "box").random_sample() * num_boxes)])
@@ -157,7 +164,7 @@ def _hull(sample: Sample, rows_N: Tensor | None) -> tuple[float, float, float, f
     """(top, left, bottom, right) around the boxes of some rows."""
     if rows_N is None or len(rows_N) == 0:
         return None
-    boxes_xyxy = sample.boxes_xyxy[rows_N]
+    boxes_xyxy = object_boxes(sample)[rows_N]
     left, top = boxes_xyxy[:, :2].amin(dim=0).tolist()
     right, bottom = boxes_xyxy[:, 2:].amax(dim=0).tolist()
     return top, left, bottom, right
@@ -204,4 +211,5 @@ def _size(sample: Sample, room: Room, factor: float) -> tuple[int, int]:
 
 
 def _areas(sample: Sample) -> Tensor:
-    return (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]).prod(dim=1)
+    boxes_xyxy = object_boxes(sample)
+    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1)

@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydet.data.randomness import random_bits
-from raydet.data.sources.base import Targets
-from raydet.data.sources.boxes import target_tensors
-from raydet.structures import Sample
+from raydet.data.sources.boxes import box_target
+from raydet.structures import Boxes, Sample
 
 SHAPES = ("circle", "square", "triangle")
 MODALITIES = ("rgb", "thermal", "event")
@@ -117,21 +116,20 @@ class SyntheticSet:
         return len(self.image_ids)
 
     def read(self, index: int) -> Sample:
-        boxes_xyxy, labels, size_hw = self.targets(index)
+        target, size_hw = self.targets(index)
         rendered = self._render(index)
         return Sample(
             image_id=self.image_ids[index],
             group_id=self.group_ids[index],
             modalities={name: rendered[name] for name in self.modalities},
-            boxes_xyxy=boxes_xyxy,
-            labels=labels,
+            target=target,
             source_hw=size_hw,
             valid_hw=size_hw,
         )
 
-    def targets(self, index: int) -> Targets:
+    def targets(self, index: int) -> tuple[Boxes, tuple[int, int]]:
         placed = self._placed(index)
-        return *target_tensors([p.box for p in placed], [p.object.label for p in placed]), self.size_hw
+        return box_target([p.box for p in placed], [p.object.label for p in placed]), self.size_hw
 
     def visible_in(self, index: int) -> tuple[frozenset[str], ...]:
         """For each object of an image, the modalities in which it is visible: at least one."""

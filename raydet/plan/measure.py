@@ -33,7 +33,7 @@ from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
 from raydet.plan.counts import canonical
 from raydet.plan.live import LiveBytes, Tag
-from raydet.structures import Batch
+from raydet.structures import Batch, BoxBatch
 
 MANY = 16
 IMAGES = "images"
@@ -208,9 +208,11 @@ def _images(experiment: Experiment, images: int, num_objects: int) -> Batch:
         },
         valid_hw=torch.empty(images, 2, dtype=torch.int64),
         source_hw=torch.empty(images, 2, dtype=torch.int64),
-        boxes_xyxy=torch.empty(images, max(1, num_objects), 4),
-        labels=torch.empty(images, max(1, num_objects), dtype=torch.int64),
-        counts=torch.empty(images, dtype=torch.int64),
+        target=BoxBatch(
+            boxes_xyxy=torch.empty(images, max(1, num_objects), 4),
+            labels=torch.empty(images, max(1, num_objects), dtype=torch.int64),
+            counts=torch.empty(images, dtype=torch.int64),
+        ),
         image_ids=("",) * images,
     )
 

@@ -18,7 +18,7 @@ from raydet.metrics.names import PER_CLASS
 from raydet.metrics.sizes import SizeBins
 from raydet.models.build import build_head
 from raydet.models.heads.base import Head
-from raydet.structures import Batch, Detections
+from raydet.structures import Batch, Boxes, Detections, boxes_of
 from raydet.tasks.base import Scores
 
 
@@ -33,7 +33,7 @@ class Detection:
 
     def cost(self, source: Source, index: int) -> int:
         """Number of boxes: overlaps and targets grow with it."""
-        return len(source.targets(index)[1])
+        return len(_boxes(source, index)[0].labels)
 
     def scorer(self, experiment: Experiment, source: Source, indices: Sequence[int]) -> DetectionScorer:
         return DetectionScorer(self.config, experiment, source, indices)
@@ -52,7 +52,7 @@ class DetectionScorer:
     ) -> None:
         self.config = config
         self.classes = experiment.data.classes
-        self.truth = ground_truth(source.targets(index) for index in indices)
+        self.truth = ground_truth(_boxes(source, index) for index in indices)
         self.image_ids = [source.image_ids[index] for index in indices]
         groups = groups_of(source.group_ids, experiment.data.split)
         self.group_ids = [groups[index] for index in indices]
@@ -81,19 +81,19 @@ class DetectionScorer:
         return Scores(result.metrics, per_class, records)
 
 
-def ground_truth(targets: Iterable[tuple[Tensor, Tensor, tuple[int, int]]]) -> GroundTruth:
+def ground_truth(targets: Iterable[tuple[Boxes, tuple[int, int]]]) -> GroundTruth:
     """The truth of an evaluation set.
 
     Args:
-        targets: of each image boxes_xyxy [N, 4] in source pixels, labels [N], (height, width), see `Source.targets`.
+        targets: of each image the boxes in source pixels and (height, width), see `Source.targets`.
     """
     boxes, labels, index = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     sizes_hw = []
-    for position, (boxes_xyxy, image_labels, size_hw) in enumerate(targets):
+    for position, (target, size_hw) in enumerate(targets):
         sizes_hw.append(size_hw)
-        boxes.append(_xywh(boxes_xyxy))
-        labels.append(image_labels.numpy())
-        index.append(np.full(len(image_labels), position))
+        boxes.append(_xywh(target.boxes_xyxy))
+        labels.append(target.labels.numpy())
+        index.append(np.full(len(target.labels), position))
     return GroundTruth(
         num_images=len(sizes_hw),
         image_index=np.concatenate(index),
@@ -101,6 +101,11 @@ def ground_truth(targets: Iterable[tuple[Tensor, Tensor, tuple[int, int]]]) -> G
         labels=np.concatenate(labels),
         sizes_hw=np.array(sizes_hw, dtype=np.int64).reshape(-1, 2),
     )
+
+
+def _boxes(source: Source, index: int) -> tuple[Boxes, tuple[int, int]]:
+    target, size_hw = source.targets(index)
+    return boxes_of(target, source.image_ids[index]), size_hw
 
 
 def _xywh(boxes_xyxy: Tensor) -> NDArray[np.float64]:

@@ -67,7 +67,8 @@ def check_samples(source: Source) -> None:
     channels = {"rgb": 3, "thermal": 1, "event": 1}
     for index in range(len(source)):
         sample = source.read(index)
-        boxes_xyxy, labels, size_hw = source.targets(index)
+        target, size_hw = source.targets(index)
+        boxes_xyxy, labels = target.boxes_xyxy, target.labels
         assert torch.equal(boxes_xyxy, sample.boxes_xyxy)
         assert torch.equal(labels, sample.labels)
         assert size_hw == sample.source_hw == sample.valid_hw == sample.canvas_hw
@@ -149,13 +150,13 @@ def test_the_published_labels_of_the_real_images_agree(shared_data: Path) -> Non
         for e in json.loads((root / "annotations.json").read_text())["images"]
     }
     for index, image_id in enumerate(coco.image_ids):
-        _, labels, _ = coco.targets(index)
+        labels = coco.targets(index)[0].labels
         rows = (root / "labels" / f"{stems[int(image_id)]}.txt").read_text().split("\n")
         assert labels.tolist() == [int(row.split()[0]) for row in rows if row]
 
 
 def num_boxes(source: Source) -> int:
-    return sum(len(source.targets(index)[1]) for index in range(len(source)))
+    return sum(len(source.targets(index)[0].labels) for index in range(len(source)))
 
 
 def opened(spec: str) -> Source:
@@ -180,11 +181,11 @@ def test_the_union_of_msrs_counts_no_object_twice(shared_data: Path) -> None:
     both = opened(f"{root}?labels=union")
     pairs = 0
     for index in range(len(both)):
-        (a, la, _), (b, lb, _), (_, labels, _) = (s.targets(index) for s in (rgb, thermal, both))
+        la, lb, labels = (s.targets(index)[0].labels for s in (rgb, thermal, both))
         assert max(len(la), len(lb)) <= len(labels) <= len(la) + len(lb)
         for k in range(3):
             assert max((la == k).sum(), (lb == k).sum()) <= (labels == k).sum()
-        pairs += len(a) + len(b) - len(labels)
+        pairs += len(la) + len(lb) - len(labels)
     assert 0.5 * 98 < pairs <= 98  # most of what is seen by day is warm, too
     assert num_boxes(both) == 98 + 266 - pairs
 
@@ -193,7 +194,7 @@ def test_llvip(shared_data: Path) -> None:
     source = opened(str(shared_data / "llvip"))
     assert (source.classes, source.modalities) == (("person",), ("rgb", "thermal"))
     assert (len(source), num_boxes(source)) == (8, 30)
-    assert source.targets(0)[0][0].tolist() == [977, 0, 1074, 248]  # its pixels are counted from 1
+    assert source.targets(0)[0].boxes_xyxy[0].tolist() == [977, 0, 1074, 248]  # its pixels are counted from 1
     sample = source.read(0)
     assert sample.source_hw == (1024, 1280)
     assert sample.modalities["thermal"].shape == (1, 1024, 1280)

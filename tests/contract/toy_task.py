@@ -16,7 +16,7 @@ from raydet.config import CustomTask, Experiment, Metric
 from raydet.data.sources.base import Source
 from raydet.metrics.records import MeanRecords
 from raydet.models.heads.base import Head
-from raydet.structures import Batch, HeadOutput, Want
+from raydet.structures import Batch, HeadOutput, Want, boxes_of
 from raydet.tasks.base import Scores
 from raydet.tune.study import Factor, GridPhase, Study
 
@@ -85,7 +85,11 @@ class MajorityScorer:
 
     def __init__(self, experiment: Experiment, source: Source, indices: Sequence[int]) -> None:
         counts = [
-            np.bincount(source.targets(i)[1].numpy(), minlength=experiment.num_classes) for i in indices
+            np.bincount(
+                boxes_of(source.targets(i)[0], source.image_ids[i]).labels.numpy(),
+                minlength=experiment.num_classes,
+            )
+            for i in indices
         ]
         self.truth_I = np.array([row.argmax() if row.any() else len(row) for row in counts])
         self.image_ids = np.array([source.image_ids[i] for i in indices])

@@ -84,9 +84,9 @@ def test_both_formats_give_the_same_boxes_and_the_same_first_step(shared_data: P
     npy = as_npy_yolo(coco, tmp_path / "npy")
     sources = open_source(coco.data), open_source(npy.data)
     for index in range(NUM_PAIRS):
-        (boxes, labels, size), (other_boxes, other_labels, other_size) = (s.targets(index) for s in sources)
-        torch.testing.assert_close(other_boxes, boxes, atol=1e-3, rtol=0)
-        assert (labels.tolist(), size) == (other_labels.tolist(), other_size)
+        (target, size), (other, other_size) = (s.targets(index) for s in sources)
+        torch.testing.assert_close(other.boxes_xyxy, target.boxes_xyxy, atol=1e-3, rtol=0)
+        assert (target.labels.tolist(), size) == (other.labels.tolist(), other_size)
     assert first_step_losses(npy) == pytest.approx(first_step_losses(coco), rel=1e-6)
 
 

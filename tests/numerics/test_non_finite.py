@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from raydet.parallel.collectives import World
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.runs.results import RunResults
 from raydet.runs.run_dir import claim_run_directory
-from raydet.structures import Batch, Sample
+from raydet.structures import Batch, Boxes, Sample
 from raydet.verify.study import run_problems
 from tests.numerics.conftest import Start
 from tests.numerics.test_resume import EXPERIMENT
@@ -62,7 +63,7 @@ def victim(monkeypatch: pytest.MonkeyPatch) -> str:
         sample = train_transform(sample, **settings)
         if sample.image_id != image_id:
             return sample
-        return sample.with_targets(torch.full((1, 4), torch.nan), torch.zeros(1, dtype=torch.int64))
+        return replace(sample, target=Boxes(torch.full((1, 4), torch.nan), torch.zeros(1, dtype=torch.int64)))
 
     # After the sources, which refuse such boxes, and the transforms, which drop them.
     monkeypatch.setattr("raydet.data.loader.train_transform", poisoned)
@@ -148,7 +149,7 @@ def poisoned(sample, **settings):
     sample = transform(sample, **settings)
     if sample.image_id != victim:
         return sample
-    return sample.with_targets(torch.full((1, 4), torch.nan), torch.zeros(1, dtype=torch.int64))
+    return replace(sample, target=Boxes(torch.full((1, 4), torch.nan), torch.zeros(1, dtype=torch.int64)))
 
 loader.train_transform = poisoned
 main(sys.argv[2:])

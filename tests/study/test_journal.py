@@ -115,22 +115,3 @@ def test_results_of_older_runs_are_read() -> None:
     found = RunResults.parse(tree)
     assert found.task == {"size_bins": {"unit": "px", "edges": [32.0, 96.0]}}
     assert found.final["mAP"] == 0.5
-
-
-def test_a_study_with_older_configs_is_read_and_not_continued(tmp_path: Path) -> None:
-    study = gaff_phase1.study(recipe("demo"))
-    with Journal(tmp_path) as journal:
-        remember_study(study, journal)
-    path = tmp_path / "journal.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    base = lines[0]["settings"]["base"]
-    task = base.pop("task")
-    base["evaluate"] = {name: value for name, value in task.items() if name not in ("kind", "metric")}
-    del base["data"]["sampling"], base["train"]["steps_per_epoch"]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert recorded_study(read_journal(tmp_path)) == study
-    with (
-        Journal(tmp_path) as journal,
-        pytest.raises(StudyError, match="begun by a raydet up to commit ac6f741"),
-    ):
-        remember_study(study, journal)

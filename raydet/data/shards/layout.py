@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
+import torch
 
 ENTRY_FIELDS = (
     pa.field("image_id", pa.large_string(), nullable=False),
     pa.field("group_id", pa.large_string(), nullable=False),
     pa.field("height", pa.int32(), nullable=False),
     pa.field("width", pa.int32(), nullable=False),
-    # x1, y1, x2, y2 of each box, concatenated, in pixels
+    # x1, y1, x2, y2 of each box, concatenated, in pixels; of a mask, no boxes
     pa.field("boxes_xyxy", pa.large_list(pa.field("item", pa.float32(), nullable=False)), nullable=False),
     pa.field("labels", pa.large_list(pa.field("item", pa.int32(), nullable=False)), nullable=False),
     # of the pixels as read from the source, see `writer.ShardBuilder.add`
@@ -28,15 +29,21 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
+MASK = "mask"
+"""The column of masks, which are stored like a modality with one channel."""
+MODALITY_TYPES = {1: torch.uint8, 4: torch.float32}
+MASK_TYPES = {1: torch.uint8, 2: torch.int16}
+"""By the number of bytes per value."""
+
 MAX_SIDE_PX = 32_768
 MAX_PIXELS = 2**28
 """Limit per image and modality; larger ones are refused before memory is allocated."""
 
 
-def shard_schema(modalities: Sequence[str]) -> pa.Schema:
-    """The fields of `ENTRY` and, per modality, the pixels [C, H, W], C, and bytes per value (1: uint8, 4: float32)."""
+def shard_schema(modalities: Sequence[str], *, has_masks: bool) -> pa.Schema:
+    """The fields of `ENTRY` and, per modality and for the mask, the pixels [C, H, W], C, and bytes per value."""
     fields = list(ENTRY_FIELDS)
-    for name in modalities:
+    for name in (*modalities, MASK) if has_masks else modalities:
         fields += [
             pa.field(name, pa.large_binary(), nullable=False),
             pa.field(f"{name}.channels", pa.int32(), nullable=False),

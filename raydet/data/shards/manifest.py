@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from raydet.config import Config
 from raydet.config.base import describe
@@ -20,6 +20,7 @@ SCHEMA_VERSION = 2
 Encoding = Literal["raw", "zstd"]
 """raw: uncompressed, fastest from a fast disk. zstd: lossless, about a quarter of the bytes on real images, which are
 stored as differences of neighbouring pixels, see `residuals`."""
+TargetKind = Literal["boxes", "masks"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
@@ -61,12 +62,14 @@ class Manifest(Config):
     """Hash of all fields below except `plan`: it changes with any byte of the index or a shard, and with the order of
     the images."""
     content_sha256: Sha256
-    """Hash of images, boxes, names and classes; it does not depend on the encoding or the division into shards."""
+    """Hash of images, targets, names and classes; it does not depend on the encoding or the division into shards."""
     encoding: Encoding
     classes: tuple[str, ...]
     modalities: dict[str, ModalityEntry]
     simulated: tuple[Literal["event"], ...] = ()
     """Modalities that were simulated, not recorded."""
+    target: TargetKind = "boxes"
+    """What the images are annotated with; the JSON omits boxes."""
     images: Count = Field(alias=IMAGES)
     boxes: dict[str, Count]
     """Number of boxes by class."""
@@ -76,6 +79,14 @@ class Manifest(Config):
     shards: tuple[ShardEntry, ...]
     plan: dict[str, Any]
     """Source and settings of the conversion; for humans, and to recognise a repeated conversion."""
+
+    @model_serializer(mode="wrap")
+    def _fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All fields except a `target` of boxes, so that existing sets keep their bytes and hashes."""
+        tree: dict[str, Any] = handler(self)
+        if self.target == "boxes":
+            tree.pop("target", None)
+        return tree
 
     @classmethod
     def of(cls, **fields: Any) -> Self:

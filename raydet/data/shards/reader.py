@@ -17,13 +17,22 @@ from torch import Tensor
 
 from raydet.data.cache import ShardCache
 from raydet.data.shards.columns import Lists, Names, Texts, mapped_batch, numbers
-from raydet.data.shards.layout import INDEX_SCHEMA, MAX_PIXELS, MAX_SIDE_PX, shard_schema
+from raydet.data.shards.layout import (
+    INDEX_SCHEMA,
+    MASK,
+    MASK_TYPES,
+    MAX_PIXELS,
+    MAX_SIDE_PX,
+    MODALITY_TYPES,
+    shard_schema,
+)
 from raydet.data.shards.manifest import MANIFEST, FileEntry, Manifest
 from raydet.data.shards.residuals import restore
+from raydet.data.shards.target import are_ids
 from raydet.data.sources.base import Targets
 from raydet.data.storage import Store
 from raydet.errors import DataError
-from raydet.structures import Sample
+from raydet.structures import IGNORE, Boxes, Mask, Sample
 
 MAX_OPEN_SHARDS = 256
 """Limit per process: each is an open file, of which many systems allow 1,024."""
@@ -79,29 +88,37 @@ class ShardSet:
 
     def read(self, index: int) -> Sample:
         """One image; pixels have the type that they had in the source."""
-        boxes_xyxy, labels, size_hw = self.targets(index)
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        shard = self._shard(number)
-        row = index - int(self._ends[number - 1] if number else 0)
+        target, size_hw = self.targets(index)
+        shard, row = self._located(index)
         return Sample(
             image_id=self.image_ids[index],
             group_id=self.group_ids[index],
             modalities={name: shard.pixels(name, row, size_hw) for name in self.modalities},
-            boxes_xyxy=boxes_xyxy,
-            labels=labels,
+            target=target,
             source_hw=size_hw,
             valid_hw=size_hw,
         )
 
     def targets(self, index: int) -> Targets:
-        """The boxes of an image; no shard is opened."""
-        return self._index.targets(index)
+        """The target of an image; for boxes, no shard is opened."""
+        boxes, size_hw = self._index.targets(index)
+        if self.manifest.target == "boxes":
+            return boxes, size_hw
+        shard, row = self._located(index)
+        return shard.mask(row, size_hw), size_hw
+
+    def _located(self, index: int) -> tuple[_Shard, int]:
+        """An image's shard, and its row there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._shard(number), index - int(self._ends[number - 1] if number else 0)
 
     def _shard(self, number: int) -> _Shard:
         shard = self._open.get(number)
         if shard is None:
             entry = self.manifest.shards[number]
-            memory, batch = self._mapped(entry, shard_schema(tuple(self.manifest.modalities)))
+            has_masks = self.manifest.target == "masks"
+            schema = shard_schema(tuple(self.manifest.modalities), has_masks=has_masks)
+            memory, batch = self._mapped(entry, schema)
             shard = _Shard(memory, batch, self._store.shown(entry.name), self.manifest)
             if shard.rows != entry.images:
                 raise DataError(
@@ -159,7 +176,7 @@ class _Index:
         self._boxes = Lists.of(column["boxes_xyxy"], "<f4", where=where)
         self._labels = Lists.of(column["labels"], "<i4", where=where)
 
-    def targets(self, row: int) -> Targets:
+    def targets(self, row: int) -> tuple[Boxes, tuple[int, int]]:
         boxes, labels = self._boxes[row], self._labels[row]
         size_hw = int(self._heights_R[row]), int(self._widths_R[row])
         if (
@@ -176,12 +193,12 @@ class _Index:
                 f"{self._where}, row {row}: invalid image size {size_hw[1]} x {size_hw[0]}; convert the set again"
             )
         boxes_xyxy = torch.from_numpy(boxes.copy()).reshape(-1, 4)
-        return boxes_xyxy, torch.from_numpy(labels.astype(np.int64)), size_hw
+        return Boxes(boxes_xyxy, torch.from_numpy(labels.astype(np.int64))), size_hw
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """The pixels of one modality in one shard."""
+    """The pixels of one modality in one shard, or its masks."""
 
     lists: Lists
     offset: int
@@ -197,8 +214,11 @@ class _Shard:
         self._memory, self.where = memory, where
         self.rows = batch.num_rows
         self._codec = pa.Codec("zstd") if manifest.encoding == "zstd" else None
-        self._columns = {name: self._column(batch, name) for name in manifest.modalities}
+        self._num_classes = len(manifest.classes)
         self._channels = {name: entry.channels for name, entry in manifest.modalities.items()}
+        if manifest.target == "masks":
+            self._channels[MASK] = 1
+        self._columns = {name: self._column(batch, name) for name in self._channels}
 
     def _column(self, batch: pa.RecordBatch, name: str) -> _Column:
         where = f"{self.where}, {name}"
@@ -217,7 +237,8 @@ class _Shard:
         start, end = column.lists.span(row)
         channels, value_bytes = int(column.channels_R[row]), int(column.value_bytes_R[row])
         num_bytes = channels * size_hw[0] * size_hw[1] * value_bytes
-        if value_bytes not in (1, 4) or channels != self._channels[name]:
+        dtype = (MASK_TYPES if name == MASK else MODALITY_TYPES).get(value_bytes)
+        if dtype is None or channels != self._channels[name]:
             raise self._damaged(name, row, f"{channels} channels of {value_bytes}-byte values")
         if self._codec is None:
             if end - start != num_bytes:
@@ -225,18 +246,27 @@ class _Shard:
             flat = torch.frombuffer(
                 self._memory, dtype=torch.uint8, count=num_bytes, offset=column.offset + start
             )
-            # Rows of floats may be unaligned, which a view of another type does not allow.
-            flat = flat.clone() if value_bytes == 4 else flat
+            # Wider values may be unaligned, which a view of another type does not allow.
+            flat = flat.clone() if value_bytes > 1 else flat
         else:
             try:
                 content = self._codec.decompress(column.lists.values[start:end], num_bytes)
             except OSError as error:  # too long, too short, or no zstd
                 raise self._damaged(name, row, str(error).strip()) from None
             flat = torch.frombuffer(content, dtype=torch.uint8)
-        pixels_CHW = (flat if value_bytes == 1 else flat.view(torch.float32)).view(channels, *size_hw)
+        pixels_CHW = flat.view(dtype).view(channels, *size_hw)
         if self._codec is not None:
             restore(pixels_CHW)
         return pixels_CHW
+
+    def mask(self, row: int, size_hw: tuple[int, int]) -> Mask:
+        ids_HW = self.pixels(MASK, row, size_hw)[0]
+        if not are_ids(ids_HW, self._num_classes):
+            raise DataError(
+                f"{self.where}, row {row}: expected ids in 0..{self._num_classes - 1} or {IGNORE} in the mask, got "
+                "others; convert the set again"
+            )
+        return Mask(ids_HW)
 
     def _damaged(self, name: str, row: int, found: str) -> DataError:
         return DataError(

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from raydet.data.shards.layout import ENTRY, INDEX_SCHEMA, MAX_PIXELS, MAX_SIDE_PX, shard_schema
-from raydet.data.shards.manifest import Encoding, ModalityEntry
+from raydet.data.shards.manifest import Encoding, ModalityEntry, TargetKind
 from raydet.data.shards.residuals import residuals
+from raydet.data.shards.target import check_target, kind_of, stored_parts
 from raydet.errors import DataError
 from raydet.structures import Sample
 
@@ -91,34 +92,47 @@ class Summary:
 class ShardBuilder:
     """Collects samples; `finish` returns the bytes of the shard and of its part of the index."""
 
-    def __init__(self, modalities: Sequence[str], encoding: Encoding, *, num_classes: int) -> None:
-        self._num_classes = num_classes
-        self._schema = shard_schema(modalities)
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        encoding: Encoding,
+        *,
+        num_classes: int,
+        target: TargetKind = "boxes",
+    ) -> None:
+        self._num_classes, self._target = num_classes, target
+        self._schema = shard_schema(modalities, has_masks=target == "masks")
         self._modalities = tuple(modalities)
         self._codec = pa.Codec("zstd", compression_level=ZSTD_LEVEL) if encoding == "zstd" else None
         self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         self._channels: dict[str, list[ChannelSums]] = {}
 
     def add(self, sample: Sample) -> None:
-        """Add an image, which must have all modalities of the shard.
+        """Add an image, which must have all modalities of the shard and its kind of target.
 
         Raises:
             DataError: the sample is invalid, see `check_sample`.
         """
         check_sample(sample, self._modalities, self._num_classes)
+        if kind_of(sample.target) != self._target:
+            raise DataError(
+                f"{sample.image_id}: expected {self._target} as in earlier images, got {kind_of(sample.target)}; "
+                "correct or remove the image"
+            )
         self._check_channels(sample)
         height, width = sample.source_hw
+        boxes, masks = stored_parts(sample.target)
         row: dict[str, Any] = {
             "image_id": sample.image_id,
             "group_id": sample.group_id,
             "height": height,
             "width": width,
-            "boxes_xyxy": sample.boxes_xyxy.flatten().tolist(),
-            "labels": sample.labels.tolist(),
+            "boxes_xyxy": boxes.boxes_xyxy.flatten().tolist(),
+            "labels": boxes.labels.tolist(),
         }
         digest = hashlib.sha256()
-        for name in self._modalities:
-            pixels_CHW = sample.modalities[name].contiguous()
+        for name, x_CHW in {**{name: sample.modalities[name] for name in self._modalities}, **masks}.items():
+            pixels_CHW = x_CHW.contiguous()
             content = pixels_CHW.numpy().tobytes()
             digest.update(f"{name} {pixels_CHW.dtype} {tuple(pixels_CHW.shape)}\n".encode())
             digest.update(content)
@@ -126,6 +140,8 @@ class ShardBuilder:
                 content = self._codec.compress(residuals(pixels_CHW).numpy().tobytes(), asbytes=True)
             row[name] = content
             row[f"{name}.channels"], row[f"{name}.value_bytes"] = len(pixels_CHW), pixels_CHW.element_size()
+            if name in masks:
+                continue
             sums = self._channels.setdefault(name, [ChannelSums() for _ in pixels_CHW])
             for channel, pixels_HW in zip(sums, pixels_CHW, strict=True):
                 channel.add(pixels_HW)
@@ -158,7 +174,7 @@ def check_sample(sample: Sample, modalities: Sequence[str], num_classes: int) ->
     """Check that a sample can be stored.
 
     Raises:
-        DataError: a modality is missing, or the type, size or range of pixels, boxes or labels is wrong.
+        DataError: a modality is missing, or the type, size or range of pixels or target is wrong.
     """
     height, width = sample.source_hw
     if max(height, width) > MAX_SIDE_PX or height * width > MAX_PIXELS or min(height, width) < 1:
@@ -182,13 +198,7 @@ def check_sample(sample: Sample, modalities: Sequence[str], num_classes: int) ->
             )
         if pixels.dtype == torch.float32 and not bool(((pixels >= 0) & (pixels <= 1)).all()):
             raise DataError(f"{sample.image_id}: {name} values must be in 0..1; correct or remove the image")
-    if sample.boxes_xyxy.shape != (len(sample.labels), 4) or not bool(sample.boxes_xyxy.isfinite().all()):
-        raise DataError(f"{sample.image_id}: boxes must have four finite numbers; correct the annotations")
-    if not bool(((sample.labels >= 0) & (sample.labels < num_classes)).all()):
-        raise DataError(
-            f"{sample.image_id}: expected labels in 0..{num_classes - 1}, got {sample.labels.tolist()}; correct the "
-            "annotations"
-        )
+    check_target(sample, num_classes)
 
 
 def read_part(content: bytes) -> tuple[pa.RecordBatch, Summary]:

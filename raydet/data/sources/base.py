@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
+from raydet.structures import Sample, Target
 
-from raydet.structures import Sample
-
-Targets = tuple[Tensor, Tensor, tuple[int, int]]
-"""boxes_xyxy float32 [N, 4] in source pixels, labels int64 [N], (height, width) of the image."""
+Targets = tuple[Target, tuple[int, int]]
+"""The target in source pixels, (height, width) of the image."""
 
 
 class Source(Protocol):
@@ -40,11 +38,15 @@ class Source(Protocol):
         """The number of images."""
 
     def read(self, index: int) -> Sample:
-        """One image with its boxes in source pixels, without padding.
+        """One image with its target in source pixels, without padding.
 
         Raises:
             DataError: the image cannot be read.
         """
 
     def targets(self, index: int) -> Targets:
-        """The boxes of an image; no pixel is read."""
+        """The target of an image, of the same type for all images; of the pixels, at most a mask is read.
+
+        Raises:
+            DataError: the mask cannot be read.
+        """

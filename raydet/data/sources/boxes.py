@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raydet.errors import DataError
+from raydet.structures import Boxes
 
 MAX_BOXES = 10_000
 """Limit per image; the most crowded real ones have a few hundred. Targets are padded to the maximum of a batch."""
@@ -72,9 +72,10 @@ def check_count(count: int, where: str) -> None:
         )
 
 
-def target_tensors(boxes: Sequence[Box], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+def box_target(boxes: Sequence[Box], labels: Sequence[int]) -> Boxes:
     """Boxes as float32 [N, 4] and labels as int64 [N], also for N = 0."""
-    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64)
+    boxes_xyxy = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Boxes(boxes_xyxy, torch.tensor(labels, dtype=torch.int64))
 
 
 def _shown(xyxy: Box) -> str:

@@ -11,7 +11,7 @@ from raydet.structures import Sample
 
 @dataclass(frozen=True, slots=True)
 class CorruptedSource(WrappedSource):
-    """The same images with a corruption; boxes stay where the other modalities show the objects."""
+    """The same images with a corruption; the target stays where the other modalities show the objects."""
 
     modality: str
     kind: Kind

@@ -24,15 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydet.data.sources.bad_samples import BadSamples, OnBad
-from raydet.data.sources.base import Targets
-from raydet.data.sources.boxes import Box, target_tensors
+from raydet.data.sources.boxes import Box, box_target
 from raydet.data.sources.files import Root, files_in, one_line, open_regular
 from raydet.data.sources.images import check_pixels
 from raydet.data.sources.paired_images import check_some_left
 from raydet.data.sources.pairs import paired
 from raydet.data.sources.yolo_rows import read_rows
 from raydet.errors import DataError
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 CHANNELS: dict[str, slice] = {"rgb": slice(0, 3), "thermal": slice(3, 4), "event": slice(4, 5)}
 NUM_CHANNELS = 5
@@ -114,7 +113,7 @@ class NpyYoloSet:
 
     def read(self, index: int) -> Sample:
         """One image; uint8 stays uint8, floats become float32 in 0..1."""
-        boxes_xyxy, labels, size_hw = self.targets(index)
+        target, size_hw = self.targets(index)
         entry = self._entries[index]
         if _read_header(entry.path) != entry.header:
             raise DataError(
@@ -125,15 +124,14 @@ class NpyYoloSet:
             image_id=self.image_ids[index],
             group_id=self.group_ids[index],
             modalities={name: _pixels(array, name, entry.path) for name in self.modalities},
-            boxes_xyxy=boxes_xyxy,
-            labels=labels,
+            target=target,
             source_hw=size_hw,
             valid_hw=size_hw,
         )
 
-    def targets(self, index: int) -> Targets:
+    def targets(self, index: int) -> tuple[Boxes, tuple[int, int]]:
         entry = self._entries[index]
-        return *target_tensors(entry.boxes, entry.labels), entry.header.size_hw
+        return box_target(entry.boxes, entry.labels), entry.header.size_hw
 
 
 def _paired(root: Root, *, drop: bool, bad_samples: BadSamples) -> dict[str, dict[str, Path]]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raydet.data.sources.bad_samples import BadSamples, LeftOut
-from raydet.data.sources.base import Targets
-from raydet.data.sources.boxes import Box, target_tensors
+from raydet.data.sources.boxes import Box, box_target
 from raydet.data.sources.images import ThermalRange, decode
 from raydet.errors import DataError
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ class PairedImages:
             DataError: a file is damaged.
         """
         image = self._images[index]
-        boxes_xyxy, labels, size_hw = self.targets(index)
+        target, size_hw = self.targets(index)
         pixels = {
             name: decode(path, name, thermal_range=self._thermal_range) for name, path in image.files.items()
         }
@@ -83,15 +82,14 @@ class PairedImages:
             image_id=image.image_id,
             group_id=image.group_id,
             modalities=pixels,
-            boxes_xyxy=boxes_xyxy,
-            labels=labels,
+            target=target,
             source_hw=size_hw,
             valid_hw=size_hw,
         )
 
-    def targets(self, index: int) -> Targets:
+    def targets(self, index: int) -> tuple[Boxes, tuple[int, int]]:
         image = self._images[index]
-        return *target_tensors(image.boxes, image.labels), image.size_hw
+        return box_target(image.boxes, image.labels), image.size_hw
 
 
 def check_some_left(count: int, where: Path, bad_samples: BadSamples) -> None:

@@ -21,7 +21,7 @@ from raydet.structures import Sample
 
 @dataclass(frozen=True, slots=True)
 class SimulatedEvents(WrappedSource):
-    """The same images and boxes, with one channel of simulated events; see `raydet.data.events`.
+    """The same images and targets, with one channel of simulated events; see `raydet.data.events`.
 
     The source must have rgb and no event.
     """

@@ -1,4 +1,4 @@
-"""Base of sources that change the images of another source and keep its ids, groups and boxes."""
+"""Base of sources that change the images of another source and keep its ids, groups and targets."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from raydet.bench.train_step import random_batch
 from raydet.config import Experiment, apply_overrides
 from raydet.models.build import build_model
 from raydet.recipes import recipe
-from raydet.structures import Batch
+from raydet.structures import Batch, BoxBatch
 
 IDENTITY = {"kind": "identity"}
 CASES: dict[str, dict[str, object]] = {
@@ -58,8 +58,11 @@ def batch_of(experiment: Experiment, *, dtype: torch.dtype) -> Batch:
     return replace(
         batch,
         modalities={name: x.to(dtype) / 255 for name, x in batch.modalities.items()},
-        boxes_xyxy=batch.boxes_xyxy.to(dtype) * torch.tensor([1, 0, 0.5], dtype=dtype)[:, None, None],
-        counts=torch.tensor([4, 0, 2]),
+        target=BoxBatch(
+            boxes_xyxy=batch.boxes_xyxy.to(dtype) * torch.tensor([1, 0, 0.5], dtype=dtype)[:, None, None],
+            labels=batch.labels,
+            counts=torch.tensor([4, 0, 2]),
+        ),
         valid_hw=torch.tensor([[64, 96], [64, 96], [48, 64]]),
     )
 

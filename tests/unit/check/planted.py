@@ -17,7 +17,7 @@ from raydet.config import FirstSplit
 from raydet.data.sources.bad_samples import LeftOut
 from raydet.data.sources.base import Targets
 from raydet.errors import DataError
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 CLASSES = ("person", "car")
 SIZE_HW = (120, 160)
@@ -46,7 +46,7 @@ class MemorySet:
 
     def targets(self, index: int) -> Targets:
         sample = self.samples[index]
-        return sample.boxes_xyxy, sample.labels, sample.source_hw
+        return sample.target, sample.source_hw
 
 
 def scene(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -74,8 +74,7 @@ def clean_samples(seed: int, count: int = NUM_IMAGES) -> list[Sample]:
                 image_id=f"image {number}",
                 group_id="",
                 modalities={"rgb": rgb, "thermal": thermal},
-                boxes_xyxy=torch.from_numpy(boxes).float(),
-                labels=torch.tensor([0, 1]),
+                target=Boxes(torch.from_numpy(boxes).float(), torch.tensor([0, 1])),
                 source_hw=SIZE_HW,
                 valid_hw=SIZE_HW,
             )
@@ -96,9 +95,8 @@ def kinds_of(found: Gathered) -> dict[str, int]:
 
 def with_box(sample: Sample, box: tuple[float, ...], label: int = 0) -> Sample:
     """One box more."""
-    return sample.with_targets(
-        torch.cat([sample.boxes_xyxy, torch.tensor([box])]), torch.cat([sample.labels, torch.tensor([label])])
-    )
+    boxes_xyxy = torch.cat([sample.boxes_xyxy, torch.tensor([box])])
+    return replace(sample, target=Boxes(boxes_xyxy, torch.cat([sample.labels, torch.tensor([label])])))
 
 
 def with_pixels(sample: Sample, **changed: Tensor) -> Sample:
@@ -164,7 +162,7 @@ FAULTS: dict[str, tuple[Fault, frozenset[str]]] = {
     "box_two_classes": (on_sample(lambda s: with_box(s, tuple(s.boxes_xyxy[0].tolist()), 1)), frozenset()),
     "box_tiny": (on_sample(lambda s: with_box(s, (70, 10, 71, 30))), frozenset()),
     "empty": (
-        on_sample(lambda s: s.with_targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))),
+        on_sample(lambda s: replace(s, target=Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))),
         frozenset(),
     ),
     "not_finite": (on_sample(_nan), frozenset()),

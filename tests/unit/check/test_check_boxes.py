@@ -7,13 +7,13 @@ import torch
 
 from raydet.check.boxes import MANY_BOXES, box_findings, same_objects
 from raydet.check.findings import Finding
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 
 def sample_of(boxes: list[tuple[float, ...]], labels: list[int]) -> Sample:
     return Sample(
         image_id="a", group_id="", modalities={"rgb": torch.zeros(3, 50, 100, dtype=torch.uint8)},
-        boxes_xyxy=torch.tensor(boxes).reshape(-1, 4), labels=torch.tensor(labels),
+        target=Boxes(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels)),
         source_hw=(50, 100), valid_hw=(50, 100),
     )  # fmt: skip
 

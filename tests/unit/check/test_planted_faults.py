@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from raydet.check.run import check_source
 from raydet.config import EventSimulation, FirstSplit
 from raydet.data.sources.simulated import SimulatedEvents
 from raydet.errors import RaydetError
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 from tests.unit.check.planted import (
     FAULTS,
     NUM_IMAGES,
@@ -106,10 +107,8 @@ def test_an_image_on_its_side() -> None:
     samples = clean_samples(0, count=24)
     turned = {name: x.transpose(1, 2) for name, x in samples[5].modalities.items()}
     height, width = samples[5].source_hw
-    samples[5] = type(samples[5])(
-        samples[5].image_id, "", turned, samples[5].boxes_xyxy[:, [1, 0, 3, 2]], samples[5].labels,
-        (width, height), (width, height),
-    )  # fmt: skip
+    target = Boxes(samples[5].boxes_xyxy[:, [1, 0, 3, 2]], samples[5].labels)
+    samples[5] = type(samples[5])(samples[5].image_id, "", turned, target, (width, height), (width, height))
     found = checked(MemorySet(samples))
     assert [(f.kind, f.index) for f in found.findings] == [("odd_shape", 5)]
 
@@ -117,7 +116,8 @@ def test_an_image_on_its_side() -> None:
 def test_classes_without_boxes_or_on_one_side() -> None:
     samples = clean_samples(0)
     samples = [
-        s.with_targets(s.boxes_xyxy, torch.tensor([0, 1 if i < 2 else 0])) for i, s in enumerate(samples)
+        replace(s, target=Boxes(s.boxes_xyxy, torch.tensor([0, 1 if i < 2 else 0])))
+        for i, s in enumerate(samples)
     ]
     found = checked(MemorySet(samples, classes=("person", "car", "dog")))
     assert {(f.kind, f.name) for f in found.findings} == {("class_one_sided", "car"), ("class_unused", "dog")}
@@ -127,7 +127,10 @@ def test_classes_without_boxes_or_on_one_side() -> None:
 
 
 def test_a_set_without_boxes_and_a_split_without_a_side() -> None:
-    empty = [s.with_targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) for s in clean_samples(0)]
+    empty = [
+        replace(s, target=Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+        for s in clean_samples(0)
+    ]
     found = checked(MemorySet(empty), num_train=NUM_IMAGES)
     assert kinds_of(found) == {"bad_split": 1, "no_boxes": 1, "empty": NUM_IMAGES}
     assert "data.split" in next(f.detail for f in found.findings if f.kind == "bad_split")

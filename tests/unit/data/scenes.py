@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 CHANNELS = {"rgb": 3, "thermal": 1, "event": 4}
 
@@ -33,8 +33,7 @@ def scene(
             name: plane.expand(count, -1, -1) / 255 if name in floats else plane.expand(count, -1, -1)
             for name, count in CHANNELS.items()
         },
-        boxes_xyxy=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.arange(len(boxes)),
+        target=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.arange(len(boxes))),
         source_hw=size_hw,
         valid_hw=size_hw,
     )

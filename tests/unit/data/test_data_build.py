@@ -93,7 +93,7 @@ def test_npy_yolo_brings_class_names_where_it_has_them(npy_yolo: Path) -> None:
     experiment = adopt_source(demo(), source_config)
     assert experiment.data.classes == ("person", "car")
     assert experiment.data.missing == ()
-    assert open_source(experiment.data).targets(0)[1].tolist() == [1]
+    assert open_source(experiment.data).targets(0)[0].labels.tolist() == [1]
 
 
 def test_the_synthetic_set_draws_any_classes() -> None:

@@ -151,7 +151,7 @@ def test_evaluation_does_not_augment() -> None:
     ((batch, _),) = EvalLoader(source, [4], data=DATA, batch_size=2)
     scale = 32 / 48
     torch.testing.assert_close(
-        batch.boxes_xyxy[0], source.targets(4)[0] * torch.tensor([43 / 64, scale, 43 / 64, scale])
+        batch.boxes_xyxy[0], source.targets(4)[0].boxes_xyxy * torch.tensor([43 / 64, scale, 43 / 64, scale])
     )
 
 

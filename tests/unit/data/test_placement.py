@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raydet.config import Augmentation, Crop, ModalityDropout, Photometric, RgbPhotometric, ThermalPhotometric
 from raydet.data.placement import misaligned, mosaic, partner_positions, random_crop
 from raydet.data.transforms import train_transform, without_modalities
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 from tests.unit.data.scenes import CHANNELS, extent_within, scene, scenes
 
 CANVASES = st.sampled_from([(32, 64), (64, 96), (96, 64)])
@@ -76,7 +76,9 @@ def test_a_mosaic_keeps_boxes_on_their_objects(
     for k, sample in enumerate(samples):
         event = torch.zeros(4, *sample.canvas_hw)
         event[k] = sample.modalities["thermal"][0].float().clamp(max=1)
-        samples[k] = replace(sample, modalities={"event": event}, labels=sample.labels + 2 * k)
+        samples[k] = replace(
+            sample, modalities={"event": event}, target=Boxes(sample.boxes_xyxy, sample.labels + 2 * k)
+        )
     changed = train_transform(
         samples[0],
         augmentation=Augmentation(min_box_kept=kept, min_box_px=4.0),
@@ -99,7 +101,9 @@ def test_a_mosaic_has_no_hole_and_shows_all_four() -> None:
     for number in range(4):
         sample = scene((48, 64), [[10, 10, 30, 30]], str(number))
         plane = {name: torch.full((count, 48, 64), 40.0 * (number + 1)) for name, count in CHANNELS.items()}
-        samples.append(replace(sample, modalities=plane, labels=torch.tensor([number])))
+        samples.append(
+            replace(sample, modalities=plane, target=Boxes(sample.boxes_xyxy, torch.tensor([number])))
+        )
     whole = mosaic(samples, Augmentation(scale_jitter=(0.3, 0.4)), (64, 96), (0, 0, "m"))
     assert sorted(whole.modalities["rgb"].round().unique().tolist()) == [40, 80, 120, 160]
     assert whole.labels.tolist() == [0, 1, 2, 3]  # each quarter is shown around its box

@@ -69,10 +69,10 @@ def contrast_of(image: torch.Tensor, box: list[int], *, is_event: bool) -> float
 def test_boxes_are_apart_and_inside() -> None:
     source = demo_set()
     for index in range(0, len(source), 3):
-        boxes, labels, (height, width) = source.targets(index)
-        assert 1 <= len(labels) <= 4
+        target, (height, width) = source.targets(index)
+        assert 1 <= len(target.labels) <= 4
         covered = np.zeros((height, width), int)
-        for x1, y1, x2, y2 in boxes.int().tolist():
+        for x1, y1, x2, y2 in target.boxes_xyxy.int().tolist():
             assert 0 <= x1 < x2 <= width
             assert 0 <= y1 < y2 <= height
             assert 14 <= x2 - x1 <= 40
@@ -122,14 +122,14 @@ def test_nights_are_dark() -> None:
 def test_any_number_of_classes_has_shapes_of_its_own() -> None:
     classes = tuple("abcdefgh")
     source = demo_set(classes=classes)
-    labels = Counter(int(label) for index in range(len(source)) for label in source.targets(index)[1])
+    labels = Counter(int(label) for index in range(len(source)) for label in source.targets(index)[0].labels)
     assert set(labels) == set(range(len(classes)))
-    assert set(demo_set(classes=("object",)).targets(0)[1].tolist()) == {0}
+    assert set(demo_set(classes=("object",)).targets(0)[0].labels.tolist()) == {0}
 
 
 def test_larger_images_have_larger_objects() -> None:
     source = SyntheticSet(num_sequences=4, frames_per_sequence=2, size_hw=(240, 320), classes=CLASSES, seed=0)
-    boxes, _, _ = source.targets(0)
+    boxes = source.targets(0)[0].boxes_xyxy
     assert (boxes[:, 2] - boxes[:, 0]).min() >= 40
     assert source.read(0).modalities["rgb"].shape == (3, 240, 320)
 

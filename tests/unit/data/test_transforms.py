@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from raydet.config import Augmentation
 from raydet.data.geometry import flip_horizontally, resize
 from raydet.data.transforms import eval_transform, train_transform
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 SIZES = st.tuples(st.integers(20, 90), st.integers(20, 90))
 CANVASES = st.sampled_from([(32, 32), (64, 96), (96, 64)])
@@ -26,8 +26,7 @@ def scene(size_hw: tuple[int, int], boxes: list[list[float]], image_id: str = "a
         image_id=image_id,
         group_id="",
         modalities={"rgb": plane.expand(3, -1, -1), "thermal": plane, "event": plane.float() / 255},
-        boxes_xyxy=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.arange(len(boxes)),
+        target=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.arange(len(boxes))),
         source_hw=size_hw,
         valid_hw=size_hw,
     )

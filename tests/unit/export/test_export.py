@@ -8,7 +8,7 @@ import torch
 
 from raydet.export.coco_results import coco_results
 from raydet.export.drawing import as_colours, draw_boxes
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 ROWS = np.array([[0, 4, 5, 20, 10, 0.9, 1], [0, 0, 0, 3, 3, 0.6, 0]], dtype=float)
 
@@ -23,8 +23,7 @@ def test_all_modalities_are_side_by_side(rows: np.ndarray) -> None:
             "thermal": torch.full((1, 40, 50), 0.2),
             "event": torch.full((4, 40, 50), 30, dtype=torch.uint8),
         },
-        boxes_xyxy=torch.zeros(0, 4),
-        labels=torch.zeros(0, dtype=torch.int64),
+        target=Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
         source_hw=(40, 50),
         valid_hw=(40, 50),
     )

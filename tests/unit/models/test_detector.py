@@ -29,7 +29,7 @@ from raydet.models.model import Model
 from raydet.models.necks.fpn import FPN, LEVELS
 from raydet.ops.rows import row_table
 from raydet.recipes import recipe
-from raydet.structures import PADDED_LABEL, Batch, Detections, Sample, collate
+from raydet.structures import PADDED_LABEL, Batch, BoxBatch, Boxes, Detections, Sample, collate
 
 LOSSES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
 
@@ -64,9 +64,7 @@ def make_batch(
         modalities=modalities,
         valid_hw=torch.tensor([canvas_hw] * size),
         source_hw=torch.tensor([canvas_hw] * size),
-        boxes_xyxy=boxes_xyxy,
-        labels=labels,
-        counts=torch.tensor(counts),
+        target=BoxBatch(boxes_xyxy, labels, torch.tensor(counts)),
         image_ids=tuple(f"image{row}" for row in range(size)),
     )
 
@@ -166,8 +164,7 @@ def test_dropped_modalities_are_part_of_the_batch() -> None:
             image_id=str(number),
             group_id="",
             modalities={name: torch.zeros(1, 32, 32, dtype=torch.uint8) for name in ("thermal", "event")},
-            boxes_xyxy=torch.zeros(0, 4),
-            labels=torch.zeros(0, dtype=torch.int64),
+            target=Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
             source_hw=(32, 32),
             valid_hw=(32, 32),
             dropped=frozenset(dropped),

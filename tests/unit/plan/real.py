@@ -17,7 +17,7 @@ from raydet.models.model import Model
 from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
 from raydet.recipes import recipe
-from raydet.structures import Batch
+from raydet.structures import Batch, BoxBatch
 
 CANVAS_HW = (256, 320)
 NUM_OBJECTS = 3
@@ -56,9 +56,11 @@ def batch_of(run: Experiment, images: int) -> Batch:
         },
         valid_hw=size_hw,
         source_hw=size_hw,
-        boxes_xyxy=torch.cat((corner, corner + 60), dim=2),
-        labels=torch.zeros(images, NUM_OBJECTS, dtype=torch.int64),
-        counts=torch.full((images,), NUM_OBJECTS),
+        target=BoxBatch(
+            boxes_xyxy=torch.cat((corner, corner + 60), dim=2),
+            labels=torch.zeros(images, NUM_OBJECTS, dtype=torch.int64),
+            counts=torch.full((images,), NUM_OBJECTS),
+        ),
         image_ids=tuple(map(str, range(images))),
     )
 

@@ -22,7 +22,7 @@ from raydet.models.fusion.gaff import GAFF
 from raydet.recipes import recipe
 from raydet.report.drawings.attention import Attention, StageAttention, attention_maps, stream_names
 from raydet.report.drawings.heatmaps import draw_attention, value_range
-from raydet.structures import Sample, collate
+from raydet.structures import Boxes, Sample, collate
 from raydet.tasks.build import build_task
 
 
@@ -154,9 +154,8 @@ def attention_of(
     maps: list[np.ndarray], *, size_hw: tuple[int, int] = (96, 128), num_channels: int = 4
 ) -> Attention:
     x_CHW = torch.zeros(num_channels, *size_hw)
-    sample = Sample(
-        "$x_\x00猫<script>", "", {"rgb": x_CHW}, torch.zeros(0, 4), torch.zeros(0), size_hw, size_hw
-    )
+    target = Boxes(torch.zeros(0, 4), torch.zeros(0))
+    sample = Sample("$x_\x00猫<script>", "", {"rgb": x_CHW}, target, size_hw, size_hw)
     stages = tuple(
         StageAttention(
             stage,

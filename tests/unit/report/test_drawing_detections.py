@@ -13,7 +13,7 @@ from raydet.metrics.coco import evaluate_coco
 from raydet.report.drawings.detections import NO_MATCH, RIGHT, WRONG, draw_detections, matched_truths
 from raydet.report.drawings.marks import DASHES
 from raydet.report.drawings.panels import INK, LINE_PX, MARGIN_PX
-from raydet.structures import Detections, Sample
+from raydet.structures import Boxes, Detections, Sample
 from raydet.tasks.detection import ground_truth
 
 FACTOR, PANEL_W, PANEL_H = 3, 384, 288
@@ -35,8 +35,7 @@ def sample(
         image_id="one",
         group_id="",
         modalities=modalities,
-        boxes_xyxy=torch.tensor(boxes).reshape(-1, 4),
-        labels=torch.tensor(labels, dtype=torch.int64),
+        target=Boxes(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64)),
         source_hw=size_hw,
         valid_hw=size_hw,
     )
@@ -87,7 +86,9 @@ def right_by_pycocotools(one: Sample, found: Detections) -> list[bool]:
     xyxy = found.boxes_xyxy.double().numpy()
     wh = xyxy[:, 2:] - xyxy[:, :2]
     rows = np.column_stack([np.zeros(len(wh)), xyxy[:, :2], wh, found.scores.double(), found.labels])
-    _, records = evaluate_coco(ground_truth([(one.boxes_xyxy, one.labels, one.source_hw)]), rows, CLASSES)
+    _, records = evaluate_coco(
+        ground_truth([(Boxes(one.boxes_xyxy, one.labels), one.source_hw)]), rows, CLASSES
+    )
     is_right = dict(zip(records.scores_N.tolist(), records.is_right_NT[:, 0].tolist(), strict=True))
     return [is_right[score] for score in found.scores.tolist()]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 from raydet.config import DataConfig, SyntheticSource
 from raydet.data.shards.layout import shard_name
 from raydet.data.shards.manifest import INDEX, MANIFEST, Encoding, FileEntry, Manifest, ShardEntry
+from raydet.data.shards.target import kind_of
 from raydet.data.shards.writer import ShardBuilder, index_file, modality_entries, read_part
-from raydet.structures import Sample
+from raydet.structures import Boxes, Sample
 
 CLASSES = ("circle", "square", "triangle")
 
@@ -32,8 +34,7 @@ def image(name: str, *, boxes: int = 2, is_float: bool = False, size_hw: tuple[i
         image_id=name,
         group_id="a group",
         modalities={"rgb": rgb, "thermal": thermal},
-        boxes_xyxy=boxes_xyxy,
-        labels=torch.arange(boxes) % len(CLASSES),
+        target=Boxes(boxes_xyxy, torch.arange(boxes) % len(CLASSES)),
         source_hw=size_hw,
         valid_hw=size_hw,
     )
@@ -41,7 +42,8 @@ def image(name: str, *, boxes: int = 2, is_float: bool = False, size_hw: tuple[i
 
 def write_set(samples: Sequence[Sample], root: Path, encoding: Encoding = "raw") -> Manifest:
     """One shard, its index and its manifest."""
-    builder = ShardBuilder(("rgb", "thermal"), encoding, num_classes=len(CLASSES))
+    target = kind_of(samples[0].target)
+    builder = ShardBuilder(("rgb", "thermal"), encoding, num_classes=len(CLASSES), target=target)
     for sample in samples:
         builder.add(sample)
     shard, part = builder.finish(plan="", left_out=())
@@ -56,6 +58,7 @@ def write_set(samples: Sequence[Sample], root: Path, encoding: Encoding = "raw")
             classes=CLASSES,
             modalities=modality_entries([summary], ("rgb", "thermal")),
             images=len(samples),
+            target=target,
             boxes=dict.fromkeys(CLASSES, 0),
             left_out=0,
             index=file_entry(root / INDEX),
@@ -83,3 +86,24 @@ def file_entry(path: Path) -> FileEntry:
     """A file as it is now."""
     content = path.read_bytes()
     return FileEntry(name=path.name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+
+
+def forged(
+    root: Path, manifest: Manifest, name: str, change: Callable[[pa.RecordBatch], pa.RecordBatch]
+) -> None:
+    """Change a file and make all hashes right."""
+    batch = change(pa.ipc.open_file(root / name).get_batch(0))
+    with pa.ipc.new_file(root / name, batch.schema) as writer:
+        writer.write_batch(batch)
+    sealed(root, manifest)
+
+
+def column(name: str, values: object) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    """A change that puts other values into a column."""
+
+    def change(batch: pa.RecordBatch) -> pa.RecordBatch:
+        place = batch.schema.get_field_index(name)
+        array = values if isinstance(values, pa.Array) else pa.array(values, batch.schema.field(name).type)
+        return batch.set_column(place, batch.schema.field(name), array)
+
+    return change

@@ -30,14 +30,14 @@ opened_s = time.perf_counter() - started
 rows = [0, 1, 777_777, 999_999]
 ids = [source.image_ids[row] for row in rows]
 groups = [source.group_ids[row] for row in rows]
-boxes = [source.targets(row)[0].tolist() for row in rows]
+boxes = [source.targets(row)[0].boxes_xyxy.tolist() for row in rows]
 opened = rss() - before
 wrong = 0
 for row in numpy.random.RandomState(0).permutation(len(source))[:20_000].tolist():
     x, y = row % 300, row % 200
     wrong += source.image_ids[row] != f"sequence_{row // 500:05d}/frame_{row:07d}"
     wrong += source.group_ids[row] != f"sequence_{row // 500:05d}"
-    wrong += source.targets(row)[0].tolist() != [[x, y, x + 9, y + 9]] * 2
+    wrong += source.targets(row)[0].boxes_xyxy.tolist() != [[x, y, x + 9, y + 9]] * 2
 import json
 print(json.dumps([len(source), ids, groups, boxes, wrong, opened, rss() - before, opened_s]))
 """

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from raydet.data.shards.layout import INDEX_SCHEMA, shard_name
-from raydet.data.shards.manifest import INDEX, MANIFEST, Encoding, Manifest
+from raydet.data.shards.manifest import INDEX, MANIFEST, Encoding
 from raydet.data.shards.reader import ShardSet
 from raydet.data.shards.writer import ChannelSums, ShardBuilder, read_part
 from raydet.errors import DataError
-from tests.unit.data.shards.sets import image, sealed, write_set
+from tests.unit.data.shards.sets import column, forged, image, sealed, write_set
 
 SHARD = shard_name(0)
 
@@ -185,25 +185,6 @@ def test_another_set_in_its_place_is_refused(tmp_path: Path) -> None:
     write_set([image("b")], tmp_path)
     with pytest.raises(DataError, match="expected the set with sha256"):
         ShardSet(str(tmp_path), sha256=before.sha256)
-
-
-def forged(
-    root: Path, manifest: Manifest, name: str, change: Callable[[pa.RecordBatch], pa.RecordBatch]
-) -> None:
-    """Change a file and make all hashes right."""
-    batch = change(pa.ipc.open_file(root / name).get_batch(0))
-    with pa.ipc.new_file(root / name, batch.schema) as writer:
-        writer.write_batch(batch)
-    sealed(root, manifest)
-
-
-def column(name: str, values: object) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
-    def change(batch: pa.RecordBatch) -> pa.RecordBatch:
-        place = batch.schema.get_field_index(name)
-        array = values if isinstance(values, pa.Array) else pa.array(values, batch.schema.field(name).type)
-        return batch.set_column(place, batch.schema.field(name), array)
-
-    return change
 
 
 def wild_offsets(offsets: list[int]) -> pa.Array:

@@ -41,9 +41,9 @@ def test_labels_follow_the_ids(tree: Tree, tmp_path: Path) -> None:
     assert source.classes == ("person", "car")
     assert source.modalities == ("rgb", "thermal")
     assert source.image_ids == ["1", "2"]
-    assert source.targets(0)[0].shape == (0, 4)
-    boxes, labels, size_hw = source.targets(1)
-    assert (boxes.tolist(), labels.tolist(), size_hw) == ([[1, 2, 4, 6]], [1], (10, 20))
+    assert source.targets(0)[0].boxes_xyxy.shape == (0, 4)
+    target, size_hw = source.targets(1)
+    assert (target.boxes_xyxy.tolist(), target.labels.tolist(), size_hw) == ([[1, 2, 4, 6]], [1], (10, 20))
     assert {name: tuple(x.shape) for name, x in source.read(1).modalities.items()} == {
         "rgb": (3, 10, 20),
         "thermal": (1, 10, 20),
@@ -52,7 +52,7 @@ def test_labels_follow_the_ids(tree: Tree, tmp_path: Path) -> None:
 
 def test_crowds_are_left_out(tree: Tree, tmp_path: Path) -> None:
     tree["annotations"][0]["iscrowd"] = 1
-    assert len(CocoSet(write(tree, tmp_path)).targets(1)[1]) == 0
+    assert len(CocoSet(write(tree, tmp_path)).targets(1)[0].labels) == 0
 
 
 @pytest.mark.parametrize("key", ["group_id", "video_id", "sequence"])

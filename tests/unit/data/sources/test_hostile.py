@@ -312,7 +312,7 @@ def test_xml_that_names_its_encoding_is_read(encoding: str, tmp_path: Path) -> N
     root = written(format_, tmp_path)
     text = f'<?xml version="1.0" encoding="{encoding}"?><annotation><folder>é</folder></annotation>'
     (root / ANNOTATION["voc"]).write_bytes(text.encode(encoding))
-    assert len(opened(format_, root).targets(1)[1]) == 0
+    assert len(opened(format_, root).targets(1)[0].labels) == 0
 
 
 class Explosive:

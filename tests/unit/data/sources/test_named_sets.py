@@ -43,16 +43,16 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_voc_counts_pixels_from_1(voc: Path) -> None:
-    assert VocSet(voc).targets(0)[0][0].tolist() == [0, 0, 40, 20]
-    assert VocSet(voc, first_pixel=0).targets(0)[0][0].tolist() == [1, 1, 40, 20]
+    assert VocSet(voc).targets(0)[0].boxes_xyxy[0].tolist() == [0, 0, 40, 20]
+    assert VocSet(voc, first_pixel=0).targets(0)[0].boxes_xyxy[0].tolist() == [1, 1, 40, 20]
 
 
 def test_voc_learns_its_classes(voc: Path) -> None:
     assert VocSet(voc).classes == ("dog", "person")
     assert VocSet(voc, ignore=("dog",)).classes == ("person",)
-    assert VocSet(voc, ignore=("dog",)).targets(0)[1].tolist() == [0]
+    assert VocSet(voc, ignore=("dog",)).targets(0)[0].labels.tolist() == [0]
     (voc / "classes.txt").write_text("person\ndog\n")
-    assert VocSet(voc).targets(0)[1].tolist() == [0, 1]
+    assert VocSet(voc).targets(0)[0].labels.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"010001\.xml, object 2: expected a class .*\(person\), got 'dog'"):
         VocSet(voc, classes=("person",))
     with pytest.raises(
@@ -120,11 +120,12 @@ def test_kaist_leaves_out_what_its_evaluation_ignores(kaist: Path) -> None:
     source = KaistSet(kaist)
     assert source.image_ids == ["set00_V000_I00000", "set06_V002_I00000"]
     assert source.group_ids == ["set00/V000", "set06/V002"]
-    boxes, labels, _ = source.targets(0)
-    assert (source.classes, labels.tolist(), boxes.tolist()) == (("person",), [0], [[1, 2, 11, 14]])
+    target, _ = source.targets(0)
+    assert source.classes == ("person",)
+    assert (target.labels.tolist(), target.boxes_xyxy.tolist()) == ([0], [[1, 2, 11, 14]])
     with_cyclists = KaistSet(kaist, ignore=("people", "person?"))
     assert with_cyclists.classes == ("cyclist", "person")
-    assert with_cyclists.targets(0)[1].tolist() == [1, 0]
+    assert with_cyclists.targets(0)[0].labels.tolist() == [1, 0]
 
 
 def test_kaist_takes_a_part(kaist: Path) -> None:
@@ -137,7 +138,7 @@ def test_kaist_endings_may_be_large(kaist: Path) -> None:
     box = "<x>1</x><y>2</y><w>10</w><h>12</h>"
     path.with_suffix(".XML").write_text(xml(("person", box)))
     path.unlink()
-    assert KaistSet(kaist).targets(0)[0].tolist() == [[1, 2, 11, 14]]
+    assert KaistSet(kaist).targets(0)[0].boxes_xyxy.tolist() == [[1, 2, 11, 14]]
 
 
 @pytest.mark.parametrize("row", ["person 1 2 10", "person", "person a b c d", "person 1 2 3 4 0 0 0 0 0 x 0"])

@@ -32,11 +32,11 @@ def test_rows_become_pixels(tmp_path: Path) -> None:
     write(tmp_path, "a", label=ROW + "\n0.0 1 1 0.5 0.5\n".replace("1 1", "0.75 0.75"))
     source = open_set(tmp_path)
     assert source.image_ids == ["a", "b"]
-    boxes, labels, size_hw = source.targets(0)
+    target, size_hw = source.targets(0)
     assert size_hw == (8, 16)
-    assert boxes.tolist() == [[4, 3, 12, 5], [8, 4, 16, 8]]
-    assert labels.tolist() == [1, 0]
-    assert source.targets(1)[0].shape == (0, 4)  # an image without objects is kept
+    assert target.boxes_xyxy.tolist() == [[4, 3, 12, 5], [8, 4, 16, 8]]
+    assert target.labels.tolist() == [1, 0]
+    assert source.targets(1)[0].boxes_xyxy.shape == (0, 4)  # an image without objects is kept
 
 
 def test_floats_come_on_the_unit_scale(tmp_path: Path) -> None:
@@ -156,7 +156,9 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
 
 def test_rounded_labels_are_clipped(tmp_path: Path) -> None:
     write(tmp_path, "a", label="0 0.0504 0.5 0.102 1.0008\n")
-    assert open_set(tmp_path).targets(0)[0][0].tolist() == pytest.approx([0, 0, 1.6224, 8], abs=1e-5)
+    assert open_set(tmp_path).targets(0)[0].boxes_xyxy[0].tolist() == pytest.approx(
+        [0, 0, 1.6224, 8], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raydet.data.sources.boxes import Box, checked_box, target_tensors
+from raydet.data.sources.boxes import Box, box_target, checked_box
 from raydet.errors import DataError
 
 
@@ -46,6 +46,6 @@ def test_numbers_must_be_finite(value: float) -> None:
 
 
 def test_no_box_has_a_shape() -> None:
-    boxes, labels = target_tensors([], [])
-    assert boxes.shape == (0, 4)
-    assert (boxes.dtype, labels.dtype) == (torch.float32, torch.int64)
+    target = box_target([], [])
+    assert target.boxes_xyxy.shape == (0, 4)
+    assert (target.boxes_xyxy.dtype, target.labels.dtype) == (torch.float32, torch.int64)

@@ -44,7 +44,7 @@ def test_common_names_are_found(tmp_path: Path, images: dict[str, str], labels: 
     assert find_labels(tmp_path) == labels
     source = YoloSet(tmp_path, classes=("a", "b"), labels=next(iter(labels)))
     assert source.modalities == tuple(images)
-    assert source.targets(0)[0].tolist() == [[0, 2, 8, 6]]
+    assert source.targets(0)[0].boxes_xyxy.tolist() == [[0, 2, 8, 6]]
 
 
 def test_other_names_can_be_given(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_each_policy_reads_its_own_labels(tmp_path: Path) -> None:
     images, labels = LAYOUTS[0]
     write(tmp_path, images, {labels["rgb"]: A, labels["thermal"]: A + B, labels["fused"]: ""})
     counts = {
-        policy: len(YoloSet(tmp_path, classes=("a", "b"), labels=policy).targets(0)[1])
+        policy: len(YoloSet(tmp_path, classes=("a", "b"), labels=policy).targets(0)[0].labels)
         for policy in ("rgb", "thermal", "union", "fused")
     }
     assert counts == {"rgb": 1, "thermal": 2, "union": 2, "fused": 0}

@@ -1,0 +1,74 @@
+"""How the two kinds of targets are stored: boxes in the index, masks beside the pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raydet.data.shards.layout import MASK, MASK_TYPES
+from raydet.data.shards.manifest import TargetKind
+from raydet.errors import DataError
+from raydet.structures import IGNORE, Boxes, Mask, Sample, Target
+
+
+def kind_of(target: Target) -> TargetKind:
+    match target:
+        case Boxes():
+            return "boxes"
+        case Mask():
+            return "masks"
+
+
+def stored_parts(target: Target) -> tuple[Boxes, dict[str, Tensor]]:
+    """The boxes for the index, and by column what is stored like pixels, [C, H, W]."""
+    match target:
+        case Boxes():
+            return target, {}
+        case Mask(ids_HW):
+            return Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), {MASK: ids_HW[None]}
+
+
+def target_bytes(target: Target) -> bytes:
+    """Bytes that are equal for equal targets of images of the same size."""
+    match target:
+        case Boxes(boxes_xyxy, labels):
+            return f"{len(labels)}\n".encode() + boxes_xyxy.numpy().tobytes() + labels.numpy().tobytes()
+        case Mask(ids_HW):
+            return f"{ids_HW.dtype}\n".encode() + ids_HW.numpy().tobytes()
+
+
+def are_ids(ids_HW: Tensor, num_classes: int) -> bool:
+    """Whether all ids of a mask are of classes, or IGNORE."""
+    ids = ids_HW[ids_HW != IGNORE]
+    return not len(ids) or bool(ids.min() >= 0 and int(ids.max()) < num_classes)
+
+
+def check_target(sample: Sample, num_classes: int) -> None:
+    """Check that a target can be stored.
+
+    Raises:
+        DataError: the type, size or range of boxes, labels or mask is wrong.
+    """
+    match sample.target:
+        case Boxes(boxes_xyxy, labels):
+            if boxes_xyxy.shape != (len(labels), 4) or not bool(boxes_xyxy.isfinite().all()):
+                raise DataError(
+                    f"{sample.image_id}: boxes must have four finite numbers; correct the annotations"
+                )
+            if not bool(((labels >= 0) & (labels < num_classes)).all()):
+                raise DataError(
+                    f"{sample.image_id}: expected labels in 0..{num_classes - 1}, got {labels.tolist()}; correct the "
+                    "annotations"
+                )
+        case Mask(ids_HW):
+            height, width = sample.source_hw
+            if ids_HW.shape != (height, width) or ids_HW.dtype not in MASK_TYPES.values():
+                raise DataError(
+                    f"{sample.image_id}: expected a uint8 or int16 mask {height} x {width}, got {ids_HW.dtype} "
+                    f"{tuple(ids_HW.shape)}; correct or remove the image"
+                )
+            if not are_ids(ids_HW, num_classes):
+                raise DataError(
+                    f"{sample.image_id}: expected ids in 0..{num_classes - 1} or {IGNORE} (no label) in the mask, got "
+                    f"{ids_HW.unique().tolist()}; correct the annotations"
+                )

@@ -100,7 +100,7 @@ def _one_of(text: str, known: tuple[str, ...], flag: str) -> str:
     return chosen[0]
 
 
-def _summary(manifest: Manifest) -> dict[str, Any]:
+def _summary(manifest: Manifest) -> dict[str, object]:
     """The manifest without its list of shards."""
     size_bytes = sum(shard.size_bytes for shard in manifest.shards)
     rest = manifest.model_dump(mode="json", exclude={"shards", "plan"})

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from raydet.parallel.collectives import (
     smallest_over_ranks,
 )
 from raydet.runs.results import EpochRow
-from raydet.runs.run_dir import RunRecord, write_atomically
+from raydet.runs.run_dir import Progress, RunRecord, write_atomically
 from raydet.structures import Batch
 
 KEPT = "non_finite_step_"
@@ -145,23 +145,22 @@ class LossLog:
             rows.append({"step": step, "epoch": self.state.epoch + 1, "lr": lr, "loss": loss} | named)
         self._pending.clear()
         self.record.batches(rows)
-        self._progress(rows[-1])
+        self._progress(step + 1, loss)
 
-    def _progress(self, row: Mapping[str, Any]) -> None:
-        done, state = row["step"] + 1, self.state
+    def _progress(self, done: int, loss: float) -> None:
+        """Write the progress after the step number `done`, from 1."""
+        state = self.state
         step_s = (state.epoch_s + time.perf_counter() - self._since) / state.epoch_step
-        self.record.progress(
-            {
-                "epoch": row["epoch"],
-                "epochs": self.epochs,
-                "step": done,
-                "total_steps": self.total_steps,
-                "loss": row["loss"],
-                "images_per_s": self.global_batch / step_s,
-                "eta_s": step_s * (self.total_steps - done),
-            },
-            force=done == self.total_steps,
+        progress = Progress(
+            epoch=state.epoch + 1,
+            epochs=self.epochs,
+            step=done,
+            total_steps=self.total_steps,
+            loss=loss,
+            images_per_s=self.global_batch / step_s,
+            eta_s=step_s * (self.total_steps - done),
         )
+        self.record.progress(progress, force=done == self.total_steps)
 
     def rewind(self) -> None:
         """The state went back to earlier steps."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def cluster_status() -> GetClusterStatusReply | None:
         return None
 
 
-def _query_head(alive: list[dict[str, Any]]) -> HeadAutoscaler:
+def _query_head(alive: Sequence[Mapping[str, Any]]) -> HeadAutoscaler:
     heads = [node["NodeID"] for node in alive if HEAD_RESOURCE in node["Resources"]]
     context = ray.get_runtime_context()
     port = context.gcs_address.rpartition(":")[2]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from raydet.config import Experiment, Modality
 from raydet.errors import StudyError
 from raydet.tune.study import ControlPhase, Study
 
-ALONE: dict[str, Any] = {
+ALONE: Mapping[str, object] = {
     "model.fusion": {"kind": "identity"},
     "model.elsewhere": {"kind": "identity"},
     "model.fusion_stages": [],
@@ -41,7 +41,7 @@ def streams(base: Experiment) -> tuple[tuple[Modality, ...], tuple[Modality, ...
     return rgb, aux
 
 
-def single_sensors(base: Experiment) -> dict[str, dict[str, Any]]:
+def single_sensors(base: Experiment) -> dict[str, dict[str, object]]:
     """Settings of the control of each sensor, by the sensor's name."""
     return {name: {**ALONE, "model.rgb_modalities": [name]} for name in present_modalities(base)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, assert_never
 
 from raydet.config.moved import LAST_OF_OLDER_CONFIGS, migrated
@@ -144,7 +145,7 @@ def remember_study(study: Study, journal: Journal) -> None:
         _remember(journal, "hypothesis", hypothesis.name, hypothesis.model_dump(mode="json"))
 
 
-def _remember(journal: Journal, event: str, name: str, settings: dict[str, Any]) -> None:
+def _remember(journal: Journal, event: str, name: str, settings: Mapping[str, object]) -> None:
     earlier = [entry["settings"] for entry in journal.of(event) if entry.name == name]
     if not earlier:
         journal.append(event, name=name, settings=settings)

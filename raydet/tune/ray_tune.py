@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
@@ -41,6 +41,19 @@ BUDGET_INTERVAL_S = 2.0
 logger = logging.getLogger("raydet")
 
 keep_keys_out_of_trials()
+
+
+class Outcome(TypedDict, total=False):
+    """How a trial has ended, with exactly one field, as JSON between its process and the driver."""
+
+    results: Mapping[str, object]
+    """Of a finished trial, see `RunResults.as_json`."""
+    stopped: str
+    """Why it was stopped early."""
+    preempted: str
+    """Why it will resume."""
+    reason: str
+    """Why it failed."""
 
 
 def execute_trials(
@@ -163,7 +176,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     ray.tune.report({"outcome": json.dumps(_outcome(config))})
 
 
-def _outcome(config: Mapping[str, Any]) -> dict[str, Any]:
+def _outcome(config: Mapping[str, Any]) -> Outcome:
     from raydet.launch.ray_train import launch  # imports torch, which the driver must not
 
     if requested_stop(Path(config["study"])) is not None:  # the study ends, but Tune still starts trials
@@ -203,7 +216,7 @@ class _TuneCallback(ray.tune.Callback):
         self.is_ending = False
         """Whether trials that Tune starts from now on end at once, without notice to the listener."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles its callbacks for a restore, but the journal serves that purpose."""
         return {}
 
@@ -236,7 +249,7 @@ class _TuneCallback(ray.tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if "outcome" not in trial.last_result:  # it was still pending when the study was stopped
             return
-        outcome = json.loads(trial.last_result["outcome"])
+        outcome: Outcome = json.loads(trial.last_result["outcome"])
         with self._ending(trial) as (ended, wall_s):
             if "results" in outcome:
                 self._listener.finished(ended, RunResults.parse(outcome["results"]), wall_s)
@@ -272,11 +285,11 @@ class _StopWhenIdle(ray.tune.Stopper):
     def __init__(self, callback: _TuneCallback) -> None:
         self._callback: _TuneCallback | None = callback
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing to restore, as in the callback."""
         return {"_callback": None}
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
         return False
 
     def stop_all(self) -> bool:

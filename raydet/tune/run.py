@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TypedDict, assert_never
 
 from raydet.config import apply_overrides
 from raydet.cpu import refuse_slow_bf16
@@ -43,6 +43,7 @@ from raydet.tune.study import (
 from raydet.tune.summary import Summary
 from raydet.tune.trial_listener import TrialListener
 from raydet.tune.trial_status import (
+    Status,
     TrialRecord,
     candidates_of,
     contenders,
@@ -54,29 +55,39 @@ from raydet.tune.view import StudyView
 logger = logging.getLogger("raydet")
 
 
-def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
-    """The trials that `run_study` would run; writes nothing.
+class PlannedTrial(TypedDict):
+    """A decided trial."""
 
-    Returns:
-        `trials`: `name`, `status` and `config` of every decided trial; `undecided`: the phases whose trials depend on
-        results that are still missing.
-    """
+    name: str
+    status: Status
+    config: Mapping[str, object]
+
+
+class StudyPlan(TypedDict):
+    """The trials that a command would run."""
+
+    trials: list[PlannedTrial]
+    undecided: list[str]
+    """Phases whose trials depend on results that are still missing."""
+
+
+def plan_study(study: Study, options: StudyOptions) -> StudyPlan:
+    """The trials that `run_study` would run; writes nothing."""
     study = _with_micro_batch(study, options.workers)
     journal = read_journal(options.storage / study.name)
-    trials = phases.all_trials(study, journal, options.seeds)
-    return {
-        "trials": [
-            {
-                "name": record.trial.name,
-                "status": record.status,
-                "config": record.trial.experiment.model_dump(mode="json"),
-            }
-            for record in records_of(trials, journal)
+    records = records_of(phases.all_trials(study, journal, options.seeds), journal)
+    decided = phases.cells_by_phase(study, journal)
+    return StudyPlan(
+        trials=[
+            PlannedTrial(
+                name=record.trial.name,
+                status=record.status,
+                config=record.trial.experiment.model_dump(mode="json"),
+            )
+            for record in records
         ],
-        "undecided": [
-            phase.name for phase in study.phases if phase.name not in phases.cells_by_phase(study, journal)
-        ],
-    }
+        undecided=[phase.name for phase in study.phases if phase.name not in decided],
+    )
 
 
 def is_complete(study: Study, options: StudyOptions) -> bool:

@@ -8,7 +8,8 @@ phase; these are reused, not run again.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -30,7 +31,7 @@ class Factor(Config):
     """Prefix of the value in a trial's name, e.g. `r`."""
     default: Value
     values: tuple[Value, ...]
-    arms: dict[str, dict[str, Any]] | None = None
+    arms: Mapping[str, Mapping[str, object]] | None = None
     """Settings by config path of each value, which is then a name; None: `path` is set to the value."""
     equivalent_values: tuple[tuple[Value, Value], ...] = Field(
         default=(), validation_alias=AliasChoices("equivalent_values", "twins")
@@ -47,7 +48,7 @@ class Factor(Config):
             return self.letter + "".join(str(part) for part in value)
         return f"{self.letter}{value}"
 
-    def settings(self, value: Value) -> dict[str, Any]:
+    def settings(self, value: Value) -> Mapping[str, object]:
         """Settings of a value by config path."""
         return {self.path: value} if self.arms is None else self.arms[str(value)]
 
@@ -68,7 +69,7 @@ class ControlPhase(Config):
 
     kind: Literal["controls"] = "controls"
     name: Literal["controls"] = CONTROLS
-    arms: dict[str, dict[str, Any]]
+    arms: Mapping[str, Mapping[str, object]]
     """Settings by config path of each control, by the control's name."""
 
 

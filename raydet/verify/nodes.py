@@ -101,7 +101,7 @@ class LocalNodes:
     def _add(self) -> Any:
         return self._cluster.add_node(**self._node(cpus=self._cpus))
 
-    def _node(self, cpus: int) -> dict[str, Any]:
+    def _node(self, cpus: int) -> dict[str, object]:
         return {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_log_monitor": False}
 
 

@@ -17,7 +17,7 @@ from raydet.recipes import recipe
 from raydet.track.runs import coco_table
 from raydet.tune.cells import grid_cells, trials_of
 from raydet.tune.study import GridPhase
-from raydet.tune.summary import summary_rows
+from raydet.tune.summary import summary_row
 from raydet.tune.trial_status import TrialRecord
 
 TRUTH: dict[str, Any] = {
@@ -236,9 +236,7 @@ def test_studies_know_the_miss_rate_but_are_not_decided_by_it(tmp_path: Path) ->
     study = load_space("gaff_phase1", recipe("demo"), {"evaluate.miss_rate": True})
     phase = next(phase for phase in study.phases if isinstance(phase, GridPhase))
     (trial, *_) = trials_of(study, grid_cells(study, phase, first_number=1), [0])
-    (row,) = summary_rows(
-        study, [TrialRecord(trial, "finished", results={"final": {"mAP": 0.5, "LAMR": 0.3}})]
-    )
+    row = summary_row(study, TrialRecord(trial, "finished", results={"final": {"mAP": 0.5, "LAMR": 0.3}}))
     assert row["LAMR"] == 0.3
     space = tmp_path / "by_miss_rate.py"
     space.write_text(

@@ -180,7 +180,7 @@ def _check_nodes(experiment: Experiment, world: World) -> None:
     train, share = experiment.train, world.ranks_per_node or 0
     if train.strategy != "hsdp" or train.shard_ranks is not None:
         return
-    fewest, most = smallest_over_ranks(share, world), -smallest_over_ranks(-share, world)
+    fewest, most = smallest_over_ranks(share, world), largest_over_ranks(share, world)
     if fewest != most:
         raise ConfigError(
             f"train.strategy=hsdp: nodes hold {fewest} to {most} workers each; set train.shard_ranks to say how many "

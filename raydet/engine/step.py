@@ -102,10 +102,7 @@ def accumulate_gradients(
         seed_slot(seed, step, slot=world.rank * len(micro_batches) + micro)
         is_last = micro == len(micro_batches) - 1
         with gradient_sync(model, enabled=is_last):
-            with (
-                during("forward", batch.image_ids, world.device),
-                autocast(precision, world.device),
-            ):
+            with during("forward", batch.image_ids, world.device), autocast(precision, world.device):
                 rows = carry_of(carry or {}, micro, batch.is_first)
                 losses, _, new_rows = model(batch.to(world.device), rows, want="losses")
             carries.append(new_rows)

@@ -98,11 +98,7 @@ def dry_run(
     del ballast
     restore_buffers(model, statistics)
     if world.is_main:
-        peak = (
-            f", at most {format_bytes(torch.cuda.max_memory_allocated(world.device))} live" if is_cuda else ""
-        )
-        logger.info(
-            "the worst batch fits (%s ...)%s",
-            batch.image_ids[0],
-            peak,
-        )
+        peak = ""
+        if is_cuda:
+            peak = f", at most {format_bytes(torch.cuda.max_memory_allocated(world.device))} live"
+        logger.info("the worst batch fits (%s ...)%s", batch.image_ids[0], peak)

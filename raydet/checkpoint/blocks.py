@@ -132,10 +132,9 @@ def _my_offsets(tensor: DTensor) -> tuple[int, ...] | None:
     coordinate = tensor.device_mesh.get_coordinate()
     if coordinate is None or tensor.to_local().numel() == 0:
         return None
-    copies = [
-        at for at, kind in zip(coordinate, tensor.placements, strict=True) if isinstance(kind, Replicate)
-    ]
-    return None if any(copies) else offsets_of(tensor)
+    placements = zip(coordinate, tensor.placements, strict=True)
+    is_copy = any(at for at, kind in placements if isinstance(kind, Replicate))
+    return None if is_copy else offsets_of(tensor)
 
 
 def offsets_of(tensor: Tensor) -> tuple[int, ...]:

@@ -125,8 +125,7 @@ def verify_checkpoint(directory: Path) -> None:
     Raises:
         CheckpointError: the manifest is missing or unreadable, or a file is missing or differs.
     """
-    damaged = damaged_files(directory)
-    if damaged:
+    if damaged := damaged_files(directory):
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise CheckpointError(damaged[0] + more)
 

@@ -52,8 +52,8 @@ def list_checkpoints(
     for row in rows:
         score = "-" if row.score is None else f"{row.score:.4f}"
         size = "-" if row.bytes is None else f"{row.bytes / 2**20:,.1f}"
-        numbers = ("-" if value is None else str(value) for value in (row.epoch, row.step, row.world_size))
-        epoch, step, ranks = numbers
+        numbers = (row.epoch, row.step, row.world_size)
+        epoch, step, ranks = ("-" if number is None else str(number) for number in numbers)
         typer.echo(f"{row.name:24} {epoch:>5} {step:>8} {score:>7} {size:>9} {ranks:>5}  {row.verified}")
 
 

@@ -126,9 +126,7 @@ class _Answer:
                 [
                     (
                         row.name,
-                        format_bytes(row.bytes),
-                        format_bytes(row.image_bytes) if row.image_bytes else "",
-                        format_bytes(row.peak_bytes) if row.peak_bytes else "",
+                        *(format_bytes(x) if x else "" for x in (row.bytes, row.image_bytes, row.peak_bytes)),
                     )
                     for row in found.rows
                     if row.bytes

@@ -85,13 +85,10 @@ def _visits(uri: str, store: Store, nodes: Nodes) -> list[Finding]:
 def _clear(store: Store) -> None:
     """Remove everything, as far as the storage allows."""
     _clear_directory(store)
-    if store.directory is not None:
-        return
-    try:
-        for name in store.names():
-            store.delete(name)
-    except DataError:
-        return
+    if store.directory is None:
+        with suppress(DataError):
+            for name in store.names():
+                store.delete(name)
 
 
 def _clear_directory(store: Store) -> None:

@@ -213,10 +213,9 @@ def _restore(state: TrainState, run_dir: Path, world: World, writer: CheckpointW
     """Go back to the newest checkpoint; False if there is none."""
     writer.wait()
     checkpoint = agreed_checkpoint(run_dir, world)
-    if checkpoint is None:
-        return False
-    _load(checkpoint, state, world)
-    return True
+    if checkpoint is not None:
+        _load(checkpoint, state, world)
+    return checkpoint is not None
 
 
 def _load(checkpoint: Path, state: TrainState, world: World) -> None:

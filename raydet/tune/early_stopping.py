@@ -56,11 +56,9 @@ class EarlyStopping:
                 f"--asha must be a multiple of train.eval_every={train.eval_every}, got {self.grace_epochs}: other "
                 "epochs are not evaluated"
             )
-        rungs = []
-        epoch = self.grace_epochs
-        while epoch < train.epochs:
+        rungs = [self.grace_epochs]
+        while (epoch := rungs[-1] * self.reduction) < train.epochs:
             rungs.append(epoch)
-            epoch *= self.reduction
         return tuple(rungs)
 
     def bar(self, earlier: Sequence[float]) -> float | None:
@@ -69,17 +67,12 @@ class EarlyStopping:
         Args:
             earlier: scores of the trials that have reached the rung before, the larger the better.
         """
-        if not earlier:
-            return None
-        return float(np.percentile(earlier, 100 * (1 - 1 / self.reduction)))
+        return float(np.percentile(earlier, 100 * (1 - 1 / self.reduction))) if earlier else None
 
 
 def utility_at(rows: Rows, epoch: int, metric: Metric) -> float | None:
     """How good a run was after an epoch, see `Metric.utility`; None: the run has not reached the epoch."""
-    for row in rows:
-        if row.epoch == epoch:
-            return metric.utility(row[metric.name])
-    return None
+    return next((metric.utility(row[metric.name]) for row in rows if row.epoch == epoch), None)
 
 
 @dataclass(frozen=True, slots=True)

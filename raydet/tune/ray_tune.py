@@ -92,19 +92,14 @@ def execute_trials(
         raise ConfigError("--budget-gpu-hours limits nothing without GPUs; use --budget-worker-hours")
     most = options.concurrency or (len(trials) if share.use_gpu else 1)
     slots = Slots(Request(share.count, share.resources), capacity, most=most, say=say)
+    specs = []
     for trial in trials:
         run_dir = trial_directory(root, trial)
         claim_run_directory(run_dir, trial.experiment)
         (run_dir / STOP_FILE).unlink(missing_ok=True)
+        experiment = trial.experiment.to_json()
+        specs.append({"name": trial.name, "experiment": experiment, "run_dir": str(run_dir)})
     (root / STOP_FILE).unlink(missing_ok=True)
-    specs = [
-        {
-            "name": trial.name,
-            "experiment": trial.experiment.to_json(),
-            "run_dir": str(trial_directory(root, trial)),
-        }
-        for trial in trials
-    ]
     callback = _TuneCallback({trial.name: trial for trial in trials}, listener, slots, root)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([HEAD_NODE])),
@@ -221,7 +216,6 @@ class _TuneCallback(ray.tune.Callback):
         return {}
 
     def running(self) -> list[Trial]:
-        """Trials whose processes have started."""
         return [self._trials[name] for name in list(self._started)]
 
     def end_trials(self, reason: str) -> None:
@@ -267,10 +261,9 @@ class _TuneCallback(ray.tune.Callback):
     @contextmanager
     def _ending(self, trial: Any) -> Iterator[tuple[Trial, float]]:
         """A trial counts as running until the block, which notifies the listener, has ended."""
-        name = trial.config["trial"]["name"]
-        self._num_left -= 1
-        now = time.monotonic()
+        name, now = trial.config["trial"]["name"], time.monotonic()
         since = self._started.get(name)
+        self._num_left -= 1
         try:
             yield self._trials[name], 0.0 if since is None else now - since
         finally:

@@ -58,7 +58,6 @@ class Factor(Config):
 
     @property
     def paths(self) -> set[str]:
-        """All config paths that the factor sets."""
         if self.arms is None:
             return {self.path}
         return {path for arm in self.arms.values() for path in arm}
@@ -168,10 +167,8 @@ class Study(Config):
 
     @property
     def decider(self) -> Metric:
-        """The metric that decides."""
         task = self.base.task
         return deciding_metric(task) if self.metric is None else metric_named(task, self.metric)
 
     def factor(self, path: str) -> Factor:
-        """The factor at a config path."""
         return next(factor for factor in self.factors if factor.path == path)

@@ -70,22 +70,19 @@ class LocalNodes:
     def kill_trials(self) -> int:
         """Kill the processes of all trials, which run on the head; returns their number."""
         head = _raylet(self._cluster.head_node)
-        trials = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if (process.info["cmdline"] or [""])[0].startswith(TRIAL_TITLE)
-            and head in _ancestors(process.pid)
-        ]
-        for process in trials:
-            process.kill()
-        return len(trials)
+        num_killed = 0
+        for process in psutil.process_iter(["cmdline"]):
+            title = (process.info["cmdline"] or [""])[0]
+            if title.startswith(TRIAL_TITLE) and head in _ancestors(process.pid):
+                process.kill()
+                num_killed += 1
+        return num_killed
 
     def kill_one(self) -> None:
         """Kill the newest node."""
         self._kill(self._nodes[-1])
 
     def add(self) -> None:
-        """Add a node."""
         self._nodes.append(self._add())
 
     def _node_of(self, pid: int) -> Any:

@@ -177,8 +177,7 @@ class LossLog:
         It keeps them, as they were fed, for whoever wants to look.
         """
         is_mine = not bool(torch.isfinite(stacked(losses)).all())
-        ranks = gather_rows(np.array([[0.0 if is_mine else 1.0]]), self.world)[:, 0]
-        culprit = int(ranks.argmin())
+        culprit = int(gather_rows(np.array([[0.0 if is_mine else 1.0]]), self.world)[:, 0].argmin())
         text = ""
         if culprit == self.world.rank:
             micro_batches = batches()

@@ -75,7 +75,6 @@ def dry_run(
     """Forward and backward over the worst batch, as in a step, without an update.
 
     Args:
-        model, optimizer: as they will train.
         batch: the same on every rank.
         state_copies: copies of the parameters that the optimizer will keep from the first step on.
         accumulation: micro-batches per step; two are enough to see the gradients wait.

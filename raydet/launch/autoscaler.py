@@ -142,7 +142,6 @@ def wait_for_nodes(
     """Wait until the workers of one trial can start, and report the reason for the wait.
 
     Args:
-        timeout_s: seconds to wait.
         say: called with a line of text when the reason changes, and every half minute.
         remedy: the nearest setting that needs no further nodes.
 

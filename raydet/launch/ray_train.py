@@ -127,8 +127,7 @@ def _request_growth(experiment: Experiment, run_dir: Path, workers: Workers, *, 
     sizes = _sizes(experiment, workers)
     size = larger_size(sizes, free_resources(), workers.resources, current=current)
     if size is not None:
-        reason = f"free resources for {size} workers instead of {current}"
-        request_stop(run_dir, StopKind.RESTART, reason)
+        request_stop(run_dir, StopKind.RESTART, f"free resources for {size} workers instead of {current}")
     return size is not None
 
 

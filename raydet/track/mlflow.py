@@ -97,7 +97,6 @@ class MLflowTracker:
 
         Args:
             uri: `sqlite:////absolute/path.db`, `http://host:port`, or any other MLflow tracking URI.
-            experiment: name of the experiment.
 
         Raises:
             TrackingError: the server cannot be reached or refuses.

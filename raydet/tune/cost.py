@@ -49,5 +49,4 @@ def study_cost(study: Study, *, num_seeds: int) -> StudyCost:
     source = open_source(study.base.data)
     num_images = len(split_indices(source, study.base.data.split)[0]) * study.base.train.epochs
     num_trials = len(trials) * num_seeds + num_undecided_trials(study, no_events, num_seeds)
-    mean = passes / len(trials)
-    return StudyCost(num_trials, STEP_FACTOR * mean * num_trials * num_images)
+    return StudyCost(num_trials, STEP_FACTOR * (passes / len(trials)) * num_trials * num_images)

@@ -89,12 +89,7 @@ class EarlyStop:
 
 
 class Screening:
-    """Compares the trials of a phase while they run, and stops those that are far behind.
-
-    Args:
-        trials: all trials of the phase.
-        root: the study's directory.
-    """
+    """Compares all trials of a phase while they run, and stops those that are far behind."""
 
     def __init__(self, rule: EarlyStopping, trials: Sequence[Trial], *, root: Path, metric: Metric) -> None:
         self._rule = rule
@@ -114,8 +109,7 @@ class Screening:
     def judge(self, trial: Trial, rows: Rows) -> None:
         """A trial has finished the epochs `rows`: request a stop if it is too far behind."""
         last = self._judged[trial.key]
-        new = [epoch for epoch in self._rungs if last < epoch <= rows[-1].epoch]
-        for epoch in new:
+        for epoch in (rung for rung in self._rungs if last < rung <= rows[-1].epoch):
             self._judged[trial.key] = epoch
             score = utility_at(rows, epoch, self._metric)
             assert score is not None, "the run has reached the rung"

@@ -22,16 +22,11 @@ OBJECT_STORE_BYTES = 100_000_000
 
 
 class LocalNodes:
-    """A head without CPUs, for drivers and trials, and nodes for workers, while the block runs.
-
-    Args:
-        count: number of nodes beside the head.
-        cpus: CPUs per node.
-    """
+    """A head without CPUs, for drivers and trials, and `count` nodes for workers, while the block runs."""
 
     def __init__(self, count: int, *, cpus: int) -> None:
         self._count = count
-        self._cpus = cpus
+        self._cpus = cpus  # per node
 
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="raydet-", ignore_cleanup_errors=True)
@@ -88,8 +83,7 @@ class LocalNodes:
     def _node_of(self, pid: int) -> Any:
         """The node that a process runs on; another one if the process is gone."""
         ancestors = _ancestors(pid)
-        found = (node for node in self._nodes if _raylet(node) in ancestors)
-        return next(found, self._nodes[-1])
+        return next((node for node in self._nodes if _raylet(node) in ancestors), self._nodes[-1])
 
     def _kill(self, node: Any) -> None:
         self._nodes.remove(node)

@@ -155,8 +155,8 @@ def _origin(checkpoint: Path) -> dict[str, str]:
     """Metadata of the run that wrote the checkpoint, as far as known from its directory."""
     from raydet.config import Experiment
 
-    origin = {"checkpoint": checkpoint.absolute().name}
-    config = checkpoint.absolute().parent.parent / "config.json"
+    checkpoint = checkpoint.absolute()
+    origin, config = {"checkpoint": checkpoint.name}, checkpoint.parent.parent / "config.json"
     if config.is_file():
         experiment = Experiment.from_json(config.read_text(), where=str(config))
         origin |= {"name": experiment.name, "fingerprint": experiment.fingerprint()}

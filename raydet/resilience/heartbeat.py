@@ -120,11 +120,10 @@ class Heartbeat:
         used, total = host_memory()
         if used < self._fault_tolerance.host_memory * total:
             return
-        mine = memory_of_this_process()
         text = (
-            f"host RAM, not GPU: {used / GIB:.1f} of {total / GIB:.1f} GiB in use, {mine / GIB:.1f} by rank "
-            f"{self._world.rank} (pid {os.getpid()}) and its loaders; fewer data.loader_threads or workers per node "
-            "take less"
+            f"host RAM, not GPU: {used / GIB:.1f} of {total / GIB:.1f} GiB in use, "
+            f"{memory_of_this_process() / GIB:.1f} by rank {self._world.rank} (pid {os.getpid()}) and its loaders; "
+            "fewer data.loader_threads or workers per node take less"
         )
         self._stop_request.ask(Stop(StopKind.MEMORY, text))
 

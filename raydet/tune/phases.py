@@ -20,15 +20,7 @@ from raydet.tune.cells import (
     trials_of,
 )
 from raydet.tune.journal import Events, Journal
-from raydet.tune.study import (
-    ConfirmationPhase,
-    ControlPhase,
-    GridPhase,
-    Phase,
-    PromotionPhase,
-    Study,
-    Value,
-)
+from raydet.tune.study import ConfirmationPhase, ControlPhase, GridPhase, Phase, PromotionPhase, Study, Value
 
 
 def cells_by_phase(study: Study, journal: Events) -> dict[str, tuple[Cell, ...]]:

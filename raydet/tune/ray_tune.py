@@ -100,6 +100,10 @@ def execute_trials(
         experiment = trial.experiment.to_json()
         specs.append({"name": trial.name, "experiment": experiment, "run_dir": str(run_dir)})
     (root / STOP_FILE).unlink(missing_ok=True)
+    task_code = None
+    if options.task_code is not None:
+        task_code = root / "task.py"  # every node can read it there
+        write_atomically(task_code, options.task_code.read_text())
     callback = _TuneCallback({trial.name: trial for trial in trials}, listener, slots, root)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([HEAD_NODE])),
@@ -108,7 +112,7 @@ def execute_trials(
             "study": str(root),
             "workers": dataclasses.asdict(share),
             "fault_tolerance": dataclasses.asdict(options.fault_tolerance),
-            "task_code": None if options.task_code is None else str(_copied(options.task_code, root)),
+            "task_code": None if task_code is None else str(task_code),
         },
         tune_config=ray.tune.TuneConfig(search_alg=slots.searcher, reuse_actors=True),
         run_config=ray.tune.RunConfig(
@@ -133,13 +137,6 @@ def execute_trials(
         raise
     finally:
         slots.close()
-
-
-def _copied(code: Path, root: Path) -> Path:
-    """A copy of a custom task's code in the study's directory, which every node can read."""
-    copy = root / "task.py"
-    write_atomically(copy, code.read_text())
-    return copy
 
 
 @contextmanager

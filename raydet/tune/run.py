@@ -42,14 +42,7 @@ from raydet.tune.study import (
 )
 from raydet.tune.summary import Summary
 from raydet.tune.trial_listener import TrialListener
-from raydet.tune.trial_status import (
-    Status,
-    TrialRecord,
-    candidates_of,
-    contenders,
-    ranking_table,
-    records_of,
-)
+from raydet.tune.trial_status import Status, TrialRecord, candidates_of, contenders, ranking_table, records_of
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")

@@ -125,16 +125,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
             meter=meter,
             budget=options.budget,
         )
-        run = StudyRun(
-            study=study,
-            options=options,
-            root=root,
-            journal=journal,
-            meter=meter,
-            tracker=tracker,
-            view=view,
-            stack=stack,
-        )
+        run = StudyRun(study, options, root, journal, meter, tracker, view, stack)
         if deviation is not None:
             view.say(f"deviation from the protocol, shown in the report: {'; '.join(deviation.changes)}")
         with view.live():
@@ -350,8 +341,8 @@ class StudyRun:
             )
             self.stack.enter_context(cluster())
             self.has_cluster = True
-        screening = None
-        if (rule := self._early_stopping(phase)) is not None:
+        screening, rule = None, self._early_stopping(phase)
+        if rule is not None:
             in_phase = [record.trial for record in self._records_of_phase(phase.name)]
             screening = Screening(rule, in_phase, root=self.root, metric=self.study.decider)
         try:
@@ -373,17 +364,8 @@ class StudyRun:
         return self.options.early_stopping if is_screening(phase) else None
 
     def _listener(self, phase: str, screening: Screening | None = None) -> TrialListener:
-        return TrialListener(
-            phase,
-            root=self.root,
-            journal=self.journal,
-            meter=self.meter,
-            tracker=self.tracker,
-            view=self.view,
-            screening=screening,
-            will_retry=self._will_retry,
-            on_ended=self._summary.ended,
-        )
+        shared = (self.root, self.journal, self.meter, self.tracker, self.view)
+        return TrialListener(phase, *shared, screening, self._will_retry, self._summary.ended)
 
     def _will_retry(self, trial: Trial) -> bool:
         """Whether a trial has retries left; failures before it was stopped early do not count."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,19 +22,37 @@ from raydet.models.build import build_model
 from raydet.parallel.collectives import World
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointStall:
+    """Medians over the checkpoints, in seconds."""
+
+    name: str
+    device: str
+    tensors: int
+    bytes: int
+    repeats: int
+    copy_s: float
+    """Of a bare copy of the same tensors to allocated host memory."""
+    blocked_s: float
+    """For which the caller waits."""
+    stall_over_copy: float
+    first_blocked_s: float
+    """The first checkpoint allocates the host memory."""
+    committed_s: float
+    """Until all is on disk."""
+    write_gb_per_s: float
+    load_s: float
+    """To verify and load a checkpoint."""
+
+
 def checkpoint_stall(
     experiment: Experiment, *, directory: Path, repeats: int, device: torch.device | None = None
-) -> dict[str, Any]:
+) -> CheckpointStall:
     """Write checkpoints of an experiment's model and optimizer from one process.
 
     Args:
         directory: a directory on the disk to measure; the checkpoints are removed afterwards.
         repeats: checkpoints that count, after one that allocates the host memory.
-
-    Returns:
-        Medians, times in seconds: `blocked_s` for which the caller waits, `copy_s` of a bare copy of the same tensors
-        to allocated host memory, `stall_over_copy` their ratio, `first_blocked_s` of the first checkpoint,
-        `committed_s` until all is on disk, `write_gb_per_s` until then, `load_s` to verify and load it; `bytes`.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -62,20 +80,20 @@ def checkpoint_stall(
         load_checkpoint(newest, model=model, optimizer=optimizer)
         load_s = time.perf_counter() - started
     copy_s, blocked_s, committed_s = (statistics.median(x[1:]) for x in (copies, blocked, committed))
-    return {
-        "name": experiment.name,
-        "device": str(world.device),
-        "tensors": len(tensors),
-        "bytes": num_bytes,
-        "repeats": repeats,
-        "copy_s": copy_s,
-        "blocked_s": blocked_s,
-        "stall_over_copy": blocked_s / copy_s,
-        "first_blocked_s": blocked[0],
-        "committed_s": committed_s,
-        "write_gb_per_s": num_bytes / (committed_s - blocked_s) / 1e9,
-        "load_s": load_s,
-    }
+    return CheckpointStall(
+        name=experiment.name,
+        device=str(world.device),
+        tensors=len(tensors),
+        bytes=num_bytes,
+        repeats=repeats,
+        copy_s=copy_s,
+        blocked_s=blocked_s,
+        stall_over_copy=blocked_s / copy_s,
+        first_blocked_s=blocked[0],
+        committed_s=committed_s,
+        write_gb_per_s=num_bytes / (committed_s - blocked_s) / 1e9,
+        load_s=load_s,
+    )
 
 
 def _fill_state(optimizer: torch.optim.Optimizer) -> None:

@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import TypedDict
 
 import numpy as np
 
-from raydet.check.alignment import Alignment, Verdict
+from raydet.check.alignment import Alignment
 from raydet.check.duplicates import duplicate_findings, near_pairs
 from raydet.check.examine import SIZE_NAMES, ImageRecord, Settings
 from raydet.check.findings import KINDS, SEVERITIES, Finding
@@ -25,6 +25,24 @@ OFFSET_MIN_PX = 2.0
 OFFSET_MIN_PAIRS = 20
 OFFSET_SHARE = 0.8
 """The set has an offset if this share of the determined pairs deviates from the median shift by at most half of it."""
+
+
+ClassRow = TypedDict(
+    "ClassRow",
+    {"class": str, "small": int, "medium": int, "large": int, "train": int, "val": int, "all": int},
+)
+"""Number of boxes of a class by size and by side of the split."""
+
+
+class AlignmentRow(TypedDict):
+    """How often two modalities are aligned, and their median displacement; None: no pair can be told."""
+
+    pair: str
+    aligned: int
+    misaligned: int
+    cannot_tell: int
+    median_x_px: float | None
+    median_y_px: float | None
 
 
 @dataclass(slots=True)
@@ -57,12 +75,13 @@ class Gathered:
             groups[finding.kind].append(finding)
         return {kind: found for kind, found in groups.items() if found}
 
-    def class_rows(self) -> list[dict[str, Any]]:
-        """Number of boxes of each class by size and by side of the split."""
+    def class_rows(self) -> list[ClassRow]:
         return [
             {
                 "class": name,
-                **{size: self.boxes[label, size] for size in SIZE_NAMES},
+                "small": self.boxes[label, "small"],
+                "medium": self.boxes[label, "medium"],
+                "large": self.boxes[label, "large"],
                 "train": self.boxes_by_side["train", label],
                 "val": self.boxes_by_side["val", label],
                 "all": sum(self.boxes[label, size] for size in SIZE_NAMES),
@@ -70,8 +89,7 @@ class Gathered:
             for label, name in enumerate(self.classes)
         ]
 
-    def alignment_rows(self) -> list[dict[str, Any]]:
-        """Verdicts and the median displacement for every two modalities."""
+    def alignment_rows(self) -> list[AlignmentRow]:
         pairs: dict[str, list[Alignment]] = {}
         for _, _, each in self.alignments:
             pairs.setdefault(f"{each.first}-{each.second}", []).append(each)
@@ -80,8 +98,16 @@ class Gathered:
             counts = Counter(each.verdict for each in found)
             shifts = [each.shift_xy for each in found if each.verdict != "cannot_tell"]
             x, y = np.median(shifts, axis=0).round(2).tolist() if shifts else (None, None)
-            verdicts = {name: counts[name] for name in get_args(Verdict)}
-            rows.append({"pair": pair, **verdicts, "median_x_px": x, "median_y_px": y})
+            rows.append(
+                AlignmentRow(
+                    pair=pair,
+                    aligned=counts["aligned"],
+                    misaligned=counts["misaligned"],
+                    cannot_tell=counts["cannot_tell"],
+                    median_x_px=x,
+                    median_y_px=y,
+                )
+            )
         return rows
 
 

@@ -25,15 +25,15 @@ Names are those of the source. The file contains no time and no output path: equ
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from raydet.check.examine import Settings
 from raydet.check.findings import KINDS, SEVERITIES
 from raydet.check.gather import Gathered, cause_of
 
 
-def as_json(found: Gathered, settings: Settings, source: dict[str, Any]) -> dict[str, Any]:
+def as_json(found: Gathered, settings: Settings, source: Mapping[str, object]) -> dict[str, object]:
     """The content of check.json, as described above."""
     return {
         "format": 1,

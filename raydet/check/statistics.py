@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,6 +22,19 @@ SATURATED_SHARE = 0.5
 FLOAT_SLACK = 1e-6
 
 Floats = NDArray[np.float64]
+
+
+class ChannelRow(TypedDict):
+    """Statistics of a channel, on a 0..1 scale; shares are of its pixels."""
+
+    channel: int
+    mean: float
+    std: float
+    min: float | None
+    """None: no pixel is finite."""
+    max: float | None
+    share_zero: float
+    share_full: float
 
 
 @dataclass(slots=True)
@@ -54,8 +67,8 @@ class ChannelSums:
         self.is_grey &= other.is_grey
         self.images += other.images
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per channel: mean, std, min, max on a 0..1 scale, shares of pixels at 0 and at full scale."""
+    def rows(self) -> list[ChannelRow]:
+        """One row per channel."""
         count_C = np.maximum(self.count_C, 1)
         mean_C = self.sum_C / count_C
         std_C = np.sqrt(np.maximum(self.squares_C / count_C - mean_C**2, 0))

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
+from raydet.checkpoint.manifest import FileInfo
 from raydet.errors import CheckpointError
 from raydet.parallel.collectives import World
 
@@ -131,10 +132,9 @@ def _my_offsets(tensor: DTensor) -> tuple[int, ...] | None:
     coordinate = tensor.device_mesh.get_coordinate()
     if coordinate is None or tensor.to_local().numel() == 0:
         return None
-    copies = [
-        at for at, kind in zip(coordinate, tensor.placements, strict=True) if isinstance(kind, Replicate)
-    ]
-    return None if any(copies) else offsets_of(tensor)
+    placements = zip(coordinate, tensor.placements, strict=True)
+    is_copy = any(at for at, kind in placements if isinstance(kind, Replicate))
+    return None if is_copy else offsets_of(tensor)
 
 
 def offsets_of(tensor: Tensor) -> tuple[int, ...]:
@@ -178,12 +178,8 @@ class HostCopy:
         if self.pinned:
             torch.cuda.synchronize()
 
-    def write(self, path: Path) -> dict[str, Any]:
-        """Write the shard and flush it to the disk.
-
-        Returns:
-            `sha256` and `bytes`, its size.
-        """
+    def write(self, path: Path) -> FileInfo:
+        """Write the shard and flush it to the disk."""
         data = self._memory.numpy().data[: self._size]
         header = _header(self._blocks)
         digest = hashlib.sha256(header)
@@ -199,7 +195,7 @@ class HostCopy:
 
 def _header(blocks: list[Block]) -> bytes:
     offsets = {block.name: {OFFSETS_FIELD: list(block.offsets)} for block in blocks}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", OFFSETS_KEY: json.dumps(offsets)}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", OFFSETS_KEY: json.dumps(offsets)}}
     end = 0
     for block in blocks:
         start, end = end, end + block.values.nbytes
@@ -301,7 +297,7 @@ class ShardReader:
                 mine[_box(starts, ends, offsets)].copy_(source)
 
     def whole(self, name: str, stored: StoredTensor) -> Tensor:
-        """The whole tensor, on the host."""
+        """The tensor, on the host."""
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
         self.fill(name, tensor, stored)
         return tensor

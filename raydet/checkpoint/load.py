@@ -61,7 +61,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     world: World | None = None,
     is_verified: bool = False,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Load a verified checkpoint into the model and, if given, the optimizer; called on every rank.
 
     Args:
@@ -157,7 +157,7 @@ def export_weights(
         raise CheckpointError(f"cannot write {destination}: {error}") from error
 
 
-def _load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+def _load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Mapping[str, Any]:
     index = stored_tensors(directory)
     weights = {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
     _check_model(directory, weights, index)

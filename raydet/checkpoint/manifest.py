@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from raydet.errors import CheckpointError, OtherFormatError
 
@@ -18,6 +18,13 @@ STATE = "state.json"
 FORMAT = 3
 """Incremented when this and an older raydet cannot read each other's checkpoints."""
 HASH_THREADS = 4
+
+
+class FileInfo(TypedDict):
+    """What identifies the content of a file."""
+
+    sha256: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +37,8 @@ class Manifest:
     """Class name of the optimizer whose state is in the shards."""
     score: float | None
     """The higher the better; None: the model was not evaluated."""
-    files: Mapping[str, Mapping[str, Any]]
-    """`sha256` and `bytes` of every file but the manifest."""
+    files: Mapping[str, FileInfo]
+    """All files but the manifest."""
 
     @property
     def num_bytes(self) -> int:
@@ -51,8 +58,8 @@ class Manifest:
         return json.dumps({**body, "sha256": digest}, indent=2) + "\n"
 
 
-def write_durably(path: Path, text: str) -> dict[str, Any]:
-    """Write a new file and flush it to the disk; returns its `sha256` and `bytes`."""
+def write_durably(path: Path, text: str) -> FileInfo:
+    """Write a new file and flush it to the disk."""
     content = text.encode()
     with path.open("xb") as file:
         file.write(content)
@@ -118,8 +125,7 @@ def verify_checkpoint(directory: Path) -> None:
     Raises:
         CheckpointError: the manifest is missing or unreadable, or a file is missing or differs.
     """
-    damaged = damaged_files(directory)
-    if damaged:
+    if damaged := damaged_files(directory):
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise CheckpointError(damaged[0] + more)
 
@@ -138,14 +144,13 @@ def _damage(path: Path, *, sha256: str, bytes: int) -> str:
     return "" if digest == sha256 else f"{path}: expected sha256 {sha256}, got {digest}: file damaged"
 
 
-def read_state(directory: Path) -> dict[str, Any]:
+def read_state(directory: Path) -> Mapping[str, Any]:
     """The part of a checkpoint that is not a tensor.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     try:
-        state: dict[str, Any] = json.loads((directory / STATE).read_text())
+        return json.loads((directory / STATE).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory / STATE}: {error}") from error
-    return state

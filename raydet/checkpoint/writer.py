@@ -19,7 +19,15 @@ from torch import nn
 
 from raydet.checkpoint.blocks import HostCopy, blocks_to_write, describe, lane_blocks, read_index
 from raydet.checkpoint.load import CARRY, checkpoint_tensors, shard_name
-from raydet.checkpoint.manifest import MANIFEST, STATE, Manifest, read_manifest, sync_directory, write_durably
+from raydet.checkpoint.manifest import (
+    MANIFEST,
+    STATE,
+    FileInfo,
+    Manifest,
+    read_manifest,
+    sync_directory,
+    write_durably,
+)
 from raydet.checkpoint.retention import checkpoint_name, checkpoints_to_drop, newest_checkpoint
 from raydet.errors import CheckpointError, HostMemoryError, PreemptedError, RaydetError, WorkerLostError
 from raydet.parallel.collectives import World, broadcast_text, gather_texts, host_group
@@ -72,7 +80,7 @@ class CheckpointWriter:
         step: int | None = None,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        state: Mapping[str, Any],
+        state: Mapping[str, object],
         score: float | None,
         carry: Carry | None = None,
     ) -> float:
@@ -168,7 +176,7 @@ class CheckpointWriter:
         self._remove_leftovers()
         draft.mkdir()
 
-    def _commit(self, pending: _Pending, draft: Path, files: dict[str, Any]) -> None:
+    def _commit(self, pending: _Pending, draft: Path, files: Mapping[str, FileInfo]) -> None:
         stored = {name: str(tensor) for name, tensor in read_index(draft / name for name in files).items()}
         if stored != pending.tensors:
             missing = sorted(set(pending.tensors.items()) - set(stored.items()))

@@ -91,7 +91,6 @@ def _choices(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
 
 
 def lines_of(report: StepReport) -> Iterator[str]:
-    """The report as lines of text."""
     height, width = report.canvas_hw
     yield (
         f"{report.experiment}: {report.batch} x {height} x {width}, {report.objects} objects, "

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raydet.cli import options
 from raydet.cli.options import adjusted, interruptible, starting_experiment
+
+if TYPE_CHECKING:
+    from raydet.bench.checkpoint import CheckpointStall
 
 
 def checkpoint(
@@ -32,19 +36,16 @@ def checkpoint(
     device = select_device(use_gpu)
     with interruptible():
         found = checkpoint_stall(experiment, directory=directory, repeats=repeats, device=device)
-    typer.echo(json.dumps(found) if as_json else _text(found))
+    typer.echo(json.dumps(asdict(found)) if as_json else _text(found))
 
 
-def _text(found: dict[str, Any]) -> str:
-    return "\n".join(
-        (
-            f"{found['name']} on {found['device']}: {found['tensors']} tensors, {found['bytes'] / 1e9:.2f} GB, "
-            f"median of {found['repeats']}",
-            f"training waits      {found['blocked_s']:8.3f} s   "
-            f"{found['stall_over_copy']:.2f} x the bare copy to the host",
-            f"  bare copy         {found['copy_s']:8.3f} s",
-            f"  first checkpoint  {found['first_blocked_s']:8.3f} s   allocates host memory",
-            f"on the disk after   {found['committed_s']:8.3f} s   {found['write_gb_per_s']:.2f} GB/s",
-            f"verify and load     {found['load_s']:8.3f} s",
-        )
+def _text(found: CheckpointStall) -> str:
+    return (
+        f"{found.name} on {found.device}: {found.tensors} tensors, {found.bytes / 1e9:.2f} GB, "
+        f"median of {found.repeats}\n"
+        f"training waits      {found.blocked_s:8.3f} s   {found.stall_over_copy:.2f} x the bare copy to the host\n"
+        f"  bare copy         {found.copy_s:8.3f} s\n"
+        f"  first checkpoint  {found.first_blocked_s:8.3f} s   allocates host memory\n"
+        f"on the disk after   {found.committed_s:8.3f} s   {found.write_gb_per_s:.2f} GB/s\n"
+        f"verify and load     {found.load_s:8.3f} s"
     )

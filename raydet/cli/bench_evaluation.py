@@ -31,7 +31,6 @@ def evaluation(
 
 
 def lines_of(report: EvaluationReport) -> Iterator[str]:
-    """The report as lines of text."""
     size = report.size
     yield (
         f"{size.images} images x {size.detections} detections, {size.classes} classes; median of {report.repeats}, "

@@ -55,7 +55,6 @@ def loader(
 
 
 def lines_of(report: LoaderReport) -> Iterator[str]:
-    """The report as lines of text."""
     events = ", events simulated" if report.is_event_simulated else ""
     height, width = report.size_hw
     yield (

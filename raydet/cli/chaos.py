@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,10 +68,15 @@ def chaos(
         longest_pause_s=pause,
         patience_s=patience,
     )
-    with interruptible("nothing has been verified"), _directory(storage) as directory:
+    place: AbstractContextManager[str] = (
+        tempfile.TemporaryDirectory(prefix="raydet-chaos-", ignore_cleanup_errors=True)
+        if storage is None
+        else nullcontext(str(local_directory(storage, "--storage")))
+    )
+    with interruptible("nothing has been verified"), place as directory:
         disturbed = Chaos(
             study_arguments(command),
-            storage=directory,
+            storage=Path(directory),
             options=options,
             tell=lambda kill: None if as_json else typer.echo(kill),
         )
@@ -94,15 +99,6 @@ def study_arguments(command: Sequence[str]) -> list[str]:
     raise ConfigError(
         f"chaos: expected a study's command, e.g. tune --space gaff_phase1, got {' '.join(command)!r}"
     )
-
-
-@contextmanager
-def _directory(storage: str | None) -> Iterator[Path]:
-    if storage is not None:
-        yield local_directory(storage, "--storage")
-        return
-    with tempfile.TemporaryDirectory(prefix="raydet-chaos-", ignore_cleanup_errors=True) as directory:
-        yield Path(directory)
 
 
 def _print_report(report: ChaosReport, as_json: bool) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,6 +24,19 @@ app = typer.Typer(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of `raydet ckpt ls`; a damaged checkpoint has only a name."""
+
+    name: str
+    epoch: int | None = None
+    step: int | None = None
+    score: float | None = None
+    bytes: int | None = None
+    world_size: int | None = None
+    verified: str = "damaged"
+
+
 @app.command("ls")
 def list_checkpoints(
     directory: Annotated[Path, typer.Argument(help="A run's directory, or its checkpoints/.")],
@@ -33,17 +46,15 @@ def list_checkpoints(
     """List the checkpoints of a run."""
     rows = [_row(path, verify) for path in _checkpoints(directory)]
     if as_json:
-        typer.echo(json.dumps({"checkpoints": rows}))
+        typer.echo(json.dumps({"checkpoints": [asdict(row) for row in rows]}))
         return
     typer.echo(f"{'name':24} {'epoch':>5} {'step':>8} {'score':>7} {'MiB':>9} {'ranks':>5}  verified")
     for row in rows:
-        score, size = row["score"], row["bytes"]
-        typer.echo(
-            f"{row['name']:24} {_or_dash(row['epoch']):>5} {_or_dash(row['step']):>8} "
-            f"{'-' if score is None else f'{score:.4f}':>7} "
-            f"{'-' if size is None else f'{size / 2**20:,.1f}':>9} {_or_dash(row['world_size']):>5}  "
-            f"{row['verified']}"
-        )
+        score = "-" if row.score is None else f"{row.score:.4f}"
+        size = "-" if row.bytes is None else f"{row.bytes / 2**20:,.1f}"
+        numbers = (row.epoch, row.step, row.world_size)
+        epoch, step, ranks = ("-" if number is None else str(number) for number in numbers)
+        typer.echo(f"{row.name:24} {epoch:>5} {step:>8} {score:>7} {size:>9} {ranks:>5}  {row.verified}")
 
 
 @app.command()
@@ -55,7 +66,10 @@ def verify(
     """Compare every file with the manifest; exit code 3 if one is damaged."""
     from raydet.checkpoint.manifest import damaged_files
 
-    checkpoints = [found for path in paths for found in _checkpoints_at(path)]
+    checkpoints = []
+    for path in paths:
+        is_checkpoint = path.name.startswith("epoch_") or (path / "manifest.json").exists()
+        checkpoints += [path] if is_checkpoint else _checkpoints(path)
     damaged = [line for checkpoint in checkpoints for line in damaged_files(checkpoint)]
     for line in damaged:
         typer.echo(line, err=True)
@@ -118,43 +132,32 @@ def _checkpoints(directory: Path) -> list[Path]:
     return found
 
 
-def _checkpoints_at(path: Path) -> list[Path]:
-    """A checkpoint itself, damaged or not, or the checkpoints of a run."""
-    return (
-        [path] if path.name.startswith("epoch_") or (path / "manifest.json").exists() else _checkpoints(path)
-    )
-
-
-def _row(path: Path, verify: bool) -> dict[str, Any]:
+def _row(path: Path, verify: bool) -> _Row:
     from raydet.checkpoint.manifest import damaged_files, read_manifest, read_state
 
-    row: dict[str, Any] = dict.fromkeys(("epoch", "step", "score", "bytes", "world_size"))
     try:
         manifest, state = read_manifest(path), read_state(path)
     except CheckpointError:
-        return {"name": path.name, **row, "verified": "damaged"}
+        return _Row(path.name)
     is_damaged = verify and bool(damaged_files(path))
-    row = {
-        "epoch": state.get("epoch"),
-        "step": state.get("step"),
-        "score": manifest.score,
-        "bytes": manifest.num_bytes,
-        "world_size": manifest.world_size,
-    }
-    return {"name": path.name, **row, "verified": "damaged" if is_damaged else "yes" if verify else "no"}
+    return _Row(
+        path.name,
+        epoch=state.get("epoch"),
+        step=state.get("step"),
+        score=manifest.score,
+        bytes=manifest.num_bytes,
+        world_size=manifest.world_size,
+        verified="damaged" if is_damaged else "yes" if verify else "no",
+    )
 
 
 def _origin(checkpoint: Path) -> dict[str, str]:
     """Metadata of the run that wrote the checkpoint, as far as known from its directory."""
     from raydet.config import Experiment
 
-    origin = {"checkpoint": checkpoint.absolute().name}
-    config = checkpoint.absolute().parent.parent / "config.json"
+    checkpoint = checkpoint.absolute()
+    origin, config = {"checkpoint": checkpoint.name}, checkpoint.parent.parent / "config.json"
     if config.is_file():
         experiment = Experiment.from_json(config.read_text(), where=str(config))
         origin |= {"name": experiment.name, "fingerprint": experiment.fingerprint()}
     return origin
-
-
-def _or_dash(value: object) -> str:
-    return "-" if value is None else str(value)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from raydet.cli.options import (
     AsJsonOption,
+    Choice,
     SetOption,
     adjusted,
     interruptible,
@@ -61,8 +63,8 @@ def convert(
     from raydet.data.shards.manifest import Encoding
     from raydet.data.sources.bad_samples import OnBad
 
-    chosen: Any = _one_of(encoding, get_args(Encoding), "--encoding")
-    policy: Any = _one_of(on_bad, get_args(OnBad), "--on-bad")
+    chosen = _one_of(encoding, get_args(Encoding), "--encoding")
+    policy = _one_of(on_bad, get_args(OnBad), "--on-bad")
     experiment = adjusted(starting_experiment(None, None), data=spec, sets=sets, on_bad=policy)
     from raydet.data.convert import convert as convert_source
 
@@ -78,7 +80,12 @@ def convert(
             anew=anew,
             report=_report,
         )
-    typer.echo(json.dumps(_summary(manifest)) if as_json else _text(manifest, destination))
+    size_bytes = sum(shard.size_bytes for shard in manifest.shards)
+    if as_json:  # without the list of shards
+        rest = manifest.model_dump(mode="json", exclude={"shards", "plan"})
+        typer.echo(json.dumps(rest | {"num_shards": len(manifest.shards), "size_bytes": size_bytes}))
+    else:
+        typer.echo(_text(manifest, destination, size_bytes))
 
 
 def _report(done: int, total: int) -> None:
@@ -87,28 +94,20 @@ def _report(done: int, total: int) -> None:
         typer.echo(f"\r{done}/{total} shards", nl=done == total, err=True)
 
 
-def _cluster() -> Any:
+def _cluster() -> AbstractContextManager[None]:
     from raydet.launch.cluster import cluster
 
     return cluster()
 
 
-def _one_of(text: str, known: tuple[str, ...], flag: str) -> str:
+def _one_of(text: str, known: Sequence[Choice], flag: str) -> Choice:
     chosen = parse_choices(text, known, flag)
     if len(chosen) != 1:
         raise ConfigError(f"{flag} must be one of {', '.join(known)}, got {text!r}")
     return chosen[0]
 
 
-def _summary(manifest: Manifest) -> dict[str, Any]:
-    """The manifest without its list of shards."""
-    size_bytes = sum(shard.size_bytes for shard in manifest.shards)
-    rest = manifest.model_dump(mode="json", exclude={"shards", "plan"})
-    return rest | {"num_shards": len(manifest.shards), "size_bytes": size_bytes}
-
-
-def _text(manifest: Manifest, destination: str) -> str:
-    size_bytes = sum(shard.size_bytes for shard in manifest.shards)
+def _text(manifest: Manifest, destination: str, size_bytes: int) -> str:
     lines = [
         f"{destination}: {manifest.images} images in {len(manifest.shards)} shards ({manifest.encoding}), "
         f"{size_bytes / 1e6:,.1f} MB, {size_bytes / max(1, manifest.images) / 1e3:,.0f} kB per image",

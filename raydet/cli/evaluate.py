@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raydet.cli import options
 from raydet.cli.options import describe_run, interruptible, open_run, output_directory
+
+if TYPE_CHECKING:
+    from raydet.engine.evaluator import Scores
+    from raydet.engine.open_run import TrainedRun
 
 
 def evaluate(
@@ -32,20 +36,15 @@ def evaluate(
     found |= {"metrics": scores.metrics, "per_class": scores.per_class}
     if output is not None:
         output.write_text(json.dumps(found, indent=2) + "\n")
-    lines = [opened.experiment.data.simulation_note, *_lines(found)]
+    lines = [opened.experiment.data.simulation_note, *_lines(opened, scores)]
     typer.echo(json.dumps(found) if as_json else "\n".join(filter(None, lines)))
 
 
-def _lines(found: dict[str, Any]) -> Iterator[str]:
+def _lines(run: TrainedRun, scores: Scores) -> Iterator[str]:
     yield (
-        f"{found['run']}, {found['checkpoint']}: {found['images']} images ({found['data']['kind']}), "
-        f"{', '.join(found['modalities'])}"
+        f"{run.run_dir}, {run.checkpoint.name}: {len(run.val_indices)} images "
+        f"({run.experiment.data.source.kind}), {', '.join(run.model.modalities)}"
     )
-    for name, value in found["metrics"].items():
-        yield _row(name, value)
-    for name, value in found["per_class"].items():
-        yield _row(name.replace("/", " "), value)
-
-
-def _row(name: str, value: float | None) -> str:
-    return f"{name:20} " + ("no objects in this bin" if value is None else f"{value:.4f}")
+    classes = {name.replace("/", " "): value for name, value in scores.per_class.items()}
+    for name, value in [*scores.metrics.items(), *classes.items()]:
+        yield f"{name:20} " + ("no objects in this bin" if value is None else f"{value:.4f}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
@@ -171,7 +171,7 @@ def open_run(run: Path, *, data: str | None, use_gpu: bool | None) -> TrainedRun
     return open_trained(run.absolute(), data=source, device=select_device(use_gpu))
 
 
-def describe_run(run: TrainedRun) -> dict[str, Any]:
+def describe_run(run: TrainedRun) -> dict[str, object]:
     """The detector and the images of a run, for JSON output."""
     data = run.experiment.data
     return {
@@ -222,7 +222,7 @@ def adjusted(
         from raydet.data.build import adopt_source, detect_source
 
         experiment = adopt_source(experiment, detect_source(data), on_bad=on_bad)
-    flags: dict[str, Any] = {}
+    flags: dict[str, object] = {}
     if backbone is not None:
         label, settings = _backbone_settings(experiment, backbone)
         flags |= settings
@@ -232,7 +232,7 @@ def adjusted(
     return apply_overrides(apply_overrides(experiment, flags), parse_overrides(sets))
 
 
-def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, dict[str, Any]]:
+def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, Mapping[str, object]]:
     """The label and the settings of `--backbone`; another MiT variant keeps the other settings of a MiT."""
     from raydet.config import MiTConfig, MiTVariant
 
@@ -244,7 +244,7 @@ def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, dict[str
     return f"mit_{variant}", {"model.backbone": {"kind": "mit", "variant": variant}}
 
 
-def parse_overrides(sets: Sequence[str] | None) -> dict[str, Any]:
+def parse_overrides(sets: Sequence[str] | None) -> dict[str, object]:
     """Overrides by config path, from `--set` options."""
     from raydet.config import parse_override
 

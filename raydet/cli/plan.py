@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -70,9 +70,9 @@ class _Answer:
     def fits(self) -> bool:
         return self.ledger.peak_bytes <= self.memory_bytes
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         best = self.recommendation
-        answer = {
+        answer: dict[str, object] = {
             "name": self.experiment.name,
             "backbone": self.experiment.model.backbone.label,
             "gpus": self.gpus,
@@ -126,9 +126,7 @@ class _Answer:
                 [
                     (
                         row.name,
-                        format_bytes(row.bytes),
-                        format_bytes(row.image_bytes) if row.image_bytes else "",
-                        format_bytes(row.peak_bytes) if row.peak_bytes else "",
+                        *(format_bytes(x) if x else "" for x in (row.bytes, row.image_bytes, row.peak_bytes)),
                     )
                     for row in found.rows
                     if row.bytes
@@ -210,7 +208,7 @@ def _answer(experiment: Experiment, gpus: int, gpu_memory: str, objects: int, wi
     )
 
 
-def _option_json(option: Option) -> dict[str, Any]:
+def _option_json(option: Option) -> dict[str, object]:
     return {
         "strategy": option.strategy,
         "activation_checkpointing": option.activation_checkpointing,

@@ -38,9 +38,5 @@ def log_report(written: Report, study: Path, tracking_uri: str | None) -> None:
     tracker = existing_tracker(tracking_uri, directory=study.parent, experiment=study.name)
     if tracker is not None:
         track_report(
-            tracker,
-            written.phase,
-            written.files,
-            root=written.page.parent,
-            conclusions=written.conclusions,
+            tracker, written.phase, written.files, root=written.page.parent, conclusions=written.conclusions
         )

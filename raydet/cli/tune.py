@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +22,7 @@ from raydet.errors import ConfigError, RaydetError
 
 if TYPE_CHECKING:
     from raydet.tune.early_stopping import EarlyStopping
+    from raydet.tune.run import StudyPlan
 
 SeedsOption = Annotated[
     int | None,
@@ -184,7 +184,7 @@ def _early_stopping(epochs: int | None, reduction: int | None) -> EarlyStopping 
     return EarlyStopping(epochs, DEFAULT_REDUCTION if reduction is None else reduction)
 
 
-def _print_study_plan(plan: Mapping[str, Any], as_json: bool) -> None:
+def _print_study_plan(plan: StudyPlan, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(plan))
         return

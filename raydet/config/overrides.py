@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from raydet.config.experiment import Experiment
 from raydet.config.moved import current_path
 from raydet.errors import ConfigError
 
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+JsonObject: TypeAlias = "dict[str, Json]"
+Schema: TypeAlias = Mapping[str, Any]
+"""A JSON schema, or a part of one."""
 
-def parse_override(text: str) -> tuple[str, Any]:
+
+def parse_override(text: str) -> tuple[str, Json]:
     """Split `path=value`; the value is JSON where it can be read so, else a string.
 
     >>> parse_override("optim.lr=0.01")
@@ -44,7 +49,7 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
         ConfigError: a path does not exist (the nearest ones are named), or the result is not a valid experiment.
     """
     overrides = {current_path(path): value for path, value in overrides.items()}
-    tree = json.loads(experiment.model_dump_json())
+    tree: JsonObject = json.loads(experiment.model_dump_json())
     # `kind` first, outer before inner, so that `optim.kind=adamw optim.betas=[...]` works in any order.
     for path, value in sorted(overrides.items(), key=lambda i: (not i[0].endswith(".kind"), i[0].count("."))):
         tree = _replaced(tree, path.split("."), value, path)
@@ -54,7 +59,7 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Exp
     return Experiment.from_json(json.dumps(tree), where=where)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every leaf of a nested mapping with its dotted path."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -63,15 +68,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _replaced(tree: dict[str, Any], keys: Sequence[str], value: Any, path: str) -> dict[str, Any]:
+def _replaced(tree: JsonObject, keys: Sequence[str], value: Json, path: str) -> JsonObject:
     head, rest = keys[0], keys[1:]
     if head not in tree:
         raise ConfigError(_unknown(path, path.split(".")[: -len(keys)], list(tree)))
     if not rest:
         return tree | {head: value}
-    if not isinstance(tree[head], dict):
+    section = tree[head]
+    if not isinstance(section, dict):
         raise ConfigError(f"unknown config key {path!r}: {path[: -len('.'.join(rest)) - 1]!r} has no parts")
-    return tree | {head: _replaced(tree[head], rest, value, path)}
+    return tree | {head: _replaced(section, rest, value, path)}
 
 
 def _unknown(path: str, parents: Sequence[str], known: Sequence[str]) -> str:
@@ -82,39 +88,29 @@ def _unknown(path: str, parents: Sequence[str], known: Sequence[str]) -> str:
     return f"unknown config key {path!r}; {hint}"
 
 
-def _with_new_member(tree: dict[str, Any], path: str) -> dict[str, Any]:
+def _with_new_member(tree: JsonObject, path: str) -> JsonObject:
     """After `kind` has changed: drop the fields that the new member lacks, add its defaults."""
     parents = path.split(".")[:-1]
-    node = tree
+    schema: Schema = Experiment.model_json_schema()
+    node, section = schema, tree
     for key in parents:
-        node = node[key]
-    defaults = _defaults_of_kind(tree, parents, node["kind"])
-    if defaults is None:
+        node = _resolved(schema, _member(schema, node, section.get("kind"))["properties"][key])
+        part = section[key]
+        assert isinstance(part, dict), "`_replaced` has found its kind"
+        section = part
+    member = _member(schema, node, section["kind"])
+    if "properties" not in member:
         return tree  # the validation names the legal kinds
-    kept = {key: value for key, value in node.items() if key in defaults}
+    defaults = {key: field.get("default") for key, field in member["properties"].items()}
+    kept = {key: value for key, value in section.items() if key in defaults}
     return _replaced(tree, parents, defaults | kept, path)
 
 
-def _defaults_of_kind(tree: dict[str, Any], parents: Sequence[str], kind: Any) -> dict[str, Any] | None:
-    schema = Experiment.model_json_schema()
-    node, value = schema, tree
-    for key in parents:
-        node = _resolved(schema, _member(schema, node, value.get("kind"))["properties"][key])
-        value = value[key]
-    member = _member(schema, node, kind)
-    if "properties" not in member:
-        return None
-    return {key: field.get("default") for key, field in member["properties"].items()}
-
-
-def _member(schema: dict[str, Any], node: dict[str, Any], kind: Any) -> dict[str, Any]:
+def _member(schema: Schema, node: Schema, kind: Json) -> Schema:
     """The member of a union that `kind` names; the node itself where it is no union or has no such member."""
     mapping = node.get("discriminator", {}).get("mapping", {})
     return _resolved(schema, {"$ref": mapping[kind]}) if isinstance(kind, str) and kind in mapping else node
 
 
-def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" in node:
-        found: dict[str, Any] = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-        return found
-    return node
+def _resolved(schema: Schema, node: Schema) -> Schema:
+    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node

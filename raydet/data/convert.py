@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -148,7 +148,7 @@ def convert(
     return manifest
 
 
-def _plan(config: DataConfig, source: Source, **settings: Any) -> dict[str, Any]:
+def _plan(config: DataConfig, source: Source, **settings: object) -> Mapping[str, object]:
     """The identity of a conversion: equal plans give equal bytes, unless pixels have changed."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -183,7 +183,7 @@ def _annotations(source: Source, on_bad: OnBad) -> tuple[TargetKind, str]:
     return kinds.pop() if kinds else "boxes", digest.hexdigest()
 
 
-def _finished_manifest(store: Store, plan: dict[str, Any]) -> Manifest | None:
+def _finished_manifest(store: Store, plan: Mapping[str, object]) -> Manifest | None:
     text = store.read(MANIFEST)
     if text is None:
         return None
@@ -214,7 +214,7 @@ def _damaged_file(store: Store, manifest: Manifest) -> str | None:
     return None
 
 
-def _claim(store: Store, plan: dict[str, Any]) -> None:
+def _claim(store: Store, plan: Mapping[str, object]) -> None:
     """Write the plan, or check that the unfinished conversion in the store has the same one."""
     text = store.read(PLAN)
     if text is not None:
@@ -231,11 +231,13 @@ def _claim(store: Store, plan: dict[str, Any]) -> None:
     store.write(PLAN, _plan_text(plan))
 
 
-def _plan_text(plan: dict[str, Any]) -> bytes:
+def _plan_text(plan: Mapping[str, object]) -> bytes:
     return (json.dumps(plan, indent=2) + "\n").encode()
 
 
-def _check_same_plan(store: Store, found: dict[str, Any], plan: dict[str, Any], what: str) -> None:
+def _check_same_plan(
+    store: Store, found: Mapping[str, object], plan: Mapping[str, object], what: str
+) -> None:
     unlike = [key for key in {**plan, **found} if plan.get(key) != found.get(key)]
     if unlike:
         raise ConfigError(
@@ -309,7 +311,7 @@ class _Writer:
         return True
 
 
-def _finish(job: Job, config: DataConfig, plan: dict[str, Any]) -> Manifest:
+def _finish(job: Job, config: DataConfig, plan: Mapping[str, object]) -> Manifest:
     """Write the index, the list of images left out and the manifest, in this order."""
     parts = [_part_of(job, number) for number in range(job.num_shards)]
     entries, summaries = [batch for batch, _ in parts], [summary for _, summary in parts]

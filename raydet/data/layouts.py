@@ -73,7 +73,7 @@ def detect_source(spec: str) -> SourceConfig:
     return _configured(_kind_of(path), path, settings, spec)
 
 
-def _split_settings(spec: str) -> tuple[str, dict[str, Any]]:
+def _split_settings(spec: str) -> tuple[str, dict[str, object]]:
     text, mark, tail = spec.partition("?")
     if not mark or Path(spec).exists():
         return spec, {}

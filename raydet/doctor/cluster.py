@@ -50,22 +50,19 @@ class ClusterNodes:
 
     @property
     def gpus(self) -> Mapping[str, int]:
-        """See `Nodes`."""
         return {name: int(node["Resources"].get("GPU", 0)) for name, node in self._nodes.items()}
 
     @property
     def cpus(self) -> int:
-        """Total over all nodes."""
         return int(sum(node["Resources"].get("CPU", 0) for node in self._nodes.values()))
 
     def address(self, name: str) -> str:
-        """See `Nodes`."""
         return str(self._nodes[name]["NodeManagerAddress"])
 
     def ask(
         self, question: Callable[..., Answer], arguments: Mapping[str, tuple[Any, ...]], *, timeout_s: float
     ) -> dict[str, Answer | NoAnswer]:
-        """See `Nodes`. The tasks use no CPU and no GPU, so that a busy cluster answers, too."""
+        """Ask by tasks that use no CPU and no GPU, so that a busy cluster answers, too."""
         task = ray.remote(num_cpus=0, max_retries=0)(question)
         references = {
             name: task.options(
@@ -87,7 +84,7 @@ class ClusterNodes:
         return answers
 
     def clocks(self) -> Mapping[str, Clock]:
-        """See `Nodes`. The quickest of several answers is the most exact."""
+        """Clocks relative to ours. The quickest of several answers is the most exact."""
         clocks: dict[str, Clock] = {}
         for name in self._nodes:
             for _ in range(NUM_CLOCK_QUERIES):

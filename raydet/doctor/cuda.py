@@ -6,12 +6,11 @@ import ctypes
 import json
 import sys
 import warnings
-from typing import Any
 
 
-def ask_torch() -> dict[str, Any]:
+def ask_torch() -> dict[str, object]:
     """The fields of `raydet.doctor.facts.Cuda`."""
-    report: dict[str, Any] = dict.fromkeys(("built_for", "driver_takes", "nccl"))
+    report: dict[str, object] = dict.fromkeys(("built_for", "driver_takes", "nccl"))
     report |= {"devices": [], "error": ""}
     try:
         import torch

@@ -50,8 +50,7 @@ def _join(address: str, stack: ExitStack) -> tuple[list[Finding], Nodes]:
 
     head = find_head(address)
     nodes = stack.enter_context(joined())
-    gpus = sum(nodes.gpus.values())
-    size = f"{len(nodes.names)} nodes, {nodes.cpus} CPUs, {gpus} GPUs"
+    size = f"{len(nodes.names)} nodes, {nodes.cpus} CPUs, {sum(nodes.gpus.values())} GPUs"
     findings = [Finding("ray", "ok", f"Ray {head.ray_version} at {head.address}: {size}")]
     if not head.is_open:
         return [*findings, Finding("token", "ok", f"{head.address}: the head requires a token")], nodes

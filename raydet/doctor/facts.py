@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,8 +123,7 @@ def _visible_to_ray() -> str | None:
     if "RAY_RAYLET_PID" not in os.environ:
         return os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        raylet = psutil.Process(int(os.environ["RAY_RAYLET_PID"]))
-        return raylet.environ().get("CUDA_VISIBLE_DEVICES")
+        return psutil.Process(int(os.environ["RAY_RAYLET_PID"])).environ().get("CUDA_VISIBLE_DEVICES")
     except psutil.Error:
         return None
 
@@ -131,8 +131,6 @@ def _visible_to_ray() -> str | None:
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in NAMED_PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from raydet.errors import EXIT_OK, EXIT_USAGE
 
@@ -35,6 +35,6 @@ def exit_code(findings: Iterable[Finding]) -> int:
     return EXIT_USAGE if any(finding.level == "failure" for finding in findings) else EXIT_OK
 
 
-def findings_as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+def findings_as_json(findings: Sequence[Finding]) -> dict[str, object]:
     """One object: `ok`, and the list of `findings`."""
     return {"ok": exit_code(findings) == EXIT_OK, "findings": [asdict(finding) for finding in findings]}

@@ -41,18 +41,12 @@ def versions(name: str, facts: NodeFacts) -> list[Finding]:
     for package, floor in FLOORS.items():
         version = facts.versions.get(package)
         if version is None:
-            findings.append(
-                Finding(
-                    "versions",
-                    "warning" if package == "mlflow" else "failure",
-                    f"{name}: {package} is not installed",
-                    f"install {package}>={floor}" + (", or track nothing" if package == "mlflow" else ""),
-                )
-            )
+            level: Level = "warning" if package == "mlflow" else "failure"
+            remedy = f"install {package}>={floor}" + (", or track nothing" if package == "mlflow" else "")
+            findings.append(Finding("versions", level, f"{name}: {package} is not installed", remedy))
         elif release(version) < release(floor):
-            findings.append(
-                Finding("versions", "failure", f"{name}: {package} {version}", f"install {package}>={floor}")
-            )
+            remedy = f"install {package}>={floor}"
+            findings.append(Finding("versions", "failure", f"{name}: {package} {version}", remedy))
     if not findings:
         have = ", ".join(f"{package} {version}" for package, version in facts.versions.items())
         findings.append(Finding("versions", "ok", f"{name}: {have}"))

@@ -51,15 +51,12 @@ class ThisMachine:
     def ask(
         self, question: Callable[..., Answer], arguments: Mapping[str, tuple[Any, ...]], *, timeout_s: float
     ) -> dict[str, Answer | NoAnswer]:
-        """See `Nodes`."""
         return {name: question(*values) for name, values in arguments.items()}
 
     def address(self, name: str) -> str:
-        """See `Nodes`."""
         return "127.0.0.1"
 
     def clocks(self) -> Mapping[str, Clock]:
-        """See `Nodes`."""
         return {}
 
 

@@ -38,8 +38,7 @@ def check_storage(uri: str, nodes: Nodes) -> list[Finding]:
         _clear_directory(store)
         return [Finding("storage", "failure", f"this machine: {error}")]
     try:
-        findings = _visits(uri, store, nodes)
-        return findings + ([disk("storage", space(parent))] if parent is not None else [])
+        return _visits(uri, store, nodes) + ([] if parent is None else [disk("storage", space(parent))])
     except DataError as error:
         return [Finding("storage", "failure", f"this machine: {error}")]
     finally:
@@ -68,10 +67,10 @@ def _visits(uri: str, store: Store, nodes: Nodes) -> list[Finding]:
         if isinstance(answer, NoAnswer):
             findings.append(Finding("storage", "failure", f"{name}: {answer.reason}"))
         elif answer:
-            remedy = (
-                "" if ";" in answer else "use a directory that all nodes share (NFS, EFS, Filestore, a PVC)"
+            remedy = "use a directory that all nodes share (NFS, EFS, Filestore, a PVC)"
+            findings.append(
+                Finding("storage", "failure", f"{name}: {answer}", "" if ";" in answer else remedy)
             )
-            findings.append(Finding("storage", "failure", f"{name}: {answer}", remedy))
     written = set(store.names())
     for name, answer in answered(answers).items():
         if not answer and files[name] not in written:
@@ -85,13 +84,10 @@ def _visits(uri: str, store: Store, nodes: Nodes) -> list[Finding]:
 def _clear(store: Store) -> None:
     """Remove everything, as far as the storage allows."""
     _clear_directory(store)
-    if store.directory is not None:
-        return
-    try:
-        for name in store.names():
-            store.delete(name)
-    except DataError:
-        return
+    if store.directory is None:
+        with suppress(DataError):
+            for name in store.names():
+                store.delete(name)
 
 
 def _clear_directory(store: Store) -> None:

@@ -61,15 +61,10 @@ def judge_server(uri: str, server: Server) -> list[Finding]:
 def _refusal(where: str, server: Server) -> tuple[str, str]:
     """Text and remedy."""
     if server.refusal == 401:
-        return (
-            f"{where}: it rejects user and password",
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
-        )
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        return f"{where}: it rejects user and password", remedy
     if server.refusal == 403 and "Host header" in server.said:
         return f"{where}: it does not accept that host name", "start it with --allowed-hosts HOST:PORT"
     if server.refusal == 403:
         return f"{where}: this user may not read experiments", "give the user that permission"
-    return (
-        f"{where}: HTTP {server.refusal}: {server.said}",
-        "correct the URI; is there an MLflow server?",
-    )
+    return f"{where}: HTTP {server.refusal}: {server.said}", "correct the URI; is there an MLflow server?"

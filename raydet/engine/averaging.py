@@ -29,14 +29,13 @@ def update_average(optimizer: torch.optim.Optimizer, *, decay: float, step: int)
     """To be called after each update of the weights."""
     averages: list[Tensor] = []
     weights: list[Tensor] = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if AVERAGE not in state:
-                state[AVERAGE] = parameter.detach().clone()
-                continue
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        state = optimizer.state[parameter]
+        if AVERAGE in state:
             averages.append(state[AVERAGE])
             weights.append(parameter.detach())
+        else:
+            state[AVERAGE] = parameter.detach().clone()
     if averages:
         torch._foreach_lerp_(averages, weights, 1 - decay_at(decay, step))
 

@@ -138,7 +138,6 @@ class _OversizedTeam:
 
     @property
     def is_running(self) -> bool:
-        """It has been started and not stopped."""
         return self._thread is not None
 
     def start(self) -> None:

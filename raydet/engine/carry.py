@@ -27,13 +27,12 @@ def carry_of(carry: Carry, micro: int, is_first: Tensor | None) -> Carry:
         return {}
     size = len(is_first)
     rows = {name: x[micro * size : (micro + 1) * size] for name, x in carry.items()}
-    return {name: torch.where(_column(is_first, x), torch.zeros_like(x), x) for name, x in rows.items()}
+    return {
+        name: torch.where(is_first.to(x.device).view(-1, *[1] * (x.ndim - 1)), torch.zeros_like(x), x)
+        for name, x in rows.items()
+    }
 
 
 def joined(parts: Sequence[Carry]) -> Carry:
     """The rows of all micro-batches, cut from the graph."""
     return {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
-
-
-def _column(is_first: Tensor, like: Tensor) -> Tensor:
-    return is_first.to(like.device).view(-1, *[1] * (like.ndim - 1))

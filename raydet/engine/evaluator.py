@@ -37,11 +37,7 @@ class Predictions(NamedTuple):
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
-    batches: Iterable[tuple[Batch, list[int]]],
-    scorer: Scorer,
-    *,
-    device: torch.device,
+    model: nn.Module, batches: Iterable[tuple[Batch, list[int]]], scorer: Scorer, *, device: torch.device
 ) -> Predictions:
     """The model's predictions as the scorer's rows, and the losses.
 

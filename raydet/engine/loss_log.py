@@ -6,16 +6,16 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from raydet.engine.state import TrainState
@@ -29,7 +29,7 @@ from raydet.parallel.collectives import (
     smallest_over_ranks,
 )
 from raydet.runs.results import EpochRow
-from raydet.runs.run_dir import RunRecord, write_atomically
+from raydet.runs.run_dir import Progress, RunRecord, write_atomically
 from raydet.structures import Batch
 
 KEPT = "non_finite_step_"
@@ -100,7 +100,9 @@ class LossLog:
             NonFiniteLossError: a loss was not finite, or a weight is not.
         """
         self._flush()
-        if not are_finite(self.state.model.parameters(), self.world):
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in self.state.model.parameters()]
+        is_finite = torch.stack([torch.isfinite(part).all() for part in local]).all()
+        if not smallest_over_ranks(int(is_finite), self.world):  # waits for the device once
             self.first_bad_step = self.state.step - 1
             raise NonFiniteLossError(
                 f"a weight is not finite after step {self.first_bad_step} (epoch {self.state.epoch + 1}), though the "
@@ -145,23 +147,22 @@ class LossLog:
             rows.append({"step": step, "epoch": self.state.epoch + 1, "lr": lr, "loss": loss} | named)
         self._pending.clear()
         self.record.batches(rows)
-        self._progress(rows[-1])
+        self._progress(step + 1, loss)
 
-    def _progress(self, row: Mapping[str, Any]) -> None:
-        done, state = row["step"] + 1, self.state
+    def _progress(self, done: int, loss: float) -> None:
+        """Write the progress after the step number `done`, from 1."""
+        state = self.state
         step_s = (state.epoch_s + time.perf_counter() - self._since) / state.epoch_step
-        self.record.progress(
-            {
-                "epoch": row["epoch"],
-                "epochs": self.epochs,
-                "step": done,
-                "total_steps": self.total_steps,
-                "loss": row["loss"],
-                "images_per_s": self.global_batch / step_s,
-                "eta_s": step_s * (self.total_steps - done),
-            },
-            force=done == self.total_steps,
+        progress = Progress(
+            epoch=state.epoch + 1,
+            epochs=self.epochs,
+            step=done,
+            total_steps=self.total_steps,
+            loss=loss,
+            images_per_s=self.global_batch / step_s,
+            eta_s=step_s * (self.total_steps - done),
         )
+        self.record.progress(progress, force=done == self.total_steps)
 
     def rewind(self) -> None:
         """The state went back to earlier steps."""
@@ -176,8 +177,7 @@ class LossLog:
         It keeps them, as they were fed, for whoever wants to look.
         """
         is_mine = not bool(torch.isfinite(stacked(losses)).all())
-        ranks = gather_rows(np.array([[0.0 if is_mine else 1.0]]), self.world)[:, 0]
-        culprit = int(ranks.argmin())
+        culprit = int(gather_rows(np.array([[0.0 if is_mine else 1.0]]), self.world)[:, 0].argmin())
         text = ""
         if culprit == self.world.rank:
             micro_batches = batches()
@@ -186,7 +186,7 @@ class LossLog:
         return broadcast_text(text, self.world, source=culprit)
 
     def _describe(self, step: int, lr: float, losses: Losses, micro_batches: Sequence[Batch]) -> str:
-        bad = bad_images(micro_batches)
+        bad = [image for batch in micro_batches for image in batch.not_finite()]  # a pixel or a box is not
         named = {name: loss.item() for name, loss in losses.items()}
         subject = "gradient" if all(map(math.isfinite, named.values())) else "loss"
         where = f"step {step} (epoch {self.state.epoch + 1})"
@@ -211,13 +211,6 @@ def stacked(losses: Losses) -> Tensor:
     return torch.stack(list(losses.values()))
 
 
-def are_finite(parameters: Iterable[nn.Parameter], world: World) -> bool:
-    """Whether every weight on every rank is; waits for the device once."""
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
-    mine = torch.stack([torch.isfinite(part).all() for part in local]).all()
-    return bool(smallest_over_ranks(int(mine), world))
-
-
 def keep_batches(run_dir: Path, step: int, micro_batches: Sequence[Batch], what: str) -> None:
     """Write `non_finite_step_<step>.json` with the images' names, and `.safetensors` with what was fed to the model:
     the tensors of micro-batch i as `<i>.<name>`. For the first steps of a run only; where it fails, a warning is all:
@@ -225,22 +218,13 @@ def keep_batches(run_dir: Path, step: int, micro_batches: Sequence[Batch], what:
     """
     if len(list(run_dir.glob(f"{KEPT}*.json"))) >= MAX_KEPT:
         return
-    try:
-        _write_batches(run_dir / f"{KEPT}{step:08d}", step, micro_batches, what)
-    except (OSError, SafetensorError) as error:
-        logger.warning("cannot keep the images of step %d: %s", step, error)
-
-
-def _write_batches(stem: Path, step: int, micro_batches: Sequence[Batch], what: str) -> None:
+    stem = run_dir / f"{KEPT}{step:08d}"
     tensors = {
         f"{i}.{name}": x for i, batch in enumerate(micro_batches) for name, x in batch.tensors().items()
     }
-    save_file(tensors, stem.with_suffix(".safetensors"))
-    names = [list(batch.image_ids) for batch in micro_batches]
-    content = {"step": step, "what": what, "image_ids": names}
-    write_atomically(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
-
-
-def bad_images(micro_batches: Sequence[Batch]) -> list[str]:
-    """Those with a pixel or a box that is not finite."""
-    return [image for batch in micro_batches for image in batch.not_finite()]
+    content = {"step": step, "what": what, "image_ids": [list(batch.image_ids) for batch in micro_batches]}
+    try:
+        save_file(tensors, stem.with_suffix(".safetensors"))
+        write_atomically(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        logger.warning("cannot keep the images of step %d: %s", step, error)

@@ -45,7 +45,6 @@ class TrainedRun:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return next(self.model.parameters()).device
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError
@@ -15,14 +15,12 @@ from raydet.runs.run_dir import recorded_model_info
 
 logger = logging.getLogger("raydet")
 
-KEY = "pretrained"
-"""In model_info.json."""
 NO_PROBLEM = "none"
 
 
 def start_from_pretrained(
     detector: Model, experiment: Experiment, world: World, *, run_dir: Path, is_resumed: bool
-) -> dict[str, Any] | None:
+) -> Mapping[str, object] | None:
     """Load the experiment's pretrained weights on rank 0; call it on every rank, before the others receive them.
 
     Args:
@@ -38,22 +36,19 @@ def start_from_pretrained(
     if experiment.model.backbone.pretrained.path is None:
         return None
     if is_resumed:
-        return recorded_model_info(run_dir).get(KEY)
+        return recorded_model_info(run_dir).get("pretrained")
     info, problem = None, NO_PROBLEM
     if world.is_main:
         try:
-            info = _loaded(detector, experiment)
+            weights = load_pretrained(detector, experiment)
         except ConfigError as error:
             problem = str(error)
+        else:
+            assert weights is not None
+            logger.info("pretrained weights: %s", weights.as_text())
+            logger.info("licence of the pretrained weights: %s", weights.licence)
+            info = weights.as_json()
     problem = broadcast_text(problem, world, source=0)
     if problem != NO_PROBLEM:
         raise ConfigError(problem)
     return info
-
-
-def _loaded(detector: Model, experiment: Experiment) -> dict[str, Any]:
-    weights = load_pretrained(detector, experiment)
-    assert weights is not None
-    logger.info("pretrained weights: %s", weights.as_text())
-    logger.info("licence of the pretrained weights: %s", weights.licence)
-    return weights.as_json()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -33,7 +32,6 @@ from raydet.engine.evaluator import Evaluator
 from raydet.engine.loop import Services, fit
 from raydet.engine.optim import build_optimizer
 from raydet.engine.peak_memory import watch_peak_memory
-from raydet.engine.pretrained import KEY as PRETRAINED
 from raydet.engine.pretrained import start_from_pretrained
 from raydet.engine.state import TrainState
 from raydet.engine.worst_case import dry_run_if_long
@@ -52,7 +50,7 @@ from raydet.resilience.heartbeat import Heartbeat
 from raydet.resilience.out_of_memory import during, naming_remedies, planned_micro_batch
 from raydet.resilience.step_control import Control, StopRequest
 from raydet.runs.results import EpochRow, RunResults
-from raydet.runs.run_dir import RunRecord, last_progress, recorded_model_info
+from raydet.runs.run_dir import ModelInfo, RunRecord, last_progress, recorded_model_info
 from raydet.tasks.base import Task
 from raydet.tasks.build import build_task
 
@@ -113,7 +111,7 @@ def run_process(
                 state.is_restarted = attempt > 0 or state.step > 0
                 state.away_s = 0.0 if attempt else max(0.0, started - max(state.saved_at, last_active))
             info = _model_info(experiment, task, state, loader, len(train_indices), len(val_indices), world)
-            info |= {PRETRAINED: pretrained, "data": data_hashes(source)}
+            info["pretrained"], info["data"] = pretrained, data_hashes(source)
             if world.is_main and state.step:
                 _warn_of_other_rounding(recorded_model_info(run_dir), info)
             record.model_info(info)
@@ -182,7 +180,7 @@ def _check_nodes(experiment: Experiment, world: World) -> None:
     train, share = experiment.train, world.ranks_per_node or 0
     if train.strategy != "hsdp" or train.shard_ranks is not None:
         return
-    fewest, most = smallest_over_ranks(share, world), -smallest_over_ranks(-share, world)
+    fewest, most = smallest_over_ranks(share, world), largest_over_ranks(share, world)
     if fewest != most:
         raise ConfigError(
             f"train.strategy=hsdp: nodes hold {fewest} to {most} workers each; set train.shard_ranks to say how many "
@@ -192,7 +190,7 @@ def _check_nodes(experiment: Experiment, world: World) -> None:
 
 def _initial_state(
     experiment: Experiment, task: Task, run_dir: Path, world: World
-) -> tuple[TrainState, Mapping[str, Any] | None]:
+) -> tuple[TrainState, Mapping[str, object] | None]:
     """The state of the newest checkpoint, or of the start; and what model_info.json says of pretrained weights."""
     checkpoint = agreed_checkpoint(run_dir, world)
     # Weights on rank 0 only, the same at every number of workers: the others receive theirs.
@@ -215,21 +213,16 @@ def _restore(state: TrainState, run_dir: Path, world: World, writer: CheckpointW
     """Go back to the newest checkpoint; False if there is none."""
     writer.wait()
     checkpoint = agreed_checkpoint(run_dir, world)
-    if checkpoint is None:
-        return False
-    _load(checkpoint, state, world)
-    return True
+    if checkpoint is not None:
+        _load(checkpoint, state, world)
+    return checkpoint is not None
 
 
 def _load(checkpoint: Path, state: TrainState, world: World) -> None:
-    saved = load_checkpoint(
-        checkpoint,
-        model=unwrapped(state.model),
-        optimizer=state.optimizer,
-        world=world,
-        is_verified=True,
+    model = unwrapped(state.model)
+    state.take(
+        load_checkpoint(checkpoint, model=model, optimizer=state.optimizer, world=world, is_verified=True)
     )
-    state.take(saved)
     state.carry = load_carry(checkpoint, world)
     if world.is_main:
         logger.info("continuing after step %d, in epoch %d, from %s", state.step, state.epoch + 1, checkpoint)
@@ -249,7 +242,7 @@ def _earlier_micro_batch(run_dir: Path, train: TrainConfig, world: World) -> int
     return earlier or None
 
 
-def _warn_of_other_rounding(earlier: dict[str, Any], info: dict[str, Any]) -> None:
+def _warn_of_other_rounding(earlier: Mapping[str, object], info: Mapping[str, object]) -> None:
     """Whatever changes the order of a sum, or how it is computed, changes the last bits of a run that resumes."""
     names = ("device", "cpu", "threads", "torch") if info["device"] == "cpu" else ("device", "torch")
     changed = [
@@ -292,31 +285,31 @@ def _model_info(
     num_train: int,
     num_val: int,
     world: World,
-) -> dict[str, Any]:
-    return {
-        "parameters": parameter_counts(unwrapped(state.model)),
-        "gflops": {part: flops / 1e9 for part, flops in forward_flops(experiment, task.build_head).items()},
-        "layout": asdict(layout_of_run(experiment.train, world)),
-        "train_images": num_train,
-        "val_images": num_val,
-        "simulated": list(experiment.data.simulated),
-        "steps_per_epoch": loader.steps_per_epoch,
-        "global_batch": experiment.train.global_batch,
-        "micro_batch": loader.micro_batch,
-        "accumulation": loader.accumulation,
-        "workers": world.world_size,
-        "device": str(world.device),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "raydet": raydet.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-    }
+) -> ModelInfo:
+    return ModelInfo(
+        parameters=parameter_counts(unwrapped(state.model)),
+        gflops={part: flops / 1e9 for part, flops in forward_flops(experiment, task.build_head).items()},
+        layout=asdict(layout_of_run(experiment.train, world)),
+        train_images=num_train,
+        val_images=num_val,
+        simulated=list(experiment.data.simulated),
+        steps_per_epoch=loader.steps_per_epoch,
+        global_batch=experiment.train.global_batch,
+        micro_batch=loader.micro_batch,
+        accumulation=loader.accumulation,
+        workers=world.world_size,
+        device=str(world.device),
+        cpu=cpu_name(),
+        threads=torch.get_num_threads(),
+        raydet=raydet.__version__,
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+        python=platform.python_version(),
+    )
 
 
 def _results(
-    experiment: Experiment, task: Task, state: TrainState, info: Mapping[str, Any], peak_bytes: int | None
+    experiment: Experiment, task: Task, state: TrainState, info: ModelInfo, peak_bytes: int | None
 ) -> RunResults:
     metric = deciding_metric(experiment.task)
     evaluated = [row for row in state.history if row.metrics]

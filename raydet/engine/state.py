@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,12 +91,12 @@ class TrainState:
         self.digest = as_text(as_lanes(self.digest) + sum_over_ranks(self._unsettled, world))
         self._unsettled = as_lanes(EMPTY)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Mapping[str, object]:
         """The part that is not a tensor."""
         tree = {name: getattr(self, name) for name in _SAVED}
         return tree | {"history": [row.as_json() for row in self.history]}
 
-    def take(self, saved: dict[str, Any]) -> None:
+    def take(self, saved: Mapping[str, Any]) -> None:
         """Continue from what `as_json` gave."""
         for name in _SAVED:
             setattr(self, name, saved[name])

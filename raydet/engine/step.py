@@ -50,7 +50,6 @@ def train_step(
 
     Args:
         carry: what the model remembers of this rank's lanes from the step before.
-        lr: learning rate of this step.
         clip_norm: largest L2 norm of the whole gradient; None does not clip.
         skip_non_finite: leave the update out where the gradient is not finite; a GPU is waited for to tell.
 
@@ -100,12 +99,8 @@ def accumulate_gradients(
     first_names: tuple[str, ...] = unwrapped(model).loss_names  # type: ignore[assignment]
     for micro, batch in enumerate(micro_batches):
         seed_slot(seed, step, slot=world.rank * len(micro_batches) + micro)
-        is_last = micro == len(micro_batches) - 1
-        with gradient_sync(model, enabled=is_last):
-            with (
-                during("forward", batch.image_ids, world.device),
-                autocast(precision, world.device),
-            ):
+        with gradient_sync(model, enabled=micro == len(micro_batches) - 1):
+            with during("forward", batch.image_ids, world.device), autocast(precision, world.device):
                 rows = carry_of(carry or {}, micro, batch.is_first)
                 losses, _, new_rows = model(batch.to(world.device), rows, want="losses")
             carries.append(new_rows)

@@ -75,7 +75,6 @@ def dry_run(
     """Forward and backward over the worst batch, as in a step, without an update.
 
     Args:
-        model, optimizer: as they will train.
         batch: the same on every rank.
         state_copies: copies of the parameters that the optimizer will keep from the first step on.
         accumulation: micro-batches per step; two are enough to see the gradients wait.
@@ -98,11 +97,7 @@ def dry_run(
     del ballast
     restore_buffers(model, statistics)
     if world.is_main:
-        peak = (
-            f", at most {format_bytes(torch.cuda.max_memory_allocated(world.device))} live" if is_cuda else ""
-        )
-        logger.info(
-            "the worst batch fits (%s ...)%s",
-            batch.image_ids[0],
-            peak,
-        )
+        peak = ""
+        if is_cuda:
+            peak = f", at most {format_bytes(torch.cuda.max_memory_allocated(world.device))} live"
+        logger.info("the worst batch fits (%s ...)%s", batch.image_ids[0], peak)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,19 @@ from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 
 
+class CocoResult(TypedDict):
+    """One detection."""
+
+    image_id: int | str
+    category_id: int
+    bbox: list[float]
+    """x, y, width, height."""
+    score: float
+
+
 def coco_results(
     rows: NDArray[np.float64], *, image_ids: Sequence[str], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+) -> list[CocoResult]:
     """One JSON object per detection.
 
     Args:
@@ -26,7 +36,7 @@ def coco_results(
     [{'image_id': 7, 'category_id': 18, 'bbox': [1.0, 2.0, 3.0, 4.0], 'score': 0.5}]
     """
     are_numbers = all(name.isdecimal() and str(int(name)) == name for name in image_ids)
-    names: list[Any] = [int(name) for name in image_ids] if are_numbers else list(image_ids)
+    names: Sequence[int | str] = [int(name) for name in image_ids] if are_numbers else image_ids
     return [
         {
             "image_id": names[int(row[0])],

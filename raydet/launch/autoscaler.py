@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,8 @@ def current_capacity() -> Capacity:
 def _with_config(
     nodes: list[Mapping[str, float]], config: Mapping[str, Any], present: Mapping[str, int]
 ) -> Capacity:
-    types = {
-        name: kind
-        for name, kind in config["available_node_types"].items()
-        if name != config.get("head_node_type")
-    }
+    types = dict(config["available_node_types"])
+    types.pop(config.get("head_node_type"), None)
     # As in Ray's schema: a node type has the cluster's limit by default, and a cluster the limit 2.
     limit = config.get("max_workers", 2)
     return Capacity(
@@ -98,7 +95,7 @@ def cluster_status() -> GetClusterStatusReply | None:
         return None
 
 
-def _query_head(alive: list[dict[str, Any]]) -> HeadAutoscaler:
+def _query_head(alive: Sequence[Mapping[str, Any]]) -> HeadAutoscaler:
     heads = [node["NodeID"] for node in alive if HEAD_RESOURCE in node["Resources"]]
     context = ray.get_runtime_context()
     port = context.gcs_address.rpartition(":")[2]
@@ -107,11 +104,10 @@ def _query_head(alive: list[dict[str, Any]]) -> HeadAutoscaler:
     on_head = NodeAffinitySchedulingStrategy(heads[0], soft=False)
     answer = ray.remote(num_cpus=0)(local_autoscaler).options(scheduling_strategy=on_head).remote(port)
     try:
-        found: HeadAutoscaler = ray.get(answer, timeout=TASK_TIMEOUT_S)
+        return ray.get(answer, timeout=TASK_TIMEOUT_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
         logger.warning("cannot query the head for what the cluster may scale to: %s", error)
         return HeadAutoscaler(has_monitor=False, config=None)
-    return found
 
 
 def local_autoscaler(gcs_port: str) -> HeadAutoscaler:
@@ -129,11 +125,10 @@ def _read(path: str | None) -> Mapping[str, Any] | None:
     if path is None:
         return None
     try:
-        config: Mapping[str, Any] = yaml.safe_load(Path(path).expanduser().read_text())
+        return yaml.safe_load(Path(path).expanduser().read_text())
     except (OSError, yaml.YAMLError) as error:
         logger.warning("cannot read what the cluster may scale to: %s", error)
         return None
-    return config
 
 
 def reserve_resources(request: Request) -> PlacementGroup:
@@ -147,7 +142,6 @@ def wait_for_nodes(
     """Wait until the workers of one trial can start, and report the reason for the wait.
 
     Args:
-        timeout_s: seconds to wait.
         say: called with a line of text when the reason changes, and every half minute.
         remedy: the nearest setting that needs no further nodes.
 

@@ -77,7 +77,6 @@ class Request:
 
     @property
     def total(self) -> int:
-        """Workers at a time."""
         return self.workers * self.trials
 
     def __str__(self) -> str:

@@ -62,5 +62,4 @@ def larger_size(
 
 
 def slots_on(node: Resources, worker: Resources) -> int:
-    """How many workers fit on a node."""
     return min(int(node.get(name, 0) // amount) for name, amount in worker.items() if amount)

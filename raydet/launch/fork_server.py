@@ -28,12 +28,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 PRELOADED = ("raydet.engine.process", "torch.distributed", "torch._dynamo", "pandas")
 CLIENT = Path(__file__).with_name("fork_client.py")
 CLIENT_TIMEOUT_S = 5
 PR_SET_PDEATHSIG = 1
+
+
+class Request(TypedDict):
+    """The program that a client was asked to run."""
+
+    env: dict[str, str]
+    cwd: str
+    argv: list[str]
 
 
 @contextmanager
@@ -88,7 +96,7 @@ def serve(path: Path) -> None:
             os.close(descriptor)
 
 
-def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _receive(client: socket.socket) -> tuple[Request, list[int]]:
     """The request, one line of JSON, and the client's standard streams."""
     descriptors = array.array("i")
     data, ancillary, _, _ = client.recvmsg(1 << 20, socket.CMSG_SPACE(3 * descriptors.itemsize))
@@ -99,11 +107,10 @@ def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
         if not more:
             raise ConnectionError("the client is gone")
         data += more
-    request: dict[str, Any] = json.loads(data)
-    return request, list(descriptors)
+    return json.loads(data), list(descriptors)
 
 
-def _become(request: dict[str, Any], descriptors: list[int], client: socket.socket) -> None:
+def _become(request: Request, descriptors: list[int], client: socket.socket) -> None:
     """Turn this process into the program that the client was asked to run; does not return."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()

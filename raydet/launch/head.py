@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
@@ -127,9 +128,7 @@ def _is_open(address: str) -> bool:
     """Whether the head answers a client without token and certificate."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return False
-    with head_channel(address, has_token=False) as channel:
-        try:
-            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
-        except grpc.RpcError:
-            return False
-    return True
+    with head_channel(address, has_token=False) as channel, suppress(grpc.RpcError):
+        NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
+        return True
+    return False

@@ -28,7 +28,6 @@ class LoopbackTorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[Any]:
-        """See `ray.train.backend.BackendConfig`."""
         return _LoopbackBackend
 
 
@@ -50,7 +49,6 @@ class _OnLoopback:
         return getattr(self._workers, name)
 
     def execute_single(self, rank: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """See Ray's worker groups."""
         if function is rendezvous_function():
             function = open_store
         return self._workers.execute_single(rank, function, *args, **kwargs)

@@ -80,7 +80,10 @@ def launch(
     current = _fitting_workers(experiment, workers) if newest_checkpoint(run_dir) else workers
     for attempt in itertools.count():
         (run_dir / STALL_REPORT).unlink(missing_ok=True)
-        _obey_stop_requests(run_dir)
+        stop = requested_stop(run_dir)
+        if stop is not None and stop.kind != StopKind.RESTART:  # its workers died before they could obey it
+            raise stop.as_error(stop.reason)
+        (run_dir / STOP_FILE).unlink(missing_ok=True)
         grow = partial(_request_growth, experiment, run_dir, workers, current=current.count)
         try:
             trainer = _trainer(experiment, run_dir, current, fault_tolerance, attempt, task_code)
@@ -101,27 +104,13 @@ def launch(
     raise AssertionError("unreachable")
 
 
-def _obey_stop_requests(run_dir: Path) -> None:
-    """A request that the workers got before they died still holds, unless it asked for this restart.
-
-    Raises:
-        PreemptedError, StoppedEarlyError: the run must not continue.
-    """
-    stop = requested_stop(run_dir)
-    if stop is not None and stop.kind != StopKind.RESTART:
-        raise stop.as_error(stop.reason)
-    (run_dir / STOP_FILE).unlink(missing_ok=True)
-
-
 def _fitting_workers(experiment: Experiment, workers: Workers) -> Workers:
     """As many of the workers as fit now; all of them if not even the fewest fit, to wait for nodes."""
     if workers.fewest == workers.count:
         return workers
     sizes, size = _sizes(experiment, workers), None
-    deadline = time.monotonic() + SETTLE_S
-    while (
-        size != workers.count and time.monotonic() < deadline
-    ):  # resources of our own lost workers become free
+    deadline = time.monotonic() + SETTLE_S  # resources of our own lost workers become free
+    while size != workers.count and time.monotonic() < deadline:
         size = fitting_size(sizes, free_resources(), workers.resources)
         time.sleep(0.5)
     if size is not None and size < workers.count:
@@ -138,8 +127,7 @@ def _request_growth(experiment: Experiment, run_dir: Path, workers: Workers, *, 
     sizes = _sizes(experiment, workers)
     size = larger_size(sizes, free_resources(), workers.resources, current=current)
     if size is not None:
-        reason = f"free resources for {size} workers instead of {current}"
-        request_stop(run_dir, StopKind.RESTART, reason)
+        request_stop(run_dir, StopKind.RESTART, f"free resources for {size} workers instead of {current}")
     return size is not None
 
 
@@ -225,5 +213,4 @@ def _raised_by_worker(error: Exception) -> RaydetError | None:
 
 
 def _failures(error: Exception) -> dict[int, BaseException]:
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    return failures
+    return getattr(error, "worker_failures", {})

@@ -69,17 +69,14 @@ def train_single(
     # On every rank, so that all of them stop.
     check(experiment, build_task(experiment), workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
     results = finished_results(run_dir)
-    if results is None and (
-        workers == 0 or "RAY_ADDRESS" not in os.environ
-    ):  # otherwise the cluster's workers check
+    is_here = workers == 0 or "RAY_ADDRESS" not in os.environ  # otherwise the cluster's workers check
+    if results is None and is_here:
         has_cuda = torch.cuda.is_available() if use_gpu is None else use_gpu
         refuse_slow_bf16(experiment.train, use_gpu=has_cuda)
     world = World() if workers or results else world_from_environment(use_gpu=use_gpu)
     if workers == 0:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(
-            threads_per_process(cpus_per_worker, processes=processes, default=torch.get_num_threads())
-        )
+        processes, default = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.get_num_threads()
+        torch.set_num_threads(threads_per_process(cpus_per_worker, processes=processes, default=default))
     if not world.is_main:
         _run_here(experiment, run_dir, world, fault_tolerance)
         return
@@ -170,14 +167,11 @@ def _progress_bar(console: Console, run_dir: Path) -> Iterator[None]:
         def follow() -> None:
             while not stop.wait(0.5):
                 state = read_progress(run_dir)
-                if state is not None:
-                    text = (
-                        f"epoch {state['epoch']}/{state['epochs']}  loss {state['loss']:.3f}  "
-                        f"{state['images_per_s']:.1f} images/s"
-                    )
-                    progress.update(
-                        task, description=text, completed=state["step"], total=state["total_steps"]
-                    )
+                if state is None:
+                    continue
+                epoch = f"epoch {state['epoch']}/{state['epochs']}"
+                text = f"{epoch}  loss {state['loss']:.3f}  {state['images_per_s']:.1f} images/s"
+                progress.update(task, description=text, completed=state["step"], total=state["total_steps"])
 
         thread = threading.Thread(target=follow, name="raydet-progress", daemon=True)
         thread.start()

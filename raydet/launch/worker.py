@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def train_worker(config: Mapping[str, Any]) -> dict[str, Any]:
+def train_worker(config: Mapping[str, Any]) -> dict[str, object]:
     """Train one run as one of its workers.
 
     Args:

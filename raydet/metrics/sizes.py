@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class SizeBins:
             raise ValueError("size bins that are fractions of the image need the images' sizes")
         return areas_N / sizes_hw.astype(float).prod(axis=1)[image_index_N]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {"unit": self.unit, "edges": list(self.edges)}
 
     def __str__(self) -> str:

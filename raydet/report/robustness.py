@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from raydet.data.corruptions import KINDS, NUM_SEVERITIES, STRENGTHS, Kind
 from raydet.data.sources.corrupted import CorruptedSource
@@ -65,7 +65,7 @@ class Robustness:
     seed: int
     curves: tuple[Curve, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The content of robustness.json, with the strengths of the corruptions (see `STRENGTHS`)."""
         kinds = {curve.kind for curve in self.curves}
         curves = [asdict(curve) | {"area": curve.area, "relative": curve.relative} for curve in self.curves]
@@ -80,13 +80,13 @@ class Robustness:
             "curves": curves,
         }
 
-    def write(self, directory: Path, about: dict[str, Any]) -> None:
+    def write(self, directory: Path, about: Mapping[str, object]) -> None:
         """Write robustness.json and robustness.csv.
 
         Args:
             about: other entries of the JSON: run and images.
         """
-        text = json.dumps(about | self.as_json(), indent=2)
+        text = json.dumps({**about, **self.as_json()}, indent=2)
         write_atomically(directory / RESULTS, text + "\n")
         write_atomically(directory / "robustness.csv", self._as_csv())
 

@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from raydet.errors import EXIT_STALLED
 from raydet.parallel.collectives import World
-from raydet.resilience.current_phase import CURRENT, PHASE_NAMES
+from raydet.resilience.current_phase import CURRENT, PHASE_NAMES, Phase
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.host_memory import GIB, host_memory, memory_of_this_process
 from raydet.resilience.step_control import StopRequest
@@ -36,11 +36,32 @@ NUM_NAMED_IMAGES = 8
 logger = logging.getLogger("raydet")
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The contents of a heartbeat file."""
+
+    rank: int
+    pid: int
+    beat: int
+    """Incremented with every heartbeat."""
+    phase: Phase
+    step: int
+    """Optimizer steps completed."""
+    image_ids: Sequence[str]
+    stack: Sequence[str]
+    """The innermost frames of the training thread, the newest last."""
+
+    @property
+    def position(self) -> tuple[int, Phase, Sequence[str]]:
+        """What changes as training makes progress."""
+        return self.step, self.phase, self.image_ids
+
+
 @dataclass(slots=True)
 class _RankState:
     """The last heartbeat of a rank, and since when beat and position are unchanged, by our clock."""
 
-    report: dict[str, Any]
+    report: Report
     beat_at: float
     position_at: float
 
@@ -99,11 +120,10 @@ class Heartbeat:
         used, total = host_memory()
         if used < self._fault_tolerance.host_memory * total:
             return
-        mine = memory_of_this_process()
         text = (
-            f"host RAM, not GPU: {used / GIB:.1f} of {total / GIB:.1f} GiB in use, {mine / GIB:.1f} by rank "
-            f"{self._world.rank} (pid {os.getpid()}) and its loaders; fewer data.loader_threads or workers per node "
-            "take less"
+            f"host RAM, not GPU: {used / GIB:.1f} of {total / GIB:.1f} GiB in use, "
+            f"{memory_of_this_process() / GIB:.1f} by rank {self._world.rank} (pid {os.getpid()}) and its loaders; "
+            "fewer data.loader_threads or workers per node take less"
         )
         self._stop_request.ask(Stop(StopKind.MEMORY, text))
 
@@ -111,25 +131,23 @@ class Heartbeat:
         self._beat += 1
         frame = sys._current_frames().get(self._training_thread)
         stack = traceback.format_stack(frame)[-NUM_STACK_LINES:] if frame else []
-        content = {
-            "rank": self._world.rank,
-            "pid": os.getpid(),
-            "beat": self._beat,
-            "phase": CURRENT.phase,
-            "step": CURRENT.step,
-            "image_ids": CURRENT.image_ids,
-            "stack": [line.strip() for line in stack],
-        }
-        write_atomically(self._file(self._world.rank), json.dumps(content))
+        report = Report(
+            rank=self._world.rank,
+            pid=os.getpid(),
+            beat=self._beat,
+            phase=CURRENT.phase,
+            step=CURRENT.step,
+            image_ids=CURRENT.image_ids,
+            stack=[line.strip() for line in stack],
+        )
+        write_atomically(self._file(self._world.rank), json.dumps(asdict(report)))
 
-    def _stalled_rank(self) -> tuple[dict[str, Any], str] | None:
+    def _stalled_rank(self) -> tuple[Report, str] | None:
         """The last report of the stalled rank, and why it counts as stalled."""
         now = time.monotonic()
         pause_s = now - self._checked_at
         self._checked_at = now
-        if (
-            pause_s > self._fault_tolerance.heartbeat_s / 2
-        ):  # this process was paused, and perhaps they were, too
+        if pause_s > self._fault_tolerance.heartbeat_s / 2:  # we were paused, and perhaps they were, too
             for state in self._ranks.values():
                 state.beat_at += pause_s
                 state.position_at += pause_s
@@ -137,52 +155,44 @@ class Heartbeat:
             for rank in range(self._world.world_size) if self._world.is_main else [0]:
                 self._read(rank, now)
         states = self._ranks.values()
-        silent = [
-            state
-            for state in states
-            if now - state.beat_at >= 1.5 * self._fault_tolerance.heartbeat_s
-            and state.report["rank"] != self._world.rank
-        ]
-        if silent:
-            oldest = min(silent, key=lambda state: state.beat_at)
-            return (
-                oldest.report,
-                f"no heartbeat for {now - oldest.beat_at:.0f} s: stopped, swapped out or gone",
-            )
+        others = [state for state in states if state.report.rank != self._world.rank]
+        oldest = min(others, key=lambda state: state.beat_at, default=None)
+        if oldest is not None and now - oldest.beat_at >= 1.5 * self._fault_tolerance.heartbeat_s:
+            why = f"no heartbeat for {now - oldest.beat_at:.0f} s: stopped, swapped out or gone"
+            return oldest.report, why
         still_s = min((now - state.position_at for state in states), default=0.0)
         if still_s >= self._fault_tolerance.stall_s and self._world.is_main:  # only rank 0 sees all ranks
-            phases: list[str] = list(PHASE_NAMES)
+            phases = list(PHASE_NAMES)
             reports = [state.report for state in states]
-            behind = min(reports, key=lambda report: (report["step"], phases.index(report["phase"])))
+            behind = min(reports, key=lambda report: (report.step, phases.index(report.phase)))
             return behind, f"no progress for {still_s:.0f} s"
         return None
 
     def _read(self, rank: int, now: float) -> None:
         try:
-            report = json.loads(self._file(rank).read_text())
+            report = Report(**json.loads(self._file(rank).read_text()))
         except (FileNotFoundError, json.JSONDecodeError):
             self._ranks.pop(rank, None)  # not started yet, or ended
             return
         state = self._ranks.setdefault(rank, _RankState(report, now, now))
-        if report["beat"] != state.report["beat"]:
+        if report.beat != state.report.beat:
             state.beat_at = now
-        if any(report[key] != state.report[key] for key in ("step", "phase", "image_ids")):
+        if report.position != state.report.position:
             state.position_at = now
         state.report = report
 
-    def _end(self, report: dict[str, Any], why: str) -> None:
-        images = ", ".join(report["image_ids"][:NUM_NAMED_IMAGES])
-        line = report["stack"][-1].replace("\n", " ") if report["stack"] else "unknown"
+    def _end(self, report: Report, why: str) -> None:
+        images = ", ".join(report.image_ids[:NUM_NAMED_IMAGES])
+        line = report.stack[-1].replace("\n", " ") if report.stack else "unknown"
         text = (
-            f"rank {report['rank']} (pid {report['pid']}) is stalled, {why}; last seen after step {report['step']} "
-            f"in the {PHASE_NAMES[report['phase']]}{f' of {images}' if images else ''}, at {line}"
+            f"rank {report.rank} (pid {report.pid}) is stalled, {why}; last seen after step {report.step} "
+            f"in the {PHASE_NAMES[report.phase]}{f' of {images}' if images else ''}, at {line}"
         )
         try:
             write_to_terminal(f"error: {text}")
             logger.error("%s", text)
-            write_atomically(
-                self._run_dir / STALL_REPORT, json.dumps({"text": text, **report}, indent=2) + "\n"
-            )
+            content = json.dumps({"text": text, **asdict(report)}, indent=2) + "\n"
+            write_atomically(self._run_dir / STALL_REPORT, content)
         finally:
             os._exit(EXIT_STALLED)
 

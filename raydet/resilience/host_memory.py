@@ -18,14 +18,9 @@ def host_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
         cgroup: directory of this process's cgroup, version 2 (`memory.max`) or 1.
     """
     machine = psutil.virtual_memory()
-    for limit, usage, caches, directory in (
-        ("memory.max", "memory.current", ("inactive_file", "active_file"), cgroup),
-        (
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            ("total_inactive_file", "total_active_file"),
-            cgroup / "memory",
-        ),
+    for directory, limit, usage, prefix in (
+        (cgroup, "memory.max", "memory.current", ""),
+        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         try:
             total = int((directory / limit).read_text())  # "max": there is no limit
@@ -34,7 +29,8 @@ def host_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
         except (OSError, ValueError):
             continue
         if total < machine.total:
-            return used - sum(int(stat.get(name, 0)) for name in caches), total
+            caches = (int(stat.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+            return used - sum(caches), total
     return machine.total - machine.available, machine.total
 
 

@@ -96,20 +96,17 @@ def planned_micro_batch(experiment: Experiment, world: World, *, num_objects: in
     share = world.ranks_per_node or world.world_size
     limit_bytes = smallest_over_ranks(memory_bytes(world.device, ranks_per_node=share), world)
     layout = layout_of_run(experiment.train, world)
-    planned = experiment.train.global_batch
+    largest: int | None = experiment.train.global_batch
     if world.is_main:
-        planned = (
-            largest_micro_batch(
-                _with_shard_ranks(experiment, layout),
-                world_size=world.world_size,
-                strategy=layout.kind,
-                memory_bytes=limit_bytes,
-                num_objects=num_objects,
-                device_type=device_type(world.device),
-            )
-            or 0
+        largest = largest_micro_batch(
+            _with_shard_ranks(experiment, layout),
+            world_size=world.world_size,
+            strategy=layout.kind,
+            memory_bytes=limit_bytes,
+            num_objects=num_objects,
+            device_type=device_type(world.device),
         )
-    planned = smallest_over_ranks(planned, world)
+    planned = smallest_over_ranks(largest or 0, world)
     if planned == 0:
         raise OutOfMemoryError(
             f"train.micro_batch=auto: one image at a time does not fit into {format_bytes(limit_bytes)} per worker; "
@@ -138,8 +135,7 @@ def memory_bytes(device: torch.device, *, ranks_per_node: int) -> int:
     """Memory of this worker: of its GPU, or its share of what the host has available."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    available: int = psutil.virtual_memory().available
-    return available // ranks_per_node
+    return int(psutil.virtual_memory().available) // ranks_per_node
 
 
 def _images(image_ids: Sequence[str]) -> str:

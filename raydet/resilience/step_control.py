@@ -76,11 +76,7 @@ class Control:
         self._saved_at = self._asked_at = time.monotonic()
 
     def after_step(self, step: int) -> Verdict:
-        """Whether to continue, to save, or to save and stop.
-
-        Args:
-            step: steps completed.
-        """
+        """Whether to continue, to save, or to save and stop, after `step` completed steps."""
         flags = (self._is_checkpoint_due(step), self._is_check_due(), self.request.stop is not None)
         save, ask, stop = any_over_ranks(flags, self.world, self._group)
         if ask:

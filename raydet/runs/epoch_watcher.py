@@ -27,7 +27,6 @@ class EpochWatcher:
         self._thread = threading.Thread(target=self._follow, name="raydet-epochs", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -25,8 +25,7 @@ class EpochRow:
 
     def __getitem__(self, name: str) -> Number:
         """A column by its name; None if the epoch does not have it."""
-        value: Number = self.metrics.get(name) if name not in _COLUMNS else getattr(self, name)
-        return value
+        return self.metrics.get(name) if name not in _COLUMNS else getattr(self, name)
 
     def as_json(self) -> dict[str, Number]:
         """One flat row, as in metrics_per_epoch.csv."""

@@ -1,11 +1,9 @@
 """The files of a run directory.
 
 config.json            the resolved experiment; starts the same run again
-model_info.json        parameters, pretrained weights, operations per image (forward, billions), data (hashes
-                       of a converted set), batch, CPU and threads, versions; which modalities are simulated (in
-                       final_results.json as well)
+model_info.json        the model, its batches and the machine; see `ModelInfo`
 training.log           log of the main worker
-progress.json          current state of the loop, for a progress bar in another process
+progress.json          current state of the loop, for a progress bar in another process; see `Progress`
 usage.json             start, end and workers of every attempt; see `raydet.runs.usage`
 metrics_per_batch.csv  losses of every optimiser step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
@@ -26,7 +24,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from raydet.config import Experiment
 from raydet.errors import ConfigError
@@ -38,10 +36,54 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 FINAL_RESULTS = "final_results.json"
+MODEL_INFO = "model_info.json"
 PROGRESS = "progress.json"
 PROGRESS_INTERVAL_S = 0.5
 
 logger = logging.getLogger("raydet")
+
+
+class Progress(TypedDict):
+    """The contents of progress.json."""
+
+    epoch: int
+    """The current epoch, from 1."""
+    epochs: int
+    step: int
+    """Optimizer steps completed."""
+    total_steps: int
+    loss: float
+    """Of the last step."""
+    images_per_s: float
+    eta_s: float
+
+
+class ModelInfo(TypedDict, total=False):
+    """The contents of model_info.json; that of an older raydet may lack some fields."""
+
+    parameters: Mapping[str, int]
+    """By part of the model, and in `total`."""
+    gflops: Mapping[str, float]
+    """10^9 operations of a forward pass per image, by part of the model, and in `total`."""
+    layout: Mapping[str, object]
+    train_images: int
+    val_images: int
+    simulated: Sequence[str]
+    steps_per_epoch: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    workers: int
+    device: str
+    cpu: str
+    threads: int
+    raydet: str
+    torch: str
+    torchvision: str
+    python: str
+    pretrained: Mapping[str, object] | None
+    data: Mapping[str, str] | None
+    """Hashes of a converted set."""
 
 
 def claim_run_directory(run_dir: Path, experiment: Experiment) -> None:
@@ -70,20 +112,18 @@ def finished_results(run_dir: Path) -> RunResults | None:
     return RunResults.parse(json.loads(path.read_text())) if path.exists() else None
 
 
-def recorded_model_info(run_dir: Path) -> dict[str, Any]:
+def recorded_model_info(run_dir: Path) -> ModelInfo:
     """The model_info.json of an earlier attempt; empty if there was none."""
-    path = run_dir / "model_info.json"
-    info: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return info
+    path = run_dir / MODEL_INFO
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def read_progress(run_dir: Path) -> dict[str, Any] | None:
+def read_progress(run_dir: Path) -> Progress | None:
     """The current state of a loop that may run in another process; None: nothing yet."""
     try:
-        progress: dict[str, Any] = json.loads((run_dir / PROGRESS).read_text())
+        return json.loads((run_dir / PROGRESS).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return progress
 
 
 def last_progress(run_dir: Path) -> float:
@@ -116,30 +156,29 @@ class RunRecord:
             logger.setLevel(logging.INFO)
 
     def close(self) -> None:
-        """Release the log file."""
         if self.enabled:
             logger.removeHandler(self._log)
             self._log.close()
 
-    def model_info(self, info: Mapping[str, Any]) -> None:
+    def model_info(self, info: ModelInfo) -> None:
         """Write model_info.json."""
-        self._write_json("model_info.json", info)
+        self._write_json(MODEL_INFO, info)
 
-    def batches(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def batches(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Append to metrics_per_batch.csv; the first call drops later rows of an interrupted attempt."""
         if not self.enabled:
             return
         path = self.run_dir / "metrics_per_batch.csv"
-        if not self._has_batches:
-            earlier: list[dict[str, Any]] = []
-            if path.exists():
-                with path.open(newline="") as file:
-                    earlier = [row for row in csv.DictReader(file) if int(row["step"]) < rows[0]["step"]]
-            write_atomically(path, _as_csv([*earlier, *rows]))
-            self._has_batches = True
+        if self._has_batches:
+            with path.open("a", newline="") as file:
+                csv.DictWriter(file, rows[0].keys()).writerows(rows)
             return
-        with path.open("a", newline="") as file:
-            csv.DictWriter(file, rows[0].keys()).writerows(rows)
+        earlier: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                earlier = [row for row in csv.DictReader(file) if int(row["step"]) < rows[0]["step"]]
+        write_atomically(path, _as_csv([*earlier, *rows]))
+        self._has_batches = True
 
     def rewind(self) -> None:
         """Let the next rows replace those from their step on: the run goes back to an earlier step."""
@@ -148,10 +187,10 @@ class RunRecord:
     def epochs(self, history: Sequence[EpochRow]) -> None:
         """Rewrite metrics_per_epoch.csv."""
         if self.enabled:
-            rows = [row.as_json() for row in history]
-            write_atomically(self.run_dir / "metrics_per_epoch.csv", _as_csv(rows))
+            text = _as_csv([row.as_json() for row in history])
+            write_atomically(self.run_dir / "metrics_per_epoch.csv", text)
 
-    def progress(self, values: Mapping[str, Any], *, force: bool = False) -> None:
+    def progress(self, values: Progress, *, force: bool = False) -> None:
         """Write progress.json, at most twice a second."""
         now = time.monotonic()
         if self.enabled and (force or now - self._last_progress >= PROGRESS_INTERVAL_S):
@@ -169,15 +208,14 @@ class RunRecord:
         """Write final_results.json, which marks the run as finished."""
         self._write_json(FINAL_RESULTS, results.as_json())
 
-    def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
+    def _write_json(self, name: str, values: Mapping[str, object]) -> None:
         if self.enabled:
             write_atomically(self.run_dir / name, json.dumps(values, indent=2) + "\n")
 
 
-def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def _as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypedDict
 
 from raydet.runs.run_dir import PROGRESS, write_atomically
 
@@ -24,6 +24,17 @@ SIGNS_OF_LIFE = (USAGE_FILE, PROGRESS, "heartbeats/rank_0000.json")
 GPU_HOURS, CPU_WORKER_HOURS = "GPU-hours", "CPU worker-hours"
 
 logger = logging.getLogger("raydet")
+
+
+class Attempt(TypedDict):
+    """One entry of usage.json."""
+
+    since: float
+    """Unix time at which the workers came up."""
+    until: float | None
+    """None: it is running, or was killed."""
+    workers: int
+    use_gpu: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +74,10 @@ class Usage:
 
     @property
     def gpu_hours(self) -> float:
-        """Hours of workers with a GPU."""
         return self.gpu_s / 3600
 
     @property
     def cpu_worker_hours(self) -> float:
-        """Hours of workers without a GPU."""
         return self.cpu_worker_s / 3600
 
     def as_json(self) -> dict[str, float]:
@@ -105,11 +114,10 @@ def record_usage(
         yield
         return
     attempts = _attempts(run_dir)
-    for (
-        earlier
-    ) in attempts:  # the last one has no end if it was killed; later signs of life are this attempt's
-        earlier["until"] = _last_sign_of_life(run_dir) if earlier["until"] is None else earlier["until"]
-    current: dict[str, Any] = {"since": since, "until": None, "workers": workers, "use_gpu": use_gpu}
+    for earlier in attempts:
+        if earlier["until"] is None:  # it was killed; later signs of life are this attempt's
+            earlier["until"] = _last_sign_of_life(run_dir)
+    current = Attempt(since=since, until=None, workers=workers, use_gpu=use_gpu)
     _write(run_dir, [*attempts, current])
     try:
         yield
@@ -118,15 +126,14 @@ def record_usage(
         _write(run_dir, [*attempts, current])
 
 
-def _attempts(run_dir: Path) -> list[dict[str, Any]]:
+def _attempts(run_dir: Path) -> list[Attempt]:
     try:
-        attempts: list[dict[str, Any]] = json.loads((run_dir / USAGE_FILE).read_text())
+        return json.loads((run_dir / USAGE_FILE).read_text())
     except FileNotFoundError:
         return []
-    return attempts
 
 
-def _write(run_dir: Path, attempts: list[dict[str, Any]]) -> None:
+def _write(run_dir: Path, attempts: list[Attempt]) -> None:
     try:
         write_atomically(run_dir / USAGE_FILE, json.dumps(attempts) + "\n")
     except OSError as error:  # no reason to lose the run

@@ -97,7 +97,6 @@ class MLflowTracker:
 
         Args:
             uri: `sqlite:////absolute/path.db`, `http://host:port`, or any other MLflow tracking URI.
-            experiment: name of the experiment.
 
         Raises:
             TrackingError: the server cannot be reached or refuses.
@@ -213,13 +212,13 @@ class MLflowTracker:
     @_translating_errors
     def runs(self) -> list[RunView]:
         found: list[RunView] = []
+        keys = {_metric_name(key): key for keys in PREFIXES.values() for key in keys}
         token = None
         while True:
             page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
-            found += (
-                RunView(run.info.run_name, _STATUS_OF.get(run.info.status), _metrics_by_key(run))
-                for run in page
-            )
+            for run in page:
+                metrics = {keys.get(key, key): value for key, value in run.data.metrics.items()}
+                found.append(RunView(run.info.run_name, _STATUS_OF.get(run.info.status), metrics))
             token = page.token
             if not token:
                 return found
@@ -238,14 +237,13 @@ class MLflowTracker:
 
     def _find_all(self, identity: str) -> list[Run]:
         """Runs with an identity, oldest first."""
-        return list(
-            self._client.search_runs(
-                [self._experiment],
-                filter_string=f"tags.`{IDENTITY_TAG}` = '{identity}'",
-                run_view_type=ViewType.ACTIVE_ONLY,
-                order_by=["attributes.start_time ASC"],
-            )
+        found = self._client.search_runs(
+            [self._experiment],
+            filter_string=f"tags.`{IDENTITY_TAG}` = '{identity}'",
+            run_view_type=ViewType.ACTIVE_ONLY,
+            order_by=["attributes.start_time ASC"],
         )
+        return list(found)
 
     def _metrics_of(self, run_id: str, row: Mapping[str, Any]) -> list[Metric]:
         """Metrics of an epoch. The epoch number comes last: where it is logged, the others are too."""
@@ -293,12 +291,6 @@ def _metric_name(key: str) -> str:
         key = "per_class_AP." + key.removeprefix("AP/").replace("/", "_")
     start = next((prefix for prefix, keys in PREFIXES.items() if key in keys), "")
     return start + re.sub(r"[^\w\-. :/]", "_", key)
-
-
-def _metrics_by_key(run: Run) -> dict[str, float]:
-    """Metrics of a run without the prefixes of `PREFIXES`."""
-    keys = {_metric_name(key): key for keys in PREFIXES.values() for key in keys}
-    return {keys.get(key, key): value for key, value in run.data.metrics.items()}
 
 
 def _logging_order(item: tuple[str, Any]) -> int:

@@ -20,7 +20,6 @@ def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracke
 
     Args:
         uri: MLflow tracking URI; None: a sqlite file in `directory`; "none": no tracking.
-        experiment: name of the MLflow experiment.
 
     Raises:
         TrackingError: mlflow is not installed, or the server cannot be used.

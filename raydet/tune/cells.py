@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from raydet.config import Config, Experiment, apply_overrides
 from raydet.tune.study import ControlPhase, GridPhase, PromotionPhase, Study, Value
@@ -128,7 +127,7 @@ def fresh_seeds_of(study: Study, count: int) -> tuple[int, ...]:
 
 
 def _trial(study: Study, cell: Cell, seed: int, phase: str) -> Trial:
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     if cell.is_control:
         settings |= next(other.arms[cell.code] for other in study.phases if isinstance(other, ControlPhase))
     else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from raydet.config import Experiment, Modality
 from raydet.errors import StudyError
 from raydet.tune.study import ControlPhase, Study
 
-ALONE: dict[str, Any] = {
+ALONE: Mapping[str, object] = {
     "model.fusion": {"kind": "identity"},
     "model.elsewhere": {"kind": "identity"},
     "model.fusion_stages": [],
@@ -18,10 +18,8 @@ ALONE: dict[str, Any] = {
 
 def present_modalities(base: Experiment) -> tuple[Modality, ...]:
     """The model's modalities that the data have, in the order of its streams."""
-    model = base.model
-    return tuple(
-        name for name in (*model.rgb_modalities, *model.aux_modalities) if name not in base.data.missing
-    )
+    names = (*base.model.rgb_modalities, *base.model.aux_modalities)
+    return tuple(name for name in names if name not in base.data.missing)
 
 
 def streams(base: Experiment) -> tuple[tuple[Modality, ...], tuple[Modality, ...]]:
@@ -41,15 +39,14 @@ def streams(base: Experiment) -> tuple[tuple[Modality, ...], tuple[Modality, ...
     return rgb, aux
 
 
-def single_sensors(base: Experiment) -> dict[str, dict[str, Any]]:
+def single_sensors(base: Experiment) -> dict[str, dict[str, object]]:
     """Settings of the control of each sensor, by the sensor's name."""
     return {name: {**ALONE, "model.rgb_modalities": [name]} for name in present_modalities(base)}
 
 
 def with_controls(study: Study) -> Study:
     """The study with single-sensor controls as its first phase; unchanged where it has controls, or needs none."""
-    has_some = any(isinstance(phase, ControlPhase) for phase in study.phases)
-    if has_some or not study.needs_controls:
+    if not study.needs_controls or any(isinstance(phase, ControlPhase) for phase in study.phases):
         return study
     controls = ControlPhase(arms=single_sensors(study.base))
     return study.model_copy(update={"phases": (controls, *study.phases)})

@@ -41,17 +41,12 @@ def study_cost(study: Study, *, num_seeds: int) -> StudyCost:
     """
     no_events = Events([])
     trials = all_trials(study, no_events, 1)
-    kinds = Counter(_cost_key(study.base, trial.experiment) for trial in trials)
+    kinds: Counter[Experiment] = Counter()
+    for parts in (trial.experiment.model for trial in trials):  # most have the same model in all that costs
+        model = ModelConfig(backbone=parts.backbone, neck=parts.neck, head=parts.head)
+        kinds[study.base.model_copy(update={"name": "", "model": model})] += 1
     passes = sum(count * forward_flops(experiment)["total"] for experiment, count in kinds.items())
     source = open_source(study.base.data)
     num_images = len(split_indices(source, study.base.data.split)[0]) * study.base.train.epochs
     num_trials = len(trials) * num_seeds + num_undecided_trials(study, no_events, num_seeds)
-    mean = passes / len(trials)
-    return StudyCost(num_trials, STEP_FACTOR * mean * num_trials * num_images)
-
-
-def _cost_key(base: Experiment, experiment: Experiment) -> Experiment:
-    """The part of an experiment that determines the cost of a step; equal for most trials of a study."""
-    parts = experiment.model
-    model = ModelConfig(backbone=parts.backbone, neck=parts.neck, head=parts.head)
-    return base.model_copy(update={"name": "", "model": model})
+    return StudyCost(num_trials, STEP_FACTOR * (passes / len(trials)) * num_trials * num_images)

@@ -56,11 +56,9 @@ class EarlyStopping:
                 f"--asha must be a multiple of train.eval_every={train.eval_every}, got {self.grace_epochs}: other "
                 "epochs are not evaluated"
             )
-        rungs = []
-        epoch = self.grace_epochs
-        while epoch < train.epochs:
+        rungs = [self.grace_epochs]
+        while (epoch := rungs[-1] * self.reduction) < train.epochs:
             rungs.append(epoch)
-            epoch *= self.reduction
         return tuple(rungs)
 
     def bar(self, earlier: Sequence[float]) -> float | None:
@@ -69,17 +67,12 @@ class EarlyStopping:
         Args:
             earlier: scores of the trials that have reached the rung before, the larger the better.
         """
-        if not earlier:
-            return None
-        return float(np.percentile(earlier, 100 * (1 - 1 / self.reduction)))
+        return float(np.percentile(earlier, 100 * (1 - 1 / self.reduction))) if earlier else None
 
 
 def utility_at(rows: Rows, epoch: int, metric: Metric) -> float | None:
     """How good a run was after an epoch, see `Metric.utility`; None: the run has not reached the epoch."""
-    for row in rows:
-        if row.epoch == epoch:
-            return metric.utility(row[metric.name])
-    return None
+    return next((metric.utility(row[metric.name]) for row in rows if row.epoch == epoch), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +89,7 @@ class EarlyStop:
 
 
 class Screening:
-    """Compares the trials of a phase while they run, and stops those that are far behind.
-
-    Args:
-        trials: all trials of the phase.
-        root: the study's directory.
-    """
+    """Compares all trials of a phase while they run, and stops those that are far behind."""
 
     def __init__(self, rule: EarlyStopping, trials: Sequence[Trial], *, root: Path, metric: Metric) -> None:
         self._rule = rule
@@ -121,8 +109,7 @@ class Screening:
     def judge(self, trial: Trial, rows: Rows) -> None:
         """A trial has finished the epochs `rows`: request a stop if it is too far behind."""
         last = self._judged[trial.key]
-        new = [epoch for epoch in self._rungs if last < epoch <= rows[-1].epoch]
-        for epoch in new:
+        for epoch in (rung for rung in self._rungs if last < rung <= rows[-1].epoch):
             self._judged[trial.key] = epoch
             score = utility_at(rows, epoch, self._metric)
             assert score is not None, "the run has reached the rung"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, assert_never
 
 from raydet.config import Experiment
@@ -20,15 +21,7 @@ from raydet.tune.cells import (
     trials_of,
 )
 from raydet.tune.journal import Events, Journal
-from raydet.tune.study import (
-    ConfirmationPhase,
-    ControlPhase,
-    GridPhase,
-    Phase,
-    PromotionPhase,
-    Study,
-    Value,
-)
+from raydet.tune.study import ConfirmationPhase, ControlPhase, GridPhase, Phase, PromotionPhase, Study, Value
 
 
 def cells_by_phase(study: Study, journal: Events) -> dict[str, tuple[Cell, ...]]:
@@ -137,7 +130,7 @@ def remember_study(study: Study, journal: Journal) -> None:
         _remember(journal, "hypothesis", hypothesis.name, hypothesis.model_dump(mode="json"))
 
 
-def _remember(journal: Journal, event: str, name: str, settings: dict[str, Any]) -> None:
+def _remember(journal: Journal, event: str, name: str, settings: Mapping[str, object]) -> None:
     earlier = [entry["settings"] for entry in journal.of(event) if entry.name == name]
     if not earlier:
         journal.append(event, name=name, settings=settings)

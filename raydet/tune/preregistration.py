@@ -43,13 +43,12 @@ class Deviation(Config):
 def protocol_of(study: Study, options: StudyOptions) -> Protocol:
     """The rules of a command."""
     has_confirmation = any(isinstance(phase, ConfirmationPhase) for phase in study.phases)
+    controls = [phase for phase in study.phases if isinstance(phase, ControlPhase)]
     return Protocol(
         metric=study.decider.name,
         seeds=seeds_of(study, options.seeds),
         fresh_seeds=fresh_seeds_of(study, options.seeds) if has_confirmation else (),
-        controls=tuple(
-            name for phase in study.phases if isinstance(phase, ControlPhase) for name in phase.arms
-        ),
+        controls=tuple(name for phase in controls for name in phase.arms),
         early_stopping=None if options.early_stopping is None else str(options.early_stopping),
     )
 

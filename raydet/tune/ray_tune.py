@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
 
@@ -41,6 +41,19 @@ BUDGET_INTERVAL_S = 2.0
 logger = logging.getLogger("raydet")
 
 keep_keys_out_of_trials()
+
+
+class Outcome(TypedDict, total=False):
+    """How a trial has ended, with exactly one field, as JSON between its process and the driver."""
+
+    results: Mapping[str, object]
+    """Of a finished trial, see `RunResults.as_json`."""
+    stopped: str
+    """Why it was stopped early."""
+    preempted: str
+    """Why it will resume."""
+    reason: str
+    """Why it failed."""
 
 
 def execute_trials(
@@ -79,19 +92,18 @@ def execute_trials(
         raise ConfigError("--budget-gpu-hours limits nothing without GPUs; use --budget-worker-hours")
     most = options.concurrency or (len(trials) if share.use_gpu else 1)
     slots = Slots(Request(share.count, share.resources), capacity, most=most, say=say)
+    specs = []
     for trial in trials:
         run_dir = trial_directory(root, trial)
         claim_run_directory(run_dir, trial.experiment)
         (run_dir / STOP_FILE).unlink(missing_ok=True)
+        experiment = trial.experiment.to_json()
+        specs.append({"name": trial.name, "experiment": experiment, "run_dir": str(run_dir)})
     (root / STOP_FILE).unlink(missing_ok=True)
-    specs = [
-        {
-            "name": trial.name,
-            "experiment": trial.experiment.to_json(),
-            "run_dir": str(trial_directory(root, trial)),
-        }
-        for trial in trials
-    ]
+    task_code = None
+    if options.task_code is not None:
+        task_code = root / "task.py"  # every node can read it there
+        write_atomically(task_code, options.task_code.read_text())
     callback = _TuneCallback({trial.name: trial for trial in trials}, listener, slots, root)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([HEAD_NODE])),
@@ -100,7 +112,7 @@ def execute_trials(
             "study": str(root),
             "workers": dataclasses.asdict(share),
             "fault_tolerance": dataclasses.asdict(options.fault_tolerance),
-            "task_code": None if options.task_code is None else str(_copied(options.task_code, root)),
+            "task_code": None if task_code is None else str(task_code),
         },
         tune_config=ray.tune.TuneConfig(search_alg=slots.searcher, reuse_actors=True),
         run_config=ray.tune.RunConfig(
@@ -125,13 +137,6 @@ def execute_trials(
         raise
     finally:
         slots.close()
-
-
-def _copied(code: Path, root: Path) -> Path:
-    """A copy of a custom task's code in the study's directory, which every node can read."""
-    copy = root / "task.py"
-    write_atomically(copy, code.read_text())
-    return copy
 
 
 @contextmanager
@@ -163,7 +168,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     ray.tune.report({"outcome": json.dumps(_outcome(config))})
 
 
-def _outcome(config: Mapping[str, Any]) -> dict[str, Any]:
+def _outcome(config: Mapping[str, Any]) -> Outcome:
     from raydet.launch.ray_train import launch  # imports torch, which the driver must not
 
     if requested_stop(Path(config["study"])) is not None:  # the study ends, but Tune still starts trials
@@ -203,12 +208,11 @@ class _TuneCallback(ray.tune.Callback):
         self.is_ending = False
         """Whether trials that Tune starts from now on end at once, without notice to the listener."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles its callbacks for a restore, but the journal serves that purpose."""
         return {}
 
     def running(self) -> list[Trial]:
-        """Trials whose processes have started."""
         return [self._trials[name] for name in list(self._started)]
 
     def end_trials(self, reason: str) -> None:
@@ -236,7 +240,7 @@ class _TuneCallback(ray.tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if "outcome" not in trial.last_result:  # it was still pending when the study was stopped
             return
-        outcome = json.loads(trial.last_result["outcome"])
+        outcome: Outcome = json.loads(trial.last_result["outcome"])
         with self._ending(trial) as (ended, wall_s):
             if "results" in outcome:
                 self._listener.finished(ended, RunResults.parse(outcome["results"]), wall_s)
@@ -254,10 +258,9 @@ class _TuneCallback(ray.tune.Callback):
     @contextmanager
     def _ending(self, trial: Any) -> Iterator[tuple[Trial, float]]:
         """A trial counts as running until the block, which notifies the listener, has ended."""
-        name = trial.config["trial"]["name"]
-        self._num_left -= 1
-        now = time.monotonic()
+        name, now = trial.config["trial"]["name"], time.monotonic()
         since = self._started.get(name)
+        self._num_left -= 1
         try:
             yield self._trials[name], 0.0 if since is None else now - since
         finally:
@@ -272,11 +275,11 @@ class _StopWhenIdle(ray.tune.Stopper):
     def __init__(self, callback: _TuneCallback) -> None:
         self._callback: _TuneCallback | None = callback
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing to restore, as in the callback."""
         return {"_callback": None}
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
         return False
 
     def stop_all(self) -> bool:

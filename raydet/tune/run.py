@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TypedDict, assert_never
 
 from raydet.config import apply_overrides
 from raydet.cpu import refuse_slow_bf16
@@ -42,41 +42,45 @@ from raydet.tune.study import (
 )
 from raydet.tune.summary import Summary
 from raydet.tune.trial_listener import TrialListener
-from raydet.tune.trial_status import (
-    TrialRecord,
-    candidates_of,
-    contenders,
-    ranking_table,
-    records_of,
-)
+from raydet.tune.trial_status import Status, TrialRecord, candidates_of, contenders, ranking_table, records_of
 from raydet.tune.view import StudyView
 
 logger = logging.getLogger("raydet")
 
 
-def plan_study(study: Study, options: StudyOptions) -> dict[str, Any]:
-    """The trials that `run_study` would run; writes nothing.
+class PlannedTrial(TypedDict):
+    """A decided trial."""
 
-    Returns:
-        `trials`: `name`, `status` and `config` of every decided trial; `undecided`: the phases whose trials depend on
-        results that are still missing.
-    """
+    name: str
+    status: Status
+    config: Mapping[str, object]
+
+
+class StudyPlan(TypedDict):
+    """The trials that a command would run."""
+
+    trials: list[PlannedTrial]
+    undecided: list[str]
+    """Phases whose trials depend on results that are still missing."""
+
+
+def plan_study(study: Study, options: StudyOptions) -> StudyPlan:
+    """The trials that `run_study` would run; writes nothing."""
     study = _with_micro_batch(study, options.workers)
     journal = read_journal(options.storage / study.name)
-    trials = phases.all_trials(study, journal, options.seeds)
-    return {
-        "trials": [
-            {
-                "name": record.trial.name,
-                "status": record.status,
-                "config": record.trial.experiment.model_dump(mode="json"),
-            }
-            for record in records_of(trials, journal)
+    records = records_of(phases.all_trials(study, journal, options.seeds), journal)
+    decided = phases.cells_by_phase(study, journal)
+    return StudyPlan(
+        trials=[
+            PlannedTrial(
+                name=record.trial.name,
+                status=record.status,
+                config=record.trial.experiment.model_dump(mode="json"),
+            )
+            for record in records
         ],
-        "undecided": [
-            phase.name for phase in study.phases if phase.name not in phases.cells_by_phase(study, journal)
-        ],
-    }
+        undecided=[phase.name for phase in study.phases if phase.name not in decided],
+    )
 
 
 def is_complete(study: Study, options: StudyOptions) -> bool:
@@ -121,16 +125,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
             meter=meter,
             budget=options.budget,
         )
-        run = StudyRun(
-            study=study,
-            options=options,
-            root=root,
-            journal=journal,
-            meter=meter,
-            tracker=tracker,
-            view=view,
-            stack=stack,
-        )
+        run = StudyRun(study, options, root, journal, meter, tracker, view, stack)
         if deviation is not None:
             view.say(f"deviation from the protocol, shown in the report: {'; '.join(deviation.changes)}")
         with view.live():
@@ -346,8 +341,8 @@ class StudyRun:
             )
             self.stack.enter_context(cluster())
             self.has_cluster = True
-        screening = None
-        if (rule := self._early_stopping(phase)) is not None:
+        screening, rule = None, self._early_stopping(phase)
+        if rule is not None:
             in_phase = [record.trial for record in self._records_of_phase(phase.name)]
             screening = Screening(rule, in_phase, root=self.root, metric=self.study.decider)
         try:
@@ -369,17 +364,8 @@ class StudyRun:
         return self.options.early_stopping if is_screening(phase) else None
 
     def _listener(self, phase: str, screening: Screening | None = None) -> TrialListener:
-        return TrialListener(
-            phase,
-            root=self.root,
-            journal=self.journal,
-            meter=self.meter,
-            tracker=self.tracker,
-            view=self.view,
-            screening=screening,
-            will_retry=self._will_retry,
-            on_ended=self._summary.ended,
-        )
+        shared = (self.root, self.journal, self.meter, self.tracker, self.view)
+        return TrialListener(phase, *shared, screening, self._will_retry, self._summary.ended)
 
     def _will_retry(self, trial: Trial) -> bool:
         """Whether a trial has retries left; failures before it was stopped early do not count."""

@@ -19,7 +19,6 @@ class Candidate(Config):
 
     @property
     def mean(self) -> float:
-        """The mean score over the seeds."""
         return fmean(self.scores)
 
 
@@ -55,13 +54,7 @@ def promote(
         chosen.append(choice)
         remaining = [candidate for candidate in remaining if candidate.pattern != choice.pattern]
     stopped = [candidate for candidate in candidates if candidate.stopped_epoch is not None]
-    stopped.sort(
-        key=lambda candidate: (
-            -(candidate.stopped_epoch or 0),
-            -metric.utility(candidate.mean),
-            candidate.pattern,
-        )
-    )
+    stopped.sort(key=lambda each: (-(each.stopped_epoch or 0), -metric.utility(each.mean), each.pattern))
     for candidate in stopped[: top - len(chosen)]:
         stop = f"when it was stopped early after epoch {candidate.stopped_epoch}, as only {len(finished)} finished"
         reason = f"mean {candidate.mean:.4f} {stop}"

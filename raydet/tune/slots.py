@@ -26,7 +26,6 @@ class Slots:
 
     Args:
         request: the resources of one trial.
-        capacity: the capacity of the cluster.
         most: maximum number of trials at a time.
         say: takes a line when the number of slots changes.
     """
@@ -48,11 +47,7 @@ class Slots:
         """Search algorithm for Tune, which hands out the trials."""
 
     def update(self, num_left: int) -> None:
-        """Adapt the number of slots to the current nodes, every few seconds.
-
-        Args:
-            num_left: number of trials that have not ended.
-        """
+        """Adapt the number of slots to the current nodes, every few seconds; `num_left` trials have not ended."""
         if time.monotonic() - self._updated_at < UPDATE_INTERVAL_S:
             return
         self._updated_at = time.monotonic()

@@ -8,7 +8,8 @@ phase; these are reused, not run again.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -30,7 +31,7 @@ class Factor(Config):
     """Prefix of the value in a trial's name, e.g. `r`."""
     default: Value
     values: tuple[Value, ...]
-    arms: dict[str, dict[str, Any]] | None = None
+    arms: Mapping[str, Mapping[str, object]] | None = None
     """Settings by config path of each value, which is then a name; None: `path` is set to the value."""
     equivalent_values: tuple[tuple[Value, Value], ...] = Field(
         default=(), validation_alias=AliasChoices("equivalent_values", "twins")
@@ -47,7 +48,7 @@ class Factor(Config):
             return self.letter + "".join(str(part) for part in value)
         return f"{self.letter}{value}"
 
-    def settings(self, value: Value) -> dict[str, Any]:
+    def settings(self, value: Value) -> Mapping[str, object]:
         """Settings of a value by config path."""
         return {self.path: value} if self.arms is None else self.arms[str(value)]
 
@@ -57,7 +58,6 @@ class Factor(Config):
 
     @property
     def paths(self) -> set[str]:
-        """All config paths that the factor sets."""
         if self.arms is None:
             return {self.path}
         return {path for arm in self.arms.values() for path in arm}
@@ -68,7 +68,7 @@ class ControlPhase(Config):
 
     kind: Literal["controls"] = "controls"
     name: Literal["controls"] = CONTROLS
-    arms: dict[str, dict[str, Any]]
+    arms: Mapping[str, Mapping[str, object]]
     """Settings by config path of each control, by the control's name."""
 
 
@@ -167,10 +167,8 @@ class Study(Config):
 
     @property
     def decider(self) -> Metric:
-        """The metric that decides."""
         task = self.base.task
         return deciding_metric(task) if self.metric is None else metric_named(task, self.metric)
 
     def factor(self, path: str) -> Factor:
-        """The factor at a config path."""
         return next(factor for factor in self.factors if factor.path == path)

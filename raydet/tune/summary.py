@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from raydet.metrics.names import metrics_of
 from raydet.runs.run_dir import write_atomically
@@ -21,23 +20,17 @@ longer and longer.
 """
 
 
-def summary_row(study: Study, record: TrialRecord) -> dict[str, Any]:
+def summary_row(study: Study, record: TrialRecord) -> dict[str, object]:
     """Factors, status, metrics and cost of a trial."""
     trial, results, usage = record.trial, record.results, record.usage
-    row: dict[str, Any] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
+    row: dict[str, object] = {"experiment": trial.name, "phase": trial.phase, "seed": trial.seed}
     row |= {factor.path.split(".")[-1]: trial.cell.values.get(factor.path) for factor in study.factors}
     row |= {"status": record.status}
-    names = [metric.name for metric in metrics_of(study.base.task)]
-    row |= {name: results and results.final[name] for name in names}
+    row |= {metric.name: results and results.final[metric.name] for metric in metrics_of(study.base.task)}
     costs = ("parameters", "wall_s", "loop_s", "overhead_s", "lost_s")
     row |= {name: results and getattr(results, name) for name in costs}
     row |= {name: usage and round(getattr(usage, name), 6) for name in ("gpu_hours", "cpu_worker_hours")}
     return row | {"reason": record.reason}
-
-
-def summary_rows(study: Study, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """One row per trial."""
-    return [summary_row(study, record) for record in records]
 
 
 class Summary:

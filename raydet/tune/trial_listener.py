@@ -65,7 +65,7 @@ class TrialListener:
         status: RunStatus = "finished" if kind is None else "killed"
         for watcher in self._watchers.values():
             watcher.stop()
-        for key in self._watchers:  # trials that still run
+        for key in self._watchers:  # trials that were interrupted
             self._queue.put(partial(self._close_interrupted, key))
         self._queue.put(partial(self._close_phase, status))
         num_left = self._queue.close(PATIENCE_S if kind is None else PATIENCE_AFTER_ERROR_S)
@@ -75,7 +75,6 @@ class TrialListener:
             )
 
     def started(self, trial: Trial) -> None:
-        """A trial's process has started."""
         run_dir = trial_directory(self.root, trial)
         directory = _relative_directory(trial)
         self.journal.append("started", key=trial.key, name=trial.name, directory=directory)
@@ -102,7 +101,6 @@ class TrialListener:
         self.track(record)
 
     def failed(self, trial: Trial, reason: str) -> None:
-        """A trial has failed."""
         usage = self.meter.ended(trial.key, _relative_directory(trial))
         self._append("failed", trial, usage, reason=reason)
         record = TrialRecord(trial, "failed", reason=reason, usage=usage)

@@ -82,21 +82,19 @@ class StudyView:
         num_done: int,
         num_undecided: int,
     ) -> None:
-        """A phase begins.
+        """A phase begins with the trials `records`.
 
         Args:
-            records: the trials of the phase.
             known: all decided trials of the study.
             num_missing: number of trials of this phase that have to run.
             num_done: number of trials in `known` that do not have to run.
             num_undecided: number of trials of undecided phases.
         """
-        finished = [record for record in records if record.status == "finished"]
-        self.total = len(known) + num_undecided
-        self.done = num_done
+        num_finished = sum(record.status == "finished" for record in records)
+        self.total, self.done = len(known) + num_undecided, num_done
         for record in known:
             self._keep_best(record)
-        self.say(f"{phase}: {len(records)} trials, {len(finished)} finished already, {num_missing} to run")
+        self.say(f"{phase}: {len(records)} trials, {num_finished} finished already, {num_missing} to run")
 
     def started(self, trial: Trial, run_dir: Path) -> None:
         """A trial starts or resumes."""
@@ -164,9 +162,8 @@ class StudyView:
         left = self.time_left_s()
         best = "none yet"
         if self.best is not None:
-            best = (
-                f"{self.best.trial.name} {self.metric.label} {self.metric.text(self.best.score(self.metric))}"
-            )
+            score = self.metric.text(self.best.score(self.metric))
+            best = f"{self.best.trial.name} {self.metric.label} {score}"
         summary = f"best {best}  |  left {'unknown' if left is None else 'about ' + duration(left)}"
         if self.meter is None:
             return summary
@@ -174,9 +171,8 @@ class StudyView:
         return f"{summary}  |  {self.meter.total()}{limit}"
 
     def _keep_best(self, record: TrialRecord) -> None:
-        utility = self.metric.utility(record.score(self.metric))
         best = -math.inf if self.best is None else self.metric.utility(self.best.score(self.metric))
-        if utility > best:
+        if self.metric.utility(record.score(self.metric)) > best:
             self.best = record
 
 

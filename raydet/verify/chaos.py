@@ -247,11 +247,7 @@ class Chaos:
         end()
 
     def _wait_for_training(self, hit: FaultHit, starts: int) -> float | None:
-        """Seconds from a hit to the next step of the same run; None: the run ended first.
-
-        Args:
-            starts: starts of the run before the hit.
-        """
+        """Seconds from a hit, after `starts` starts, to the next step of the same run; None: the run ended first."""
         run_dir = Path(hit.run_dir)
 
         def is_over() -> bool | None:
@@ -287,8 +283,7 @@ class Chaos:
             )
 
     def _log_tail(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return " | ".join(lines[-NUM_LOG_LINES:])
+        return " | ".join(self._log.read_text(errors="replace").strip().splitlines()[-NUM_LOG_LINES:])
 
 
 def _starts(run_dir: Path) -> int:

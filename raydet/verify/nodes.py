@@ -22,16 +22,11 @@ OBJECT_STORE_BYTES = 100_000_000
 
 
 class LocalNodes:
-    """A head without CPUs, for drivers and trials, and nodes for workers, while the block runs.
-
-    Args:
-        count: number of nodes beside the head.
-        cpus: CPUs per node.
-    """
+    """A head without CPUs, for drivers and trials, and `count` nodes for workers, while the block runs."""
 
     def __init__(self, count: int, *, cpus: int) -> None:
         self._count = count
-        self._cpus = cpus
+        self._cpus = cpus  # per node
 
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="raydet-", ignore_cleanup_errors=True)
@@ -70,29 +65,25 @@ class LocalNodes:
     def kill_trials(self) -> int:
         """Kill the processes of all trials, which run on the head; returns their number."""
         head = _raylet(self._cluster.head_node)
-        trials = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if (process.info["cmdline"] or [""])[0].startswith(TRIAL_TITLE)
-            and head in _ancestors(process.pid)
-        ]
-        for process in trials:
-            process.kill()
-        return len(trials)
+        num_killed = 0
+        for process in psutil.process_iter(["cmdline"]):
+            title = (process.info["cmdline"] or [""])[0]
+            if title.startswith(TRIAL_TITLE) and head in _ancestors(process.pid):
+                process.kill()
+                num_killed += 1
+        return num_killed
 
     def kill_one(self) -> None:
         """Kill the newest node."""
         self._kill(self._nodes[-1])
 
     def add(self) -> None:
-        """Add a node."""
         self._nodes.append(self._add())
 
     def _node_of(self, pid: int) -> Any:
         """The node that a process runs on; another one if the process is gone."""
         ancestors = _ancestors(pid)
-        found = (node for node in self._nodes if _raylet(node) in ancestors)
-        return next(found, self._nodes[-1])
+        return next((node for node in self._nodes if _raylet(node) in ancestors), self._nodes[-1])
 
     def _kill(self, node: Any) -> None:
         self._nodes.remove(node)
@@ -101,7 +92,7 @@ class LocalNodes:
     def _add(self) -> Any:
         return self._cluster.add_node(**self._node(cpus=self._cpus))
 
-    def _node(self, cpus: int) -> dict[str, Any]:
+    def _node(self, cpus: int) -> dict[str, object]:
         return {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_log_monitor": False}
 
 

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raydet.checkpoint.diff import compare_checkpoints
 from raydet.checkpoint.retention import newest_checkpoint
@@ -95,7 +94,7 @@ class ResumeCheck:
         epochs = math.ceil(steps / self._sampler.steps_per_pass)
         self.steps = epochs * self._sampler.steps_per_pass
         self.interval = max(1, self.steps // (2 * len(self.workers)))
-        settings: dict[str, Any] = {
+        settings: dict[str, object] = {
             "train.epochs": epochs,
             "train.steps_per_epoch": None,
             "train.eval_every": epochs,

@@ -15,7 +15,7 @@ from raydet.data.digest import expected_digest
 from raydet.data.sampler import ElasticSampler
 from raydet.data.split import split_indices
 from raydet.errors import StudyError
-from raydet.runs.results import Number, RunResults
+from raydet.runs.results import RunResults
 from raydet.track.base import RunView
 from raydet.track.runs import runs_by_name
 from raydet.tune.journal import Events, read_journal
@@ -104,18 +104,15 @@ def _summary_problems(directory: Path, journal: Events) -> Iterable[str]:
         row = rows.get(event.name)
         assert event.results is not None
         metrics = event.results.final.metrics
+        cells = {name: "" if value is None else str(value) for name, value in metrics.items()}
         if row is None or row["status"] != "finished":
             yield f"{event.name} has finished, but {SUMMARY} says {row['status'] if row else 'nothing'}"
-        elif any(row.get(x, text) != text for x, text in ((x, _cell(value)) for x, value in metrics.items())):
+        elif any(row.get(name, text) != text for name, text in cells.items()):
             yield f"{event.name}: {SUMMARY} has other metrics than the journal"
     finished = {event.name for event in journal.of("finished")}
     for name, row in rows.items():
         if row["status"] == "finished" and name not in finished:
             yield f"{name} has finished according to {SUMMARY}, but not to the journal"
-
-
-def _cell(value: Number) -> str:
-    return "" if value is None else str(value)
 
 
 def _tracker_problems(name: str, results: RunResults, runs: Mapping[str, list[RunView]]) -> Iterable[str]:

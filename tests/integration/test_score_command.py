@@ -18,7 +18,7 @@ from raydet.runs.results import RunResults
 from raydet.track.runs import metrics_table
 from raydet.tune.cells import grid_cells, trials_of
 from raydet.tune.study import GridPhase
-from raydet.tune.summary import summary_rows
+from raydet.tune.summary import summary_row
 from raydet.tune.trial_status import TrialRecord
 from tests.results import results_with
 
@@ -242,7 +242,7 @@ def test_studies_know_the_miss_rate_and_may_be_decided_by_it() -> None:
     phase = next(phase for phase in study.phases if isinstance(phase, GridPhase))
     (trial, *_) = trials_of(study, grid_cells(study, phase, first_number=1), [0])
     record = TrialRecord(trial, "finished", results=results_with({"mAP": 0.5, "LAMR": 0.3}))
-    (row,) = summary_rows(study, [record])
+    row = summary_row(study, record)
     assert row["LAMR"] == 0.3
     assert study.decider.name == "mAP"
     decided = load_space("gaff_phase1", recipe("demo"), {"task.miss_rate": True, "task.metric": "LAMR"})

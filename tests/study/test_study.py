@@ -22,7 +22,7 @@ from raydet.tune.phases import all_trials, trials_by_phase
 from raydet.tune.preregistration import Protocol, deviations, newest_protocol, protocol_of, remember_protocol
 from raydet.tune.run import plan_study
 from raydet.tune.select import Candidate, promote
-from raydet.tune.summary import summary_rows
+from raydet.tune.summary import summary_row
 from raydet.tune.trial_status import records_of
 from tests.results import results_with
 from tune_spaces import gaff_phase1, gaff_phase2
@@ -222,7 +222,7 @@ def test_studies_and_trials_survive_json(name: str) -> None:
     assert type(study).from_json(study.to_json(), where="test") == study
     trials = all_trials(study, Events([]), 1)
     assert all(type(trial).from_json(trial.to_json(), where="test") == trial for trial in trials)
-    rows = summary_rows(study, records_of(trials, Events([])))
+    rows = [summary_row(study, record) for record in records_of(trials, Events([]))]
     for factor in study.factors:
         assert {row[factor.path.split(".")[-1]] for row in rows} <= {*factor.values, None}
 

@@ -166,7 +166,7 @@ def _libgomp() -> ctypes.CDLL | None:
     try:
         lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
         names = [line[5] for line in lines if len(line) == 6 and Path(line[5]).name.startswith("libgomp")]
-        home = str(Path(torch.__file__).parent)
+        home = str(Path(torch.__file__).resolve().parent)
         return next((ctypes.CDLL(name) for name in names if name.startswith(home)), None)
     except OSError:  # only Linux has that file
         return None

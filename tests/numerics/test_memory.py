@@ -12,7 +12,8 @@ import pytest
 
 from raydet.checkpoint.diff import compare_checkpoints
 from raydet.config import Experiment, apply_overrides
-from raydet.engine import process
+from raydet.engine import worst_case
+from raydet.engine.process import run_process
 from raydet.errors import OutOfMemoryError
 from raydet.parallel.collectives import World
 from raydet.plan.ledger import ledger
@@ -36,7 +37,7 @@ EXPERIMENT = apply_overrides(
 def run(run_dir: Path, experiment: Experiment = EXPERIMENT) -> list[dict[str, str]]:
     """Train; the rows of all steps."""
     claim_run_directory(run_dir, experiment)
-    process.run_process(experiment, run_dir=run_dir, world=World())
+    run_process(experiment, run_dir=run_dir, world=World())
     with (run_dir / "metrics_per_batch.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -45,11 +46,11 @@ def test_a_dry_run_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = run(tmp_path / "plain")
-    monkeypatch.setattr(process, "LONG_RUN_STEPS", 1)
+    monkeypatch.setattr(worst_case, "LONG_RUN_STEPS", 1)
     with caplog.at_level("INFO", logger="raydet"):
-        assert run(tmp_path / "rehearsed") == plain
+        assert run(tmp_path / "dry") == plain
     assert "the worst batch fits" in caplog.text
-    first, second = (tmp_path / name / "checkpoints" / "epoch_0002" for name in ("plain", "rehearsed"))
+    first, second = (tmp_path / name / "checkpoints" / "epoch_0002" for name in ("plain", "dry"))
     assert compare_checkpoints(first, second).is_empty
 
 

@@ -75,7 +75,7 @@ def run(run_dir: Path, policy: str) -> dict[str, Any]:
         EXPERIMENT, {"train.non_finite": policy, "train.epochs": EPOCHS, "train.eval_every": EPOCHS}
     )
     claim_run_directory(run_dir, experiment)
-    return run_process(experiment, run_dir=run_dir, world=World(), fault_tolerance=EVERY_STEP)
+    return run_process(experiment, run_dir=run_dir, world=World(), fault_tolerance=EVERY_STEP).as_json()
 
 
 def steps(run_dir: Path) -> list[int]:

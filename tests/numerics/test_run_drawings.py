@@ -84,7 +84,7 @@ def test_one_modality_and_nothing_found(tmp_path: Path) -> None:
 
 def test_a_run_that_has_not_ended_is_named(tmp_path: Path) -> None:
     claim_run_directory(tmp_path, recipe("demo"))
-    with pytest.raises(ConfigError, match=r"match_records\.npz is missing; run its command again"):
+    with pytest.raises(ConfigError, match=r"records\.npz is missing; run its command again"):
         drawings_of_run(tmp_path)
 
 

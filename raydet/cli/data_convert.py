@@ -49,10 +49,11 @@ def convert(
             help="Images per shard; the last one may have fewer.",
         ),
     ] = 64,
-    anew: Annotated[
+    overwrite: Annotated[
         bool,
         typer.Option(
-            "--anew",
+            "--overwrite",
+            "--anew",  # its name until 2026-11
             help="Replace an earlier conversion in DEST; leave it out to continue an interrupted conversion.",
         ),
     ] = False,
@@ -68,7 +69,7 @@ def convert(
     experiment = adjusted(starting_experiment(None, None), data=spec, sets=sets, on_bad=policy)
     from raydet.data.convert import convert as convert_source
 
-    hint = "the same command without --anew continues" if anew else "the same command continues"
+    hint = "the same command without --overwrite continues" if overwrite else "the same command continues"
     with interruptible(hint), _cluster() if workers else nullcontext():
         manifest = convert_source(
             experiment.data,
@@ -77,7 +78,7 @@ def convert(
             workers=workers,
             on_bad=policy,
             images_per_shard=images_per_shard,
-            anew=anew,
+            overwrite=overwrite,
             report=_report,
         )
     size_bytes = sum(shard.size_bytes for shard in manifest.shards)

@@ -155,7 +155,7 @@ class CSSAFusion(Config):
 
 
 class IdentityFusion(Config):
-    """No fusion: the RGB map goes to the detector, both streams go on alone."""
+    """No fusion: the RGB map goes to the detector, both streams continue alone."""
 
     kind: Literal["identity"] = "identity"
 

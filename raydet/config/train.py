@@ -1,4 +1,4 @@
-"""How the detector is trained: optimiser, schedule, batch, precision, evaluation."""
+"""How the detector is trained: optimizer, schedule, batch, precision, evaluation."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class TrainConfig(Config):
     """Optimizer steps of an epoch, which is a reporting period: of evaluations, checkpoints and schedules. null: one
     pass through the training data."""
     global_batch: Annotated[int, Field(ge=1)] = 16
-    """Images per optimiser step over all workers: the truth, whatever the number of workers."""
+    """Images per optimizer step over all workers: the truth, whatever the number of workers."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Images per worker in one forward pass; the rest is accumulation. null: global_batch / workers; auto: the most
     that fit into the memory of the smallest worker, as `raydet plan` counts it."""

@@ -99,7 +99,7 @@ def convert(
     workers: int = 0,
     on_bad: OnBad = "error",
     images_per_shard: int = IMAGES_PER_SHARD,
-    anew: bool = False,
+    overwrite: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
     """Write a source as shards; the same call again resumes, or returns the finished manifest.
@@ -107,7 +107,7 @@ def convert(
     Args:
         destination: directory or URI, see `raydet.data.storage`; every node must reach it.
         workers: Ray actors of one CPU each, on the connected cluster; 0: this process, without Ray.
-        anew: remove what another conversion left there first.
+        overwrite: remove what another conversion left there first.
         report: takes the number of finished shards and of all shards.
 
     Raises:
@@ -128,7 +128,7 @@ def convert(
         images_per_shard=images_per_shard,
     )
     job = Job(source, store, encoding, on_bad, images_per_shard, hash_of(plan), target)
-    if anew:
+    if overwrite:
         _remove(store)
     finished = _finished_manifest(store, plan)
     if finished is not None:
@@ -190,7 +190,7 @@ def _finished_manifest(store: Store, plan: Mapping[str, object]) -> Manifest | N
     try:
         manifest = Manifest.parsed(text, where=store.shown(MANIFEST))
     except DataError as error:
-        raise ConfigError(f"{error}; --anew replaces it") from error
+        raise ConfigError(f"{error}; --overwrite replaces it") from error
     _check_same_plan(store, manifest.plan, plan, "holds a set")
     damaged = _damaged_file(store, manifest)
     if damaged is None:
@@ -223,11 +223,11 @@ def _claim(store: Store, plan: Mapping[str, object]) -> None:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise ConfigError(f"{store.shown(PLAN)} is not a conversion plan; --anew removes it")
+            raise ConfigError(f"{store.shown(PLAN)} is not a conversion plan; --overwrite removes it")
         _check_same_plan(store, found, plan, "holds an unfinished conversion")
         return
     if shard_name(0) in store.names():
-        raise ConfigError(f"{store.uri} holds shards of an unknown conversion; --anew removes them")
+        raise ConfigError(f"{store.uri} holds shards of an unknown conversion; --overwrite removes them")
     store.write(PLAN, _plan_text(plan))
 
 
@@ -242,7 +242,7 @@ def _check_same_plan(
     if unlike:
         raise ConfigError(
             f"{store.uri} {what} from another source or with other settings ({', '.join(unlike)} differ); choose "
-            "another destination, or pass --anew to replace it"
+            "another destination, or pass --overwrite to replace it"
         )
 
 

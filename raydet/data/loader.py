@@ -103,7 +103,7 @@ class TrainLoader:
 
     @property
     def share(self) -> int:
-        """This worker's images per optimiser step."""
+        """This worker's images per optimizer step."""
         return self.accumulation * self.micro_batch
 
     def position(self, step: int) -> tuple[int, int]:
@@ -112,7 +112,7 @@ class TrainLoader:
         return pass_, first + self._rank * self.share
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """One list of micro-batches per optimiser step.
+        """One list of micro-batches per optimizer step.
 
         Args:
             first_step: the step to resume at within an epoch.

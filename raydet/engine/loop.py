@@ -72,7 +72,7 @@ def fit(
             num_rollbacks += 1
             log.rewind()
             state.skipped_steps = skipped
-            logger.warning("%s; back to step %d, step %d is passed over", error, state.step, skipped[-1])
+            logger.warning("%s; back to step %d, step %d is skipped", error, state.step, skipped[-1])
             continue
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             started = time.perf_counter()

@@ -48,13 +48,13 @@ class Loader(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
+        """Optimizer steps of an epoch."""
 
     def position(self, step: int) -> tuple[int, int]:
         """The pass through the data that a step belongs to, and where this rank's images begin in its order."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """One list of micro-batches per optimiser step."""
+        """One list of micro-batches per optimizer step."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class LossLog:
     """The first step whose loss was not finite."""
 
     def start_epoch(self) -> None:
-        """Begin, or go on with, the epoch at which the state stands."""
+        """Begin, or continue, the epoch at which the state stands."""
         self._since = time.perf_counter()
 
     def add(
@@ -86,7 +86,7 @@ class LossLog:
         if not is_updated:
             self.state.skipped_steps.append(step)
             text = self._not_finite(step, lr, losses, lambda: micro_batches)
-            logger.warning("%s; the step is passed over", text)
+            logger.warning("%s; the step is skipped", text)
             return
         self._pending.append((step, lr, losses))
         # On a CPU the losses are there already: look at once, so that the progress bar moves.

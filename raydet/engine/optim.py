@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raydet.config import (
 
 
 def build_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of a config.
+    """The optimizer of a config.
 
     SGD decays every parameter, as the published runs do; AdamW spares vectors (norms and biases), as transformers
     are trained.
@@ -50,7 +50,7 @@ def build_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> to
 
 
 def learning_rate(config: Optimizer, *, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """The learning rate of optimiser step 0..total_steps-1: a pure function, so a resume needs no schedule state."""
+    """The learning rate of optimizer step 0..total_steps-1: a pure function, so a resume needs no schedule state."""
     schedule = config.schedule
     if step < schedule.warmup_steps:
         return config.lr * (step + 1) / schedule.warmup_steps

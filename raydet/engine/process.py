@@ -229,12 +229,12 @@ def _load(checkpoint: Path, state: TrainState, world: World) -> None:
 
 
 def _earlier_micro_batch(run_dir: Path, train: TrainConfig, world: World) -> int | None:
-    """What an interrupted attempt of this run has used: batch norms shall go on seeing as many images."""
+    """What an interrupted attempt of this run has used: batch norms shall keep seeing as many images."""
     earlier = recorded_model_info(run_dir).get("micro_batch", 0) if world.is_main else sys.maxsize
     earlier = smallest_over_ranks(earlier, world)
     if earlier and train.global_batch % (world.world_size * earlier):
         logger.warning(
-            "%d workers cannot go on with micro-batches of %d; batch norms will see another number of images",
+            "%d workers cannot continue with micro-batches of %d; batch norms will see another number of images",
             world.world_size,
             earlier,
         )

@@ -42,7 +42,7 @@ class TrainState:
     epoch: int = 0
     """Epochs completed."""
     step: int = 0
-    """Optimiser steps completed."""
+    """Optimizer steps completed."""
     epoch_step: int = 0
     """Of these, steps of the epoch that is under way: with the seed, all that the sampler needs."""
     epoch_loss: float = 0.0

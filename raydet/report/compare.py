@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from raydet.config import Experiment, Metric, Task
+from raydet.config.base import Config
 from raydet.engine.open_run import recorded_experiment
 from raydet.errors import ConfigError
 from raydet.metrics.names import deciding_metric, metrics_of
@@ -125,6 +126,17 @@ MUST_MATCH = (
 """Config paths that must be equal in a fair comparison."""
 
 
+def _different_values(path: str, mine: object, theirs: object) -> list[str]:
+    """What differs between two values of a config, by path."""
+    if isinstance(mine, Config) and type(mine) is type(theirs):
+        return [
+            text
+            for (name, value), (_, other) in zip(mine, theirs, strict=True)
+            for text in _different_values(f"{path}.{name}", value, other)
+        ]
+    return [] if mine == theirs else [f"{path} is {mine} against {theirs}"]
+
+
 def _differences(a: Arm, b: Arm) -> list[str]:
     found = []
     # Independent of path and encoding; None for data that were not converted to shards.
@@ -134,8 +146,8 @@ def _differences(a: Arm, b: Arm) -> list[str]:
     for path in MUST_MATCH:
         mine, theirs = (attrgetter(path)(arm.experiment) for arm in (a, b))
         is_same_data = path == "data.source" and len(contents) == 1 and None not in contents
-        if mine != theirs and not is_same_data:
-            found.append(f"{path} is {mine} against {theirs}")
+        if not is_same_data:
+            found += _different_values(path, mine, theirs)
     if len(contents) > 1 and not any(text.startswith("data.source") for text in found):
         shown = " against ".join(sorted(str(content)[:12] for content in contents))
         found.append(f"the data have changed between the runs: content_sha256 is {shown}")

@@ -5,7 +5,7 @@ model_info.json        the model, its batches and the machine; see `ModelInfo`
 training.log           log of the main worker
 progress.json          current state of the loop, for a progress bar in another process; see `Progress`
 usage.json             start, end and workers of every attempt; see `raydet.runs.usage`
-metrics_per_batch.csv  losses of every optimiser step
+metrics_per_batch.csv  losses of every optimizer step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
 records.npz            what the last evaluation's metrics can be computed from again, for comparisons; see
                        `raydet.metrics.records`

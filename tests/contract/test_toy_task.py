@@ -92,8 +92,12 @@ def test_it_is_studied_compared_and_reported(tmp_path: Path, capsys: pytest.Capt
     assert "accuracy" in page
     assert "mAP" not in page
     wide, narrow = directory / "widths" / "exp_001_h16", directory / "widths" / "exp_002_h4"
+    command = ["compare", str(wide), str(narrow), "--json"]
+    with pytest.raises(SystemExit):
+        main(command)  # raydet cannot know whether a setting changes what is measured
+    assert "task.settings is {'hidden': 16} against {'hidden': 4}" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
-        main(["compare", str(wide), str(narrow), "--json"])
+        main([*command, "--anyway"])
     assert not caught.value.code
     assert len(json.loads(capsys.readouterr().out)["a"]) == 3
 

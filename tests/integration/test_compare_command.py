@@ -86,8 +86,8 @@ def test_one_run_on_a_side_gives_no_verdict(tmp_path: Path, capsys: pytest.Captu
     [
         ({"train.epochs": 99}, "train.epochs is", True),
         ({"data.canvas_hw": [64, 64]}, "data.canvas_hw is", True),
-        ({"optim.lr": 0.5}, "optim is", True),
-        ({"evaluate.size_bins_px": [16, 48]}, "task is", True),
+        ({"optim.lr": 0.5}, "optim.lr is", True),
+        ({"evaluate.size_bins_px": [16, 48]}, "task.size_bins_px is", True),
         ({"data.classes": ["x", "y", "z"]}, "their classes differ", False),
     ],
 )

@@ -81,11 +81,11 @@ def test_another_source_or_setting_is_refused(is_finished: bool, tmp_path: Path)
         ({"encoding": "raw"}, "encoding"),
         ({"images_per_shard": 3}, "images_per_shard"),
     ):
-        with pytest.raises(ConfigError, match=f"{named} differ.*--anew"):
+        with pytest.raises(ConfigError, match=f"{named} differ.*--overwrite"):
             convert(data(), str(tmp_path), **{"images_per_shard": 2} | change)
     with pytest.raises(ConfigError, match="annotations_sha256"):
         convert(data(num_sequences=2), str(tmp_path), images_per_shard=2)
-    found = convert(data(num_sequences=2), str(tmp_path), images_per_shard=2, anew=True)
+    found = convert(data(num_sequences=2), str(tmp_path), images_per_shard=2, overwrite=True)
     assert sorted(contents(tmp_path)) == ["index.arrow", "manifest.json", *map(shard_name, range(2))]
     assert found.images == len(ShardSet(str(tmp_path))) == 4
 
@@ -136,15 +136,15 @@ def test_data_names_a_directory_of_shards(tmp_path: Path) -> None:
     assert manifest.classes == CLASSES
 
 
-@pytest.mark.parametrize("anew", [True, False])
-def test_the_source_is_not_replaced_by_itself(anew: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_source_is_not_replaced_by_itself(overwrite: bool, tmp_path: Path) -> None:
     manifest = convert(data(), str(tmp_path / "set"))
     (tmp_path / "link").symlink_to(tmp_path / "set")
     config = data().model_copy(update={"source": ShardsSource(path=str(tmp_path / "set"))})
     before = contents(tmp_path)
     for place in ("set", "set/", "link", "../" + tmp_path.name + "/set"):
         with pytest.raises(ConfigError, match="the destination must differ from the source"):
-            convert(config, f"{tmp_path}/{place}", anew=anew)
+            convert(config, f"{tmp_path}/{place}", overwrite=overwrite)
     assert contents(tmp_path) == before
     assert convert(config, str(tmp_path / "other")).content_sha256 == manifest.content_sha256
 
@@ -153,7 +153,7 @@ def test_the_source_is_not_replaced_by_itself(anew: bool, tmp_path: Path) -> Non
     ("flags", "hint"),
     [
         ((), "interrupted; the same command continues\n"),
-        (("--anew",), "interrupted; the same command without --anew continues\n"),
+        (("--overwrite",), "interrupted; the same command without --overwrite continues\n"),
     ],
 )
 def test_ctrl_c_says_how_to_go_on(

@@ -97,7 +97,7 @@ def bench_inference(
 
 
 def _batches(run: TrainedRun, batch_size: int, num_images: int) -> list[Batch]:
-    indices = run.val_indices[:num_images]
+    indices = run.indices[:num_images]
     missing = -len(indices) % batch_size
     indices = [*indices, *(indices * missing)[:missing]]
     loader = EvalLoader(run.source, indices, data=run.experiment.data, batch_size=batch_size)

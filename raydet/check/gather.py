@@ -123,8 +123,8 @@ def gather(
 
     Args:
         records: in the order of the source; only the hashes of each are kept.
-        sides: `train`, `val` or, if validation is on the training images, `both`, by index; or the reason why there
-            is no split.
+        sides: the part of the split or, if validation is on the training images, `both`, by index; or the reason why
+            there is no split.
     """
     all_ = Gathered(classes=settings.classes, modalities=tuple(modalities), left_out=list(left_out))
     all_.findings += (Finding("left_out", item.name, item.reason) for item in left_out)
@@ -194,7 +194,7 @@ def _near_findings(
     duplicates: Sequence[Finding],
 ) -> Iterator[Finding]:
     train = [index for index in range(len(hashes)) if side_of.get(index) == "train"]
-    val = [index for index in range(len(hashes)) if side_of.get(index) == "val"]
+    val = [index for index in range(len(hashes)) if side_of.get(index) in ("val", "test", "calibration")]
     known = {frozenset((each.index, each.other_index)) for each in duplicates if each.kind == "leak"}
     for pair in near_pairs(hashes, train, val):
         if frozenset((pair.first, pair.second)) not in known:

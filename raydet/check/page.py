@@ -67,9 +67,10 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
 
 
 def _facts(found: Gathered) -> list[tuple[str, str]]:
+    sides = {"train": 0, "val": 0} | found.images_by_side
     facts = [
         ("images", f"{found.num_images:,}"),
-        ("train / val", f"{found.images_by_side['train']:,} / {found.images_by_side['val']:,}"),
+        (" / ".join(sides), " / ".join(f"{count:,}" for count in sides.values())),
         ("modalities", ", ".join(found.modalities)),
         ("boxes", f"{found.boxes.total():,}"),
         ("left out", f"{len(found.left_out):,}"),

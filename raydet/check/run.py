@@ -74,14 +74,14 @@ def check_source(
 
 
 def _sides(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> dict[int, str] | str:
-    """The side of each image, or the reason why there is no split."""
+    """The part of each image, or the reason why there is no split."""
     try:
-        train, val = split_indices(source, split)
+        parts = split_indices(source, split)
     except DataError as error:
         return str(error)
-    sides = dict.fromkeys(train, "train")
-    for index in val:
-        sides[index] = "both" if index in sides else "val"
+    sides: dict[int, str] = {}
+    for name, indices in parts.items():
+        sides |= {index: "both" if index in sides else name for index in indices}
     return sides
 
 

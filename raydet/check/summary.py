@@ -14,7 +14,9 @@ NUM_CLASSES = 12
 
 def summary_lines(found: Gathered) -> Iterator[str]:
     """Counts, classes, alignment, and findings by severity with the first few names and the remedy."""
-    sides = ", ".join(f"{found.images_by_side[side]} {side}" for side in ("train", "val"))
+    sides = ", ".join(
+        f"{count} {side}" for side, count in ({"train": 0, "val": 0} | found.images_by_side).items()
+    )
     yield (
         f"{found.num_images} images ({sides}), {', '.join(found.modalities)}; "
         f"{len(found.left_out)} left out, {found.num_unread} not decoded"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from raydet.cli import options
 from raydet.cli.options import describe_run, interruptible, open_run, output_directory
+from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
     from raydet.engine.evaluator import Scores
@@ -20,12 +21,18 @@ if TYPE_CHECKING:
 def evaluate(
     run: options.RunArgument,
     data: options.OtherDataOption = None,
+    split: Annotated[
+        Literal["train", "val", "test", "calibration"],
+        typer.Option(help="Part of the run's own images; test and calibration as data.split divides them."),
+    ] = "val",
     output: Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")] = None,
     use_gpu: options.DeviceOption = None,
     as_json: options.AsJsonOption = False,
 ) -> None:
     """Compute the COCO metrics of a run's newest checkpoint; the run's own files stay unchanged."""
-    opened = open_run(run, data=data, use_gpu=use_gpu)
+    if data is not None and split != "val":
+        raise ConfigError("--split is a part of the run's own images; leave it or --data out")
+    opened = open_run(run, data=data, use_gpu=use_gpu, split=split)
     if output is not None:
         output_directory(output.parent)
     from raydet.engine.open_run import evaluated
@@ -42,7 +49,7 @@ def evaluate(
 
 def _lines(run: TrainedRun, scores: Scores) -> Iterator[str]:
     yield (
-        f"{run.run_dir}, {run.checkpoint.name}: {len(run.val_indices)} images "
+        f"{run.run_dir}, {run.checkpoint.name}: {len(run.indices)} images "
         f"({run.experiment.data.source.kind}), {', '.join(run.model.modalities)}"
     )
     classes = {name.replace("/", " "): value for name, value in scores.per_class.items()}

@@ -15,7 +15,7 @@ import typer
 from raydet.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Terminated
 
 if TYPE_CHECKING:
-    from raydet.config import Experiment
+    from raydet.config import Experiment, SplitName
     from raydet.data.sources.bad_samples import OnBad
     from raydet.engine.open_run import TrainedRun
 
@@ -161,14 +161,14 @@ def local_directory(text: str, flag: str) -> Path:
     return Path(text).absolute()
 
 
-def open_run(run: Path, *, data: str | None, use_gpu: bool | None) -> TrainedRun:
-    """Open the run of a command, with its validation images or another data set."""
+def open_run(run: Path, *, data: str | None, use_gpu: bool | None, split: SplitName = "val") -> TrainedRun:
+    """Open the run of a command, with a part of its own images or another data set."""
     from raydet.data.build import detect_source
     from raydet.engine.open_run import open_trained
     from raydet.parallel.collectives import select_device
 
     source = None if data is None else detect_source(data)
-    return open_trained(run.absolute(), data=source, device=select_device(use_gpu))
+    return open_trained(run.absolute(), data=source, split=split, device=select_device(use_gpu))
 
 
 def describe_run(run: TrainedRun) -> dict[str, object]:
@@ -178,7 +178,7 @@ def describe_run(run: TrainedRun) -> dict[str, object]:
         "run": str(run.run_dir),
         "checkpoint": run.checkpoint.name,
         "data": data.source.model_dump(mode="json"),
-        "images": len(run.val_indices),
+        "images": len(run.indices),
         "modalities": list(run.model.modalities),
         "simulated": list(data.simulated),
         "device": str(run.device),

@@ -45,12 +45,12 @@ def predict(
         rows = predicted(opened)
         results = coco_results(
             rows,
-            image_ids=[opened.source.image_ids[index] for index in opened.val_indices],
+            image_ids=[opened.source.image_ids[index] for index in opened.indices],
             category_ids=category_ids_of(opened.source),
         )
         path.write_text(json.dumps(results) + "\n")
         note = opened.experiment.data.simulation_note
-        typer.echo(f"{len(results)} detections in {len(opened.val_indices)} images: {path} {note}".rstrip())
+        typer.echo(f"{len(results)} detections in {len(opened.indices)} images: {path} {note}".rstrip())
         if draw:
             _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
 
@@ -61,9 +61,9 @@ def _draw(run: TrainedRun, rows: NDArray[np.float64], *, count: int, directory: 
     from raydet.export.drawing import draw_boxes
 
     directory.mkdir(exist_ok=True)
-    for position, index in enumerate(run.val_indices[:count]):
+    for position, index in enumerate(run.indices[:count]):
         sample = run.source.read(index)
         name = re.sub(r"[^\w.-]", "_", sample.image_id)
         image = draw_boxes(sample, rows[rows[:, 0] == position], run.source.classes)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(directory / f"{position:05d}_{name}.png")
-    typer.echo(f"{min(count, len(run.val_indices))} images: {directory}")
+    typer.echo(f"{min(count, len(run.indices))} images: {directory}")

@@ -23,6 +23,7 @@ from raydet.config.data import (
     Normalization,
     Sampling,
     Split,
+    SplitName,
 )
 from raydet.config.experiment import Experiment
 from raydet.config.model import (
@@ -130,6 +131,7 @@ __all__ = [
     "ShardsSource",
     "Source",
     "Split",
+    "SplitName",
     "StepSchedule",
     "Strategy",
     "SyntheticSource",

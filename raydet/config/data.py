@@ -11,6 +11,7 @@ from raydet.config.base import Config
 from raydet.config.sources import ShardsSource, Source, SyntheticSource
 
 Modality = Literal["rgb", "thermal", "event"]
+SplitName = Literal["train", "val", "test", "calibration"]
 
 MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "thermal": 1, "event": 1}
 
@@ -23,8 +24,20 @@ class GroupSplit(Config):
 
     kind: Literal["group"] = "group"
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Never seen by a run: `raydet evaluate --split test`. Other images validate, however large it is."""
+    calibration_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """For what is fitted after training, e.g. thresholds. Never seen by a run."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     num_blocks: Annotated[int, Field(ge=2)] = 10
+
+    @model_validator(mode="after")
+    def _some_images_train(self) -> Self:
+        if self.val_fraction + self.test_fraction + self.calibration_fraction >= 1:
+            raise ValueError(
+                "data.split: val_fraction, test_fraction and calibration_fraction must sum to less than 1"
+            )
+        return self
 
 
 class FrameSplit(Config):

@@ -41,6 +41,10 @@ def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
     tree = tree | {"data": dict(tree["data"]), "train": dict(tree["train"])}
     if tree["data"]["sampling"] == {"kind": "frames"}:
         del tree["data"]["sampling"]
+    if tree["data"]["split"]["kind"] == "group":
+        split = tree["data"]["split"]
+        new = ("test_fraction", "calibration_fraction")
+        tree["data"]["split"] = {name: value for name, value in split.items() if value or name not in new}
     if tree["train"]["steps_per_epoch"] is None:
         del tree["train"]["steps_per_epoch"]
     if tree["task"]["kind"] == "detection" and tree["task"]["metric"] is None:

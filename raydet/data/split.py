@@ -1,4 +1,4 @@
-"""Which images train and which validate: a pure function of the source's names and the config."""
+"""Which images train, validate, test and calibrate: a pure function of the source's names and the config."""
 
 from __future__ import annotations
 
@@ -9,42 +9,47 @@ from typing import assert_never
 
 import numpy as np
 
-from raydet.config import FirstSplit, FrameSplit, GroupSplit
+from raydet.config import FirstSplit, FrameSplit, GroupSplit, SplitName
 from raydet.data.sources.base import Source
 from raydet.errors import DataError
 
 logger = logging.getLogger("raydet")
 
 
-def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> tuple[list[int], list[int]]:
-    """Indices of the training and of the validation images.
+def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> dict[SplitName, list[int]]:
+    """Indices of the images of every part, all four of them; `test` and `calibration` may be empty.
 
     Raises:
-        DataError: one side would be empty.
+        DataError: no image would train, no image would validate, or a part that was asked for would be empty.
     """
+    parts: dict[SplitName, list[int]] = {"train": [], "val": [], "test": [], "calibration": []}
     match split:
         case GroupSplit():
-            train, val = _by_group(source.group_ids, split)
+            parts |= _by_group(source.group_ids, split)
         case FrameSplit():
             # The same split as scikit-learn's `train_test_split`, with its order: published lists are made with it.
             num_val = math.ceil(split.val_fraction * len(source))
             order: list[int] = np.random.RandomState(split.seed).permutation(len(source)).tolist()
-            train, val = order[num_val:], order[:num_val]
+            parts |= {"train": order[num_val:], "val": order[:num_val]}
         case FirstSplit(num_train=num_train):
             if num_train > len(source):
                 raise DataError(
                     f"data.split.num_train is {num_train}, the source has only {len(source)} images; lower it"
                 )
-            train = list(range(num_train))
-            val = list(train) if split.overfit else list(range(num_train, len(source)))
+            val = range(num_train) if split.overfit else range(num_train, len(source))
+            parts |= {"train": list(range(num_train)), "val": list(val)}
         case unreachable:
             assert_never(unreachable)
-    if not train or not val:
+    optional: tuple[SplitName, ...] = ("test", "calibration")
+    required: list[SplitName] = ["train", "val"]
+    required += (name for name in optional if getattr(split, f"{name}_fraction", 0.0))
+    if not all(parts[name] for name in required):
+        counts = ", ".join(f"{len(indices)} {name}" for name, indices in parts.items())
         raise DataError(
-            f"data.split ({split.kind}) must leave images on both sides, got {len(train)} for training and "
-            f"{len(val)} for validation of {len(source)} images; change data.split or add images"
+            f"data.split ({split.kind}) must leave images in every part, got {counts} of {len(source)} images; "
+            "change data.split or add images"
         )
-    return train, val
+    return parts
 
 
 def groups_of(group_ids: Sequence[str], split: GroupSplit | FrameSplit | FirstSplit) -> list[str]:
@@ -59,8 +64,8 @@ def groups_of(group_ids: Sequence[str], split: GroupSplit | FrameSplit | FirstSp
     return [f"image {index}" for index in range(len(group_ids))]
 
 
-def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], list[int]]:
-    """Assign whole groups to validation, in random order, up to the fraction; both sides stay in source order."""
+def _by_group(group_ids: Sequence[str], split: GroupSplit) -> dict[SplitName, list[int]]:
+    """Assign whole groups to the parts, in random order, up to their fractions; each part stays in source order."""
     groups = groups_of(group_ids, split)
     if len(set(group_ids)) < 2:
         logger.info(
@@ -71,9 +76,16 @@ def _by_group(group_ids: Sequence[str], split: GroupSplit) -> tuple[list[int], l
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     names = list(members)
-    val: set[int] = set()
-    for position in np.random.RandomState(split.seed).permutation(len(names)):
-        if len(val) >= split.val_fraction * len(groups):
-            break
-        val.update(members[names[position]])
-    return [i for i in range(len(groups)) if i not in val], sorted(val)
+    shuffled = [names[position] for position in np.random.RandomState(split.seed).permutation(len(names))]
+    fractions: dict[SplitName, float] = {
+        "val": split.val_fraction,
+        "test": split.test_fraction,
+        "calibration": split.calibration_fraction,
+    }
+    parts: dict[SplitName, list[int]] = {}
+    for name, fraction in fractions.items():
+        part: list[int] = []
+        while shuffled and len(part) < fraction * len(groups):
+            part += members[shuffled.pop(0)]
+        parts[name] = sorted(part)
+    return parts | {"train": sorted(index for name in shuffled for index in members[name])}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raydet.checkpoint.load import load_checkpoint
 from raydet.checkpoint.retention import newest_checkpoint
-from raydet.config import Experiment
+from raydet.config import Experiment, SplitName
 from raydet.data.build import SourceConfig, adopt_source, open_source
 from raydet.data.loader import EvalLoader
 from raydet.data.sources.base import Source
@@ -40,8 +40,8 @@ class TrainedRun:
     """In evaluation mode; with the averages of its weights if the run keeps some, as it was evaluated."""
     checkpoint: Path
     source: Source
-    val_indices: list[int]
-    """The evaluation images by their index in the source: the run's own, or all of another source."""
+    indices: list[int]
+    """The evaluation images by their index in the source: a part of the run's split, or all of another source."""
 
     @property
     def device(self) -> torch.device:
@@ -49,12 +49,17 @@ class TrainedRun:
 
 
 def open_trained(
-    run_dir: Path, *, data: SourceConfig | None = None, device: torch.device | None = None
+    run_dir: Path,
+    *,
+    data: SourceConfig | None = None,
+    split: SplitName = "val",
+    device: torch.device | None = None,
 ) -> TrainedRun:
     """Open the newest checkpoint of a run.
 
     Args:
         data: another source, of the same classes; default: the run's own.
+        split: part of the run's own source.
         device: where the model is put; default: the CPU.
 
     Raises:
@@ -77,7 +82,9 @@ def open_trained(
     load_checkpoint(checkpoint, model=model, optimizer=optimizer, is_verified=True)
     take_average(optimizer)
     source = open_source(experiment.data)
-    indices = list(range(len(source))) if data else split_indices(source, experiment.data.split)[1]
+    indices = list(range(len(source))) if data else split_indices(source, experiment.data.split)[split]
+    if not indices:
+        raise ConfigError(f"{run_dir} has no {split} images: its data.split has no {split}_fraction")
     model = model.to(device or torch.device("cpu")).eval()
     return TrainedRun(run_dir, experiment, task, model, checkpoint, source, indices)
 
@@ -88,7 +95,7 @@ def evaluated(run: TrainedRun) -> Scores:
     Raises:
         DataError: an image cannot be read.
     """
-    evaluator = Evaluator(run.task, run.experiment, run.source, run.val_indices, World(device=run.device))
+    evaluator = Evaluator(run.task, run.experiment, run.source, run.indices, World(device=run.device))
     with yielding_busy_cores(torch.get_num_threads(), run.device):
         return evaluator.evaluate(run.model)[0]
 
@@ -96,14 +103,14 @@ def evaluated(run: TrainedRun) -> Scores:
 def predicted(run: TrainedRun) -> NDArray[np.float64]:
     """The model's predictions on the evaluation images as rows of the task's scorer.
 
-    Rows of a detector are those of `raydet.metrics.coco`; the first column counts along `val_indices`.
+    Rows of a detector are those of `raydet.metrics.coco`; the first column counts along `indices`.
 
     Raises:
         DataError: an image cannot be read.
     """
     data, batch_size = run.experiment.data, run.experiment.train.eval_batch
-    loader = EvalLoader(run.source, run.val_indices, data=data, batch_size=batch_size)
-    scorer = run.task.scorer(run.experiment, run.source, run.val_indices)
+    loader = EvalLoader(run.source, run.indices, data=data, batch_size=batch_size)
+    scorer = run.task.scorer(run.experiment, run.source, run.indices)
     with yielding_busy_cores(torch.get_num_threads(), run.device):
         return predict(run.model, loader, scorer, device=run.device).rows
 

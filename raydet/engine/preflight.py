@@ -27,7 +27,7 @@ def check(experiment: Experiment, task: Task, *, workers: int) -> None:
     """
     deciding_metric(experiment.task)
     source = open_source(experiment.data)
-    train, _ = split_indices(source, experiment.data.split)
+    train = split_indices(source, experiment.data.split)["train"]
     micro_batch = experiment.train.micro_batch
     batch_plan(experiment.train.global_batch, workers, None if micro_batch == "auto" else micro_batch)
     make_sampler(experiment.data.sampling, source, train, experiment.train.global_batch, experiment.seed)
@@ -46,7 +46,7 @@ def check_decidable(experiment: Experiment, task: Task) -> None:
     if metric == VAL_LOSS:
         return
     source = open_source(experiment.data)
-    _, val = split_indices(source, experiment.data.split)
+    val = split_indices(source, experiment.data.split)["val"]
     scorer = task.scorer(experiment, source, val)
     scores = scorer.finish(np.zeros((0, scorer.num_columns)))  # as if nothing was predicted
     if (scores.metrics | scores.per_class).get(metric.name) is None:

@@ -98,7 +98,8 @@ def run_process(
     _check_nodes(experiment, world)
     task = task or build_task(experiment)
     source = open_source(experiment.data)
-    train_indices, val_indices = split_indices(source, experiment.data.split)
+    parts = split_indices(source, experiment.data.split)
+    train_indices, val_indices = parts["train"], parts["val"]
     with (
         closing(RunRecord(run_dir, enabled=world.is_main)) as record,
         deterministic_kernels(world.device, exact=experiment.train.exact),

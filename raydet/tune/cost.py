@@ -47,6 +47,6 @@ def study_cost(study: Study, *, num_seeds: int) -> StudyCost:
         kinds[study.base.model_copy(update={"name": "", "model": model})] += 1
     passes = sum(count * forward_flops(experiment)["total"] for experiment, count in kinds.items())
     source = open_source(study.base.data)
-    num_images = len(split_indices(source, study.base.data.split)[0]) * study.base.train.epochs
+    num_images = len(split_indices(source, study.base.data.split)["train"]) * study.base.train.epochs
     num_trials = len(trials) * num_seeds + num_undecided_trials(study, no_events, num_seeds)
     return StudyCost(num_trials, STEP_FACTOR * (passes / len(trials)) * num_trials * num_images)

@@ -88,7 +88,7 @@ class ResumeCheck:
         self.workers = tuple(workers) if len(workers) > 1 else (workers[0], workers[0])
         self.directory = directory
         source = open_source(experiment.data)
-        indices, _ = split_indices(source, experiment.data.split)
+        indices = split_indices(source, experiment.data.split)["train"]
         self._sampler = ElasticSampler(len(indices), experiment.train.global_batch, experiment.seed)
         self._image_ids = [source.image_ids[index] for index in indices]
         epochs = math.ceil(steps / self._sampler.steps_per_pass)

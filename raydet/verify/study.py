@@ -161,7 +161,7 @@ def _expected(
     """Number of steps and sample digest of a complete run."""
     config = DataConfig.from_json(data, where="the trial's config")
     source = open_source(config)
-    indices, _ = split_indices(source, config.split)
+    indices = split_indices(source, config.split)["train"]
     sampler = ElasticSampler(len(indices), global_batch, seed)
     num_steps = epochs * (steps_per_epoch or sampler.steps_per_pass)
     return num_steps, expected_digest(

@@ -33,7 +33,7 @@ def test_bf16_follows_fp32_for_200_steps(shared_data: Path) -> None:
         base(shared_data), {"data.canvas_hw": [160, 224], "train.global_batch": 2, "train.precision": "bf16"}
     )
     source = open_source(experiment.data)
-    indices, _ = split_indices(source, experiment.data.split)
+    indices = split_indices(source, experiment.data.split)["train"]
     loader = TrainLoader(
         source,
         indices,

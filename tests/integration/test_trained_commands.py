@@ -110,7 +110,7 @@ def same_images(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = open_trained(run_dir)
     return write_coco(
         run.source,
-        run.val_indices,
+        run.indices,
         tmp_path_factory.mktemp("coco") / "set",
         names=run.source.classes,
         visible="rgb",
@@ -136,6 +136,14 @@ def test_evaluate_finds_what_the_run_found_and_leaves_its_files(
     assert files_of(run_dir) == before
 
 
+def test_evaluate_on_a_part_of_the_split(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(output_of(capsys, "evaluate", run_dir, "--split", "train", "--json"))["images"] == 8
+    error = output_of(capsys, "evaluate", run_dir, "--split", "test", code=2)
+    assert "has no test images: its data.split has no test_fraction" in error
+    error = output_of(capsys, "evaluate", run_dir, "--split", "test", "--data", "synthetic", code=2)
+    assert "leave it or --data out" in error
+
+
 def test_evaluate_on_other_images_prints_a_table(
     run_dir: Path, same_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +160,7 @@ def test_a_modality_that_other_images_lack_is_missing(
 ) -> None:
     run = open_trained(run_dir)
     data = write_coco(
-        run.source, run.val_indices, tmp_path / "set", names=run.source.classes, rgb="rgb", event="event"
+        run.source, run.indices, tmp_path / "set", names=run.source.classes, rgb="rgb", event="event"
     )
     found = json.loads(output_of(capsys, "evaluate", run_dir, "--data", data, "--json"))
     assert found["modalities"] == ["rgb", "event"]

@@ -74,7 +74,7 @@ def experiment_of(case: str, *, precision: str) -> Experiment:
 def micro_batches(experiment: Experiment) -> Iterator[list[Batch]]:
     """What each step is fed, without end."""
     source = open_source(experiment.data)
-    indices, _ = split_indices(source, experiment.data.split)
+    indices = split_indices(source, experiment.data.split)["train"]
     size = experiment.train.global_batch
     loader = TrainLoader(
         source,

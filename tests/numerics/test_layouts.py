@@ -168,7 +168,7 @@ run_dir = Path(sys.argv[1])
 experiment = Experiment.from_json((run_dir / "config.json").read_text(), where="test")
 world = world_from_environment()
 source = open_source(experiment.data)
-_, val = split_indices(source, experiment.data.split)
+val = split_indices(source, experiment.data.split)["val"]
 detector = build_model(experiment)
 detector.load_state_dict(load_file(run_dir / "weights.safetensors"))
 print(json.dumps(Evaluator(build_task(experiment), experiment, source, val, world).evaluate(detector)[0].metrics))

@@ -39,7 +39,7 @@ EVERY_STEP = FaultTolerance(checkpoint_steps=1)
 def batches_of(step: int) -> Sequence[Batch]:
     """What one worker is fed at a step of the first epoch."""
     source = open_source(EXPERIMENT.data)
-    train, _ = process.split_indices(source, EXPERIMENT.data.split)
+    train = process.split_indices(source, EXPERIMENT.data.split)["train"]
     loader = process.TrainLoader(
         source,
         train,

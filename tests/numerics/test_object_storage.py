@@ -109,7 +109,7 @@ def command(*arguments: str) -> None:
 
 def expected(experiment: Experiment) -> str:
     source = open_source(experiment.data)
-    indices, _ = split_indices(source, experiment.data.split)
+    indices = split_indices(source, experiment.data.split)["train"]
     sampler = ElasticSampler(len(indices), experiment.train.global_batch, experiment.seed)
     steps = experiment.train.epochs * sampler.steps_per_pass
     return expected_digest(sampler, [source.image_ids[index] for index in indices], steps=steps)

@@ -62,7 +62,7 @@ def test_a_run_has_its_best_its_worst_and_its_attention(gaff_run: Path) -> None:
 def test_right_and_wrong_are_those_of_the_runs_evaluation(gaff_run: Path) -> None:
     scores, run = image_scores(read_records(gaff_run)), open_trained(gaff_run)
     assert scores.right_I.sum() > 0
-    for position, index in enumerate(run.val_indices):
+    for position, index in enumerate(run.indices):
         sample, found = detect_image(run, index)
         matched = matched_truths(sample, found)[(found.scores >= scores.score_threshold).numpy()]
         assert (matched != NO_MATCH).sum() == scores.right_I[position]
@@ -76,7 +76,7 @@ def test_one_modality_and_nothing_found(tmp_path: Path) -> None:
     )
     drawings = drawings_of_run(run_dir, count=9)
     assert sorted({drawing.name.split("-")[0] for drawing in drawings}) == ["best", "worst"]
-    assert len(drawings) == len(open_trained(run_dir).val_indices)
+    assert len(drawings) == len(open_trained(run_dir).indices)
     assert all("0 right, 0 wrong" in drawing.caption for drawing in drawings)
     assert all("none is right at any threshold" in drawing.caption for drawing in drawings)
     assert unused_modalities(open_trained(run_dir)) == {"thermal"}

@@ -51,7 +51,7 @@ def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
     records, run = read_records(run_dir), open_trained(run_dir)
     if not isinstance(records, MatchRecords):
         raise ConfigError("only detections are drawn")
-    if records.image_ids.tolist() != [run.source.image_ids[index] for index in run.val_indices]:
+    if records.image_ids.tolist() != [run.source.image_ids[index] for index in run.indices]:
         raise DataError(
             f"{run_dir}: it was evaluated on other images than its source has now; restore the data"
         )
@@ -63,7 +63,7 @@ def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
         for rank, index in enumerate(indices, 1)
     ]
     most_right = max(scores.best_first(), key=lambda index: int(scores.right_I[index]))
-    return drawings + _draw_attention(run, run.val_indices[most_right])
+    return drawings + _draw_attention(run, run.indices[most_right])
 
 
 def unused_modalities(run: TrainedRun) -> frozenset[str]:
@@ -83,7 +83,7 @@ def detect_image(run: TrainedRun, index: int) -> tuple[Sample, Detections]:
 
 
 def _draw_detections(run: TrainedRun, scores: ImageScores, index: int, *, name: str, rank: str) -> Drawing:
-    sample, found = detect_image(run, run.val_indices[index])
+    sample, found = detect_image(run, run.indices[index])
     image = draw_detections(
         sample,
         found,

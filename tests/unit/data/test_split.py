@@ -40,47 +40,76 @@ def ungrouped(count: int) -> Names:
     return Names([""] * count)
 
 
+def sides(source: Names, split: GroupSplit | FrameSplit | FirstSplit) -> tuple[list[int], list[int]]:
+    parts = split_indices(source, split)
+    assert parts["test"] == parts["calibration"] == []
+    return parts["train"], parts["val"]
+
+
 @pytest.mark.parametrize("count", [2, 7, 100, 9750])
 @pytest.mark.parametrize("seed", [0, 42])
 def test_the_frame_split_is_the_published_one(count: int, seed: int) -> None:
     train, val = train_test_split(list(range(count)), test_size=0.2, random_state=seed)
-    assert split_indices(ungrouped(count), FrameSplit(seed=seed)) == (train, val)
+    assert sides(ungrouped(count), FrameSplit(seed=seed)) == (train, val)
 
 
 def test_the_published_counts() -> None:
-    train, val = split_indices(ungrouped(9750), FrameSplit())
+    train, val = sides(ungrouped(9750), FrameSplit())
     assert (len(train), len(val)) == (7800, 1950)
 
 
 def test_groups_stay_together() -> None:
     source = Names([f"g{index // 7}" for index in range(140)])
-    train, val = split_indices(source, GroupSplit())
+    train, val = sides(source, GroupSplit())
     assert sorted(train + val) == list(range(140))
     assert not {source.group_ids[i] for i in train} & {source.group_ids[i] for i in val}
     assert len(val) == 28
-    assert (train, val) == split_indices(source, GroupSplit())
-    assert val != split_indices(source, GroupSplit(seed=1))[1]
+    assert (train, val) == sides(source, GroupSplit())
+    assert val != sides(source, GroupSplit(seed=1))[1]
 
 
 def test_few_long_sequences_are_not_cut() -> None:
     source = Names([f"sequence_{i // 30}" for i in range(210)])
-    train, val = split_indices(source, GroupSplit())
+    train, val = sides(source, GroupSplit())
     assert train
     assert val
     assert not {source.group_ids[i] for i in train} & {source.group_ids[i] for i in val}
 
 
+def test_four_parts_of_whole_groups() -> None:
+    source = Names([f"g{index // 7}" for index in range(140)])
+    split = GroupSplit(test_fraction=0.3, calibration_fraction=0.1)
+    parts = split_indices(source, split)
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 56,
+        "val": 28,
+        "test": 42,
+        "calibration": 14,
+    }
+    assert sorted(index for part in parts.values() for index in part) == list(range(140))
+    groups = [{source.group_ids[i] for i in part} for part in parts.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    assert (
+        parts["val"] == split_indices(source, GroupSplit())["val"]
+    )  # a test part does not move the validation
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
+    with pytest.raises(ValueError, match="must sum to less than 1"):
+        GroupSplit(val_fraction=0.5, test_fraction=0.3, calibration_fraction=0.2)
+
+
 def test_without_groups_consecutive_images_stay_together(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="raydet"):
-        train, val = split_indices(ungrouped(100), GroupSplit(num_blocks=10))
+        train, val = sides(ungrouped(100), GroupSplit(num_blocks=10))
     assert "Using 10 blocks" in caplog.text
     assert (len(train), len(val)) == (80, 20)
     assert {index // 10 for index in train}.isdisjoint({index // 10 for index in val})
 
 
 def test_the_first_images() -> None:
-    assert split_indices(ungrouped(5), FirstSplit(num_train=3)) == ([0, 1, 2], [3, 4])
-    assert split_indices(ungrouped(5), FirstSplit(num_train=2, overfit=True)) == ([0, 1], [0, 1])
+    assert sides(ungrouped(5), FirstSplit(num_train=3)) == ([0, 1, 2], [3, 4])
+    assert sides(ungrouped(5), FirstSplit(num_train=2, overfit=True)) == ([0, 1], [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +118,7 @@ def test_the_first_images() -> None:
         (1, FrameSplit()),
         (1, GroupSplit()),
         (10, GroupSplit(val_fraction=0.99)),
+        (20, GroupSplit(num_blocks=3, val_fraction=0.4, test_fraction=0.5)),
         (5, FirstSplit(num_train=5)),
         (5, FirstSplit(num_train=6, overfit=True)),
     ],

@@ -49,6 +49,7 @@ def train(
         _print_train_plan(experiment, as_json)
         return
     from raydet.launch.single import train_single
+    from raydet.launch.worker_options import WorkerOptions
     from raydet.resilience.fault_tolerance import FaultTolerance
 
     default = f"runs/{experiment.name}-{experiment.fingerprint()}"
@@ -57,11 +58,13 @@ def train(
         train_single(
             experiment,
             run_dir=directory,
-            workers=workers,
-            min_workers=min_workers,
-            cpus_per_worker=cpus_per_worker,
-            use_gpu=use_gpu,
-            wait_s=None if wait_minutes is None else wait_minutes * 60,
+            worker_options=WorkerOptions(
+                workers=workers,
+                min_workers=min_workers,
+                cpus_per_worker=cpus_per_worker,
+                use_gpu=use_gpu,
+                wait_s=None if wait_minutes is None else wait_minutes * 60,
+            ),
             fault_tolerance=FaultTolerance(
                 checkpoint_s=checkpoint_minutes * 60,
                 checkpoint_steps=checkpoint_steps,

@@ -115,6 +115,7 @@ def tune(
 ) -> None:
     """Run a study. The same command runs the missing trials, and none twice."""
     from raydet.cli.spaces import load_space
+    from raydet.launch.worker_options import WorkerOptions
     from raydet.resilience.fault_tolerance import FaultTolerance
     from raydet.tune.budget import Budget
     from raydet.tune.journal import read_journal
@@ -133,11 +134,13 @@ def tune(
         seeds=most_seeds(read_journal(directory / study.name)) if seeds is None else seeds,
         max_trials=max_trials,
         concurrency=concurrency,
-        workers=workers,
-        min_workers=min_workers,
-        cpus_per_worker=cpus_per_worker,
-        use_gpu=use_gpu,
-        wait_s=None if wait_minutes is None else wait_minutes * 60,
+        worker_options=WorkerOptions(
+            workers=workers,
+            min_workers=min_workers,
+            cpus_per_worker=cpus_per_worker,
+            use_gpu=use_gpu,
+            wait_s=None if wait_minutes is None else wait_minutes * 60,
+        ),
         fault_tolerance=FaultTolerance(
             checkpoint_s=checkpoint_minutes * 60,
             max_failures=max_failures,

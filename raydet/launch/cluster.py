@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from raydet.launch.worker_options import WorkerOptions
+
 from raydet.launch.ray_settings import IS_LOCAL  # isort: skip  -- before ray, which reads the environment at import
 
 import ray
@@ -157,31 +159,23 @@ def _own_token() -> Iterator[None]:
 
 def allocate_workers(
     train: TrainConfig,
-    count: int,
+    options: WorkerOptions,
     *,
-    fewest: int | None = None,
-    cpus: int | None = None,
-    use_gpu: bool | None = None,
     concurrency: int | None = 1,
-    wait_s: float | None = None,
     say: Callable[[str], None],
 ) -> tuple[Workers, Capacity]:
     """The share of the connected cluster that each run takes; waits until the first run can start.
 
     Args:
-        count: workers per run.
-        fewest: how few may continue after the loss of nodes; None: no fewer than `count`.
-        cpus: threads per worker; None: with GPUs, the CPUs that a node has per GPU; else an even share of the CPUs.
-        use_gpu: None: yes, if the cluster has GPUs, or may have.
         concurrency: runs at a time; on this machine all of them must fit, on a cluster one. None: as many as there are
             GPUs for, or one.
-        wait_s: seconds to wait for nodes; None: half an hour, for what the cluster has or scales to.
         say: called with a line of text about what is waited for.
 
     Raises:
         ConfigError: this machine, or the cluster with all that it may scale to, has too few resources; or they were
             not available in time.
     """
+    count, use_gpu = options.workers, options.use_gpu
     capacity, sizes = current_capacity(), legal_sizes(train, fewest=1, most=count)
     if use_gpu is None:
         if capacity.is_open and not capacity.now("GPU"):
@@ -193,8 +187,8 @@ def allocate_workers(
         concurrency = max(1, int(capacity.now("GPU")) // count) if use_gpu else 1
     workers = Workers(
         count=count,
-        fewest=fewest or count,
-        cpus=cpus or _even_share(capacity, count * concurrency, use_gpu=use_gpu),
+        fewest=options.min_workers or count,
+        cpus=options.cpus_per_worker or _even_share(capacity, count * concurrency, use_gpu=use_gpu),
         use_gpu=use_gpu,
         may_wait=not IS_LOCAL,
         cpu_for_gpu=use_gpu and bool(os.environ.get(CPU_FOR_GPU)),
@@ -202,21 +196,19 @@ def allocate_workers(
     if IS_LOCAL:
         _refuse_too_large(capacity, Request(count, workers.resources, trials=concurrency), sizes)
     else:
-        _wait_for_workers(workers, capacity, sizes, wait_s, say)
+        _wait_for_workers(workers, capacity, sizes, options.wait_s, say)
     return workers, capacity
 
 
-def check_fits_this_machine(
-    train: TrainConfig, count: int, *, cpus: int | None, concurrency: int | None
-) -> None:
+def check_fits_this_machine(train: TrainConfig, options: WorkerOptions, *, concurrency: int | None) -> None:
     """Refuse at once what `allocate_workers` would refuse after Ray's start: this machine has too few CPUs.
 
     Raises:
-        ConfigError: even one CPU per worker, or `cpus`, is too much. A cluster is not checked.
+        ConfigError: even one CPU per worker, or `cpus_per_worker`, is too much. A cluster is not checked.
     """
     if IS_LOCAL and not ray.is_initialized():
-        request = Request(count, {"CPU": cpus or 1}, trials=concurrency or 1)
-        sizes = legal_sizes(train, fewest=1, most=count)
+        request = Request(options.workers, {"CPU": options.cpus_per_worker or 1}, trials=concurrency or 1)
+        sizes = legal_sizes(train, fewest=1, most=options.workers)
         _refuse_too_large(Capacity([{"CPU": float(num_cores())}]), request, sizes)
 
 

@@ -20,7 +20,8 @@ from raydet.config import Experiment, Task
 from raydet.cpu import refuse_slow_bf16, threads_per_process
 from raydet.engine.preflight import check
 from raydet.engine.process import run_process
-from raydet.errors import ConfigError, PreemptedError, TrackingError
+from raydet.errors import PreemptedError, TrackingError
+from raydet.launch.worker_options import WorkerOptions
 from raydet.metrics.names import deciding_metric, leading_metrics
 from raydet.parallel.collectives import World, world_from_environment
 from raydet.resilience.fault_tolerance import FaultTolerance
@@ -43,29 +44,20 @@ def train_single(
     experiment: Experiment,
     *,
     run_dir: Path,
-    workers: int,
-    min_workers: int | None,
-    cpus_per_worker: int | None,
-    use_gpu: bool | None,
-    wait_s: float | None,
+    worker_options: WorkerOptions,
     fault_tolerance: FaultTolerance,
     tracking_uri: str | None,
 ) -> None:
     """Train one run, or resume it, or say that it has finished.
 
     Args:
-        workers: Ray Train workers; 0 trains in this process without Ray, as one rank under `torchrun`.
-        min_workers: how few may continue after the loss of nodes; None: no fewer than `workers`.
-        wait_s: seconds to wait for nodes, see `raydet.tune.options.StudyOptions`.
+        worker_options: how many workers, on what.
         fault_tolerance: how often to save, when to give up.
 
     Raises:
         RaydetError: see `raydet.engine.process.run_process`.
     """
-    if workers < 0:
-        raise ConfigError(f"--workers must be 0 or more, got {workers}")
-    if min_workers is not None and not 1 <= min_workers <= workers:
-        raise ConfigError(f"--min-workers must be 1 to --workers {workers}, got {min_workers}")
+    workers, use_gpu = worker_options.workers, worker_options.use_gpu
     # On every rank, so that all of them stop.
     check(experiment, build_task(experiment), workers=workers or int(os.environ.get("WORLD_SIZE", "1")))
     results = finished_results(run_dir)
@@ -76,7 +68,9 @@ def train_single(
     world = World() if workers or results else world_from_environment(use_gpu=use_gpu)
     if workers == 0:
         processes, default = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.get_num_threads()
-        torch.set_num_threads(threads_per_process(cpus_per_worker, processes=processes, default=default))
+        torch.set_num_threads(
+            threads_per_process(worker_options.cpus_per_worker, processes=processes, default=default)
+        )
     if not world.is_main:
         _run_here(experiment, run_dir, world, fault_tolerance)
         return
@@ -99,11 +93,7 @@ def train_single(
                     stack.enter_context(cluster())
                     share, _ = allocate_workers(
                         experiment.train,
-                        workers,
-                        fewest=min_workers,
-                        cpus=cpus_per_worker,
-                        use_gpu=use_gpu,
-                        wait_s=wait_s,
+                        worker_options,
                         say=lambda text: console.print(text, highlight=False, soft_wrap=True),
                     )
                     results = launch(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raydet.errors import StudyError
+from raydet.launch.worker_options import WorkerOptions
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.tune.budget import Budget
 from raydet.tune.early_stopping import EarlyStopping
@@ -20,12 +21,7 @@ class StudyOptions:
     seeds: int = 1
     max_trials: int | None = None
     concurrency: int | None = None
-    workers: int = 1
-    min_workers: int | None = None
-    cpus_per_worker: int | None = None
-    use_gpu: bool | None = None
-    wait_s: float | None = None
-    """Longest wait for nodes before the first trial; None: half an hour, if the cluster has them or scales to them."""
+    worker_options: WorkerOptions = WorkerOptions()  # noqa: RUF009  -- frozen
     fault_tolerance: FaultTolerance = FaultTolerance()  # noqa: RUF009  -- frozen
     retries: int = 1
     """How often a failed trial is retried, from its newest checkpoint."""
@@ -40,15 +36,11 @@ class StudyOptions:
     """The Python file with the code of a custom task, see `raydet.tasks.build`."""
 
     def __post_init__(self) -> None:
-        for flag in ("seeds", "max_trials", "concurrency", "workers", "cpus_per_worker"):
-            value = getattr(self, flag)
+        counts = {name: getattr(self, name) for name in ("seeds", "max_trials", "concurrency")}
+        for flag, value in (counts | {"workers": self.worker_options.workers}).items():
             if value is not None and value < 1:
                 raise StudyError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
-        if self.use_gpu is False and self.budget.gpu_hours is not None:
+        if self.worker_options.use_gpu is False and self.budget.gpu_hours is not None:
             raise StudyError("--budget-gpu-hours limits nothing with --cpu; use --budget-worker-hours")
         if self.retries < 0:
             raise StudyError(f"--retries must be at least 0, got {self.retries}")
-        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
-            raise StudyError(
-                f"--min-workers must be in 1 to --workers {self.workers}, got {self.min_workers}"
-            )

@@ -80,12 +80,8 @@ def execute_trials(
     """
     share, capacity = allocate_workers(
         trials[0].experiment.train,
-        options.workers,
-        fewest=options.min_workers,
-        cpus=options.cpus_per_worker,
-        use_gpu=options.use_gpu,
+        options.worker_options,
         concurrency=options.concurrency,
-        wait_s=options.wait_s,
         say=say,
     )
     if options.budget.gpu_hours is not None and not share.use_gpu:

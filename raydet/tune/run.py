@@ -66,7 +66,7 @@ class StudyPlan(TypedDict):
 
 def plan_study(study: Study, options: StudyOptions) -> StudyPlan:
     """The trials that `run_study` would run; writes nothing."""
-    study = _with_micro_batch(study, options.workers)
+    study = _with_micro_batch(study, options.worker_options.workers)
     journal = read_journal(options.storage / study.name)
     records = records_of(phases.all_trials(study, journal, options.seeds), journal)
     decided = phases.cells_by_phase(study, journal)
@@ -85,7 +85,7 @@ def plan_study(study: Study, options: StudyOptions) -> StudyPlan:
 
 def is_complete(study: Study, options: StudyOptions) -> bool:
     """Whether all phases are decided, and all of their trials have ended."""
-    study = _with_micro_batch(study, options.workers)
+    study = _with_micro_batch(study, options.worker_options.workers)
     journal = read_journal(options.storage / study.name)
     records = records_of(phases.all_trials(study, journal, options.seeds), journal)
     return phases.num_undecided_trials(study, journal, options.seeds) == 0 and all(
@@ -104,9 +104,11 @@ def run_study(study: Study, options: StudyOptions) -> int:
         StudyError: the directory belongs to a study with other settings, or another process is running it.
         TrackingError: the tracking server cannot be used.
     """
-    study = _with_micro_batch(study, options.workers)
+    study = _with_micro_batch(study, options.worker_options.workers)
     _refuse_slow_bf16(study, options)
-    check_in_subprocess(study.base, workers=options.workers, task_code=options.task_code)  # before Ray starts
+    check_in_subprocess(
+        study.base, workers=options.worker_options.workers, task_code=options.task_code
+    )  # before Ray starts
     _check_early_stopping(study, options)
     root = options.storage / study.name
     with ExitStack() as stack:
@@ -155,7 +157,7 @@ def _refuse_slow_bf16(study: Study, options: StudyOptions) -> None:
     journal = read_journal(options.storage / study.name)
     for record in records_of(phases.all_trials(study, journal, options.seeds), journal):
         if record.status != "finished":
-            refuse_slow_bf16(record.trial.experiment.train, use_gpu=options.use_gpu)
+            refuse_slow_bf16(record.trial.experiment.train, use_gpu=options.worker_options.use_gpu)
 
 
 def _check_early_stopping(study: Study, options: StudyOptions) -> None:
@@ -335,8 +337,7 @@ class StudyRun:
         if not self.has_cluster:
             check_fits_this_machine(
                 self.study.base.train,
-                self.options.workers,
-                cpus=self.options.cpus_per_worker,
+                self.options.worker_options,
                 concurrency=self.options.concurrency,
             )
             self.stack.enter_context(cluster())

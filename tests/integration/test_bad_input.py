@@ -184,7 +184,7 @@ def test_bad_data(
         (["train", "--recipe", "demo", "--workers", "2", "--min-workers", "3"], "--min-workers must be 1 to"),
         (
             ["tune", "--space", "gaff_phase1", "--min-workers", "2"],
-            "--min-workers must be in 1 to --workers 1",
+            "--min-workers must be 1 to --workers 1",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

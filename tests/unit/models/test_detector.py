@@ -394,7 +394,7 @@ def test_a_single_modality_control_reads_nothing_else() -> None:
     detector = build_model(experiment)
     assert len(detector.encoder.aux_stages) == 0
     batch = make_batch()
-    losses = detector(replace(batch, modalities={"thermal": batch.modalities["thermal"]}))
+    losses = detector(replace(batch, modalities={"thermal": batch.modalities["thermal"]})).losses
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in detector.parameters())
 
@@ -420,7 +420,7 @@ def test_a_normalisation_of_the_wrong_length_is_refused() -> None:
 
 def test_initial_losses_are_those_of_chance() -> None:
     # Objectness starts at even odds; four classes (with background) start almost equal.
-    losses = build_model(recipe("demo"))(make_batch())
+    losses = build_model(recipe("demo"))(make_batch()).losses
     assert losses["loss_objectness"].item() == pytest.approx(math.log(2), abs=0.1)
     assert losses["loss_classifier"].item() == pytest.approx(math.log(4), abs=0.4)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from raydet.errors import StudyError
+from raydet.launch.worker_options import WorkerOptions
 from raydet.runs.usage import Usage, record_usage
 from raydet.tune.budget import Budget, UsageMeter
 from raydet.tune.journal import Journal
@@ -53,4 +54,6 @@ def test_budgets_without_effect_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="--budget-worker-hours must be more than 0, got 0"):
         Budget(cpu_worker_hours=0)
     with pytest.raises(StudyError, match="limits nothing with --cpu"):
-        StudyOptions(storage=tmp_path, use_gpu=False, budget=Budget(gpu_hours=1))
+        StudyOptions(
+            storage=tmp_path, worker_options=WorkerOptions(use_gpu=False), budget=Budget(gpu_hours=1)
+        )

@@ -147,10 +147,10 @@ def _remember(journal: Journal, event: str, name: str, settings: Mapping[str, ob
 
 def _settings_today(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a study as this version writes them, whichever version has written them."""
-    if "task" in settings["base"]:
-        return settings
     base = Experiment.from_json(json.dumps(settings["base"]), where="the journal")
-    metric = None if settings["metric"] == deciding_metric(base.task).name else settings["metric"]
+    metric = settings["metric"]
+    if "task" not in settings["base"] and metric == deciding_metric(base.task).name:
+        metric = None  # older versions wrote the default
     return settings | {"base": base.model_dump(mode="json"), "metric": metric}
 
 

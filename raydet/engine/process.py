@@ -38,6 +38,7 @@ from raydet.engine.worst_case import dry_run_if_long
 from raydet.errors import ConfigError
 from raydet.metrics.names import deciding_metric
 from raydet.models.build import build_model, modalities_read, parameter_counts
+from raydet.models.model import Model
 from raydet.parallel.collectives import World, average_statistics, largest_over_ranks, smallest_over_ranks
 from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import layout_of_run, parallelize, unwrapped
@@ -194,10 +195,7 @@ def _initial_state(
 ) -> tuple[TrainState, Mapping[str, object] | None]:
     """The state of the newest checkpoint, or of the start; and what model_info.json says of pretrained weights."""
     checkpoint = agreed_checkpoint(run_dir, world)
-    # Weights on rank 0 only, the same at every number of workers: the others receive theirs.
-    torch.manual_seed(experiment.seed)
-    with nullcontext() if world.is_main else torch.device("meta"):
-        bare = build_model(experiment, task.build_head)
+    bare = initial_model(experiment, task, world)
     pretrained = start_from_pretrained(
         bare, experiment, world, run_dir=run_dir, is_resumed=checkpoint is not None
     )
@@ -208,6 +206,13 @@ def _initial_state(
     else:
         _load(checkpoint, state, world)
     return state, pretrained
+
+
+def initial_model(experiment: Experiment, task: Task, world: World) -> Model:
+    """With weights on rank 0 only, the same at every number of workers: the others receive theirs."""
+    torch.manual_seed(experiment.seed)
+    with nullcontext() if world.is_main else torch.device("meta"):
+        return build_model(experiment, task.build_head)
 
 
 def _restore(state: TrainState, run_dir: Path, world: World, writer: CheckpointWriter) -> bool:

@@ -17,11 +17,12 @@ from raydet.config import apply_overrides
 from raydet.parallel.collectives import world_from_environment
 from raydet.parallel.parallelize import parallelize
 from raydet.recipes import recipe
-from raydet.engine.process import _initial_detector
+from raydet.engine.process import initial_model
+from raydet.tasks.build import build_task
 
 world = world_from_environment()
 experiment = apply_overrides(recipe("demo"), {"train.strategy": sys.argv[1]})
-detector = _initial_detector(experiment, world)
+detector = initial_model(experiment, build_task(experiment), world)
 before = sum(p.nbytes for p in detector.parameters() if not p.is_meta)
 parallelize(detector, world, units=detector.units(), train=experiment.train)
 parameters = list(detector.parameters())

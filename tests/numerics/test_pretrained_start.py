@@ -95,19 +95,20 @@ from raydet.config import Experiment, apply_overrides
 from raydet.errors import ConfigError
 from raydet.parallel.collectives import world_from_environment
 from raydet.parallel.parallelize import parallelize
-from raydet.engine.pretrained import start_from_published
-from raydet.engine.process import _initial_detector
+from raydet.engine.pretrained import start_from_pretrained
+from raydet.engine.process import initial_model
+from raydet.tasks.build import build_task
 from tests.unit.plan.real import batch_of
 
 world = world_from_environment()
 experiment = Experiment.from_json(Path(sys.argv[1]).read_text(), where="test")
-detector = _initial_detector(experiment, world)
+detector = initial_model(experiment, build_task(experiment), world)
 nowhere = apply_overrides(experiment, {"model.backbone.pretrained.path": "nowhere.safetensors"})
 try:
-    start_from_published(detector, nowhere, world, run_dir=Path(), is_resumed=False)
+    start_from_pretrained(detector, nowhere, world, run_dir=Path(), is_resumed=False)
 except ConfigError as error:
     problem = str(error)
-info = start_from_published(detector, experiment, world, run_dir=Path(), is_resumed=False)
+info = start_from_pretrained(detector, experiment, world, run_dir=Path(), is_resumed=False)
 model = parallelize(detector, world, units=detector.units(), train=experiment.train).train()
 torch.manual_seed(0)
 sum(model(batch_of(experiment, 2)).losses.values()).backward()

@@ -139,9 +139,11 @@ def test_rollbacks_come_to_an_end(tmp_path: Path, victim: str, monkeypatch: pyte
 
 POISONED = """
 import sys
+from dataclasses import replace
 import torch
 import raydet.data.loader as loader
 from raydet.cli import main
+from raydet.structures import Boxes
 
 victim, transform = sys.argv[1], loader.train_transform
 

@@ -75,13 +75,14 @@ def test_the_same_bits_wherever_it_is_killed(capsys: pytest.CaptureFixture[str])
 @pytest.mark.exhaustive
 def test_other_numbers_of_workers_see_the_same_samples_and_losses(capsys: pytest.CaptureFixture[str]) -> None:
     # SGD with small steps: AdamW makes rounding grow until a proposal changes sides
-    optim = {"kind": "sgd", "lr": 1e-3, "clip_norm": 1.0}
     settings = {
         "data.source.num_sequences": 12,
         "data.source.frames_per_sequence": 8,
         "data.canvas_hw": [64, 96],
         "train.global_batch": 12,
-        "optim": optim,
+        "optim.kind": "sgd",
+        "optim.lr": 1e-3,
+        "optim.clip_norm": 1.0,
     }
     sets = [part for path, value in settings.items() for part in ("--set", f"{path}={json.dumps(value)}")]
     answer = verify(capsys, *sets, "--steps", "50", "--workers", "4,2,3", "--phases", "update")

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path as Curve
 
 ROOT = Path(__file__).parents[1]
-PICTURE = Path(__file__).with_name("rooms.svg")
+DIAGRAM = Path(__file__).with_name("rooms.svg")
 Point = tuple[float, float]
 
 GIANTS = {"ray": "#fbd9c0", "torch": "#cfe3f3"}
@@ -119,7 +119,7 @@ def curve_between(start: Point, end: Point, others: list[Point]) -> Curve:
 
 
 def draw() -> str:
-    """The picture as SVG, the same text for the same imports and sizes."""
+    """The diagram as SVG, the same text for the same imports and sizes."""
     files = packages()
     modules = {name: {m for path in paths for m in imported_modules(path)} for name, paths in files.items()}
     imports = {
@@ -151,7 +151,7 @@ def draw() -> str:
                 )
             )
             plot.text(x, y + 0.08, name, ha="center", va="center", fontsize=10, weight="bold", zorder=3)
-            # Rounded, so that the picture need not be drawn again after every change.
+            # Rounded, so that the diagram need not be drawn again after every change.
             size = f"{max(1, round(lines / 100)) / 10:.1f}k lines"
             plot.text(x, y - 0.13, size, ha="center", va="center", fontsize=8, color="#333333", zorder=3)
         legend = [Patch(facecolor=colour, label=f"imports {giant}") for giant, colour in GIANTS.items()]
@@ -167,4 +167,4 @@ def draw() -> str:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(draw())
+    DIAGRAM.write_text(draw())

@@ -48,6 +48,8 @@ def untyped_dictionaries(tree: ast.AST) -> int:
 def sizes(root: Path) -> dict[str, int | str]:
     """The figures of the package `raydet` of one checkout, by name."""
     texts = {path: path.read_text() for path in sorted((root / "raydet").rglob("*.py"))}
+    if not texts:
+        raise SystemExit(f"expected a checkout of raydet, got {root}: it has no raydet/*.py")
     trees = {path: ast.parse(text) for path, text in texts.items()}
     functions = {
         path: [node for node in ast.walk(tree) if isinstance(node, Function)] for path, tree in trees.items()

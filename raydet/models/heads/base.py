@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -14,7 +15,7 @@ TARGETS = "logits and targets"
 """The plan's row for what a head computes without a graph."""
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """From the pyramid of a neck to losses and predictions."""
 
     loss_names: tuple[str, ...]
@@ -22,13 +23,13 @@ class Head(nn.Module):
     last_row = "losses"
     """The plan's row for what runs last in its forward pass."""
 
+    @abstractmethod
     def forward(self, pyramid: Mapping[str, Tensor], batch: Batch, *, want: Want) -> HeadOutput:
         """Losses, predictions, or both.
 
         Args:
             pyramid: maps [B, C, H, W] by level, the finest first.
         """
-        raise NotImplementedError
 
     def outline(self, device_type: DeviceType, enter: Callable[[str], None]) -> Head:
         """A head that takes as much memory for its losses and looks at no value: it runs on tensors without memory.
@@ -40,6 +41,6 @@ class Head(nn.Module):
         self.register_forward_pre_hook(lambda *_: enter(self.last_row))
         return self
 
+    @abstractmethod
     def parts(self, pyramid: Mapping[str, Tensor]) -> Mapping[str, Callable[[], object]]:
         """What an evaluation pass computes, by name, for counting operations on tensors without memory."""
-        raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Make docs/report.png and docs/live_view.svg of a study: `python docs/make_pictures.py STUDY [MOMENT]`.
+"""Make docs/report.png and docs/live_view.svg of a study: `python docs/make_figures.py STUDY [MOMENT]`.
 
 STUDY is the directory of a study with a report. MOMENT is a copy of its journal, and of the progress.json of its
 running trials, while it ran; without one the live view is that of STUDY as it is now. The study shown took half an hour
@@ -42,7 +42,7 @@ NUM_LINES = 5
 
 
 def make_report(study: Path) -> None:
-    """What the report says first, and three of its own pictures: pairs of cells, scores, detections."""
+    """What the report says first, and three of its own figures: pairs of cells, scores, detections."""
     report = study / "report"
     names = ("pairs", "scores_methods", "differences_against_control")
     pairs, *others = (Image.open(report / "figures" / f"{name}.png").convert("RGB") for name in names)
@@ -52,8 +52,8 @@ def make_report(study: Path) -> None:
     row = Image.new("RGB", (WIDTH_PX, max(left.height, right.height)), "white")
     row.paste(left, (0, 0))
     row.paste(right, (WIDTH_PX - right.width, (row.height - right.height) // 2))
-    picture = _stacked([_sentences(study), row, _scaled(detections, WIDTH_PX)], gap=15)
-    picture.save(DOCS / "report.png", optimize=True)
+    figure = _stacked([_sentences(study), row, _scaled(detections, WIDTH_PX)], gap=15)
+    figure.save(DOCS / "report.png", optimize=True)
 
 
 def _sentences(study: Path) -> Image.Image:

@@ -3,6 +3,11 @@
 The format is taken from a file's bytes, not its name. Pillow decodes, because it refuses a truncated JPEG; only formats
 that hold nothing but pixels are opened (its PostScript reader starts a program).
 
+**Orientation.** An image is read as viewers and labelling tools show it: turned and mirrored as its metadata say (the
+orientation tag of EXIF, or of XMP).
+
+**Bit depth** is that of the file. Pillow's modes do not tell: it reads 16-bit RGB as 8-bit RGB without a warning.
+
 **Thermal images of more than 8 bits** hold raw counts (or degrees). They become float32 in 0..1 by one fixed rule for
 the whole set, `(value - low) / (high - low)`, clipped, with `thermal_range = (low, high)` from the config. There is no
 default: a range taken from each image, as viewers do, would give the same temperature another grey in the next frame.
@@ -19,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 
 from raydet.data.sources.files import one_line, open_regular
@@ -31,6 +36,16 @@ MAX_PIXELS = 8192 * 8192
 GREY_SPREAD = 16
 """Largest difference between the channels of a grey image that was stored as a colour JPEG."""
 MODALITY_NAMES = ("rgb", "thermal", "event")
+ORIENTATION = ExifTags.Base.Orientation
+QUARTER_TURNS = (5, 6, 7, 8)
+"""Orientations of an image that lies on its side."""
+WHITE_IS_ZERO = 0
+"""Photometric interpretation of a TIFF."""
+PNG_FIRST_CHUNK = 8
+PNG_DEPTH_OFFSET = 24
+"""Of the bits per channel in a PNG, which the colour type follows."""
+PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+"""By colour type."""
 
 ThermalRange = tuple[float, float]
 """The raw values that become 0 and 1."""
@@ -38,9 +53,20 @@ ThermalRange = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Header:
+    """What a file says of its pixels before they are decoded."""
+
     size_hw: tuple[int, int]
-    is_deep: bool
-    """More than 8 bits in its one channel."""
+    """Of the upright image."""
+    bits: int
+    """Per channel."""
+    channels: int
+    is_turned: bool
+    """Lies on its side in the file."""
+
+    @property
+    def is_deep(self) -> bool:
+        """More than 8 bits per channel."""
+        return self.bits > 8
 
 
 def check_sizes(
@@ -63,17 +89,19 @@ def check_sizes(
     """
     if not files:
         raise ConfigError("data.missing names every modality of the set; remove one")
-    sizes = {}
+    sizes, turned = {}, []
     for modality, path in files.items():
         header = read_header(path, where)
-        _check_depth(path, modality, header.is_deep, thermal_range)
+        _check_depth(path, modality, header, thermal_range)
         sizes[modality] = header.size_hw
+        turned += [modality] if header.is_turned else []
     if declared_hw is not None:
         sizes["the annotation"] = declared_hw
     if len(set(sizes.values())) != 1:
         shown = ", ".join(f"{name} {width} x {height}" for name, (height, width) in sizes.items())
+        upright = f" ({' and '.join(turned)} turned upright as the metadata say)" if turned else ""
         raise DataError(
-            f"{where}: expected one size (width x height) in all modalities, got {shown}; align the images"
+            f"{where}: expected one size (width x height) in all modalities, got {shown}{upright}; align the images"
         )
     return next(iter(sizes.values()))
 
@@ -92,13 +120,13 @@ def check_pixels(height: int, width: int, path: Path) -> None:
 
 
 def read_header(path: Path, where: str) -> Header:
-    """Size and bit depth of an image; no pixel is decoded.
+    """Size and bit depth of an image; pixels are decoded only where a PNG has metadata behind them.
 
     Raises:
-        DataError: the file does not exist, is not an image, or claims too many pixels.
+        DataError: the file does not exist, is not one image, or claims too many pixels.
     """
     with _opened(path, where) as image:
-        return Header((image.height, image.width), is_deep=_is_deep(image))
+        return _header_of(image, path)
 
 
 def decode(path: Path, modality: str, *, thermal_range: ThermalRange | None = None) -> Tensor:
@@ -108,15 +136,17 @@ def decode(path: Path, modality: str, *, thermal_range: ThermalRange | None = No
         DataError: the file is damaged or truncated, or its channels or bit depth do not fit the modality.
     """
     with _opened(path, str(path)) as image:
+        header = _header_of(image, path)
+        _check_depth(path, modality, header, thermal_range)
         _load(image, path)
-        _check_depth(path, modality, _is_deep(image), thermal_range)
-        if _is_deep(image):
+        upright = ImageOps.exif_transpose(image)
+        if header.is_deep:
             assert thermal_range is not None
-            return _scaled(image, path, thermal_range)
+            return _scaled(upright, path, thermal_range)
         if modality == "rgb":
-            rgb_CHW = np.array(image.convert("RGB")).transpose(2, 0, 1)
+            rgb_CHW = np.array(upright.convert("RGB")).transpose(2, 0, 1)
             return torch.from_numpy(np.ascontiguousarray(rgb_CHW))
-        return torch.from_numpy(_grey(image, path))
+        return torch.from_numpy(_grey(upright, path))
 
 
 @contextmanager
@@ -128,7 +158,7 @@ def _opened(path: Path, where: str) -> Iterator[Image.Image]:
         reason = "does not exist" if is_missing else f"cannot be read ({error.strerror or error})"
         raise DataError(f"{where}: {path} {reason}; add the file or leave the image out") from error
     with file, warnings.catch_warnings():
-        # Pillow warns about large images, for which we have our own limit, and about metadata, which we ignore.
+        # Pillow warns about large images, for which we have our own limit, and about odd metadata.
         warnings.simplefilter("ignore")
         try:
             image = Image.open(file, formats=FORMATS)
@@ -154,17 +184,81 @@ def _load(image: Image.Image, path: Path) -> None:
         ) from error
 
 
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith(("I", "F"))
+def _header_of(image: Image.Image, path: Path) -> Header:
+    """The header of an image that is open, and not decoded yet."""
+    bits, channels = _bits_and_channels(image, path)
+    if image.format == "PNG" and _has_late_metadata(image):
+        _load(image, path)
+    try:
+        num_images = (
+            1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        )  # MPO: a photo and its previews
+        # Not the method of PNG files, which decodes. Pillow turns a TIFF, and its size, by itself.
+        orientation = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(ORIENTATION, 1)
+    except Exception as error:  # EXIF is a file format of its own, and is read in many ways
+        raise DataError(
+            f"{path}: the metadata are damaged ({one_line(error)}), so it cannot be told which side is up; delete "
+            "them, or copy the image again"
+        ) from error
+    if num_images > 1:
+        raise DataError(
+            f"{path}: expected one image, got a file of {num_images}; store each in a file of its own"
+        )
+    is_turned = orientation in QUARTER_TURNS
+    size_hw = image.size if is_turned else (image.height, image.width)
+    return Header(size_hw, bits=bits, channels=channels, is_turned=is_turned)
 
 
-def _check_depth(path: Path, modality: str, is_deep: bool, thermal_range: ThermalRange | None) -> None:
-    if modality != "thermal":
-        if is_deep:
+def _bits_and_channels(image: Image.Image, path: Path) -> tuple[int, int]:
+    """Bits per channel and number of channels, of the file."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        # Pillow inverts these images only if they have 8 bits.
+        if bits > 8 and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
             raise DataError(
-                f"{path}: expected 8 bits per channel for {modality}, got more; convert the image to 8 bits"
+                f"{path}: expected values that grow with brightness, got a TIFF of {bits} bits in which 0 is white; "
+                "invert the image and store it as BlackIsZero"
             )
-    elif is_deep and thermal_range is None:
+        return bits, image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        assert image.fp is not None, "the image is open"
+        place = image.fp.tell()
+        image.fp.seek(PNG_DEPTH_OFFSET)
+        bits, colour_type = image.fp.read(2)
+        image.fp.seek(place)
+        return bits, PNG_CHANNELS[colour_type]
+    return 8, len(image.getbands())
+
+
+def _has_late_metadata(image: Image.Image) -> bool:
+    """Whether a PNG has a chunk of metadata behind its first pixels, where opening it does not read."""
+    file = image.fp
+    assert file is not None, "the image is open"
+    place, at, is_late, found = file.tell(), PNG_FIRST_CHUNK, False, False
+    while not found:
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            break
+        is_late |= head[4:] == b"IDAT"
+        found = is_late and head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
+        at += 12 + int.from_bytes(head[:4], "big")  # length, kind, content, checksum
+    file.seek(place)
+    return found
+
+
+def _check_depth(path: Path, modality: str, header: Header, thermal_range: ThermalRange | None) -> None:
+    if modality != "thermal":
+        if header.is_deep:
+            raise DataError(
+                f"{path}: expected 8 bits per channel for {modality}, got {header.bits}; convert the image to 8 bits"
+            )
+    elif header.is_deep and header.channels > 1:
+        raise DataError(
+            f"{path}: expected one channel of more than 8 bits, got {header.channels} channels of {header.bits} bits; "
+            "store the thermal channel alone"
+        )
+    elif header.is_deep and thermal_range is None:
         with _opened(path, str(path)) as image:
             _load(image, path)
             values_HW = np.asarray(image)
@@ -173,7 +267,7 @@ def _check_depth(path: Path, modality: str, is_deep: bool, thermal_range: Therma
             f"{values_HW.min():g}..{values_HW.max():g}; set thermal_range=[low, high], the values of the whole set "
             "that become 0 and 1"
         )
-    elif not is_deep and thermal_range is not None:
+    elif not header.is_deep and thermal_range is not None:
         raise DataError(
             f"{path}: expected more than 8 bits because data.source.thermal_range is set, got 8; leave out the image, "
             "or the setting if all images have 8"

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from raydet.data.sources.images import check_sizes, decode, read_header
 from raydet.errors import DataError
+from tests.image_bytes import chunk, exif, png_16, tiff
 
 COLOUR = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
 COUNTS = np.arange(7000, 7048, dtype=np.uint16).reshape(6, 8)
@@ -31,10 +32,6 @@ def encoded(array: np.ndarray, format_: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format=format_)
     return buffer.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(width: int, height: int, *extra: bytes) -> bytes:
@@ -92,6 +89,98 @@ def test_deep_images_say_what_to_set(tmp_path: Path) -> None:
     for modality in ("rgb", "event"):
         with pytest.raises(DataError, match=rf"expected 8 bits per channel for {modality}"):
             check_sizes({modality: path}, "here", thermal_range=(0, 1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_images_are_upright(tmp_path: Path, format_: str, orientation: int) -> None:
+    """As Pillow turns them, in the header and in the pixels."""
+    path = tmp_path / "a"
+    options = {"lossless": True} if format_ == "WEBP" else {}
+    Image.fromarray(COLOUR).save(path, format=format_, exif=exif(orientation), **options)
+    with Image.open(path) as image:
+        image.load()
+        expected_HWC = np.array(ImageOps.exif_transpose(image))
+    assert read_header(path, "here").size_hw == expected_HWC.shape[:2]
+    assert np.array_equal(decode(path, "rgb").permute(1, 2, 0).numpy(), expected_HWC)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "TIFF"])
+def test_deep_images_are_upright(tmp_path: Path, format_: str) -> None:
+    Image.fromarray(COUNTS).save(tmp_path / "a", format=format_, exif=exif(6))
+    found = decode(tmp_path / "a", "thermal", thermal_range=(7000, 7047))[0].numpy()
+    assert np.allclose(found, np.rot90((COUNTS - 7000) / 47, k=-1))
+
+
+def test_metadata_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
+    """Where Pillow reads them with the pixels only."""
+    content, path = encoded(COLOUR, "PNG"), tmp_path / "a.png"
+    end = content.index(b"IEND") - 4
+    raw = exif(6).tobytes().removeprefix(b"Exif\0\0")
+    path.write_bytes(content[:end] + chunk(b"eXIf", raw) + content[end:])
+    assert read_header(path, "here").size_hw == tuple(decode(path, "rgb").shape[1:]) == (8, 6)
+
+
+def test_orientation_in_xmp(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orientation="6"/></x:xmpmeta>'
+    Image.fromarray(COLOUR).save(tmp_path / "a.jpg", xmp=xmp)
+    assert read_header(tmp_path / "a.jpg", "here").size_hw == (8, 6)
+    assert decode(tmp_path / "a.jpg", "rgb").shape == (3, 8, 6)
+
+
+def test_damaged_metadata_are_named(tmp_path: Path) -> None:
+    content = encoded(COLOUR, "PNG")
+    start = content.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(
+        content[:start] + chunk(b"eXIf", b"nothing of the kind") + content[start:]
+    )
+    refused(tmp_path / "a.png", "the metadata are damaged")
+
+
+def test_a_turned_image_beside_one_that_is_not(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.jpg", exif=exif(8))
+    files = {"rgb": tmp_path / "a.jpg", "thermal": saved(tmp_path / "b.png", COLOUR[..., 0])}
+    with pytest.raises(
+        DataError, match=r"rgb 6 x 8, thermal 8 x 6 \(rgb turned upright as the metadata say\); align"
+    ):
+        check_sizes(files, "here", thermal_range=None)
+
+
+@pytest.mark.parametrize("values", [2**10, 2**14, 2**16])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_several_channels_of_16_bits_are_refused(tmp_path: Path, channels: int, values: int) -> None:
+    """Pillow reads their upper 8 bits, which are nearly black where a sensor has 10 of them."""
+    array = np.random.RandomState(0).randint(0, values, (6, 8, channels)).astype(np.uint16)
+    path = tmp_path / "a.png"
+    for content in (png_16(array), tiff(array[..., [0, 1, -1]], photometric=2)):
+        path.write_bytes(content)
+        for modality in ("rgb", "event"):
+            with pytest.raises(DataError, match=rf"expected 8 bits per channel for {modality}, got 16"):
+                decode(path, modality)
+            with pytest.raises(DataError, match=r"expected 8 bits per channel"):
+                check_sizes({modality: path}, "here", thermal_range=None)
+        for thermal_range in (None, (0.0, float(values))):
+            with pytest.raises(DataError, match=r"expected one channel of more than 8 bits, got \d channels"):
+                decode(path, "thermal", thermal_range=thermal_range)
+
+
+def test_white_is_zero(tmp_path: Path) -> None:
+    """Inverted by Pillow at 8 bits, not at 16."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(COLOUR[..., 0], photometric=0))
+    assert np.array_equal(decode(path, "thermal")[0].numpy(), 255 - COLOUR[..., 0])
+    path.write_bytes(tiff(COUNTS, photometric=0))
+    with pytest.raises(DataError, match="in which 0 is white; invert the image"):
+        decode(path, "thermal", thermal_range=(7000, 7047))
+
+
+def test_several_images_in_a_file_are_refused(tmp_path: Path) -> None:
+    image, other = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+    for format_ in ("TIFF", "WEBP", "PNG"):
+        image.save(tmp_path / "a", format=format_, save_all=True, append_images=[other])
+        refused(tmp_path / "a", "expected one image, got a file of 2")
+    image.save(tmp_path / "a", format="MPO", save_all=True, append_images=[other])  # a photo and its preview
+    assert decode(tmp_path / "a", "rgb").shape == (3, 6, 8)
 
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 1), (0, 5), (8193, 8192), (12_000, 12_000)])

@@ -15,6 +15,7 @@ default: a range taken from each image, as viewers do, would give the same tempe
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from raydet.data.sources.files import one_line, open_regular
@@ -150,7 +152,7 @@ def decode(path: Path, modality: str, *, thermal_range: ThermalRange | None = No
 
 
 @contextmanager
-def _opened(path: Path, where: str) -> Iterator[Image.Image]:
+def _opened(path: Path, where: str) -> Iterator[ImageFile]:
     try:
         file = open_regular(path)
     except OSError as error:
@@ -184,7 +186,7 @@ def _load(image: Image.Image, path: Path) -> None:
         ) from error
 
 
-def _header_of(image: Image.Image, path: Path) -> Header:
+def _header_of(image: ImageFile, path: Path) -> Header:
     """The header of an image that is open, and not decoded yet."""
     bits, channels = _bits_and_channels(image, path)
     if image.format == "PNG" and _has_late_metadata(image):
@@ -209,7 +211,7 @@ def _header_of(image: Image.Image, path: Path) -> Header:
     return Header(size_hw, bits=bits, channels=channels, is_turned=is_turned)
 
 
-def _bits_and_channels(image: Image.Image, path: Path) -> tuple[int, int]:
+def _bits_and_channels(image: ImageFile, path: Path) -> tuple[int, int]:
     """Bits per channel and number of channels, of the file."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
@@ -221,30 +223,28 @@ def _bits_and_channels(image: Image.Image, path: Path) -> tuple[int, int]:
             )
         return bits, image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     if isinstance(image, PngImagePlugin.PngImageFile):
-        assert image.fp is not None, "the image is open"
-        place = image.fp.tell()
-        image.fp.seek(PNG_DEPTH_OFFSET)
-        bits, colour_type = image.fp.read(2)
-        image.fp.seek(place)
+        bits, colour_type = os.pread(_descriptor(image), 2, PNG_DEPTH_OFFSET)
         return bits, PNG_CHANNELS[colour_type]
     return 8, len(image.getbands())
 
 
-def _has_late_metadata(image: Image.Image) -> bool:
+def _has_late_metadata(image: ImageFile) -> bool:
     """Whether a PNG has a chunk of metadata behind its first pixels, where opening it does not read."""
-    file = image.fp
-    assert file is not None, "the image is open"
-    place, at, is_late, found = file.tell(), PNG_FIRST_CHUNK, False, False
-    while not found:
-        file.seek(at)
-        head = file.read(8)
-        if len(head) < 8 or head[4:] == b"IEND":
-            break
-        is_late |= head[4:] == b"IDAT"
-        found = is_late and head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
+    at, is_late = PNG_FIRST_CHUNK, False
+    while True:
+        head = os.pread(_descriptor(image), 8, at)
+        kind = head[4:]
+        if len(head) < 8 or kind == b"IEND":
+            return False
+        is_late |= kind == b"IDAT"
+        if is_late and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+            return True
         at += 12 + int.from_bytes(head[:4], "big")  # length, kind, content, checksum
-    file.seek(place)
-    return found
+
+
+def _descriptor(image: ImageFile) -> int:
+    assert image.fp is not None, "the image is open"
+    return image.fp.fileno()
 
 
 def _check_depth(path: Path, modality: str, header: Header, thermal_range: ThermalRange | None) -> None:

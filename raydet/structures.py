@@ -22,18 +22,28 @@ from raydet.errors import DataError
 
 PADDED_LABEL = -1
 """Label of the rows that fill up a batch's target tensors."""
+ANY_CLASS = -1
+"""Label of an ignored region that is ignored for every class."""
 IGNORE = 255
 """Id of the pixels of a mask that have no label: padding, and what the annotation leaves open. It is never a class."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Objects in an image."""
+    """Objects in an image, and the regions that evaluation ignores.
+
+    A detection in an ignored region (a crowd, an object that cannot be told) is neither right nor wrong. Nothing is
+    learnt from these regions: only sources have them, augmentation and batches drop them.
+    """
 
     boxes_xyxy: Tensor
     """float32 [N, 4]."""
     labels: Tensor
     """int64 [N], 0..K-1."""
+    ignored_xyxy: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    """float32 [M, 4]."""
+    ignored_labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 [M], 0..K-1 or ANY_CLASS: the class whose detections are ignored there."""
 
 
 @dataclass(frozen=True, slots=True)

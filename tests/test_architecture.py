@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raydet.redact",),
     ("raydet.errors",),
     ("raydet.config",),
-    ("raydet.cpu", "raydet.recipes", "raydet.structures", "raydet.ops"),
+    ("raydet.cpu", "raydet.recipes", "raydet.structures", "raydet.ops", "raydet.files"),
     ("raydet.models", "raydet.data", "raydet.parallel", "raydet.metrics"),
     ("raydet.plan", "raydet.stats", "raydet.check", "raydet.runs", "raydet.tasks"),
     ("raydet.resilience", "raydet.track"),

@@ -27,6 +27,9 @@ KINDS: dict[str, Kind] = {
         "images that cannot be used",
         "the reason names file and field; fix them, or leave the images out deliberately",
     ),
+    "left_out_annotation": Kind(
+        "error", "annotations that belong to no image", "correct the image they name, or add it"
+    ),
     "unreadable": Kind("error", "images that cannot be decoded", "copy the files again, or leave them out"),
     "not_finite": Kind(
         "error", "pixels that are infinite or not a number", "repair the array, or leave the image out"
@@ -97,6 +100,12 @@ KINDS: dict[str, Kind] = {
         "pairs whose alignment cannot be determined",
         "their outlines have too little in common; look at a few: dark or blank images, or different scenes",
     ),
+    "ignored": Kind(
+        "note",
+        "objects that are left out by a rule",
+        "nothing is learnt from them; in crowds, and where the annotator could not tell, detections do not count",
+    ),
+    "understood": Kind("note", "what is not plain in this set, and how it is read", "check that it is right"),
     "empty": Kind(
         "note", "images without a box", "fine as background; check that their labels are not missing"
     ),

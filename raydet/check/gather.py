@@ -63,6 +63,9 @@ class Gathered:
     alignments: list[tuple[int, str, Alignment]] = field(default_factory=list)
     """Index, image id, estimate."""
     left_out: list[LeftOut] = field(default_factory=list)
+    """Images."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Number of objects that are left out, by rule."""
 
     def count(self, severity: str) -> int:
         return sum(finding.severity == severity for finding in self.findings)
@@ -117,17 +120,30 @@ def gather(
     settings: Settings,
     modalities: Sequence[str],
     left_out: Sequence[LeftOut],
+    ignored: Mapping[str, int],
+    notes: Sequence[str],
     sides: Mapping[int, str] | str,
 ) -> Gathered:
     """Combine the records of a set.
 
     Args:
         records: in the order of the source; only the hashes of each are kept.
+        ignored: number of objects that are left out, by rule.
+        notes: how the set was understood.
         sides: the part of the split or, if validation is on the training images, `both`, by index; or the reason why
             there is no split.
     """
-    all_ = Gathered(classes=settings.classes, modalities=tuple(modalities), left_out=list(left_out))
-    all_.findings += (Finding("left_out", item.name, item.reason) for item in left_out)
+    all_ = Gathered(
+        classes=settings.classes,
+        modalities=tuple(modalities),
+        left_out=[item for item in left_out if item.kind == "image"],
+        ignored=ignored,
+    )
+    for item in left_out:
+        kind = "left_out" if item.kind == "image" else "left_out_annotation"
+        all_.findings.append(Finding(kind, item.name, item.reason))
+    all_.findings += (Finding("ignored", rule, f"{count} objects") for rule, count in ignored.items())
+    all_.findings += (Finding("understood", "the set", note) for note in notes)
     side_of: Mapping[int, str] = {} if isinstance(sides, str) else sides
     if isinstance(sides, str):
         all_.findings.append(Finding("bad_split", "data.split", sides))

@@ -9,6 +9,7 @@
                       {"kind", "severity", "title", "remedy", "count",
                        "items": [{"name", "detail", "index", "other_index", "boxes"}]}, all of them, in source order
     causes            why images were left out: {cause: count}
+    ignored           objects that are left out by a rule of the format or a setting: {rule: count}
     classes           [{"class", "small", "medium", "large", "train", "val", "all"}]: number of boxes
     size_edges        {"unit": "px" or "fraction", "edges": [end of small, start of large]}
     boxes_per_image   {number of boxes: images}
@@ -66,6 +67,7 @@ def as_json(found: Gathered, settings: Settings, source: Mapping[str, object]) -
             for kind, items in found.by_kind().items()
         ],
         "causes": dict(Counter(cause_of(item.reason) for item in found.left_out).most_common()),
+        "ignored": dict(found.ignored),
         "classes": found.class_rows(),
         "size_edges": {
             "unit": "fraction" if settings.edges_are_fractions else "px",

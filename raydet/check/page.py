@@ -74,6 +74,7 @@ def _facts(found: Gathered) -> list[tuple[str, str]]:
         ("modalities", ", ".join(found.modalities)),
         ("boxes", f"{found.boxes.total():,}"),
         ("left out", f"{len(found.left_out):,}"),
+        ("objects left out by rule", f"{sum(found.ignored.values()):,}"),
     ]
     return facts + [(f"{severity}s", f"{found.count(severity):,}") for severity in SEVERITIES]
 
@@ -81,7 +82,11 @@ def _facts(found: Gathered) -> list[tuple[str, str]]:
 def _groups(found: Gathered, cases: Sequence[Case]) -> list[Group]:
     groups = []
     for kind, items in found.by_kind().items():
-        causes = Counter(cause_of(item.detail) for item in items) if kind == "left_out" else Counter[str]()
+        causes = (
+            Counter(cause_of(item.detail) for item in items)
+            if kind.startswith("left_out")
+            else Counter[str]()
+        )
         groups.append(
             Group(
                 kind=kind,

@@ -15,7 +15,7 @@ from raydet.check.examine import ImageRecord, Settings, examined
 from raydet.check.findings import DEFAULT_TOLERANCE
 from raydet.check.gather import Gathered, gather
 from raydet.config import DataConfig, DetectionTask, FirstSplit, FrameSplit, GroupSplit
-from raydet.data.build import left_out_of
+from raydet.data.build import ignored_in, left_out_of, notes_on
 from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
 from raydet.errors import DataError, RaydetError
@@ -69,6 +69,8 @@ def check_source(
         settings=settings,
         modalities=source.modalities,
         left_out=left_out_of(source),
+        ignored=ignored_in(source),
+        notes=notes_on(source),
         sides=_sides(source, split),
     )
 

@@ -24,7 +24,9 @@ def summary_lines(found: Gathered) -> Iterator[str]:
     rows = sorted(found.class_rows(), key=lambda row: -row["all"])
     counts = ", ".join(f"{printable(row['class'])} {row['all']}" for row in rows[:NUM_CLASSES])
     more = f" and {len(rows) - NUM_CLASSES} more" if len(rows) > NUM_CLASSES else ""
-    yield f"{sum(row['all'] for row in rows)} boxes: {counts}{more}"
+    rules = ", ".join(f"{printable(rule)} {count}" for rule, count in found.ignored.items())
+    ignored = f"; {sum(found.ignored.values())} left out by rule: {rules}" if rules else ""
+    yield f"{sum(row['all'] for row in rows)} boxes: {counts}{more}{ignored}"
     for row in found.alignment_rows():
         yield (
             f"{row['pair']}: {row['aligned']} aligned, {row['misaligned']} misaligned, "
@@ -36,7 +38,7 @@ def summary_lines(found: Gathered) -> Iterator[str]:
         ]
         named = "; ".join(worst) + ("; ..." if len(items) > NUM_NAMED else "")
         yield f"{KINDS[kind].severity}: {len(items)} x {KINDS[kind].title}: {named}"
-        if kind == "left_out":
+        if kind in ("left_out", "left_out_annotation"):
             causes = Counter(cause_of(item.detail) for item in items)
             yield from (f"    {count} x {printable(cause)}" for cause, count in causes.most_common())
         yield f"    {KINDS[kind].remedy}"

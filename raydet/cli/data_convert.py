@@ -119,7 +119,14 @@ def _text(manifest: Manifest, destination: str, size_bytes: int) -> str:
     for name, entry in manifest.modalities.items():
         mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (entry.mean, entry.std))
         lines.append(f"{name:9} mean {mean}, std {std}")
-    if manifest.left_out:
-        lines.append(f"left out  {manifest.left_out} images, see left_out.jsonl")
+    if manifest.target == "boxes" and not sum(manifest.boxes.values()):
+        lines.append("warning   no image has a box: check that the labels belong to these images")
+    if manifest.ignored:
+        rules = ", ".join(f"{rule} {count}" for rule, count in manifest.ignored.items())
+        lines.append(f"by rule   left out {sum(manifest.ignored.values())} objects: {rules}")
+    left_out = {"images": manifest.left_out, "annotations": manifest.left_out_annotations}
+    if any(left_out.values()):
+        counts = " and ".join(f"{count} {kind}" for kind, count in left_out.items() if count)
+        lines.append(f"left out  {counts}, see left_out.jsonl")
     lines += [f"sha256    {manifest.sha256}", f"content   {manifest.content_sha256}"]
     return "\n".join(lines)

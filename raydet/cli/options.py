@@ -161,14 +161,23 @@ def local_directory(text: str, flag: str) -> Path:
     return Path(text).absolute()
 
 
-def open_run(run: Path, *, data: str | None, use_gpu: bool | None, split: SplitName = "val") -> TrainedRun:
+def open_run(
+    run: Path,
+    *,
+    data: str | None,
+    use_gpu: bool | None,
+    split: SplitName = "val",
+    is_labelled: bool = True,
+) -> TrainedRun:
     """Open the run of a command, with a part of its own images or another data set."""
     from raydet.data.build import detect_source
     from raydet.engine.open_run import open_trained
     from raydet.parallel.collectives import select_device
 
-    source = None if data is None else detect_source(data)
-    return open_trained(run.absolute(), data=source, split=split, device=select_device(use_gpu))
+    source = None if data is None else detect_source(data, is_labelled=is_labelled)
+    return open_trained(
+        run.absolute(), data=source, split=split, is_labelled=is_labelled, device=select_device(use_gpu)
+    )
 
 
 def describe_run(run: TrainedRun) -> dict[str, object]:

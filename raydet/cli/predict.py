@@ -35,8 +35,9 @@ def predict(
     draw_score: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of drawn detections.")] = 0.5,
     use_gpu: DeviceOption = None,
 ) -> None:
-    """Write detections of a run's newest checkpoint as COCO JSON, in source pixels."""
-    opened = open_run(run, data=data, use_gpu=use_gpu)
+    """Write detections of a run's newest checkpoint as COCO JSON, in source pixels. The images of --data need no
+    labels."""
+    opened = open_run(run, data=data, use_gpu=use_gpu, is_labelled=False)
     path = output_directory(output) / DETECTIONS
     from raydet.engine.open_run import predicted
     from raydet.export.coco_results import category_ids_of, coco_results

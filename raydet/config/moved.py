@@ -39,6 +39,7 @@ def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
     """The JSON of an experiment as the oldest version that knew all of it would have written it: what fingerprints are
     made of. New fields are left out where they have their defaults."""
     tree = tree | {"data": dict(tree["data"]), "train": dict(tree["train"])}
+    tree["data"]["source"] = source_as_first_written(tree["data"]["source"])
     if tree["data"]["sampling"] == {"kind": "frames"}:
         del tree["data"]["sampling"]
     if tree["data"]["split"]["kind"] == "group":
@@ -51,3 +52,12 @@ def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
         task = tree.pop("task")
         tree["evaluate"] = {name: value for name, value in task.items() if name not in ("kind", "metric")}
     return tree
+
+
+def source_as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a data source without the fields that were added later, where they have their defaults."""
+    return {
+        name: value
+        for name, value in tree.items()
+        if value is not None or name not in ("follow_links", "classes")
+    }

@@ -24,7 +24,15 @@ class SyntheticSource(Config):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class NpyYoloSource(Config):
+class Files(Config):
+    """What formats share whose sets are directories of files."""
+
+    follow_links: str | None = None
+    """Links in the set are followed if they lead into this directory; null: they are refused unless they are files
+    that stay in the set."""
+
+
+class NpyYoloSource(Files):
     """`images/*.npy` of H x W x 5 (RGB, thermal, event; values 0..255) with YOLO rows in `labels/*.txt`."""
 
     kind: Literal["npy_yolo"] = "npy_yolo"
@@ -35,7 +43,7 @@ class NpyYoloSource(Config):
     published split of this format does)."""
 
 
-class ImageFiles(Config):
+class ImageFiles(Files):
     """What formats with one image file per modality share."""
 
     thermal_range: tuple[float, float] | None = None
@@ -59,6 +67,8 @@ class CocoSource(ImageFiles):
     """Path of the json file; image paths are relative to `root`."""
     root: str | None = None
     """Directory of the images; default: the directory of the json file."""
+    classes: tuple[str, ...] | None = None
+    """Categories to keep, in label order; objects of the others are left out, and counted. null: all categories."""
 
 
 class VocSource(ImageFiles):
@@ -76,7 +86,7 @@ class VocSource(ImageFiles):
     annotations: str = "Annotations"
     """Directory of the xml files, under the same names."""
     ignore: tuple[str, ...] = ()
-    """Objects of these names are left out: neither trained on nor evaluated."""
+    """Objects of these names are left out: neither trained on nor evaluated; a detection on one is wrong."""
     first_pixel: Literal[0, 1] = 1
     """The number of an image's first row and column. Pascal VOC counts from 1, and the box has its last pixel:
     xmin 1, xmax 640 is a whole row of 640. With 0, xmin and xmax are edges."""
@@ -139,7 +149,7 @@ class KaistSource(ImageFiles):
     """File with the frames to take, lines `set00/V000/I00019`; default: all that are there."""
     ignore: tuple[str, ...] = ("person?", "person?a", "people", "cyclist")
     """Objects of these names are left out, like COCO's crowds: people that cannot be told apart, and what may be no
-    person. KAIST's own evaluation ignores them; here a detection on one counts as wrong."""
+    person. As in KAIST's own evaluation, a detection on one is neither right nor wrong."""
 
 
 class ShardsSource(Config):

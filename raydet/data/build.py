@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never, get_args
 
@@ -38,20 +38,30 @@ from raydet.errors import ConfigError
 if TYPE_CHECKING:
     from raydet.data.shards.reader import ShardSet
 
-__all__ = ["SourceConfig", "adopt_source", "data_hashes", "detect_source", "left_out_of", "open_source"]
+__all__ = [
+    "SourceConfig",
+    "adopt_source",
+    "data_hashes",
+    "detect_source",
+    "ignored_in",
+    "left_out_of",
+    "notes_on",
+    "open_source",
+]
 
 
-def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
+def open_source(config: DataConfig, *, on_bad: OnBad = "error", is_labelled: bool = True) -> Source:
     """Open and check the images of a run.
 
     Args:
         on_bad: "skip" leaves out bad images, see `left_out_of`; errors that only show in pixels are raised by `read`.
+        is_labelled: False: annotations are not read, and may be missing; every target is empty.
 
     Raises:
         DataError: the data are bad.
         ConfigError: the config and the data contradict each other.
     """
-    source = _with_simulated_events(config, on_bad)
+    source = _with_simulated_events(config, on_bad, is_labelled)
     if source.classes != config.classes:
         raise ConfigError(
             f"data.classes is [{', '.join(config.classes)}], the annotations name [{', '.join(source.classes)}]; set "
@@ -63,7 +73,12 @@ def open_source(config: DataConfig, *, on_bad: OnBad = "error") -> Source:
 
 
 def adopt_source(
-    experiment: Experiment, source_config: SourceConfig, *, on_bad: OnBad = "error"
+    experiment: Experiment,
+    source_config: SourceConfig,
+    *,
+    classes: tuple[str, ...] | None = None,
+    is_labelled: bool = True,
+    on_bad: OnBad = "error",
 ) -> Experiment:
     """The experiment on another source, with that source's classes and missing modalities written to its config.
 
@@ -72,10 +87,16 @@ def adopt_source(
     of `npy_yolo` cannot be told from a missing one, so there `data.missing` is kept. The synthetic set draws the
     experiment's classes. Shards record all of this, and are pinned by their hash.
 
+    Args:
+        classes: names in label order, where they are known, e.g. those of a trained run: the set may lack objects of
+            some, and must not have objects of others.
+        is_labelled: False: annotations are not read, and may be missing.
+
     Raises:
         DataError: the source cannot be read.
     """
-    classes, missing = experiment.data.classes, experiment.data.missing
+    known, missing = classes, experiment.data.missing
+    classes = known or experiment.data.classes
     match source_config:
         case SyntheticSource():
             pass
@@ -86,12 +107,14 @@ def adopt_source(
             classes = read_class_names(root) or classes
             missing = _all_but(find_images(root) | _image_directories(source_config))
         case CocoSource() | VocSource() | FlirSource() | KaistSource():
-            opened = _open_files(source_config, classes=None, missing=(), on_bad=on_bad)
+            opened = _open_files(
+                source_config, classes=known, missing=(), on_bad=on_bad, is_labelled=is_labelled
+            )
             classes, missing = opened.classes, _all_but(opened.modalities)
         case ShardsSource():
             shards = _open_shards(source_config)
-            known = {"sha256": shards.manifest.sha256, "simulated": shards.manifest.simulated}
-            source_config = source_config.model_copy(update=known)
+            recorded = {"sha256": shards.manifest.sha256, "simulated": shards.manifest.simulated}
+            source_config = source_config.model_copy(update=recorded)
             classes, missing = shards.classes, _all_but(shards.modalities)
         case unreachable:
             assert_never(unreachable)
@@ -107,6 +130,16 @@ def left_out_of(source: Source) -> list[LeftOut]:
     return list(getattr(unwrapped(source), "left_out", ()))
 
 
+def ignored_in(source: Source) -> Mapping[str, int]:
+    """Number of objects that are left out of a source by a rule, such as iscrowd, by rule."""
+    return dict(getattr(unwrapped(source), "ignored", {}))
+
+
+def notes_on(source: Source) -> tuple[str, ...]:
+    """How a source was understood where that is not plain, as sentences for its user."""
+    return tuple(getattr(unwrapped(source), "notes", ()))
+
+
 def data_hashes(source: Source) -> dict[str, str] | None:
     """Hashes of shards: `sha256` of the files, `content_sha256` of the data in them, whatever the encoding.
 
@@ -118,14 +151,14 @@ def data_hashes(source: Source) -> dict[str, str] | None:
     return {"sha256": manifest.sha256, "content_sha256": manifest.content_sha256}
 
 
-def _with_simulated_events(config: DataConfig, on_bad: OnBad) -> Source:
+def _with_simulated_events(config: DataConfig, on_bad: OnBad, is_labelled: bool) -> Source:
     """The source of the config, with events simulated from RGB if `data.simulate_events` is set."""
     settings = config.simulate_events
     if settings is None:
-        return _open(config, on_bad)
+        return _open(config, on_bad, is_labelled)
     if settings.replaces_own:
         config = config.model_copy(update={"missing": (*config.missing, "event")})
-    source = _open(config, on_bad)
+    source = _open(config, on_bad, is_labelled)
     if "event" in source.modalities:
         raise ConfigError(
             f"data.simulate_events: the {config.source.kind} source has events already; set data.simulate_events=null, "
@@ -139,7 +172,7 @@ def _with_simulated_events(config: DataConfig, on_bad: OnBad) -> Source:
     return SimulatedEvents(source, settings)
 
 
-def _open(config: DataConfig, on_bad: OnBad) -> Source:
+def _open(config: DataConfig, on_bad: OnBad, is_labelled: bool) -> Source:
     match config.source:
         case SyntheticSource() as source:
             return SyntheticSet(
@@ -156,6 +189,8 @@ def _open(config: DataConfig, on_bad: OnBad) -> Source:
                 classes=config.classes,
                 missing=config.missing,
                 unlabelled=source.unlabelled,
+                is_labelled=is_labelled,
+                links_into=source.follow_links,
                 on_bad=on_bad,
             )
         case ShardsSource() as source:
@@ -167,7 +202,13 @@ def _open(config: DataConfig, on_bad: OnBad) -> Source:
                 )
             return shards
         case source:
-            return _open_files(source, classes=config.classes, missing=config.missing, on_bad=on_bad)
+            return _open_files(
+                source,
+                classes=config.classes,
+                missing=config.missing,
+                on_bad=on_bad,
+                is_labelled=is_labelled,
+            )
 
 
 def _open_files(
@@ -176,6 +217,7 @@ def _open_files(
     classes: Sequence[str] | None,
     missing: Collection[str],
     on_bad: OnBad,
+    is_labelled: bool,
 ) -> PairedImages:
     """A set with one image file per modality; without `classes`, its own."""
     match source:
@@ -183,8 +225,12 @@ def _open_files(
             return CocoSet(
                 source.annotations,
                 root=source.root,
+                classes=source.classes or classes,
+                leaves_out_others=source.classes is not None,
                 missing=missing,
                 thermal_range=source.thermal_range,
+                is_labelled=is_labelled,
+                links_into=source.follow_links,
                 on_bad=on_bad,
             )
         case VocSource():
@@ -198,6 +244,8 @@ def _open_files(
                 first_pixel=source.first_pixel,
                 group_prefix=source.group_prefix,
                 thermal_range=source.thermal_range,
+                is_labelled=is_labelled,
+                links_into=source.follow_links,
                 on_bad=on_bad,
             )
         case YoloSource():
@@ -213,6 +261,8 @@ def _open_files(
                 union_iou=source.union_iou,
                 group_prefix=source.group_prefix,
                 thermal_range=source.thermal_range,
+                is_labelled=is_labelled,
+                links_into=source.follow_links,
                 on_bad=on_bad,
             )
         case FlirSource():
@@ -224,6 +274,8 @@ def _open_files(
                 ignore=source.ignore,
                 first_pixel=source.first_pixel,
                 thermal_range=source.thermal_range,
+                is_labelled=is_labelled,
+                links_into=source.follow_links,
                 on_bad=on_bad,
             )
         case KaistSource():
@@ -235,6 +287,8 @@ def _open_files(
                 subset=source.subset,
                 ignore=source.ignore,
                 thermal_range=source.thermal_range,
+                is_labelled=is_labelled,
+                links_into=source.follow_links,
                 on_bad=on_bad,
             )
         case unreachable:

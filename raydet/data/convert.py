@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from raydet.config import DataConfig, ShardsSource
-from raydet.data.build import left_out_of, open_source
+from raydet.config.moved import source_as_first_written
+from raydet.data.build import ignored_in, left_out_of, open_source
 from raydet.data.shards.layout import shard_name
 from raydet.data.shards.manifest import (
     IMAGES,
@@ -152,7 +153,7 @@ def _plan(config: DataConfig, source: Source, **settings: object) -> Mapping[str
     """The identity of a conversion: equal plans give equal bytes, unless pixels have changed."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": config.source.model_dump(mode="json"),
+        "source": source_as_first_written(config.source.model_dump(mode="json")),
         "simulate_events": config.simulate_events and config.simulate_events.model_dump(mode="json"),
         "classes": list(source.classes),
         "modalities": list(source.modalities),
@@ -204,7 +205,7 @@ def _finished_manifest(store: Store, plan: Mapping[str, object]) -> Manifest | N
 def _damaged_file(store: Store, manifest: Manifest) -> str | None:
     """A file that differs from the manifest: by its hash on a disk, by its size in object storage."""
     sizes = store.sizes()
-    if manifest.left_out and LEFT_OUT not in sizes:
+    if (manifest.left_out or manifest.left_out_annotations) and LEFT_OUT not in sizes:
         return LEFT_OUT
     for entry in (manifest.index, *manifest.shards):
         if sizes.get(entry.name) != entry.size_bytes:
@@ -316,13 +317,15 @@ def _finish(job: Job, config: DataConfig, plan: Mapping[str, object]) -> Manifes
     parts = [_part_of(job, number) for number in range(job.num_shards)]
     entries, summaries = [batch for batch, _ in parts], [summary for _, summary in parts]
     index = index_file(entries)
-    left_out = [(item.name, item.reason) for item in left_out_of(job.source)]
+    opened = left_out_of(job.source)
+    num_annotations = sum(item.kind == "annotation" for item in opened)
+    left_out = [(item.name, item.reason) for item in opened]
     left_out += [item for summary in summaries for item in summary.left_out]
     num_images = sum(batch.num_rows for batch in entries)
     if not num_images:
         raise DataError(f"no image is left: all {len(left_out)} were left out, the first: {left_out[0][1]}")
     labels = [batch.column("labels").flatten().to_numpy() for batch in entries]
-    boxes = sum(np.bincount(column, minlength=len(job.source.classes)) for column in labels)
+    boxes = sum(np.bincount(column[column >= 0], minlength=len(job.source.classes)) for column in labels)
     job.store.write(INDEX, index)
     if left_out:
         lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in left_out]
@@ -337,7 +340,9 @@ def _finish(job: Job, config: DataConfig, plan: Mapping[str, object]) -> Manifes
         target=job.target,
         images=num_images,
         boxes=dict(zip(job.source.classes, np.asarray(boxes).tolist(), strict=True)),
-        left_out=len(left_out),
+        left_out=len(left_out) - num_annotations,
+        left_out_annotations=num_annotations,
+        ignored=dict(ignored_in(job.source)),
         index=FileEntry(name=INDEX, sha256=hashlib.sha256(index).hexdigest(), size_bytes=len(index)),
         shards=tuple(
             ShardEntry(

@@ -49,8 +49,11 @@ FILE_KINDS = tuple(kind for kind in KINDS if kind != "synthetic")
 SPEC_FORMS = f"synthetic, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or a path"
 
 
-def detect_source(spec: str) -> SourceConfig:
+def detect_source(spec: str, *, is_labelled: bool = True) -> SourceConfig:
     """The source config for the value of `--data`.
+
+    Args:
+        is_labelled: False: labels may be missing.
 
     >>> detect_source("synthetic").kind
     'synthetic'
@@ -66,11 +69,11 @@ def detect_source(spec: str) -> SourceConfig:
     if kind == "shards" and "://" in rest:
         return _validated({"kind": kind, "path": rest} | settings, spec)
     if kind in FILE_KINDS and rest:
-        return _configured(kind, _existing(rest), settings, spec)
+        return _configured(kind, _existing(rest), settings, spec, is_labelled)
     if not text or (":" in text and not Path(text).exists()):
         raise ConfigError(f"--data must be {SPEC_FORMS}, got {spec!r}")
     path = _existing(text)
-    return _configured(_kind_of(path), path, settings, spec)
+    return _configured(_kind_of(path, is_labelled), path, settings, spec, is_labelled)
 
 
 def _split_settings(spec: str) -> tuple[str, dict[str, object]]:
@@ -97,7 +100,7 @@ def _existing(text: str) -> Path:
     raise DataError(f"--data must be {SPEC_FORMS}; {path} does not exist, check the path")
 
 
-def _kind_of(path: Path) -> str:
+def _kind_of(path: Path, is_labelled: bool) -> str:
     """The format whose layout a path has."""
     if path.suffix == ".json" or (path / ANNOTATIONS).is_file():
         return "coco"
@@ -108,7 +111,7 @@ def _kind_of(path: Path) -> str:
         "voc": has["Annotations"] and has["visible"] and has["infrared"],
         "flir": has["Annotations"] and has["JPEGImages"],
         "kaist": sets_directory(path) is not None,
-        "yolo": bool(find_images(path)) and bool(find_labels(path)),
+        "yolo": bool(find_images(path)) and (bool(find_labels(path)) or not is_labelled),
     }
     fitting = [kind for kind, is_fitting in fits.items() if is_fitting]
     if len(fitting) == 1:
@@ -127,7 +130,9 @@ def _kind_of(path: Path) -> str:
     )
 
 
-def _configured(kind: str, path: Path, settings: Mapping[str, Any], spec: str) -> SourceConfig:
+def _configured(
+    kind: str, path: Path, settings: Mapping[str, Any], spec: str, is_labelled: bool
+) -> SourceConfig:
     fields = {"root": str(path)}
     match kind:
         case "coco":
@@ -137,13 +142,15 @@ def _configured(kind: str, path: Path, settings: Mapping[str, Any], spec: str) -
         case "shards":
             fields = {"path": str(path)}
         case "npy_yolo":
-            for name in ("images", "labels"):
+            for name in ("images", "labels") if is_labelled else ("images",):
                 if not (path / name).is_dir():
                     raise DataError(
                         f"--data {path}: npy_yolo needs the directories images/ and labels/, {name}/ does not exist"
                     )
         case "yolo" if "labels" not in settings:
-            fields["labels"] = _only_policy(path)
+            fields["labels"] = _only_policy(path) if is_labelled else "fused"
+    if isinstance(settings.get("follow_links"), str):
+        settings = {**settings, "follow_links": str(_existing(settings["follow_links"]))}
     return _validated({"kind": kind} | fields | dict(settings), spec)
 
 

@@ -53,6 +53,7 @@ def open_trained(
     *,
     data: SourceConfig | None = None,
     split: SplitName = "val",
+    is_labelled: bool = True,
     device: torch.device | None = None,
 ) -> TrainedRun:
     """Open the newest checkpoint of a run.
@@ -60,17 +61,18 @@ def open_trained(
     Args:
         data: another source, of the same classes; default: the run's own.
         split: part of the run's own source.
+        is_labelled: False: annotations of `data` are not read, and may be missing.
         device: where the model is put; default: the CPU.
 
     Raises:
         ConfigError: the directory holds no run, or one without a checkpoint; the other source has other classes, or
             nothing that the model reads.
         CheckpointError: the checkpoint cannot be read.
-        DataError: the data cannot be opened.
+        DataError: the data cannot be opened, or have an object of a class that the run does not know.
     """
     experiment = recorded_experiment(run_dir)
     if data is not None:
-        experiment = _on_other_data(experiment, data, run_dir)
+        experiment = _on_other_data(experiment, data, run_dir, is_labelled)
     checkpoint = newest_checkpoint(run_dir)
     if checkpoint is None:
         raise ConfigError(f"{run_dir} has no whole checkpoint yet; give the run's command again")
@@ -81,7 +83,7 @@ def open_trained(
     optimizer = build_optimizer(experiment.optim, model.parameters())
     load_checkpoint(checkpoint, model=model, optimizer=optimizer, is_verified=True)
     take_average(optimizer)
-    source = open_source(experiment.data)
+    source = open_source(experiment.data, is_labelled=is_labelled or data is None)
     indices = list(range(len(source))) if data else split_indices(source, experiment.data.split)[split]
     if not indices:
         raise ConfigError(f"{run_dir} has no {split} images: its data.split has no {split}_fraction")
@@ -115,9 +117,12 @@ def predicted(run: TrainedRun) -> NDArray[np.float64]:
         return predict(run.model, loader, scorer, device=run.device).rows
 
 
-def _on_other_data(experiment: Experiment, data: SourceConfig, run_dir: Path) -> Experiment:
+def _on_other_data(
+    experiment: Experiment, data: SourceConfig, run_dir: Path, is_labelled: bool
+) -> Experiment:
     """What the run was trained without stays missing, whatever the other source has."""
-    adopted, trained = adopt_source(experiment, data).data, experiment.data
+    trained = experiment.data
+    adopted = adopt_source(experiment, data, classes=trained.classes, is_labelled=is_labelled).data
     if adopted.classes != trained.classes:
         raise ConfigError(
             f"{run_dir} was trained on the classes {', '.join(trained.classes)}; --data has "

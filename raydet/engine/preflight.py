@@ -28,6 +28,7 @@ def check(experiment: Experiment, task: Task, *, workers: int) -> None:
     deciding_metric(experiment.task)
     source = open_source(experiment.data)
     train = split_indices(source, experiment.data.split)["train"]
+    task.check_training_images(source, train)
     micro_batch = experiment.train.micro_batch
     batch_plan(experiment.train.global_batch, workers, None if micro_batch == "auto" else micro_batch)
     make_sampler(experiment.data.sampling, source, train, experiment.train.global_batch, experiment.seed)

@@ -22,7 +22,7 @@ from raydet.checkpoint.load import load_carry, load_checkpoint
 from raydet.checkpoint.writer import CheckpointWriter, agreed_checkpoint
 from raydet.config import Experiment, TrainConfig
 from raydet.cpu import cpu_name
-from raydet.data.build import data_hashes, open_source
+from raydet.data.build import data_hashes, ignored_in, notes_on, open_source
 from raydet.data.loader import TrainLoader
 from raydet.data.sampler import batch_plan
 from raydet.data.sources.base import Source
@@ -101,6 +101,7 @@ def run_process(
     source = open_source(experiment.data)
     parts = split_indices(source, experiment.data.split)
     train_indices, val_indices = parts["train"], parts["val"]
+    task.check_training_images(source, train_indices)
     with (
         closing(RunRecord(run_dir, enabled=world.is_main)) as record,
         deterministic_kernels(world.device, exact=experiment.train.exact),
@@ -114,11 +115,14 @@ def run_process(
                 state.away_s = 0.0 if attempt else max(0.0, started - max(state.saved_at, last_active))
             info = _model_info(experiment, task, state, loader, len(train_indices), len(val_indices), world)
             info["pretrained"], info["data"] = pretrained, data_hashes(source)
+            info["ignored_objects"] = ignored_in(source)
             if world.is_main and state.step:
                 _warn_of_other_rounding(recorded_model_info(run_dir), info)
             record.model_info(info)
             if world.is_main:
                 logger.info("%s: %s", experiment.name, info)
+                for note in notes_on(source):
+                    logger.info("%s: %s", experiment.name, note)
             dry_run_if_long(experiment, task, state, source, train_indices, loader, world)
             evaluator = Evaluator(task, experiment, source, val_indices, world)
             stop = stop or StopRequest()

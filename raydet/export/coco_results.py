@@ -16,14 +16,14 @@ class CocoResult(TypedDict):
     """One detection."""
 
     image_id: int | str
-    category_id: int
+    category_id: int | str
     bbox: list[float]
     """x, y, width, height."""
     score: float
 
 
 def coco_results(
-    rows: NDArray[np.float64], *, image_ids: Sequence[str], category_ids: Sequence[int]
+    rows: NDArray[np.float64], *, image_ids: Sequence[str], category_ids: Sequence[int | str]
 ) -> list[CocoResult]:
     """One JSON object per detection.
 
@@ -48,6 +48,6 @@ def coco_results(
     ]
 
 
-def category_ids_of(source: Source) -> Sequence[int]:
+def category_ids_of(source: Source) -> Sequence[int | str]:
     """Category ids by label: those of a COCO source's JSON, else the labels themselves."""
     return source.category_ids if isinstance(source, CocoSet) else range(len(source.classes))

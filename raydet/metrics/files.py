@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydet.errors import DataError
+from raydet.files.coco import Entry, Id, entries_of, id_of, in_order, is_ignored, read_tree
+from raydet.files.text import read_json
 from raydet.metrics.coco import GroundTruth
-
-Entries = list[dict[str, Any]]
 
 
 def read_coco(truth: Path, detections: Path) -> tuple[GroundTruth, NDArray[np.float64], tuple[str, ...]]:
     """COCO's own formats: a ground truth, and a list of results with `image_id`, `category_id`, `bbox` and `score`.
 
-    Images and classes are in the order of their ids, by which pycocotools breaks ties between equal scores.
+    Images and classes are in the order of their ids, by which pycocotools breaks ties between equal scores. Annotations
+    with `iscrowd` or `ignore` are regions in which detections are not counted as wrong; pycocotools overlooks `ignore`.
 
     Returns:
         Truth, detections and class names as `evaluate_coco` takes them; image sizes if all images have them.
@@ -27,27 +27,31 @@ def read_coco(truth: Path, detections: Path) -> tuple[GroundTruth, NDArray[np.fl
     Raises:
         DataError: a file is not in the format; the message names the entry and what was expected.
     """
-    tree = read_json(truth)
-    listed, annotations, categories = (
-        entries_of(tree, key, where=truth) for key in ("images", "annotations", "categories")
+    tree = read_tree(truth)
+    annotations = tree.annotations
+    images, labels = (index_by_id(entries, where=truth) for entries in (tree.images, tree.categories))
+    listed, categories = (
+        [
+            entries[row]
+            for row in np.argsort(indices_of(column(entries, "id", where=truth), known, where=str(truth)))
+        ]
+        for entries, known in ((tree.images, images), (tree.categories, labels))
     )
-    images, labels = (index_by_id(entries, where=truth) for entries in (listed, categories))
-    listed.sort(key=lambda entry: images[entry["id"]])
-    categories.sort(key=lambda category: labels[category["id"]])
     sizes = [(entry.get("height"), entry.get("width")) for entry in listed]
     where = f"{truth}: annotation"
     boxes = finite_numbers(column(annotations, "bbox", where=truth), (4,), where=where)
-    areas = [entry.get("area", box[2] * box[3]) for entry, box in zip(annotations, boxes, strict=True)]
+    own_areas = (entry.get("area") for entry in annotations)
+    areas = [box[2] * box[3] if own is None else own for own, box in zip(own_areas, boxes, strict=True)]
     ground = GroundTruth(
         num_images=len(images),
         image_index=indices_of(column(annotations, "image_id", where=truth), images, where=where),
         boxes_xywh=boxes,
         labels=indices_of(column(annotations, "category_id", where=truth), labels, where=where),
-        areas=finite_numbers(areas, (), where=where),
-        is_crowd=np.array([bool(entry.get("iscrowd")) for entry in annotations], dtype=bool),
+        areas=finite_numbers(areas, (), where=f"{truth}: the area of annotation"),
+        is_crowd=np.array([is_ignored(entry) for entry in annotations], dtype=bool),
         sizes_hw=finite_numbers(sizes, (2,), where=f"{truth}: image size") if all(map(all, sizes)) else None,
     )
-    found = entries_of(read_json(detections), None, where=detections)
+    found = entries_of(read_json(detections, expected="a list of detections"), None, where=detections)
     image_ids, found_boxes, scores, category_ids = (
         column(found, key, where=detections) for key in ("image_id", "bbox", "score", "category_id")
     )
@@ -63,24 +67,7 @@ def read_coco(truth: Path, detections: Path) -> tuple[GroundTruth, NDArray[np.fl
     return ground, rows, tuple(map(str, column(categories, "name", where=truth)))
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
-
-
-def entries_of(tree: Any, key: str | None, *, where: Path) -> Entries:
-    """The list of objects under a key, or the tree itself where `key` is None."""
-    entries = tree if key is None else tree.get(key) if isinstance(tree, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(f"{where}: expected a list of objects{'' if key is None else f' under {key!r}'}")
-    return entries
-
-
-def column(entries: Entries, key: str, *, where: Path) -> list[Any]:
+def column(entries: Sequence[Entry], key: str, *, where: Path) -> list[Any]:
     """The value of one key in every entry."""
     for number, entry in enumerate(entries):
         if key not in entry:
@@ -89,28 +76,32 @@ def column(entries: Entries, key: str, *, where: Path) -> list[Any]:
     return [entry[key] for entry in entries]
 
 
-def index_by_id(entries: Entries, *, where: Path) -> dict[Hashable, int]:
-    """Index by id, in the order of the ids, which are integers or strings."""
-    ids = column(entries, "id", where=where)
-    for number, name in enumerate(ids):
-        if not isinstance(name, int | str):
+def index_by_id(entries: Sequence[Entry], *, where: Path) -> dict[Id, int]:
+    """Index by id, in the order of the ids, see `raydet.files.coco`."""
+    ids = []
+    for number, found in enumerate(column(entries, "id", where=where)):
+        name = id_of(found)
+        if name is None:
             raise DataError(
-                f"{where}: the 'id' of entry {number} must be an integer or a string, got {name!r}"
+                f"{where}: the 'id' of entry {number} must be an integer or a string, got {found!r}"
             )
+        ids.append(name)
     unique = len(set(ids))
     if not ids or unique < len(ids):
         raise DataError(f"{where}: expected one or more unique ids, got {len(ids)}, {unique} of them unique")
-    ordered = sorted(ids, key=lambda name: (isinstance(name, str), name))
-    return {name: index for index, name in enumerate(ordered)}
+    return {name: index for index, name in enumerate(in_order(ids))}
 
 
-def indices_of(ids: Sequence[Any], known: Mapping[Hashable, int], *, where: str) -> NDArray[np.int64]:
+def indices_of(ids: Sequence[Any], known: Mapping[Id, int], *, where: str) -> NDArray[np.int64]:
     """Indices of ids, all of which must be known."""
-    for number, name in enumerate(ids):
-        if not isinstance(name, Hashable) or name not in known:
+    names = list(map(id_of, ids))
+    for number, name in enumerate(names):
+        if name not in known:
             first, *_, last = (*known, *known)
-            raise DataError(f"{where} {number} has the unknown id {name!r}; known: {first!r} to {last!r}")
-    return np.array([known[name] for name in ids], dtype=np.int64)
+            raise DataError(
+                f"{where} {number} has the unknown id {ids[number]!r}; known: {first!r} to {last!r}"
+            )
+    return np.array([known[name] for name in names if name is not None], dtype=np.int64)
 
 
 def finite_numbers(values: Sequence[Any], shape: tuple[int, ...], *, where: str) -> NDArray[np.float64]:

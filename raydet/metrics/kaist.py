@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydet.errors import DataError
+from raydet.files.coco import Id, entries_of, id_of
+from raydet.files.text import read_json
 from raydet.metrics.coco import GroundTruth
-from raydet.metrics.files import column, entries_of, finite_numbers, index_by_id, indices_of, read_json
+from raydet.metrics.files import column, finite_numbers, index_by_id, indices_of
 from raydet.metrics.miss_rate import ignoring, miss_rates
 
 MIN_HEIGHT_PX = 55.0
@@ -35,7 +37,7 @@ class KaistSet:
     truth: GroundTruth
     is_night: NDArray[np.bool_]
     """[I]."""
-    index_by_id: dict[object, int]
+    index_by_id: dict[Id, int]
 
 
 def read_annotations(path: Path) -> KaistSet:
@@ -44,7 +46,7 @@ def read_annotations(path: Path) -> KaistSet:
     Raises:
         DataError: the file is not in this format.
     """
-    tree = read_json(path)
+    tree = read_json(path, expected="KAIST_annotation.json")
     images, annotations = (entries_of(tree, key, where=path) for key in ("images", "annotations"))
     index = index_by_id(images, where=path)
     labels = column(annotations, "category_id", where=path)
@@ -58,8 +60,9 @@ def read_annotations(path: Path) -> KaistSet:
     corners = boxes[:, :2] + boxes[:, 2:]
     is_truncated = (boxes[:, :2] < FRAME_XYXY[:2]).any(axis=1) | (corners > FRAME_XYXY[2:]).any(axis=1)
     is_night = np.zeros(len(images), dtype=bool)
-    for image, name in zip(images, column(images, "im_name", where=path), strict=True):
-        is_night[index[image["id"]]] = str(name).startswith(NIGHT)
+    rows = indices_of(column(images, "id", where=path), index, where=f"{path}: image")
+    for row, name in zip(rows, column(images, "im_name", where=path), strict=True):
+        is_night[row] = str(name).startswith(NIGHT)
     truth = GroundTruth(
         num_images=len(images),
         image_index=indices_of(column(people, "image_id", where=path), index, where=where),
@@ -67,7 +70,7 @@ def read_annotations(path: Path) -> KaistSet:
         labels=np.zeros(len(people), dtype=np.int64),
         is_crowd=(ignore > 0) | (height < MIN_HEIGHT_PX) | (occlusion > MAX_OCCLUSION) | is_truncated,
     )
-    return KaistSet(truth, is_night, dict(index))
+    return KaistSet(truth, is_night, index)
 
 
 def read_detections(path: Path, kaist: KaistSet) -> NDArray[np.float64]:
@@ -87,12 +90,13 @@ def read_detections(path: Path, kaist: KaistSet) -> NDArray[np.float64]:
         try:
             image, *values = map(float, line.split(","))
             row[1:6] = values
+            image_id = id_of(image - 1)
         except ValueError:
             raise DataError(f"{must} 6 numbers: image,x,y,width,height,score; got {line!r}") from None
-        if image - 1 not in kaist.index_by_id or not np.isfinite(row).all():
+        if image_id is None or image_id not in kaist.index_by_id or not np.isfinite(row).all():
             last = len(kaist.index_by_id)
             raise DataError(f"{must} finite numbers and an image from 1 to {last}, got {line!r}")
-        row[0] = kaist.index_by_id[image - 1]
+        row[0] = kaist.index_by_id[image_id]
     return rows
 
 

@@ -68,6 +68,8 @@ class ModelInfo(TypedDict, total=False):
     layout: Mapping[str, object]
     train_images: int
     val_images: int
+    ignored_objects: Mapping[str, int]
+    """Number of objects in the source that are left out by a rule, by rule."""
     simulated: Sequence[str]
     steps_per_epoch: int
     global_batch: int

@@ -59,6 +59,13 @@ class Task(Protocol):
             channels: of every level of the pyramid.
         """
 
+    def check_training_images(self, source: Source, indices: Sequence[int]) -> None:
+        """Check that something can be learnt from these images.
+
+        Raises:
+            DataError: there is nothing to learn, e.g. no object in any image.
+        """
+
     def cost(self, source: Source, index: int) -> int:
         """How much an image costs beside its pixels: the worst batch has the images of the largest cost."""
 

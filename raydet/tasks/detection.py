@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydet.config import DetectionTask, Experiment
+from raydet.data.build import ignored_in
 from raydet.data.sources.base import Source
 from raydet.data.split import groups_of
+from raydet.errors import DataError
 from raydet.metrics.coco import ROW_WIDTH, GroundTruth
 from raydet.metrics.measure import measure
 from raydet.metrics.names import PER_CLASS
 from raydet.metrics.sizes import SizeBins
 from raydet.models.build import build_head
 from raydet.models.heads.base import Head
-from raydet.structures import Batch, Boxes, Detections, boxes_of
+from raydet.structures import ANY_CLASS, Batch, Boxes, Detections, boxes_of
 from raydet.tasks.base import Scores
 
 
@@ -30,6 +32,16 @@ class Detection:
 
     def build_head(self, experiment: Experiment, channels: int) -> Head:
         return build_head(experiment, channels)
+
+    def check_training_images(self, source: Source, indices: Sequence[int]) -> None:
+        if any(len(_boxes(source, index)[0].labels) for index in indices):
+            return
+        ignored = ", ".join(f"{rule} {count}" for rule, count in ignored_in(source).items())
+        raise DataError(
+            f"expected boxes in the training images, got {len(indices)} images without any"
+            + (f"; objects left out by rule: {ignored}" if ignored else "")
+            + "; check that the labels belong to the images, and data.split (raydet data check shows both)"
+        )
 
     def cost(self, source: Source, index: int) -> int:
         """Number of boxes: overlaps and targets grow with it."""
@@ -52,7 +64,7 @@ class DetectionScorer:
     ) -> None:
         self.config = config
         self.classes = experiment.data.classes
-        self.truth = ground_truth(_boxes(source, index) for index in indices)
+        self.truth = ground_truth((_boxes(source, index) for index in indices), num_classes=len(self.classes))
         self.image_ids = [source.image_ids[index] for index in indices]
         groups = groups_of(source.group_ids, experiment.data.split)
         self.group_ids = [groups[index] for index in indices]
@@ -81,26 +93,38 @@ class DetectionScorer:
         return Scores(result.metrics, per_class, records)
 
 
-def ground_truth(targets: Iterable[tuple[Boxes, tuple[int, int]]]) -> GroundTruth:
+def ground_truth(targets: Iterable[tuple[Boxes, tuple[int, int]]], *, num_classes: int) -> GroundTruth:
     """The truth of an evaluation set.
 
     Args:
         targets: of each image the boxes in source pixels and (height, width), see `Source.targets`.
     """
     boxes, labels, index = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    sizes_hw = []
+    is_ignored, sizes_hw = [np.zeros(0, bool)], []
     for position, (target, size_hw) in enumerate(targets):
         sizes_hw.append(size_hw)
-        boxes.append(_xywh(target.boxes_xyxy))
-        labels.append(target.labels.numpy())
-        index.append(np.full(len(target.labels), position))
+        regions_xywh, region_labels = _of_each_class(target, num_classes)
+        boxes += [_xywh(target.boxes_xyxy), regions_xywh]
+        labels += [target.labels.numpy(), region_labels]
+        is_ignored += [np.zeros(len(target.labels), bool), np.ones(len(region_labels), bool)]
+        index.append(np.full(len(target.labels) + len(region_labels), position))
     return GroundTruth(
         num_images=len(sizes_hw),
         image_index=np.concatenate(index),
         boxes_xywh=np.concatenate(boxes),
         labels=np.concatenate(labels),
+        is_crowd=np.concatenate(is_ignored),
         sizes_hw=np.array(sizes_hw, dtype=np.int64).reshape(-1, 2),
     )
+
+
+def _of_each_class(target: Boxes, num_classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Ignored regions as boxes [M, 4] and labels [M]; one of any class once for every class."""
+    ignored_xywh, ignored_labels = _xywh(target.ignored_xyxy), target.ignored_labels.numpy()
+    of_any = ignored_labels == ANY_CLASS
+    regions = [ignored_xywh[~of_any], np.repeat(ignored_xywh[of_any], num_classes, axis=0)]
+    labels = [ignored_labels[~of_any], np.tile(np.arange(num_classes), int(of_any.sum()))]
+    return np.concatenate(regions), np.concatenate(labels)
 
 
 def _boxes(source: Source, index: int) -> tuple[Boxes, tuple[int, int]]:

@@ -68,6 +68,9 @@ class Majority:
         assert isinstance(experiment.task, CustomTask)
         return MajorityHead(channels, experiment.num_classes, experiment.task.settings["hidden"])
 
+    def check_training_images(self, source: Source, indices: Sequence[int]) -> None:
+        pass
+
     def cost(self, source: Source, index: int) -> int:
         return 1
 

@@ -99,7 +99,7 @@ def test_the_published_coco_fixture(shared_data: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("truth", "found", "message"),
     [
-        ("{", FOUND, "truth.json is not valid JSON"),
+        ("{", FOUND, "truth.json: expected a COCO json, got a broken one"),
         ([], FOUND, "truth.json: expected a list of objects under 'images'"),
         (TRUTH | {"images": [{"file": "a"}]}, FOUND, "truth.json: entry 0 must have 'id', got 'file'"),
         (

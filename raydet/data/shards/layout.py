@@ -12,7 +12,7 @@ ENTRY_FIELDS = (
     pa.field("group_id", pa.large_string(), nullable=False),
     pa.field("height", pa.int32(), nullable=False),
     pa.field("width", pa.int32(), nullable=False),
-    # x1, y1, x2, y2 of each box, concatenated, in pixels; of a mask, no boxes
+    # x1, y1, x2, y2 of each box, concatenated, in pixels; of a mask, no boxes; labels below 0: see `target`
     pa.field("boxes_xyxy", pa.large_list(pa.field("item", pa.float32(), nullable=False)), nullable=False),
     pa.field("labels", pa.large_list(pa.field("item", pa.int32(), nullable=False)), nullable=False),
     # of the pixels as read from the source, see `writer.ShardBuilder.add`

@@ -75,6 +75,10 @@ class Manifest(Config):
     """Number of boxes by class."""
     left_out: Count
     """Number of images that could not be read; left_out.jsonl gives the reasons, for humans, and is not hashed."""
+    left_out_annotations: Count = 0
+    """Number of annotations that belong to no image; the JSON omits 0."""
+    ignored: dict[str, Count] = Field(default_factory=dict)
+    """Number of objects that are left out by a rule of the source, by rule; the JSON omits an empty one."""
     index: FileEntry
     shards: tuple[ShardEntry, ...]
     plan: dict[str, Any]
@@ -82,10 +86,11 @@ class Manifest(Config):
 
     @model_serializer(mode="wrap")
     def _fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All fields except a `target` of boxes, so that existing sets keep their bytes and hashes."""
+        """All fields except later ones with their defaults, so that existing sets keep their bytes and hashes."""
         tree: dict[str, Any] = handler(self)
-        if self.target == "boxes":
-            tree.pop("target", None)
+        for name, default in {"target": "boxes", "left_out_annotations": 0, "ignored": {}}.items():
+            if tree.get(name) == default:
+                del tree[name]
         return tree
 
     @classmethod

@@ -28,7 +28,7 @@ from raydet.data.shards.layout import (
 )
 from raydet.data.shards.manifest import MANIFEST, FileEntry, Manifest
 from raydet.data.shards.residuals import restore
-from raydet.data.shards.target import are_ids
+from raydet.data.shards.target import are_ids, restored_boxes
 from raydet.data.sources.base import Targets
 from raydet.data.storage import Store
 from raydet.errors import DataError
@@ -62,6 +62,7 @@ class ShardSet:
                 "again: restore it, or start a new run with --data"
             )
         self.classes = self.manifest.classes
+        self.ignored = self.manifest.ignored
         self.modalities = tuple(name for name in self.manifest.modalities if name not in self._missing)
         self._index = _Index(
             *self._mapped(self.manifest.index, INDEX_SCHEMA),
@@ -182,18 +183,21 @@ class _Index:
         if (
             len(boxes) != 4 * len(labels)
             or not np.isfinite(boxes).all()
-            or (len(labels) and not (labels.min() >= 0 and labels.max() < self._num_classes))
+            or (
+                len(labels)
+                and not (labels.min() >= -1 - self._num_classes and labels.max() < self._num_classes)
+            )
         ):
             raise DataError(
-                f"{self._where}, row {row}: expected four finite numbers and a label in 0..{self._num_classes - 1} per "
-                "box; convert the set again"
+                f"{self._where}, row {row}: expected four finite numbers and a label of one of {self._num_classes} "
+                "classes per box; convert the set again"
             )
         if not (min(size_hw) >= 1 and max(size_hw) <= MAX_SIDE_PX and size_hw[0] * size_hw[1] <= MAX_PIXELS):
             raise DataError(
                 f"{self._where}, row {row}: invalid image size {size_hw[1]} x {size_hw[0]}; convert the set again"
             )
         boxes_xyxy = torch.from_numpy(boxes.copy()).reshape(-1, 4)
-        return Boxes(boxes_xyxy, torch.from_numpy(labels.astype(np.int64))), size_hw
+        return restored_boxes(boxes_xyxy, torch.from_numpy(labels.astype(np.int64))), size_hw
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,19 +19,31 @@ def kind_of(target: Target) -> TargetKind:
             return "masks"
 
 
-def stored_parts(target: Target) -> tuple[Boxes, dict[str, Tensor]]:
-    """The boxes for the index, and by column what is stored like pixels, [C, H, W]."""
+def stored_parts(target: Target) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Boxes [N, 4] and labels [N] for the index, and by column what is stored like pixels, [C, H, W].
+
+    Ignored regions follow the objects, with negative labels: -2 - k for class k, and so -1 for `ANY_CLASS`.
+    """
     match target:
-        case Boxes():
-            return target, {}
+        case Boxes(boxes_xyxy, labels, ignored_xyxy, ignored_labels):
+            return torch.cat([boxes_xyxy, ignored_xyxy]), torch.cat([labels, -2 - ignored_labels]), {}
         case Mask(ids_HW):
-            return Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), {MASK: ids_HW[None]}
+            return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), {MASK: ids_HW[None]}
+
+
+def restored_boxes(boxes_xyxy: Tensor, labels: Tensor) -> Boxes:
+    """What `stored_parts` took apart."""
+    is_object = labels >= 0
+    if bool(is_object.all()):
+        return Boxes(boxes_xyxy, labels)
+    return Boxes(boxes_xyxy[is_object], labels[is_object], boxes_xyxy[~is_object], -2 - labels[~is_object])
 
 
 def target_bytes(target: Target) -> bytes:
     """Bytes that are equal for equal targets of images of the same size."""
     match target:
-        case Boxes(boxes_xyxy, labels):
+        case Boxes():
+            boxes_xyxy, labels, _ = stored_parts(target)
             return f"{len(labels)}\n".encode() + boxes_xyxy.numpy().tobytes() + labels.numpy().tobytes()
         case Mask(ids_HW):
             return f"{ids_HW.dtype}\n".encode() + ids_HW.numpy().tobytes()
@@ -50,12 +62,19 @@ def check_target(sample: Sample, num_classes: int) -> None:
         DataError: the type, size or range of boxes, labels or mask is wrong.
     """
     match sample.target:
-        case Boxes(boxes_xyxy, labels):
-            if boxes_xyxy.shape != (len(labels), 4) or not bool(boxes_xyxy.isfinite().all()):
+        case Boxes(boxes_xyxy, labels, ignored_xyxy, ignored_labels):
+            are_finite = boxes_xyxy.isfinite().all() and ignored_xyxy.isfinite().all()
+            if (
+                boxes_xyxy.shape != (len(labels), 4)
+                or ignored_xyxy.shape != (len(ignored_labels), 4)
+                or not are_finite
+            ):
                 raise DataError(
                     f"{sample.image_id}: boxes must have four finite numbers; correct the annotations"
                 )
-            if not bool(((labels >= 0) & (labels < num_classes)).all()):
+            if not bool(
+                ((labels >= 0) & (labels < num_classes)).all() and (ignored_labels < num_classes).all()
+            ):
                 raise DataError(
                     f"{sample.image_id}: expected labels in 0..{num_classes - 1}, got {labels.tolist()}; correct the "
                     "annotations"

@@ -121,14 +121,14 @@ class ShardBuilder:
             )
         self._check_channels(sample)
         height, width = sample.source_hw
-        boxes, masks = stored_parts(sample.target)
+        boxes_xyxy, labels, masks = stored_parts(sample.target)
         row: dict[str, Any] = {
             "image_id": sample.image_id,
             "group_id": sample.group_id,
             "height": height,
             "width": width,
-            "boxes_xyxy": boxes.boxes_xyxy.flatten().tolist(),
-            "labels": boxes.labels.tolist(),
+            "boxes_xyxy": boxes_xyxy.flatten().tolist(),
+            "labels": labels.tolist(),
         }
         digest = hashlib.sha256()
         for name, x_CHW in {**{name: sample.modalities[name] for name in self._modalities}, **masks}.items():

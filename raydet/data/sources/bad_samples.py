@@ -10,18 +10,20 @@ from raydet.errors import DataError
 
 OnBad = Literal["error", "skip"]
 """error: the first bad image or box raises a `DataError`. skip: the image is left out."""
+Kind = Literal["image", "annotation"]
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """An image that was left out of the set."""
+    """An image that was left out of the set, or an annotation that belongs to no image."""
 
     name: str
     """The image's id or file, as far as it is known."""
     reason: str
     """The message of the error, which names file and field."""
+    kind: Kind = "image"
 
 
 @dataclass(slots=True)
@@ -32,7 +34,7 @@ class BadSamples:
     >>> def broken() -> int:
     ...     raise DataError("a.png: truncated")
     >>> bad_samples.try_read("a", broken) is None, bad_samples.left_out
-    (True, [LeftOut(name='a', reason='a.png: truncated')])
+    (True, [LeftOut(name='a', reason='a.png: truncated', kind='image')])
     """
 
     on_bad: OnBad = "error"
@@ -59,12 +61,12 @@ class BadSamples:
         results = (self.try_read(name, read) for name, read in reads)
         return [result for result in results if result is not None]
 
-    def refuse(self, name: str, error: DataError) -> None:
-        """Leave out an image because of this error.
+    def refuse(self, name: str, error: DataError, kind: Kind = "image") -> None:
+        """Leave out an image, or an annotation, because of this error.
 
         Raises:
             DataError: this error, if `on_bad` is "error".
         """
         if self.on_bad == "error":
             raise error
-        self.left_out.append(LeftOut(name=name, reason=str(error)))
+        self.left_out.append(LeftOut(name, str(error), kind))

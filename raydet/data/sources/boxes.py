@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from raydet.errors import DataError
-from raydet.structures import Boxes
+from raydet.structures import ANY_CLASS, Boxes
 
 MAX_BOXES = 10_000
 """Limit per image; the most crowded real ones have a few hundred. Targets are padded to the maximum of a batch."""
@@ -72,10 +73,35 @@ def check_count(count: int, where: str) -> None:
         )
 
 
-def box_target(boxes: Sequence[Box], labels: Sequence[int]) -> Boxes:
-    """Boxes as float32 [N, 4] and labels as int64 [N], also for N = 0."""
-    boxes_xyxy = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return Boxes(boxes_xyxy, torch.tensor(labels, dtype=torch.int64))
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """An object that is left out by a rule: it is counted, and nothing is learnt from it."""
+
+    rule: str
+    """Why it is left out, e.g. "iscrowd"."""
+    region: Box | None = None
+    """Where detections are neither right nor wrong; None: they are wrong there, as anywhere else."""
+    label: int = ANY_CLASS
+    """The class of these detections."""
+
+
+def ignored_region(rule: str, xyxy: Box, *, image_hw: tuple[int, int], label: int = ANY_CLASS) -> Ignored:
+    """An ignored object, with the part of its box that is inside the image."""
+    (x1, y1, x2, y2), (height, width) = xyxy, image_hw
+    inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    is_region = all(map(math.isfinite, inside)) and inside[2] > inside[0] and inside[3] > inside[1]
+    return Ignored(rule, inside if is_region else None, label)
+
+
+def box_target(boxes: Sequence[Box], labels: Sequence[int], ignored: Sequence[Ignored] = ()) -> Boxes:
+    """Boxes as float32 [N, 4] and labels as int64 [N], also for N = 0; likewise the regions of ignored objects."""
+    regions = [(each.region, each.label) for each in ignored if each.region is not None]
+    return Boxes(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor([region for region, _ in regions], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([label for _, label in regions], dtype=torch.int64),
+    )
 
 
 def _shown(xyxy: Box) -> str:

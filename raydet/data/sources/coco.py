@@ -2,9 +2,10 @@
 
 Keys of an image: `visible` or `rgb`, `thermal`, `event` (optional): paths relative to the root, all of one size;
 `id`; optionally `width` and `height`, and `group_id`, `video_id` or `sequence` for its sequence. Category ids may
-have gaps: label k is the k-th category in the order of the ids.
+have gaps: label k is the k-th category in the order of the ids. How ids are compared: `raydet.files.coco`.
 
-Boxes with `iscrowd` 1 surround groups, not objects. They are left out: neither trained on nor evaluated.
+Annotations with `iscrowd` or `ignore` surround what cannot be told. They are not trained on, and in evaluation a
+detection on one is neither right nor wrong.
 
 Opening reads the json and the header of every image.
 """
@@ -16,14 +17,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from raydet.data.sources.bad_samples import BadSamples, OnBad
-from raydet.data.sources.boxes import Box, check_count, checked_box
-from raydet.data.sources.files import Root, checked_name, one_line, read_json
+from raydet.data.sources.boxes import Box, Ignored, check_count, checked_box, ignored_region
+from raydet.data.sources.files import Root
 from raydet.data.sources.images import ThermalRange, check_sizes
 from raydet.data.sources.paired_images import Image, PairedImages
 from raydet.errors import DataError
+from raydet.files.coco import Entry, Id, id_of, in_order, is_ignored, read_tree
+from raydet.files.text import checked_name, one_line
 
 MODALITY_KEYS: dict[str, tuple[str, ...]] = {
     "rgb": ("visible", "rgb"),
@@ -34,8 +36,6 @@ GROUP_KEYS = ("group_id", "video_id", "sequence")
 SLACK_PX = 0.5
 """How far a box may leave the image: annotation tools round to pixels."""
 
-Entry = dict[str, Any]
-
 
 class CocoSet(PairedImages):
     """The images of a COCO json, in its order.
@@ -43,7 +43,12 @@ class CocoSet(PairedImages):
     Args:
         annotations: the json file.
         root: directory of the images; default: that of the json.
+        classes: names of categories in label order; default: all categories, without those that only group others
+            (another's supercategory, and no annotation's category).
+        leaves_out_others: objects of categories that are not in `classes` are left out; otherwise they are refused.
+        is_labelled: False: annotations are not read, and may be missing.
         missing: modalities to leave out although the json names them.
+        links_into: see `raydet.data.sources.files.Root`.
         thermal_range: see `raydet.data.sources.images`.
         on_bad: "skip" leaves out an image with a bad file, entry or box; a malformed json is always an error.
 
@@ -56,36 +61,59 @@ class CocoSet(PairedImages):
         annotations: str | Path,
         *,
         root: str | Path | None = None,
+        classes: Sequence[str] | None = None,
+        leaves_out_others: bool = False,
+        is_labelled: bool = True,
         missing: Collection[str] = (),
+        links_into: str | None = None,
         thermal_range: ThermalRange | None = None,
         on_bad: OnBad = "error",
     ) -> None:
         path, bad_samples = Path(annotations), BadSamples(on_bad)
-        tree = _read_tree(path)
-        self.classes, label_of = _read_categories(tree["categories"], path)
-        self.category_ids = tuple(label_of)  # by label
+        tree = read_tree(path, is_labelled=is_labelled)
+        if not tree.images:
+            raise DataError(f"{path}: expected images, found none; check data.source.annotations")
+        names, groups = _read_categories(tree.categories, tree.annotations, path, is_labelled=is_labelled)
+        classes = tuple(names.values()) if classes is None else tuple(classes)
+        if leaves_out_others and not set(classes) <= set(names.values()):
+            raise DataError(
+                f"{path}: expected data.source.classes to be categories ({one_line(', '.join(names.values()))}), got "
+                f"{one_line(', '.join(classes))}; correct the names"
+            )
+        id_of_name = {name: key for key, name in names.items()}
+        unused = (number for number in range(len(classes) + len(names)) if number not in names)
+        self.category_ids = tuple(
+            id_of_name[name] if name in id_of_name else next(unused) for name in classes
+        )
+        """The category of each label; of a class that is no category here, a number that no category has."""
         reader = _Reader(
             path=path,
-            root=Root(Path(root) if root is not None else path.parent),
-            modalities=tuple(name for name in _modalities(tree["images"], path) if name not in missing),
+            root=Root(Path(root) if root is not None else path.parent, links_into),
+            modalities=tuple(name for name in _modalities(tree.images, path) if name not in missing),
             thermal_range=thermal_range,
-            label_of=label_of,
-            id_counts=Counter(_key(entry, number) for number, entry in enumerate(tree["images"])),
-            annotations=_by_image(tree["annotations"]),
+            label_of={name: label for label, name in enumerate(classes)},
+            names=names,
+            leaves_out_others=leaves_out_others,
+            id_counts=Counter(_key(entry, number) for number, entry in enumerate(tree.images)),
+            annotations=_by_image(tree.annotations if is_labelled else ()),
         )
         images = bad_samples.read_all(
             (one_line(_key(entry, number)), partial(reader.image, entry, number))
-            for number, entry in enumerate(tree["images"])
+            for number, entry in enumerate(tree.images)
         )
         for where, error in reader.orphans():
-            bad_samples.refuse(where, error)
+            bad_samples.refuse(where, error, "annotation")
         super().__init__(
             images,
             where=path,
-            classes=self.classes,
+            classes=classes,
             modalities=reader.modalities,
             thermal_range=thermal_range,
             bad_samples=bad_samples,
+            notes=[
+                f"the category {one_line(name)!r} only groups others and has no annotation: it is no class"
+                for name in groups
+            ],
         )
 
 
@@ -107,7 +135,11 @@ class _Reader:
     root: Root
     modalities: tuple[str, ...]
     thermal_range: ThermalRange | None
-    label_of: Mapping[int, int]
+    label_of: Mapping[str, int]
+    """By the name of a class."""
+    names: Mapping[Id, str]
+    """Of all categories."""
+    leaves_out_others: bool
     id_counts: Mapping[str, int]
     """Number of entries with each image id."""
     annotations: Mapping[str, _Annotations]
@@ -116,10 +148,13 @@ class _Reader:
         """Annotations of unknown images: location and error of each."""
         for image_id, found in self.annotations.items():
             if image_id not in self.id_counts:
-                for key, _ in found.entries:
+                for key, entry in found.entries:
                     where = self._where(key)
-                    problem = f"expected an image_id from 'images', got {one_line(image_id)}"
-                    yield where, DataError(f"{where}: {problem}; correct it")
+                    got = one_line(repr(entry.get("image_id")))
+                    yield (
+                        where,
+                        DataError(f"{where}: expected an image_id from 'images', got {got}; correct it"),
+                    )
 
     def _where(self, key: str) -> str:
         return f"{self.path}, annotation {one_line(key)}"
@@ -135,10 +170,9 @@ class _Reader:
         size_hw = check_sizes(
             files, where, thermal_range=self.thermal_range, declared_hw=_declared_size(entry, where)
         )
-        boxes, labels = self._targets(image_id, size_hw, where)
         group = next((entry[key] for key in GROUP_KEYS if entry.get(key) is not None), None)
         group_id = "" if group is None else _checked_id(group, f"{where}, group")
-        return Image(image_id, group_id, files, size_hw, boxes, labels)
+        return Image(image_id, group_id, files, size_hw, *self._targets(image_id, size_hw, where))
 
     def _file(self, entry: Entry, modality: str, where: str) -> Path:
         name = _file_of(entry, modality)
@@ -149,7 +183,9 @@ class _Reader:
             )
         return self.root.inside(name, where)
 
-    def _targets(self, image_id: str, size_hw: tuple[int, int], where: str) -> tuple[list[Box], list[int]]:
+    def _targets(
+        self, image_id: str, size_hw: tuple[int, int], where: str
+    ) -> tuple[list[Box], list[int], list[Ignored]]:
         annotations = self.annotations.get(image_id, _Annotations())
         for repeated in annotations.repeated:
             raise DataError(
@@ -158,49 +194,63 @@ class _Reader:
         check_count(len(annotations.entries), where)
         boxes: list[Box] = []
         labels: list[int] = []
+        ignored: list[Ignored] = []
         for key, entry in annotations.entries:
-            category = entry.get("category_id")
-            label = self.label_of.get(category) if isinstance(category, int) else None
+            name = self._category_name(entry, self._where(key))
+            label = self.label_of.get(name)
             if label is None:
-                raise DataError(
-                    f"{self._where(key)}: expected a category_id from 'categories' "
-                    f"({one_line(', '.join(map(str, self.label_of)))}), got {one_line(category)}; correct it or add "
-                    "the category"
-                )
-            if not entry.get("iscrowd"):
-                boxes.append(_box(entry.get("bbox"), size_hw, self._where(key)))
-                labels.append(label)
-        return boxes, labels
+                ignored.append(Ignored(f"category {name}"))
+                continue
+            xyxy = _xyxy(entry.get("bbox"), self._where(key))
+            if is_ignored(entry):
+                rule = "iscrowd" if entry.get("iscrowd") else "ignore flag"
+                ignored.append(ignored_region(rule, xyxy, image_hw=size_hw, label=label))
+                continue
+            slack_hw = (SLACK_PX, SLACK_PX)
+            boxes.append(checked_box(xyxy, image_hw=size_hw, slack_hw=slack_hw, where=self._where(key)))
+            labels.append(label)
+        return boxes, labels, ignored
+
+    def _category_name(self, entry: Entry, where: str) -> str:
+        category = _category(entry)
+        if category is None or category not in self.names:
+            known = one_line(", ".join(map(repr, self.names)))
+            raise DataError(
+                f"{where}: expected a category_id from 'categories' ({known}), got "
+                f"{one_line(repr(entry.get('category_id')))}; correct it or add the category"
+            )
+        name = self.names[category]
+        if name not in self.label_of and not self.leaves_out_others:
+            raise DataError(
+                f"{where}: expected a category of data.classes ({one_line(', '.join(self.label_of))}), got "
+                f"{one_line(name)!r}; name the categories to keep in data.source.classes"
+            )
+        return name
 
 
-def _read_tree(path: Path) -> dict[str, list[Entry]]:
-    tree = read_json(path, expected="a COCO json")
-    for key in ("images", "annotations", "categories"):
-        entries = tree.get(key) if isinstance(tree, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise DataError(f"{path}: a COCO json must have a list of objects under {key!r}; write it again")
-    if not tree["images"]:
-        raise DataError(f"{path}: expected images, found none; check data.source.annotations")
-    return dict(tree)
+def _read_categories(
+    entries: Sequence[Entry], annotations: Sequence[Entry], path: Path, *, is_labelled: bool
+) -> tuple[dict[Id, str], list[str]]:
+    """Names of the categories by id, in the order of the ids, and names of those that are left out as mere groups."""
+    pairs = [(id_of(entry.get("id")), entry.get("name")) for entry in entries]
+    parents = [(id_of(entry.get("id")), entry.get("supercategory")) for entry in entries]
+    used = set(map(_category, annotations))
 
+    def is_group(key: Id | None, name: object) -> bool:
+        return bool(used) and key not in used and any(up == name and child != key for child, up in parents)
 
-def _read_categories(entries: Sequence[Entry], path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Names in label order, and the label of each category id."""
-    pairs = [(entry.get("id"), entry.get("name")) for entry in entries]
-    is_complete = all(isinstance(key, int) and isinstance(name, str) for key, name in pairs)
-    if (
-        not pairs
-        or not is_complete
-        or not len(pairs) == len({key for key, _ in pairs}) == len({name for _, name in pairs})
-    ):
+    groups = [str(name) for key, name in pairs if is_group(key, name)]
+    rest = [(key, name) for key, name in pairs if not is_group(key, name)]
+    kept = {
+        key: checked_name(name, f"{path}, category")
+        for key, name in rest
+        if key is not None and isinstance(name, str)
+    }
+    if not len(rest) == len(kept) == len(set(kept.values())) or (is_labelled and not kept):
         raise DataError(
-            f"{path}: expected categories with unique ids (integers) and unique names, got {one_line(entries)}; "
-            "correct them"
+            f"{path}: expected categories with unique ids and unique names, got {one_line(entries)}; correct them"
         )
-    ordered = sorted(
-        (int(entry["id"]), checked_name(entry["name"], f"{path}, category")) for entry in entries
-    )
-    return tuple(name for _, name in ordered), {key: label for label, (key, _) in enumerate(ordered)}
+    return {key: kept[key] for key in in_order(list(kept))}, groups
 
 
 def _modalities(entries: Sequence[Entry], path: Path) -> tuple[str, ...]:
@@ -215,32 +265,36 @@ def _modalities(entries: Sequence[Entry], path: Path) -> tuple[str, ...]:
     )
 
 
-def _file_of(entry: Mapping[str, Any], modality: str) -> object:
+def _file_of(entry: Entry, modality: str) -> object:
     return next((entry[key] for key in MODALITY_KEYS[modality] if entry.get(key)), None)
+
+
+def _category(annotation: Entry) -> Id | None:
+    return id_of(annotation.get("category_id"))
 
 
 def _key(entry: Entry, number: int) -> str:
     """The id as a string; the entry's number if it has none."""
-    found = entry.get("id")
-    return str(found) if isinstance(found, int | str) else f"number {number}"
+    found = id_of(entry.get("id"))
+    return f"number {number}" if found is None else str(found)
 
 
 def _checked_id(value: object, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    found = id_of(value)
+    if found is None:
         raise DataError(
-            f"{where}: expected an id (an integer or a string), got {one_line(value)}; correct it"
+            f"{where}: expected an id (an integer or a string), got {one_line(repr(value))}; correct it"
         )
-    return checked_name(str(value), where)
+    return checked_name(str(found), where)
 
 
 def _by_image(entries: Sequence[Entry]) -> dict[str, _Annotations]:
     found: dict[str, _Annotations] = {}
     seen: set[str] = set()
     for number, entry in enumerate(entries):
-        key = _key(entry, number)
-        image_id = entry.get("image_id")
-        name = str(image_id) if isinstance(image_id, int | str) else one_line(image_id)
-        annotations = found.setdefault(name, _Annotations())
+        key, image_id = _key(entry, number), id_of(entry.get("image_id"))
+        # What is no id gets a name that no image can have.
+        annotations = found.setdefault("" if image_id is None else str(image_id), _Annotations())
         if key in seen:
             annotations.repeated.append(key)
         seen.add(key)
@@ -259,7 +313,7 @@ def _declared_size(entry: Entry, where: str) -> tuple[int, int] | None:
     return height, width  # type: ignore[return-value]  # 640.0 equals 640, and fractions differ from the image
 
 
-def _box(bbox: object, size_hw: tuple[int, int], where: str) -> Box:
+def _xyxy(bbox: object, where: str) -> Box:
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(x, int | float) for x in bbox):
         raise DataError(f"{where}: expected bbox [x, y, width, height], got {one_line(bbox)}; correct it")
     try:
@@ -268,4 +322,4 @@ def _box(bbox: object, size_hw: tuple[int, int], where: str) -> Box:
         raise DataError(
             f"{where}: bbox must be of finite numbers, got {one_line(bbox)}; correct it"
         ) from error
-    return checked_box((x, y, x + w, y + h), image_hw=size_hw, slack_hw=(SLACK_PX, SLACK_PX), where=where)
+    return x, y, x + w, y + h

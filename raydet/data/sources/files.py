@@ -1,90 +1,61 @@
-"""Untrusted files: paths stay inside the data set, reads have a size limit, and errors are single lines."""
+"""Files below the root of a data set: paths stay inside, and names are checked."""
 
 from __future__ import annotations
 
-import json
 import os
-import stat
-import unicodedata
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from raydet.errors import DataError
+from raydet.files.text import checked_name, one_line
 
-MAX_TEXT_BYTES = 8 * 2**20
-"""Limit for a label file, list or XML: 10,000 boxes (`boxes.MAX_BOXES`) take a tenth of it."""
-MAX_JSON_BYTES = 2**30
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 """Suffixes of image files; the format is taken from their bytes."""
-SHOWN_CHARACTERS = 120
-"""Most characters that a message quotes from a file."""
-
-_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
-
-
-def one_line(value: object) -> str:
-    r"""A value from a file or another library as one short line for a message.
-
-    >>> one_line("a\nb")
-    'a b'
-    """
-    try:
-        whole = str(value)
-    except RecursionError:
-        whole = "a value that is nested too deeply"
-    if len(whole) <= SHOWN_CHARACTERS and whole.isprintable():
-        return whole
-    text = "".join(" " if unicodedata.category(c) in _UNPRINTABLE else c for c in whole[:1000])
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
-
-
-def checked_name(name: object, where: str) -> str:
-    r"""The name of a file, an image, a group or a class.
-
-    >>> checked_name("b\0", "a.json, image 1")
-    Traceback (most recent call last):
-    raydet.errors.DataError: a.json, image 1: expected a name without control characters, got 'b\x00'; rename it
-
-    Raises:
-        DataError: the name is empty, not a string, or has characters that break lines or cannot be written.
-    """
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: expected a name, got {one_line(repr(name))}; name it")
-    if not _UNPRINTABLE.isdisjoint(map(unicodedata.category, name)):
-        raise DataError(
-            f"{where}: expected a name without control characters, got {one_line(ascii(name))}; rename it"
-        )
-    return name
+JUNK = frozenset({"__MACOSX", "@eaDir"})
+"""Directories beside the data of archives and network drives, full of files with the names of images."""
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+"""How an absolute path begins there."""
 
 
 @dataclass(frozen=True)
 class Root:
     """The directory of a data set. Nothing outside it is read, whatever paths the set's files name.
 
-    The root itself may be a link; links below it must not lead out of it.
+    The root itself may be a link; links below it must not lead out of it, but to `links_into`.
     """
 
     path: Path
+    links_into: str | None = None
+    """A directory to which links may lead, e.g. the cache of a tool for versions of data."""
 
     @cached_property
-    def _real(self) -> str:
-        return os.path.realpath(self.path)
+    def _allowed(self) -> tuple[str, ...]:
+        places = (self.path,) if self.links_into is None else (self.path, self.links_into)
+        return tuple(os.path.realpath(place) for place in places)
 
     def inside(self, name: object, where: str) -> Path:
         """The path of a file or directory, given relative to the root.
+
+        A backslash separates directories, as on Windows, where no file has that very name.
 
         Raises:
             DataError: the name is absolute, has "..", or leaves the root through a link.
         """
         text = checked_name(name, where)
-        if os.path.isabs(text) or os.pardir in text.split(os.sep):
+        is_absolute = os.path.isabs(text) or WINDOWS_PATH.match(text)
+        if is_absolute or os.pardir in re.split(r"[\\/]", text):
+            kind = "an absolute path of Windows, " if WINDOWS_PATH.match(text) else ""
             raise DataError(
-                f"{where}: expected a path below {self.path}, got {one_line(text)!r}; move the file, or set the root"
+                f"{where}: expected a path below {self.path}, got {kind}{one_line(text)!r}; move the file, or set the "
+                "root"
             )
-        return self.checked(self.path / text, where)
+        path = self.path / text
+        if "\\" in text and not path.exists():
+            path = self.path / text.replace("\\", os.sep)
+        return self.checked(path, where)
 
     def checked(self, path: Path, where: str) -> Path:
         """The path itself.
@@ -93,12 +64,18 @@ class Root:
             DataError: a link leads out of the root.
         """
         real = os.path.realpath(path)
-        if real != self._real and not real.startswith(os.path.join(self._real, "")):
-            raise DataError(
-                f"{where}: expected a path below {self.path}, {path} is a link to {one_line(real)}; put the "
-                "file itself there"
-            )
-        return path
+        if any(real == place or real.startswith(os.path.join(place, "")) for place in self._allowed):
+            return path
+        raise self.refused_link(path, where)
+
+    def refused_link(self, path: Path, where: str) -> DataError:
+        """The error of a link that must not be followed."""
+        real = os.path.realpath(path)
+        return DataError(
+            f"{where}: expected a path below {self.path}, {path} is a link to {one_line(real)}; links are not "
+            "followed unless you allow it, for safety: put the files themselves there, or name a directory that links "
+            f"may lead to, --data 'FORMAT:PATH?follow_links={one_line(os.path.dirname(real))}'"
+        )
 
     def directory(self, name: str) -> Path:
         """The path of a directory below the root.
@@ -112,92 +89,8 @@ class Root:
         return path
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe or a device could block forever.
-
-    Raises:
-        OSError: the file cannot be opened, or is not a regular file.
-    """
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError("it is not a regular file")
-    return file
-
-
-def read_bytes(path: Path, *, expected: str, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """The content of a file.
-
-    Args:
-        expected: what the file should be, for messages.
-        limit: maximum size in bytes.
-
-    Raises:
-        DataError: the file cannot be read, or is larger.
-    """
-    try:
-        with open_regular(path) as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise DataError(f"{path}: expected {expected}, {error.strerror or error}; check the path") from error
-    if len(content) > limit:
-        raise DataError(
-            f"{path}: expected {expected} of at most {limit} bytes, got more; check that it is the right file"
-        )
-    return content
-
-
-def read_text(path: Path, *, expected: str, limit: int = MAX_TEXT_BYTES) -> str:
-    """The content of a text file, without a byte order mark.
-
-    Raises:
-        DataError: the file cannot be read, is larger than `limit`, or is not UTF-8.
-    """
-    content = read_bytes(path, expected=expected, limit=limit)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected {expected} as UTF-8, got an invalid byte at {error.start}; save it as UTF-8"
-        ) from error
-    if "\0" in text:  # valid UTF-8, but typical of UTF-16 without its byte order mark
-        raise DataError(f"{path}: expected {expected} as UTF-8, got text with NUL bytes; save it as UTF-8")
-    return text
-
-
-def read_json(path: Path, *, expected: str) -> Any:
-    """The value of a json file.
-
-    Raises:
-        DataError: the file cannot be read, or is not valid json.
-    """
-    text = read_text(path, expected=expected, limit=MAX_JSON_BYTES)
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise DataError(f"{path}: expected {expected}, got one nested too deeply; write it again") from error
-    except ValueError as error:
-        raise DataError(
-            f"{path}: expected {expected}, got a broken one ({one_line(error)}); write it again"
-        ) from error
-
-
-def read_names(path: Path, *, expected: str) -> tuple[str, ...]:
-    """The non-empty lines of a list of names.
-
-    Raises:
-        DataError: there is no name, or one is given twice.
-    """
-    names = tuple(line.strip() for line in read_text(path, expected=expected).splitlines() if line.strip())
-    if not names or len(set(names)) != len(names):
-        raise DataError(
-            f"{path}: expected {expected}, without repetition, got {one_line(list(names))}; correct the file"
-        )
-    return tuple(checked_name(name, str(path)) for name in names)
-
-
 def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str, Path | DataError]:
-    """The files in a directory tree by stem, sorted.
+    """The files in a directory tree by stem, sorted. Hidden ones, and those of `JUNK`, are passed over.
 
     Args:
         directory: below `root`.
@@ -205,23 +98,37 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str
 
     Returns:
         A path, or the `DataError` of a file that must not be read: its name or that of a parent directory has control
-        characters or is not UTF-8, its stem is not unique, or it is a link out of the root. A link to a directory is
-        an error as well, because it could form a cycle.
+        characters or is not UTF-8, its stem is not unique, or it, or a directory, is a link that is not allowed.
+        Links to directories are only followed if the root allows links.
 
     Raises:
         DataError: a directory cannot be read.
     """
     found: dict[str, Path | DataError] = {}
-    for parent, directories, names in os.walk(directory, onerror=_refuse_directory):
-        for name in directories:
-            if os.path.islink(os.path.join(parent, name)):
-                shown = one_line(os.path.join(parent, name))
-                found[name] = DataError(
-                    f"{shown}: expected a directory, got a link to one; put the files themselves there"
-                )
+    seen = set()
+    for parent, directories, names in os.walk(directory, onerror=_refuse_directory, followlinks=True):
+        for name in sorted(directories):
+            path = Path(parent, name)
+            if is_passed_over(name):
+                directories.remove(name)
+            elif path.is_symlink():
+                try:
+                    if root.links_into is None:
+                        raise root.refused_link(path, one_line(path.parent))
+                    root.checked(path, one_line(path.parent))
+                except DataError as error:
+                    found[name] = error
+                    directories.remove(name)
+        directories.sort()
+        if (
+            os.path.realpath(parent) in seen
+        ):  # a link to a directory above it, or to one that another link leads to
+            directories.clear()
+            continue
+        seen.add(os.path.realpath(parent))
         for name in names:
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() in suffixes:
+            if suffix.lower() in suffixes and not is_passed_over(name):
                 file = _checked_file(root, directory, Path(parent, name))
                 if stem in found:
                     first, second = sorted(one_line(each) for each in (found[stem], file))
@@ -233,14 +140,21 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str
     return dict(sorted(found.items()))
 
 
+def is_passed_over(name: str) -> bool:
+    """Whether a file or a directory is none of the user's: hidden, or left by a system."""
+    return name.startswith(".") or name in JUNK
+
+
 def directories_in(directory: Path) -> list[str]:
-    """The sorted names of a directory's subdirectories.
+    """The sorted names of a directory's subdirectories, without those that are passed over.
 
     Raises:
         DataError: the directory cannot be read.
     """
     try:
-        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+        return sorted(
+            entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_passed_over(entry.name)
+        )
     except OSError as error:
         _refuse_directory(error)
         raise
@@ -257,7 +171,7 @@ def _checked_file(root: Root, directory: Path, path: Path) -> Path | DataError:
         for part in path.relative_to(directory).parts:
             checked_name(part, str(parent))
             parent /= part
-        # The walk follows no links, so only the file itself can lead out.
+        # Directories that are links have been checked: only the file itself can lead out.
         return root.checked(path, str(path.parent)) if path.is_symlink() else path
     except DataError as error:
         return error

@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from raydet.data.sources.bad_samples import BadSamples, OnBad
-from raydet.data.sources.files import IMAGES, Root, files_in, read_names
+from raydet.data.sources.files import IMAGES, Root, files_in
 from raydet.data.sources.images import ThermalRange
 from raydet.data.sources.named_boxes import NamedSet
 from raydet.data.sources.pairs import Files, paired
 from raydet.data.sources.voc_xml import read_voc
 from raydet.errors import DataError
+from raydet.files.text import read_names
 
 ENDINGS = {"rgb": "_RGB", "thermal": "_PreviewData"}
 
@@ -29,7 +30,7 @@ class FlirSet(NamedSet):
 
     Args:
         subset: file with the names to use, relative to the root; default: all.
-        classes, missing, ignore, first_pixel, thermal_range, on_bad: as in `VocSet`.
+        classes, missing, ignore, first_pixel, thermal_range, is_labelled, links_into, on_bad: as in `VocSet`.
 
     Raises:
         DataError: a directory or a file is not as described above.
@@ -45,14 +46,17 @@ class FlirSet(NamedSet):
         ignore: Collection[str] = ("dog",),
         first_pixel: int = 1,
         thermal_range: ThermalRange | None = None,
+        is_labelled: bool = True,
+        links_into: str | None = None,
         on_bad: OnBad = "error",
     ) -> None:
-        base, bad_samples = Root(Path(root)), BadSamples(on_bad)
+        base, bad_samples = Root(Path(root), links_into), BadSamples(on_bad)
         modalities = tuple(name for name in ENDINGS if name not in missing)
         found = files_in(base, base.directory("JPEGImages"), IMAGES)
         listings = {name: _ending_with(ENDINGS[name], found) for name in modalities}
-        xmls = files_in(base, base.directory("Annotations"), {".xml"})
-        listings["annotation"] = _ending_with(ENDINGS["thermal"], xmls)
+        if is_labelled:
+            xmls = files_in(base, base.directory("Annotations"), {".xml"})
+            listings["annotation"] = _ending_with(ENDINGS["thermal"], xmls)
         names = None
         if subset is not None:
             lines = read_names(

@@ -29,8 +29,8 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from raydet.data.sources.files import one_line, open_regular
 from raydet.errors import ConfigError, DataError
+from raydet.files.text import one_line, open_regular
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 8192 * 8192

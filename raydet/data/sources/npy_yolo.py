@@ -25,12 +25,13 @@ from torch import Tensor
 
 from raydet.data.sources.bad_samples import BadSamples, OnBad
 from raydet.data.sources.boxes import Box, box_target
-from raydet.data.sources.files import Root, files_in, one_line, open_regular
+from raydet.data.sources.files import Root, files_in
 from raydet.data.sources.images import check_pixels
 from raydet.data.sources.paired_images import check_some_left
 from raydet.data.sources.pairs import paired
 from raydet.data.sources.yolo_rows import read_rows
 from raydet.errors import DataError
+from raydet.files.text import one_line, open_regular
 from raydet.structures import Boxes, Sample
 
 CHANNELS: dict[str, slice] = {"rgb": slice(0, 3), "thermal": slice(3, 4), "event": slice(4, 5)}
@@ -63,6 +64,7 @@ class NpyYoloSet:
         classes: names of the class ids 0, 1, ...
         missing: modalities whose channels are empty; they are left out of the samples.
         unlabelled: "error": every image must have a label file; "drop" leaves out every image without a box.
+        is_labelled, links_into: as in `CocoSet`.
         on_bad: "skip" leaves out an image with a bad array, a bad row or a missing file.
 
     Raises:
@@ -76,22 +78,27 @@ class NpyYoloSet:
         classes: Sequence[str],
         missing: Collection[str] = (),
         unlabelled: Literal["error", "drop"] = "error",
+        is_labelled: bool = True,
+        links_into: str | None = None,
         on_bad: OnBad = "error",
     ) -> None:
         self.classes = tuple(classes)
         self.modalities = tuple(name for name in CHANNELS if name not in missing)
         path, bad_samples = Path(root), BadSamples(on_bad)
+        drop = unlabelled == "drop" and is_labelled
         self.left_out = bad_samples.left_out
-        files = _paired(Root(path), drop=unlabelled == "drop", bad_samples=bad_samples)
+        files = _paired(Root(path, links_into), drop=drop, is_labelled=is_labelled, bad_samples=bad_samples)
 
         def read_entry(paths: Mapping[str, Path]) -> _Entry:
             header = _read_header(paths["image"])
+            if not is_labelled:
+                return _Entry(paths["image"], header, (), ())
             boxes, labels = read_rows(paths["label"], num_classes=len(classes), size_hw=header.size_hw)
             return _Entry(paths["image"], header, boxes, labels)
 
         entries = bad_samples.read_all((stem, partial(read_entry, paths)) for stem, paths in files.items())
         check_some_left(len(entries), path, bad_samples)
-        if unlabelled == "drop":
+        if drop:
             entries = [entry for entry in entries if entry.boxes]
             if not entries:
                 raise DataError(
@@ -134,9 +141,11 @@ class NpyYoloSet:
         return box_target(entry.boxes, entry.labels), entry.header.size_hw
 
 
-def _paired(root: Root, *, drop: bool, bad_samples: BadSamples) -> dict[str, dict[str, Path]]:
+def _paired(
+    root: Root, *, drop: bool, is_labelled: bool, bad_samples: BadSamples
+) -> dict[str, dict[str, Path]]:
     images = files_in(root, root.directory("images"), {".npy"})
-    labels = files_in(root, root.directory("labels"), {".txt"})
+    labels = files_in(root, root.directory("labels"), {".txt"}) if is_labelled else {}
     if "classes" not in images:
         labels.pop("classes", None)  # some labelling tools put their class list there
     if not images:
@@ -146,7 +155,7 @@ def _paired(root: Root, *, drop: bool, bad_samples: BadSamples) -> dict[str, dic
     # An error may hide any number of images, so it is never dropped silently.
     bad = [name for files in (images, labels) for name, file in files.items() if isinstance(file, DataError)]
     return paired(
-        {"image": images, "label": labels},
+        {"image": images, "label": labels} if is_labelled else {"image": images},
         names=[*(images.keys() & labels.keys()), *bad] if drop else None,
         where=root.path,
         remedy="add the files, or set data.source.unlabelled=drop",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from raydet.data.sources.bad_samples import BadSamples, LeftOut
-from raydet.data.sources.boxes import Box, box_target
+from raydet.data.sources.boxes import Box, Ignored, box_target
 from raydet.data.sources.images import ThermalRange, decode
 from raydet.errors import DataError
 from raydet.structures import Boxes, Sample
@@ -22,8 +23,9 @@ class Image:
     files: Mapping[str, Path]
     """By modality."""
     size_hw: tuple[int, int]
-    boxes: list[Box] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    boxes: Sequence[Box] = ()
+    labels: Sequence[int] = ()
+    ignored: Sequence[Ignored] = ()
 
 
 class PairedImages:
@@ -34,6 +36,7 @@ class PairedImages:
         modalities: in the order rgb, thermal, event.
         thermal_range: see `raydet.data.sources.images`.
         bad_samples: the images that were left out.
+        notes: how the set was understood where that is not plain, as sentences for its user.
 
     Raises:
         DataError: no image is left.
@@ -48,10 +51,14 @@ class PairedImages:
         modalities: Sequence[str],
         thermal_range: ThermalRange | None,
         bad_samples: BadSamples,
+        notes: Sequence[str] = (),
     ) -> None:
         self.classes = tuple(classes)
         self.modalities = tuple(modalities)
         self.left_out: list[LeftOut] = bad_samples.left_out
+        self.ignored = Counter(each.rule for image in images for each in image.ignored)
+        """Number of objects that are left out, by rule."""
+        self.notes = tuple(notes)
         check_some_left(len(images), where, bad_samples)
         self._images = list(images)
         self._thermal_range = thermal_range
@@ -89,7 +96,7 @@ class PairedImages:
 
     def targets(self, index: int) -> tuple[Boxes, tuple[int, int]]:
         image = self._images[index]
-        return box_target(image.boxes, image.labels), image.size_hw
+        return box_target(image.boxes, image.labels, image.ignored), image.size_hw
 
 
 def check_some_left(count: int, where: Path, bad_samples: BadSamples) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raydet.data.sources.bad_samples import BadSamples
-from raydet.data.sources.files import one_line
 from raydet.errors import DataError
+from raydet.files.text import one_line
 
 NUM_NAMED = 3
 """Most files that one message names."""

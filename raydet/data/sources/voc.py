@@ -33,6 +33,7 @@ class VocSet(NamedSet):
         ignore: names of objects to leave out.
         first_pixel, group_prefix: see `raydet.config.VocSource`.
         thermal_range: see `raydet.data.sources.images`.
+        is_labelled, links_into: as in `CocoSet`.
         on_bad: "skip" leaves out an image with a bad file, a bad box or a missing file.
 
     Raises:
@@ -51,16 +52,19 @@ class VocSet(NamedSet):
         first_pixel: int = 1,
         group_prefix: int = 0,
         thermal_range: ThermalRange | None = None,
+        is_labelled: bool = True,
+        links_into: str | None = None,
         on_bad: OnBad = "error",
     ) -> None:
-        base, bad_samples = Root(Path(root)), BadSamples(on_bad)
+        base, bad_samples = Root(Path(root), links_into), BadSamples(on_bad)
         listings = {
             name: files_in(base, base.directory(directories[name]), IMAGES)
             for name in MODALITY_NAMES
             if name in directories and name not in missing
         }
         modalities = tuple(listings)
-        listings["annotation"] = files_in(base, base.directory(annotations), {".xml"})
+        if is_labelled:
+            listings["annotation"] = files_in(base, base.directory(annotations), {".xml"})
         remedy = "add the files or delete the rest of the image"
         super().__init__(
             paired(listings, where=base.path, remedy=remedy, bad_samples=bad_samples),

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from raydet.data.sources.boxes import check_count
-from raydet.data.sources.files import one_line, read_bytes
 from raydet.data.sources.named_boxes import Annotation, NamedBox
 from raydet.errors import DataError
+from raydet.files.text import one_line, read_bytes
 
 MAX_DEPTH = 16
 MAX_ELEMENTS = 150_000

@@ -67,6 +67,7 @@ class YoloSet(PairedImages):
         union_iou: smallest IoU of two boxes of the union that are one object, 0..1.
         group_prefix: number of leading characters of a name that identify the sequence.
         thermal_range: see `raydet.data.sources.images`.
+        is_labelled, links_into: as in `CocoSet`.
         on_bad: "skip" leaves out an image with a bad file, a bad row or a missing file.
 
     Raises:
@@ -85,15 +86,23 @@ class YoloSet(PairedImages):
         union_iou: float = 0.5,
         group_prefix: int = 0,
         thermal_range: ThermalRange | None = None,
+        is_labelled: bool = True,
+        links_into: str | None = None,
         on_bad: OnBad = "error",
     ) -> None:
-        base, bad_samples = Root(Path(root)), BadSamples(on_bad)
+        base, bad_samples = Root(Path(root), links_into), BadSamples(on_bad)
         images_in = find_images(base.path) | dict(image_directories or {})
         modalities = tuple(name for name in MODALITY_NAMES if name in images_in and name not in missing)
+        if not images_in:
+            usual = ", ".join(f"{'/, '.join(names)}/" for names in IMAGE_NAMES.values())
+            raise DataError(
+                f"{base.path}: expected a directory of images per modality ({usual}, or the same below images/), found "
+                "none; name them, for example yolo:PATH?rgb=colour&thermal=warm"
+            )
         listings = {name: files_in(base, base.directory(images_in[name]), IMAGES) for name in modalities}
         labels_in = find_labels(base.path) | dict(label_directories or {})
         kinds = [f"{name} label" for name in SETS_OF[labels]]
-        for name, kind in zip(SETS_OF[labels], kinds, strict=True):
+        for name, kind in zip(SETS_OF[labels], kinds, strict=True) if is_labelled else ():
             if name not in labels_in:
                 raise DataError(
                     f"{base.path}: data.source.labels={labels} needs labels for {name}, found labels for "
@@ -108,6 +117,8 @@ class YoloSet(PairedImages):
         def read_image(key: str) -> Image:
             pixels, where = {name: files[key][name] for name in modalities}, f"{base.path}, image {key}"
             size_hw = check_sizes(pixels, where, thermal_range=thermal_range)
+            if not is_labelled:
+                return Image(key, key[:group_prefix], pixels, size_hw)
             sets = [read_rows(files[key][kind], num_classes=len(classes), size_hw=size_hw) for kind in kinds]
             boxes, ids = sets[0] if len(sets) == 1 else union(sets[0], sets[1], min_iou=union_iou)
             check_count(len(boxes), where)

@@ -1,13 +1,22 @@
-"""YOLO label files: rows `class xc yc w h`, the box relative to the image's size."""
+"""YOLO label files: rows `class xc yc w h`, the box relative to the image's size.
+
+A row `class x1 y1 x2 y2 x3 y3 ...` is the outline of an object, as tools for segmentation write it; its box is the
+smallest around the outline. A sixth number alone is a confidence: such a file has detections, not labels.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from raydet.data.sources.boxes import Box, check_count, checked_box
-from raydet.data.sources.files import Root, one_line, read_names, read_text
+from raydet.data.sources.files import Root
 from raydet.errors import DataError
+from raydet.files.text import one_line, read_names, read_text
 
+OUTLINE_POINTS = 3
+"""Fewest points of an outline."""
 SLACK = 1e-3
 """How far a box may leave the image, relative to its size: labels are written with few digits."""
 
@@ -50,9 +59,13 @@ def _parsed(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, .
         raise DataError(
             f"{where}: expected five numbers `class xc yc w h`, got {shown!r}; correct the row"
         ) from None
+    if len(relative) >= 2 * OUTLINE_POINTS and len(relative) % 2 == 0:
+        relative = _around(relative)
     if len(relative) != 4:
+        is_detection = " (with a confidence, as detections have?)" if len(relative) == 5 else ""
         raise DataError(
-            f"{where}: expected five numbers `class xc yc w h`, got {len(tokens)}: {shown!r}; correct the row"
+            f"{where}: expected five numbers `class xc yc w h`, or a class and three or more points, got "
+            f"{len(tokens)}{is_detection}: {shown!r}; correct the row"
         )
     if not class_id.is_integer() or not 0 <= class_id < num_classes:
         raise DataError(
@@ -60,6 +73,14 @@ def _parsed(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, .
             "name all classes in data.classes"
         )
     return int(class_id), tuple(relative)
+
+
+def _around(points: Sequence[float]) -> list[float]:
+    """Centre and size of the smallest box around an outline x1, y1, x2, y2, ..."""
+    if not all(map(math.isfinite, points)):  # min and max may pass over NaN
+        return [math.nan] * 4
+    (x1, x2), (y1, y2) = ((min(each), max(each)) for each in (points[::2], points[1::2]))
+    return [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
 
 
 def _absolute(relative: tuple[float, ...], size_hw: tuple[int, int], where: str) -> Box:

@@ -31,7 +31,7 @@ def coco(tmp_path: Path) -> Path:
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "t.png")
     tree = {
         "images": [{"id": 1, "rgb": "v.png", "thermal": "t.png"}],
-        "annotations": [],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [4, 4, 8, 8]}],
         "categories": [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}],
     }
     (root / "annotations.json").write_text(json.dumps(tree))
@@ -102,11 +102,20 @@ def test_the_synthetic_set_draws_any_classes() -> None:
     assert len(open_source(experiment.data)) == 2
 
 
-def test_other_classes_than_the_annotations_are_refused(coco: Path) -> None:
-    data = DataConfig(source=detect_source(str(coco)), classes=("car", "person"), canvas_hw=(32, 32))
-    with pytest.raises(
-        ConfigError, match=r"data\.classes is \[car, person\], the annotations name \[person, car\]"
-    ):
+def test_classes_are_found_by_their_names(coco: Path) -> None:
+    """Whatever the order of the category ids is."""
+    config = detect_source(str(coco))
+    expected = open_source(adopt_source(demo(), config).data)
+    other = open_source(DataConfig(source=config, classes=("car", "person"), canvas_hw=(32, 32)))
+    assert (expected.classes, other.classes) == (("person", "car"), ("car", "person"))
+    labels, swapped = (source.targets(0)[0].labels.tolist() for source in (expected, other))
+    assert labels
+    assert swapped == [1 - label for label in labels]
+
+
+def test_objects_of_other_classes_are_refused(coco: Path) -> None:
+    data = DataConfig(source=detect_source(str(coco)), classes=("tree",), canvas_hw=(32, 32))
+    with pytest.raises(DataError, match=r"expected a category of data\.classes \(tree\), got '(person|car)'"):
         open_source(data)
 
 

@@ -237,7 +237,8 @@ def test_a_zstd_bomb_is_not_unpacked(tmp_path: Path) -> None:
     [
         ("height", [7, 2**30], "invalid image size"),
         ("height", [7, 0], "invalid image size"),
-        ("labels", [[0, 1], [0, 3]], "a label in 0..2"),
+        ("labels", [[0, 1], [0, 3]], "a label of one of 3"),
+        ("labels", [[0, 1], [0, -5]], "a label of one of 3"),
         ("labels", [[0, 1], [0]], "four finite numbers"),
         ("boxes_xyxy", [[0.0] * 8, [0.0] * 7 + [float("nan")]], "four finite numbers"),
         ("boxes_xyxy", [[0.0] * 8, [float("inf")] * 8], "four finite numbers"),

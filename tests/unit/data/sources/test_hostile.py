@@ -25,9 +25,9 @@ from raydet.data.build import adopt_source, detect_source, left_out_of, open_sou
 from raydet.data.sources.bad_samples import OnBad
 from raydet.data.sources.base import Source
 from raydet.data.sources.boxes import MAX_BOXES
-from raydet.data.sources.files import MAX_TEXT_BYTES
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
+from raydet.files.text import MAX_TEXT_BYTES
 from raydet.recipes.demo import demo
 from tests.contract.formats import FILE_FORMATS, Format, kaist_id
 

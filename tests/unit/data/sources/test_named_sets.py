@@ -93,7 +93,7 @@ def test_flir_does_not_pass_over_a_linked_directory(flir: Path, name: str) -> No
     assert len(FlirSet(flir)) == 2
     (flir / "elsewhere").mkdir()
     (flir / name / "more").symlink_to(flir / "elsewhere")
-    with pytest.raises(DataError, match=r"more: expected a directory, got a link to one"):
+    with pytest.raises(DataError, match=r"more is a link to"):
         FlirSet(flir)
     assert [left.name for left in FlirSet(flir, on_bad="skip").left_out] == ["more"]
 

@@ -204,7 +204,7 @@ def test_drop_does_not_pass_over_a_linked_directory(tmp_path: Path, name: str) -
     write(tmp_path, "b", label=None)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / name / "more").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"more: expected a directory, got a link to one"):
+    with pytest.raises(DataError, match=r"more is a link to"):
         open_set(tmp_path, unlabelled="drop")
     source = open_set(tmp_path, unlabelled="drop", on_bad="skip")
     assert source.image_ids == ["a"]

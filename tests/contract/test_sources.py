@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
 from raydet.data.synthetic import SyntheticSet
-from raydet.errors import ConfigError
+from raydet.errors import ConfigError, DataError
 from raydet.recipes.demo import demo
-from tests.contract.formats import FORMATS, Format, write_npy_yolo
+from tests.contract.formats import FILE_FORMATS, FORMATS, Format, write_npy_yolo
 
 CLASSES = ("circle", "square", "triangle")
 
@@ -209,3 +210,30 @@ def test_several_label_sets_want_a_choice(shared_data: Path) -> None:
 
 def test_every_kind_is_tried_here() -> None:
     assert set(KINDS) == {format_.name for format_ in FORMATS} | {"synthetic"}
+
+
+@pytest.mark.parametrize("format_", FILE_FORMATS, ids=lambda f: f.name)
+def test_images_need_no_labels_for_predictions(format_: Format, tmp_path: Path) -> None:
+    """The classes are those of the run; everything else wants labels, and says so."""
+    expected = synthetic(without(format_))
+    path = format_.write(expected, tmp_path)
+    for file in list(tmp_path.rglob("*")):
+        if file.suffix in (".txt", ".xml"):
+            file.unlink()
+        elif file.suffix == ".json":
+            tree = json.loads(file.read_text())
+            file.write_text(json.dumps({"images": tree["images"]}))
+    for name in ("labels", "labels_vi", "labels_ir", "labels_fusion", "Annotations", "annotations"):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    spec = f"{format_.name}:{path}" + ("?event=event" if format_.name == "voc" else "")
+    config = detect_source(spec, is_labelled=False)
+    experiment = adopt_source(demo(), config, classes=CLASSES, is_labelled=False)
+    source = open_source(experiment.data, is_labelled=False)
+    assert source.classes == CLASSES
+    assert list(source.image_ids) == [format_.image_id(name) for name in expected.image_ids]
+    for index in range(len(expected)):
+        assert len(source.read(index).labels) == 0
+        for name, pixels in expected.read(index).modalities.items():
+            assert torch.equal(source.read(index).modalities[name], pixels)
+    with pytest.raises((ConfigError, DataError), match=r"(?i)label|annotation|directory"):
+        opened(spec)

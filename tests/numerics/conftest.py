@@ -68,15 +68,17 @@ def start_processes(command: list[str], *, workers: int, code: int = 0) -> list[
     return outputs
 
 
-def launch_training(experiment: Experiment, *, workers: int, directory: Path, name: str) -> dict[str, Any]:
-    """Train an experiment without Ray in `directory / name`; returns final_results.json."""
+def launch_training(
+    experiment: Experiment, *, workers: int, directory: Path, name: str
+) -> tuple[dict[str, Any], str]:
+    """Train an experiment without Ray in `directory / name`; returns final_results.json and the output of all workers."""
     config = directory / f"{name}.json"
     config.write_text(experiment.to_json())
     run_dir = directory / name
     command = [sys.executable, "-m", "raydet", "train", "--config", str(config), "--run-dir", str(run_dir)]
-    start_processes([*command, "--workers", "0", "--tracking-uri", "none"], workers=workers)
+    outputs = start_processes([*command, "--workers", "0", "--tracking-uri", "none"], workers=workers)
     results: dict[str, Any] = json.loads((run_dir / "final_results.json").read_text())
-    return results
+    return results, "".join(outputs)
 
 
 @pytest.fixture
@@ -90,6 +92,6 @@ def train(tmp_path: Path) -> Launch:
     """`launch_training` in the test's directory."""
 
     def launch(experiment: Experiment, *, workers: int, name: str = "run") -> dict[str, Any]:
-        return launch_training(experiment, workers=workers, directory=tmp_path, name=name)
+        return launch_training(experiment, workers=workers, directory=tmp_path, name=name)[0]
 
     return launch

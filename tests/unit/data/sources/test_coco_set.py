@@ -55,6 +55,110 @@ def test_crowds_are_left_out(tree: Tree, tmp_path: Path) -> None:
     assert len(CocoSet(write(tree, tmp_path)).targets(1)[0].labels) == 0
 
 
+@pytest.mark.parametrize(
+    ("image_id", "annotated"), [(2, 2.0), (2.0, "2"), ("2", 2), ("a 2", "a 2"), ("002", "002")]
+)
+def test_ids_are_compared_by_value(tree: Tree, tmp_path: Path, image_id: object, annotated: object) -> None:
+    tree["images"][1]["id"] = image_id
+    tree["annotations"][0] |= {"image_id": annotated, "category_id": "7"}
+    source = CocoSet(write(tree, tmp_path))
+    assert source.targets(1)[0].labels.tolist() == [1]
+    assert source.image_ids == ["1", str(image_id).removesuffix(".0")]
+
+
+def test_text_is_told_from_numbers_in_messages(tree: Tree, tmp_path: Path) -> None:
+    tree["annotations"][0]["category_id"] = "9"
+    with pytest.raises(DataError, match=r"from 'categories' \(2, 7\), got '9'; correct it"):
+        CocoSet(write(tree, tmp_path))
+    tree["annotations"][0]["category_id"] = "car"
+    with pytest.raises(DataError, match=r"from 'categories' \(2, 7\), got 'car'"):
+        CocoSet(write(tree, tmp_path))
+    tree["images"][0]["id"] = 1.5
+    with pytest.raises(DataError, match=r"expected an id \(an integer or a string\), got 1\.5"):
+        CocoSet(write(tree, tmp_path))
+
+
+def test_annotations_of_no_image_are_counted_as_annotations(tree: Tree, tmp_path: Path) -> None:
+    tree["annotations"] += [{"id": n, "image_id": n, "category_id": 7, "bbox": [1, 2, 3, 4]} for n in (8, 9)]
+    with pytest.raises(DataError, match="annotation 8: expected an image_id from 'images', got 8"):
+        CocoSet(write(tree, tmp_path))
+    found = CocoSet(write(tree, tmp_path), on_bad="skip")
+    assert [(item.kind, item.name.rpartition(" ")[2]) for item in found.left_out] == [
+        ("annotation", "8"),
+        ("annotation", "9"),
+    ]
+
+
+def test_a_category_that_only_groups_others_is_no_class(tree: Tree, tmp_path: Path) -> None:
+    """Some tools write the name of the whole set as a category of its own, even under the name of its only member."""
+    for category in tree["categories"]:
+        category["supercategory"] = "street"
+    tree["categories"].insert(0, {"id": 0, "name": "street", "supercategory": "none"})
+    source = CocoSet(write(tree, tmp_path))
+    assert source.classes == ("person", "car")
+    assert source.notes == ("the category 'street' only groups others and has no annotation: it is no class",)
+    tree["categories"] = [
+        {"id": 0, "name": "car", "supercategory": "none"},
+        {"id": 7, "name": "car", "supercategory": "car"},
+    ]
+    assert CocoSet(write(tree, tmp_path)).classes == ("car",)
+
+
+def test_a_category_that_is_annotated_is_a_class(tree: Tree, tmp_path: Path) -> None:
+    tree["categories"][1]["supercategory"] = "car"
+    assert CocoSet(write(tree, tmp_path)).classes == ("person", "car")
+    tree["categories"][0]["supercategory"] = "car"
+    tree["categories"][1]["supercategory"] = "person"
+    assert CocoSet(write(tree, tmp_path)).classes == ("person", "car")  # its own supercategory, as in COCO
+
+
+def test_a_subset_of_the_categories(tree: Tree, tmp_path: Path) -> None:
+    tree["annotations"].append({"id": 6, "image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]})
+    source = CocoSet(write(tree, tmp_path), classes=("car",), leaves_out_others=True)
+    assert (source.classes, source.category_ids) == (("car",), (7,))
+    assert [source.targets(index)[0].labels.tolist() for index in (0, 1)] == [[], [0]]
+    assert source.ignored == {"category person": 1}
+    with pytest.raises(DataError, match=r"to be categories \(person, car\), got cat"):
+        CocoSet(write(tree, tmp_path), classes=("cat",), leaves_out_others=True)
+
+
+def test_classes_of_which_the_set_lacks_some(tree: Tree, tmp_path: Path) -> None:
+    """Those of a trained run; every one has a category id of its own."""
+    source = CocoSet(write(tree, tmp_path), classes=("bike", "car", "person"))
+    assert source.targets(1)[0].labels.tolist() == [1]
+    assert source.category_ids == (0, 7, 2)
+
+
+@pytest.mark.parametrize(
+    "change", [{"annotations": []}, {"annotations": None}, {"categories": None}, {"none": 1}]
+)
+def test_images_without_annotations(tree: Tree, tmp_path: Path, change: dict[str, Any]) -> None:
+    bare = {"images": tree["images"], **change}
+    source = CocoSet(write(bare, tmp_path), classes=("car", "person"), is_labelled=False)
+    assert len(source) == 2
+    assert source.targets(1)[0].labels.tolist() == []
+    with pytest.raises(
+        DataError, match=r"expected (a list of objects under '(annotations|categories)'|categories)"
+    ):
+        CocoSet(write(bare, tmp_path))
+
+
+def test_files_named_as_on_windows(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "visible").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"v{number}.jpg").rename(tmp_path / "visible" / f"v{number}.jpg")
+        tree["images"][number - 1]["visible"] = f"visible\\v{number}.jpg"
+    assert len(CocoSet(write(tree, tmp_path))) == 2
+    for name, message in (
+        ("D:\\data\\v1.jpg", "got an absolute path of Windows, "),
+        ("\\\\server\\v1.jpg", "got an absolute path of Windows, "),
+        ("visible\\..\\..\\v1.jpg", "expected a path below"),
+    ):
+        tree["images"][0]["visible"] = name
+        with pytest.raises(DataError, match=message):
+            CocoSet(write(tree, tmp_path))
+
+
 @pytest.mark.parametrize("key", ["group_id", "video_id", "sequence"])
 def test_groups_come_from_the_images(tree: Tree, tmp_path: Path, key: str) -> None:
     tree["images"][1][key] = 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raydet.data.sources.files import IMAGES, Root, files_in
+from raydet.data.sources.files import IMAGES, Root, directories_in, files_in
 from raydet.errors import DataError
 from raydet.files.text import checked_name
 
@@ -97,3 +97,54 @@ def test_the_name_of_a_directory_that_breaks_lines_is_refused(tmp_path: Path) ->
 def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a directory, No such file"):
         files_in(Root(tmp_path), tmp_path / "nowhere", IMAGES)
+
+
+def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
+    """Of a Mac, of a notebook, of a network drive."""
+    for name in (
+        "a.png",
+        "._a.png",
+        ".ipynb_checkpoints/a-checkpoint.png",
+        "__MACOSX/a.png",
+        "@eaDir/a.png/b.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert files_in(Root(tmp_path), tmp_path, IMAGES) == {"a": tmp_path / "a.png"}
+    (tmp_path / "seen").mkdir()
+    assert directories_in(tmp_path) == ["seen"]
+
+
+def test_a_backslash_in_a_name_is_the_names_own(tmp_path: Path) -> None:
+    (tmp_path / "a\\b.png").write_text("")
+    assert Root(tmp_path).inside("a\\b.png", "here") == tmp_path / "a\\b.png"
+    assert Root(tmp_path).inside("a\\c.png", "here") == tmp_path / "a" / "c.png"
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A set with a link to a directory, to a file, and back to itself."""
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    (tmp_path / "store" / "deep" / "a.png").write_text("")
+    (tmp_path / "store" / "b.png").write_text("")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "deep").symlink_to(tmp_path / "store" / "deep")
+    (tmp_path / "set" / "b.png").symlink_to(tmp_path / "store" / "b.png")
+    (tmp_path / "store" / "deep" / "loop").symlink_to(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_links_are_followed_where_that_is_allowed(linked: Path) -> None:
+    root = Root(linked, str(linked.parent / "store"))
+    assert files_in(root, linked, IMAGES) == {"a": linked / "deep" / "a.png", "b": linked / "b.png"}
+    assert root.inside("deep/a.png", "here") == linked / "deep" / "a.png"
+
+
+def test_links_lead_nowhere_else(linked: Path) -> None:
+    root = Root(linked, str(linked.parent / "store" / "deep"))
+    found = files_in(root, linked, IMAGES)
+    assert found["a"] == linked / "deep" / "a.png"
+    assert "is a link to" in str(found["b"])
+    for name in ("../store/b.png", str(linked.parent / "store" / "deep" / "a.png")):
+        with pytest.raises(DataError, match="expected a path below"):
+            root.inside(name, "here")

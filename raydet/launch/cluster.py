@@ -38,6 +38,12 @@ GRACE_S = 20.0
 """How long workers may take to finish a step and save when their driver is terminated; schedulers grant more."""
 OBJECT_STORE_BYTES = 200_000_000
 """Enough for a local Ray: images never travel through the object store."""
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest name of one of Ray's sockets, below its temporary directory."""
+MAX_TMPDIR = 107 - len(SOCKET)
+"""Unix sockets have names of at most 107 bytes."""
+RANDOM_CHARACTERS = 8
+"""That `tempfile` puts behind a prefix."""
 CPU_FOR_GPU = "RAYDET_CPU_FOR_GPU"
 """Environment variable for `Workers.cpu_for_gpu`."""
 
@@ -124,15 +130,33 @@ def _own_temporary_directory() -> Iterator[None]:
     earlier, each trial waits 12 s for it.
     """
     if "RAY_TMPDIR" in os.environ:
+        _check_length("RAY_TMPDIR", os.environ["RAY_TMPDIR"])
         yield
         return
-    # A short prefix, as names of Unix sockets are limited. Processes may still write there at the end.
-    with tempfile.TemporaryDirectory(prefix="raydet-", ignore_cleanup_errors=True) as directory:
+    own, prefix = tempfile.gettempdir(), "raydet-"
+    is_short = len(os.fsencode(os.path.join(own, prefix))) + RANDOM_CHARACTERS <= MAX_TMPDIR
+    if not is_short and not os.access("/tmp", os.W_OK):
+        _check_length("TMPDIR", own)
+    # Processes may still write there at the end.
+    with tempfile.TemporaryDirectory(
+        prefix=prefix,
+        dir=own if is_short else "/tmp",
+        ignore_cleanup_errors=True,
+    ) as directory:
         os.environ["RAY_TMPDIR"] = directory
         try:
             yield
         finally:
             del os.environ["RAY_TMPDIR"]
+
+
+def _check_length(name: str, directory: str) -> None:
+    if len(os.fsencode(directory)) > MAX_TMPDIR:
+        raise ConfigError(
+            f"{name} is too long: expected at most {MAX_TMPDIR} bytes, because Ray's sockets lie below it, got "
+            f"{len(os.fsencode(directory))} ({directory}); set RAY_TMPDIR to a short directory, for example "
+            "RAY_TMPDIR=/tmp/ray"
+        )
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def start_processes(command: list[str], *, workers: int, code: int = 0) -> list[
 def launch_training(
     experiment: Experiment, *, workers: int, directory: Path, name: str
 ) -> tuple[dict[str, Any], str]:
-    """Train an experiment without Ray in `directory / name`; returns final_results.json and the output of all workers."""
+    """Train an experiment without Ray in `directory / name`; returns final_results.json and all workers' output."""
     config = directory / f"{name}.json"
     config.write_text(experiment.to_json())
     run_dir = directory / name

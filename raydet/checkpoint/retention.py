@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from raydet.checkpoint.manifest import verify_checkpoint
@@ -42,6 +42,11 @@ def checkpoint_name(epoch: int, step: int | None = None) -> str:
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest intact checkpoint of a run; damaged ones are skipped with a warning."""
+    return next(intact_checkpoints(run_dir), None)
+
+
+def intact_checkpoints(run_dir: Path) -> Iterator[Path]:
+    """The intact checkpoints of a run, newest first; damaged ones are skipped with a warning."""
     for path in sorted(run_dir.glob("checkpoints/epoch_*"), reverse=True):
         try:
             verify_checkpoint(path)
@@ -50,5 +55,4 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
         except CheckpointError as error:
             logger.warning("skipping a damaged checkpoint: %s", error)
         else:
-            return path
-    return None
+            yield path

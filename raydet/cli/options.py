@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 
 import typer
 
@@ -95,6 +95,12 @@ StallMinutesOption = Annotated[
 TrackingOption = Annotated[
     str | None,
     typer.Option(help="MLflow tracking URI, or `none`; default: sqlite in the storage directory."),
+]
+LogCheckpointsOption = Annotated[
+    Literal["none", "best", "all"],
+    typer.Option(
+        help="Checkpoints whose files are copied to MLflow at the end of a run; it lists all with metrics and path."
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would run, without running it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object.")]

@@ -38,6 +38,7 @@ def train(
     heartbeat_seconds: options.HeartbeatOption = 30.0,
     stall_minutes: options.StallMinutesOption = 30.0,
     tracking_uri: options.TrackingOption = None,
+    log_checkpoints: options.LogCheckpointsOption = "none",
     dry_run: options.DryRunOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -74,6 +75,7 @@ def train(
                 stall_s=stall_minutes * 60,
             ),
             tracking_uri=tracking_uri,
+            log_checkpoints=log_checkpoints,
         )
 
 

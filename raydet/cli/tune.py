@@ -110,6 +110,7 @@ def tune(
     stall_minutes: options.StallMinutesOption = 30.0,
     report: ReportOption = True,
     tracking_uri: options.TrackingOption = None,
+    log_checkpoints: options.LogCheckpointsOption = "none",
     dry_run: options.DryRunOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -153,6 +154,7 @@ def tune(
         early_stopping=_early_stopping(asha, asha_reduction),
         budget=Budget(gpu_hours=budget_gpu_hours, cpu_worker_hours=budget_worker_hours),
         tracking_uri=tracking_uri,
+        log_checkpoints=log_checkpoints,
         task_code=Path(space) if study.base.task.kind == "custom" else None,
     )
     if dry_run:

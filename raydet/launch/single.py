@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from raydet.checkpoint.retention import newest_checkpoint
+from raydet.checkpoint.retention import intact_checkpoints
 from raydet.config import Experiment, Task
 from raydet.cpu import refuse_slow_bf16, threads_per_process
 from raydet.engine.preflight import check
@@ -29,10 +29,10 @@ from raydet.resilience.step_control import StopRequest, stopping_on_sigterm
 from raydet.resilience.stop_signal import STOP_FILE
 from raydet.runs.epoch_watcher import EpochWatcher
 from raydet.runs.results import RunResults
-from raydet.runs.run_dir import claim_run_directory, finished_results, read_progress
+from raydet.runs.run_dir import check_run_directory, claim_run_directory, finished_results, read_progress
 from raydet.runs.terminal import exclusive_terminal
 from raydet.tasks.build import build_task
-from raydet.track.base import Tracker
+from raydet.track.base import Tracker, Upload
 from raydet.track.runs import begin_run, end_run, open_tracker
 
 TRACKING_EXPERIMENT = "raydet"
@@ -47,12 +47,14 @@ def train_single(
     worker_options: WorkerOptions,
     fault_tolerance: FaultTolerance,
     tracking_uri: str | None,
+    log_checkpoints: Upload = "none",
 ) -> None:
     """Train one run, or resume it, or say that it has finished.
 
     Args:
         worker_options: how many workers, on what.
         fault_tolerance: how often to save, when to give up.
+        log_checkpoints: which checkpoints are copied to the tracker.
 
     Raises:
         RaydetError: see `raydet.engine.process.run_process`.
@@ -74,9 +76,12 @@ def train_single(
     if not world.is_main:
         _run_here(experiment, run_dir, world, fault_tolerance)
         return
+    check_run_directory(run_dir, experiment)  # a refusal by either of them leaves nothing behind
+    tracker = open_tracker(
+        tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT, command="raydet train"
+    )
     claim_run_directory(run_dir, experiment)
     (run_dir / STOP_FILE).unlink(missing_ok=True)
-    tracker = open_tracker(tracking_uri, directory=run_dir.parent, experiment=TRACKING_EXPERIMENT)
     with ExitStack() as stack:
         console = stack.enter_context(exclusive_terminal(run_dir / "third_party.log"))
         if results is not None:
@@ -100,18 +105,29 @@ def train_single(
                         experiment, run_dir=run_dir, workers=share, fault_tolerance=fault_tolerance
                     )
             results = replace(results, wall_s=round(time.perf_counter() - started, 3))
-        _track_end(tracker, experiment, run_dir, results, console)
+        _track_end(tracker, experiment, run_dir, results, console, log_checkpoints)
         _print_results(console, experiment.task, results)
         console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
 
 
 def _track_end(
-    tracker: Tracker, experiment: Experiment, run_dir: Path, results: RunResults, console: Console
+    tracker: Tracker,
+    experiment: Experiment,
+    run_dir: Path,
+    results: RunResults,
+    console: Console,
+    upload: Upload,
 ) -> None:
     """Log the end of the run; a tracker that is down costs a warning, not the run."""
     try:
         run_id = begin_run(tracker, experiment, name=experiment.name, identity=str(run_dir))
-        end_run(tracker, run_id, run_dir=run_dir, checkpoint=newest_checkpoint(run_dir), results=results)
+        end_run(
+            *(tracker, run_id, experiment),
+            run_dir=run_dir,
+            checkpoints=list(intact_checkpoints(run_dir)),
+            results=results,
+            upload=upload,
+        )
     except Exception as error:
         logger.warning("the tracker failed", exc_info=True)
         console.print(f"tracking failed ({error}); the same command tries again", highlight=False)

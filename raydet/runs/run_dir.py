@@ -88,6 +88,25 @@ class ModelInfo(TypedDict, total=False):
     """Hashes of a converted set."""
 
 
+def check_run_directory(run_dir: Path, experiment: Experiment) -> None:
+    """Check that a directory is free or belongs to this run; writes nothing.
+
+    Raises:
+        ConfigError: it belongs to a run with another config, or cannot be read.
+    """
+    path = run_dir / CONFIG
+    try:
+        if not path.exists():
+            return
+        existing = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the run directory {run_dir}: {error.strerror}; choose another"
+        ) from error
+    if Experiment.from_json(existing, where=str(path)) != experiment:
+        raise ConfigError(f"{run_dir} holds a run with another config ({path}); choose another directory")
+
+
 def claim_run_directory(run_dir: Path, experiment: Experiment) -> None:
     """Create the run directory and write its config, or check that the directory belongs to this run.
 
@@ -99,13 +118,11 @@ def claim_run_directory(run_dir: Path, experiment: Experiment) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_atomically(path, experiment.to_json())
-        existing = path.read_text()
     except OSError as error:
         raise ConfigError(
             f"cannot write the run directory {run_dir}: {error.strerror}; choose another"
         ) from error
-    if Experiment.from_json(existing, where=str(path)) != experiment:
-        raise ConfigError(f"{run_dir} holds a run with another config ({path}); choose another directory")
+    check_run_directory(run_dir, experiment)
 
 
 def finished_results(run_dir: Path) -> RunResults | None:

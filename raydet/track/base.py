@@ -11,7 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from raydet.track.datasets import Dataset
+
 RunStatus = Literal["finished", "failed", "killed"]
+
+
+Upload = Literal["none", "best", "all"]
+"""Which checkpoints of a run are copied to the tracker; it knows of the others by name, path and hash."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedCheckpoint:
+    """A checkpoint that a run has kept."""
+
+    path: Path
+    epoch: int
+    """Epochs completed."""
+    sha256: str
+    """As in its manifest."""
+    metrics: Mapping[str, float]
+    """Of the evaluation after that epoch, on the validation set."""
+    is_uploaded: bool
+    """Whether its files are copied to the tracker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +60,18 @@ class Tracker(Protocol):
 
     def log_summary(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Log metrics of the whole run."""
+
+    def log_datasets(self, run_id: str, datasets: Sequence[Dataset]) -> None:
+        """Log what a run is trained and validated on."""
+
+    def log_checkpoints(
+        self, run_id: str, checkpoints: Sequence[TrackedCheckpoint], *, kind: str, validation: Dataset
+    ) -> None:
+        """Log the checkpoints of a run with their metrics on `validation`, after those of its epochs.
+
+        Args:
+            kind: of the task, by which checkpoints of several runs are compared.
+        """
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Log a text as an artifact."""
@@ -80,6 +113,12 @@ class NullTracker:
     def log_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
 
     def log_summary(self, run_id: str, metrics: Mapping[str, float]) -> None: ...
+
+    def log_datasets(self, run_id: str, datasets: Sequence[Dataset]) -> None: ...
+
+    def log_checkpoints(
+        self, run_id: str, checkpoints: Sequence[TrackedCheckpoint], *, kind: str, validation: Dataset
+    ) -> None: ...
 
     def log_text(self, run_id: str, text: str, path: str) -> None: ...
 

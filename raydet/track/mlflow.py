@@ -1,6 +1,7 @@
 """The MLflow tracker, the only module that imports mlflow.
 
-It logs files and numbers, never MLflow model flavours, and loads nothing back as code.
+It logs files and numbers, never MLflow model flavours, and loads nothing back as code. Checkpoints are external models:
+MLflow knows their metrics and where they lie, and copies their files only if asked to.
 """
 
 from __future__ import annotations
@@ -26,14 +27,28 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 import mlflow.store.db.utils
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import (
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
 
 from raydet.errors import TrackerUnavailableError, TrackingError
 from raydet.metrics.names import METRIC_NAMES, RECALL_NAMES
 from raydet.redact import redact
-from raydet.track.base import RunStatus, RunView
+from raydet.track.base import RunStatus, RunView, TrackedCheckpoint
+from raydet.track.datasets import Dataset
 from raydet.track.server import check_reachable
+from raydet.track.sqlite import sqlite_path, sqlite_uri
 
 # MLflow silently retries a failing database for 100 s; with five retries, for 3 s.
 mlflow.store.db.utils.MAX_RETRY_COUNT = 5
@@ -41,10 +56,12 @@ mlflow.store.db.utils.MAX_RETRY_COUNT = 5
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-SQLITE = "sqlite:///"
 IDENTITY_TAG = "raydet.identity"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the UI draws the tree from it
 NOTE_TAG = "mlflow.note.content"  # MLflow's own: Markdown, shown above the runs and above a run
+CONTEXT_TAG = "mlflow.data.context"  # MLflow's own: shown beside the data set
+EXTERNAL_TAG = "mlflow.model.isExternal"  # MLflow's own: it does not look for the model's files
+UPLOADED_TAG = "raydet.uploaded"
 KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's own: training, not chats
 MAX_PARAMS_PER_CALL = 100
 MAX_METRICS_PER_CALL = 1000
@@ -92,11 +109,12 @@ class MLflowTracker:
         TrackingError: the server refuses a request.
     """
 
-    def __init__(self, uri: str, experiment: str) -> None:
+    def __init__(self, uri: str, experiment: str, *, tags: Mapping[str, str] | None = None) -> None:
         """Connect, and create the experiment if there is none.
 
         Args:
             uri: `sqlite:////absolute/path.db`, `http://host:port`, or any other MLflow tracking URI.
+            tags: of every run that is created.
 
         Raises:
             TrackingError: the server cannot be reached or refuses.
@@ -105,11 +123,16 @@ class MLflowTracker:
         for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("urllib3", "ERROR")):
             logging.getLogger(name).setLevel(level)
         self.uri = uri
+        self._tags = dict(tags or {})
         check_reachable(uri)
+        database = sqlite_path(uri)
         try:
-            with _locked(uri):
-                self._client = MlflowClient(uri)
-                self._experiment = _experiment_id(self._client, uri, experiment)
+            with _locked(database):
+                has_options = "?" in uri
+                self._client = MlflowClient(uri if database is None or has_options else sqlite_uri(database))
+                self._experiment = _experiment_id(self._client, uri, experiment, database)
+        except TrackingError:
+            raise
         except Exception as error:
             raise TrackingError(
                 f"cannot use the tracking URI {uri}: {_first_line(error)}; {_remedy(error)}"
@@ -118,7 +141,7 @@ class MLflowTracker:
         self._times_ms: dict[tuple[str, int], int] = {}
         """Time of the first attempt to log a step: MLflow ignores a repeated metric of equal time and value."""
         self._in_doubt: set[str] = set()
-        """Identities of runs that may exist because the response to `create_run` was lost."""
+        """Identities of runs and checkpoints that may exist because the response to their creation was lost."""
 
     @_translating_errors
     def open_run(self, name: str, *, identity: str, parent: str | None = None) -> str:
@@ -173,6 +196,57 @@ class MLflowTracker:
         del self._times_ms[run_id, 0]
 
     @_translating_errors
+    def log_datasets(self, run_id: str, datasets: Sequence[Dataset]) -> None:
+        inputs = []
+        for dataset in datasets:
+            entity = DatasetEntity(
+                dataset.name, dataset.digest, dataset.source_type, dataset.source, dataset.schema
+            )
+            tags = {CONTEXT_TAG: dataset.context} | dict(dataset.tags)
+            inputs.append(DatasetInput(entity, [InputTag(key, redact(value)) for key, value in tags.items()]))
+        self._client.log_inputs(run_id, inputs)  # a repeated input of equal name and digest is ignored
+
+    @_translating_errors
+    def log_checkpoints(
+        self, run_id: str, checkpoints: Sequence[TrackedCheckpoint], *, kind: str, validation: Dataset
+    ) -> None:
+        if not checkpoints:
+            return
+        run = self._client.get_run(run_id)
+        # At the time of the epoch's metrics: those of the run itself are the same and are not logged again.
+        history = self._client.get_metric_history(run_id, _metric_name("epoch"))
+        times_ms = {metric.step: metric.timestamp for metric in history}
+        outputs = []
+        for checkpoint in checkpoints:
+            model = self._model_of(run, checkpoint, kind)
+            known = {(metric.key, metric.step) for metric in model.metrics or ()}
+            now = times_ms.get(checkpoint.epoch, run.info.start_time)
+            metrics = [
+                Metric(
+                    *(_metric_name(key), float(value), now, checkpoint.epoch),
+                    model_id=model.model_id,
+                    dataset_name=validation.name,
+                    dataset_digest=validation.digest,
+                )
+                for key, value in sorted(checkpoint.metrics.items(), key=_logging_order)
+                if math.isfinite(value) and (_metric_name(key), checkpoint.epoch) not in known
+            ]
+            for batch in _chunks(metrics, MAX_METRICS_PER_CALL):
+                self._client.log_batch(run_id, metrics=batch)
+            if checkpoint.is_uploaded and UPLOADED_TAG not in model.tags:
+                self._client.log_model_artifacts(model.model_id, str(checkpoint.path), "checkpoint")
+                uploaded = {UPLOADED_TAG: "checkpoint", EXTERNAL_TAG: "false"}
+                self._client.set_logged_model_tags(model.model_id, uploaded)
+            if model.status != LoggedModelStatus.READY:
+                self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            outputs.append(LoggedModelOutput(model.model_id, step=checkpoint.epoch))
+        # Read after the models were found or created: a request whose answer was lost has linked them already.
+        linked = {output.model_id for output in self._client.get_run(run_id).outputs.model_outputs}
+        new = [output for output in outputs if output.model_id not in linked]
+        if new:
+            self._client.log_outputs(run_id, new)
+
+    @_translating_errors
     def log_text(self, run_id: str, text: str, path: str) -> None:
         self._client.log_text(run_id, redact(text), path)
 
@@ -224,7 +298,7 @@ class MLflowTracker:
                 return found
 
     def _create_run(self, name: str, identity: str, parent: str | None) -> Run:
-        tags = {IDENTITY_TAG: identity} | ({PARENT_TAG: parent} if parent else {})
+        tags = self._tags | {IDENTITY_TAG: identity} | ({PARENT_TAG: parent} if parent else {})
         was_in_doubt = identity in self._in_doubt
         self._in_doubt.add(identity)
         run = self._client.create_run(self._experiment, run_name=name, tags=tags)
@@ -234,6 +308,43 @@ class MLflowTracker:
                 self._client.delete_run(other.info.run_id)
         self._in_doubt.discard(identity)
         return run
+
+    def _model_of(self, run: Run, checkpoint: TrackedCheckpoint, kind: str) -> LoggedModel:
+        """The logged model of a checkpoint; created if there is none. MLflow forbids some characters in its name."""
+
+        def found() -> list[LoggedModel]:
+            models = self._client.search_logged_models(
+                [self._experiment],
+                filter_string=f"source_run_id = '{run.info.run_id}' AND tags.`raydet.sha256` = '{checkpoint.sha256}'",
+                order_by=[{"field_name": "creation_timestamp", "ascending": True}],
+            )
+            return list(models)
+
+        identity = f"{run.info.run_id} {checkpoint.sha256}"
+        existing = found()
+        if not existing:
+            was_in_doubt = identity in self._in_doubt
+            self._in_doubt.add(identity)
+            tags = {
+                EXTERNAL_TAG: "true",
+                "raydet.checkpoint": redact(str(checkpoint.path)),
+                "raydet.run_dir": redact(str(checkpoint.path.parents[1])),
+                "raydet.sha256": checkpoint.sha256,
+            }
+            model = self._client.create_logged_model(
+                self._experiment,
+                name=re.sub(r"""[/:.%"']""", "_", f"{run.info.run_name} {checkpoint.path.name}"),
+                source_run_id=run.info.run_id,
+                tags=tags,
+                params={"epoch": str(checkpoint.epoch)},
+                model_type=kind,
+            )
+            existing = found() if was_in_doubt else [model]
+        model, *others = existing
+        for other in others:  # a slow server created it for an earlier call
+            self._client.delete_logged_model(other.model_id)
+        self._in_doubt.discard(identity)
+        return model
 
     def _find_all(self, identity: str) -> list[Run]:
         """Runs with an identity, oldest first."""
@@ -259,31 +370,52 @@ class MLflowTracker:
 
 
 @contextmanager
-def _locked(uri: str) -> Iterator[None]:
-    """Lock a sqlite file between processes: MLflow creates and migrates its tables without a lock."""
-    if not uri.startswith(SQLITE):
+def _locked(database: Path | None) -> Iterator[None]:
+    """Lock a sqlite file between processes: MLflow creates and migrates its tables without a lock.
+
+    Args:
+        database: its directory is made; None: the database is not sqlite.
+    """
+    if database is None:
         yield
         return
-    path = Path(uri.removeprefix(SQLITE))
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        lock = database.with_name(f"{database.name}.lock").open("w")
+    except OSError as error:
+        raise TrackingError(
+            f"cannot write the tracker's database {database}: {error.strerror}; choose another path"
+        ) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+def _experiment_id(client: MlflowClient, uri: str, name: str, database: Path | None) -> str:
+    """The id of the experiment, which is created if there is none; beside a sqlite file, its artifacts are too.
+
+    Raises:
+        TrackingError: the experiment was deleted. MLflow keeps its name until it is restored or removed for good.
+    """
     existing = client.get_experiment_by_name(name)
-    if existing is not None:
-        return str(existing.experiment_id)
-    location = None
-    if uri.startswith(SQLITE):  # else MLflow would use ./mlruns of the current directory
-        location = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=location, tags=KIND_TAG))
-    except MlflowException:  # another driver has created it meanwhile
-        existing = client.get_experiment_by_name(name)
-        if existing is None:
-            raise
-        return str(existing.experiment_id)
+    if existing is None:
+        location = None
+        if database is not None:  # else MLflow would use ./mlruns of the current directory
+            location = (database.resolve().parent / "mlartifacts").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=KIND_TAG))
+        except MlflowException:  # another driver has created it meanwhile
+            existing = client.get_experiment_by_name(name)
+            if existing is None:
+                raise
+    if existing.lifecycle_stage == "deleted":
+        number = existing.experiment_id
+        raise TrackingError(
+            f'the experiment "{name}" (id {number}) was deleted in MLflow; restore it with `mlflow experiments restore '
+            f"-x {number}` (MLFLOW_TRACKING_URI={uri}), remove it for good with `mlflow gc --experiment-ids {number}`, "
+            "or choose another --tracking-uri"
+        )
+    return str(existing.experiment_id)
 
 
 def _metric_name(key: str) -> str:

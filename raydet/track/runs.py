@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
+import json
+import math
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from raydet.config import Experiment, flatten
+from raydet.config import Experiment, ShardsSource, flatten
 from raydet.errors import TrackingError
 from raydet.runs.results import Number, RunResults
-from raydet.track.base import NullTracker, RunView, Tracker
+from raydet.track.base import NullTracker, RunView, TrackedCheckpoint, Tracker, Upload
+from raydet.track.datasets import datasets_of
 
 SQLITE = "mlflow.db"
+GIT_S = 5.0
+"""How long git may take to tell the commit of the code."""
 
 
-def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracker:
+def open_tracker(uri: str | None, *, directory: Path, experiment: str, command: str | None = None) -> Tracker:
     """The tracker of a command.
 
     Args:
         uri: MLflow tracking URI; None: a sqlite file in `directory`; "none": no tracking.
+        command: what starts the runs, e.g. "raydet train": shown beside them, with the user and the commit of raydet.
 
     Raises:
         TrackingError: mlflow is not installed, or the server cannot be used.
@@ -29,8 +39,29 @@ def open_tracker(uri: str | None, *, directory: Path, experiment: str) -> Tracke
     if importlib.util.find_spec("mlflow") is None:
         raise TrackingError("mlflow is not installed; install it, or pass --tracking-uri none")
     from raydet.track.mlflow import MLflowTracker
+    from raydet.track.sqlite import sqlite_uri
 
-    return MLflowTracker(uri or f"sqlite:///{directory.absolute() / SQLITE}", experiment)
+    tags = {} if command is None else _source_tags(command)
+    return MLflowTracker(uri or sqlite_uri(directory / SQLITE), experiment, tags=tags)
+
+
+def _source_tags(command: str) -> dict[str, str]:
+    """MLflow's own tags of where a run comes from, which its other clients set too."""
+    tags = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+    with suppress(OSError, KeyError):  # no name belongs to this user's number, as in some containers
+        tags["mlflow.user"] = getpass.getuser()
+    code = Path(__file__).parent
+    git = ["git", "-C", str(code)]
+    with suppress(OSError, subprocess.SubprocessError):  # no git, or raydet was installed without it
+        # An environment within a repository of something else does not count.
+        tracked = [*git, "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, check=True, capture_output=True, timeout=GIT_S)
+        described = [*git, "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+        said = subprocess.run(described, check=True, capture_output=True, text=True, timeout=GIT_S).stdout
+        commit, _, is_dirty = said.strip().partition("-")
+        tags["mlflow.source.git.commit"] = commit
+        tags["mlflow.source.git.dirty"] = "true" if is_dirty else "false"
+    return tags
 
 
 def runs_by_name(uri: str | None, *, directory: Path, experiment: str) -> dict[str, list[RunView]] | None:
@@ -86,12 +117,17 @@ def begin_run(
 ) -> str:
     """Open (or continue) a run and log its parameters: every value of the config by path, and simulated modalities.
 
+    Its data sets are logged, too, unless their hash is not known before the end.
+
     Args:
         labels: further parameters, e.g. the values of a study's factors.
     """
     run_id = tracker.open_run(name, identity=identity, parent=parent)
     params = dict(labels or {}) | dict(flatten(experiment.model_dump(mode="json")))
     tracker.log_params(run_id, params | {"data.simulated": ", ".join(experiment.data.simulated) or "nothing"})
+    source = experiment.data.source
+    if not (isinstance(source, ShardsSource) and source.sha256 is None):
+        tracker.log_datasets(run_id, datasets_of(experiment))
     tracker.log_text(run_id, experiment.to_json(), "config.json")
     return run_id
 
@@ -124,13 +160,20 @@ def log_usage(tracker: Tracker, run_id: str, usage: Hours | None, *, study: Hour
 def end_run(
     tracker: Tracker,
     run_id: str,
+    experiment: Experiment,
     *,
     run_dir: Path,
-    checkpoint: Path | None,
+    checkpoints: Sequence[Path],
     results: RunResults,
     usage: Hours | None = None,
+    upload: Upload = "none",
 ) -> None:
-    """Log the results of a finished run, and close it."""
+    """Log the results of a finished run, and close it.
+
+    Args:
+        checkpoints: the intact ones, newest first.
+        upload: which of them are copied to the tracker.
+    """
     tracker.log_history(run_id, [row.as_json() for row in results.history])
     log_usage(tracker, run_id, usage)
     times = {"wall_s": results.wall_s, "loop_s": results.loop_s}
@@ -142,11 +185,39 @@ def end_run(
     tags = {"raydet.run_dir": str(run_dir), "raydet.fingerprint": results.fingerprint}
     if results.data:  # the config does not describe a data set that was passed in, not named by --data
         tracker.log_params(run_id, {f"data.{key}": value for key, value in results.data.items()})
-    if checkpoint is not None:  # path and hashes only
-        tags["raydet.checkpoint"] = str(checkpoint)
-        tracker.log_text(run_id, (checkpoint / "manifest.json").read_text(), "checkpoint_manifest.json")
+    datasets = datasets_of(experiment, sha256=(results.data or {}).get("sha256"))
+    tracker.log_datasets(run_id, datasets)
+    if checkpoints:
+        tags["raydet.checkpoint"] = str(checkpoints[0])
+        tracker.log_text(run_id, (checkpoints[0] / "manifest.json").read_text(), "checkpoint_manifest.json")
+        tracked = _tracked_checkpoints(checkpoints, results, upload)
+        tracker.log_checkpoints(run_id, tracked, kind=experiment.task.kind, validation=datasets[1])
     tracker.set_tags(run_id, tags)
     tracker.close_run(run_id, "finished")
+
+
+def _tracked_checkpoints(
+    checkpoints: Sequence[Path], results: RunResults, upload: Upload
+) -> list[TrackedCheckpoint]:
+    """The checkpoints at the end of epochs that were evaluated, oldest first."""
+    rows = {row.epoch: row for row in results.history}
+    tracked, scores = [], {}
+    for path in sorted(checkpoints):
+        manifest = json.loads((path / "manifest.json").read_text())
+        epoch = path.name.removeprefix("epoch_")
+        if not epoch.isdigit() or int(epoch) not in rows:  # within an epoch
+            continue
+        metrics = {
+            name: float(value)
+            for name, value in rows[int(epoch)].metrics.items()
+            if value is not None and not name.startswith("system/")
+        }
+        tracked.append(TrackedCheckpoint(path, int(epoch), manifest["sha256"], metrics, upload == "all"))
+        scores[path] = -math.inf if manifest["score"] is None else manifest["score"]
+    if upload == "best" and tracked:
+        best = max(tracked, key=lambda checkpoint: (scores[checkpoint.path], checkpoint.epoch))
+        tracked[tracked.index(best)] = replace(best, is_uploaded=True)
+    return tracked
 
 
 def metrics_table(results: RunResults) -> Sequence[Mapping[str, Number | str]]:

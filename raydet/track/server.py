@@ -24,6 +24,8 @@ NO_RESPONSE = (OSError, ValueError, http.client.HTTPException)
 """Errors where no server responds, or none that speaks HTTP."""
 GATEWAY_FAILURES = {502, 503, 504}
 """Statuses of a proxy whose server does not respond."""
+DATABRICKS = {"databricks", "databricks-uc"}
+"""Tracking URIs without a scheme that are not directories."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 _LIST = "/api/2.0/mlflow/experiments/search?max_results=1"
@@ -47,12 +49,17 @@ def check_reachable(uri: str) -> None:
     """Check within seconds that a server responds, where MLflow would retry for minutes.
 
     Args:
-        uri: of a server or a database; other URIs are not checked.
+        uri: of a server or a database; of other URIs only the kind is checked.
 
     Raises:
-        TrackingError: nothing responds there.
+        TrackingError: nothing responds there, or the URI is of a directory.
     """
     parts = urlsplit(uri)
+    if parts.scheme in ("", "file") and uri not in DATABRICKS:
+        raise TrackingError(
+            f"cannot use the tracking URI {uri}: expected a server or a database, got a directory (MLflow's file "
+            "store); use sqlite:///PATH, the path of a file, e.g. sqlite:///mlflow.db"
+        )
     if parts.scheme in ("http", "https"):
         try:
             status, _ = _get(uri, "/health", authorization=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from raydet.errors import StudyError
 from raydet.launch.worker_options import WorkerOptions
 from raydet.resilience.fault_tolerance import FaultTolerance
+from raydet.track.base import Upload
 from raydet.tune.budget import Budget
 from raydet.tune.early_stopping import EarlyStopping
 
@@ -32,6 +33,8 @@ class StudyOptions:
     budget: Budget = Budget()  # noqa: RUF009  -- frozen
     """Once it is spent, running trials save and stop, and no further trial starts."""
     tracking_uri: str | None = None
+    log_checkpoints: Upload = "none"
+    """Which checkpoints of a finished trial are copied to the tracker."""
     task_code: Path | None = None
     """The Python file with the code of a custom task, see `raydet.tasks.build`."""
 

@@ -110,11 +110,14 @@ def run_study(study: Study, options: StudyOptions) -> int:
         study.base, workers=options.worker_options.workers, task_code=options.task_code
     )  # before Ray starts
     _check_early_stopping(study, options)
+    # Before the journal is created: a tracker that cannot be used leaves no study behind.
+    tracker = open_tracker(
+        options.tracking_uri, directory=options.storage, experiment=study.name, command="raydet tune"
+    )
     root = options.storage / study.name
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(root))
         phases.remember_study(study, journal)
-        tracker = open_tracker(options.tracking_uri, directory=options.storage, experiment=study.name)
         deviation = remember_protocol(journal, protocol_of(study, options))
         console = stack.enter_context(exclusive_terminal(root / "third_party.log"))
         stack.enter_context(_logging_to(root / "master_log.txt"))
@@ -366,7 +369,8 @@ class StudyRun:
 
     def _listener(self, phase: str, screening: Screening | None = None) -> TrialListener:
         shared = (self.root, self.journal, self.meter, self.tracker, self.view)
-        return TrialListener(phase, *shared, screening, self._will_retry, self._summary.ended)
+        decisions = (screening, self._will_retry, self._summary.ended)
+        return TrialListener(phase, *shared, *decisions, self.options.log_checkpoints)
 
     def _will_retry(self, trial: Trial) -> bool:
         """Whether a trial has retries left; failures before it was stopped early do not count."""

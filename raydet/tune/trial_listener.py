@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydet.checkpoint.retention import newest_checkpoint
+from raydet.checkpoint.retention import intact_checkpoints
 from raydet.runs.epoch_watcher import EpochWatcher
 from raydet.runs.results import EpochRow, RunResults
 from raydet.runs.usage import Usage
-from raydet.track.base import RunStatus, Tracker
+from raydet.track.base import RunStatus, Tracker, Upload
 from raydet.track.runs import begin_run, end_run, log_usage
 from raydet.tune.budget import UsageMeter
 from raydet.tune.cells import Trial, arm_labels, trial_directory
@@ -49,6 +49,8 @@ class TrialListener:
     screening: Screening | None
     will_retry: Callable[[Trial], bool]
     on_ended: Callable[[TrialRecord], None]
+    log_checkpoints: Upload = "none"
+    """Which checkpoints of a finished trial are copied to the tracker."""
     _watchers: dict[str, EpochWatcher] = field(default_factory=dict)
     _run_ids: dict[str, str] = field(default_factory=dict)
     """Ids in the tracker by trial key, or by phase."""
@@ -126,10 +128,12 @@ class TrialListener:
             end_run(
                 self.tracker,
                 self._trial_id(record.trial),
+                record.trial.experiment,
                 run_dir=run_dir,
-                checkpoint=newest_checkpoint(run_dir),
+                checkpoints=list(intact_checkpoints(run_dir)),
                 results=record.results,
                 usage=record.usage,
+                upload=self.log_checkpoints,
             )
             self._log_totals()
             self.journal.append("tracked", key=record.trial.key, name=record.trial.name)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from raydet.cli import main
 from raydet.errors import EXIT_DATA, EXIT_USAGE
+from raydet.track.runs import SQLITE, open_tracker
 
 Spoil = Callable[[Path], object]
 
@@ -216,14 +218,47 @@ def test_a_place_that_cannot_be_written(
 
 
 @pytest.mark.parametrize("command", [["train", "--run-dir", "run"], ["tune", "--space", "gaff_phase1"]])
-def test_a_tracking_server_that_is_not_there(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("uri", "remedy"),
+    [
+        ("http://127.0.0.1:9", "start the server"),
+        ("./mlruns", "use sqlite:///PATH"),
+        ("file:mlruns", "use sqlite:///PATH"),
+        ("sqlite:///a?b.db", "sqlite:///a%3Fb.db"),
+    ],
+)
+def test_a_tracking_uri_that_cannot_be_used(
+    command: list[str],
+    uri: str,
+    remedy: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, error = outcome([*command, "--recipe", "demo", "--tracking-uri", "http://127.0.0.1:9"], capsys)
+    code, error = outcome([*command, "--recipe", "demo", "--tracking-uri", uri], capsys)
     assert code == EXIT_USAGE, error
-    assert error.startswith("error: cannot use the tracking URI http://127.0.0.1:9")
+    assert error.startswith(f"error: cannot use the tracking URI {uri}")
+    assert remedy in error
     assert "\n" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--run-dir", "--storage"])
+def test_a_deleted_experiment(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, command = (
+        ("raydet", ["train"]) if flag == "--run-dir" else ("gaff", ["tune", "--space", "gaff_phase1"])
+    )
+    open_tracker(None, directory=tmp_path, experiment=name)
+    client = MlflowClient(f"sqlite:///{tmp_path / SQLITE}")
+    client.delete_experiment(client.get_experiment_by_name(name).experiment_id)
+    before = set(tmp_path.iterdir())
+    where = tmp_path / "run" if flag == "--run-dir" else tmp_path
+    code, error = outcome([*command, "--recipe", "demo", flag, str(where)], capsys)
+    assert code == EXIT_USAGE, error
+    assert error.startswith(f'error: the experiment "{name}" (id 1) was deleted in MLflow')
+    assert "\n" not in error
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_a_run_directory_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

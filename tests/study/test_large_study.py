@@ -51,7 +51,7 @@ def test_three_hundred_trials(tmp_path: Path) -> None:
     for trial in trials:
         results = simulated_results(trial, quality(trial), epochs=20)
         run = begin_run(tracker, trial.experiment, name=trial.name, identity=trial.key, parent=parent)
-        end_run(tracker, run, run_dir=tmp_path / "nowhere", checkpoint=None, results=results)
+        end_run(tracker, run, trial.experiment, run_dir=tmp_path / "nowhere", checkpoints=[], results=results)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "raydet.report", str(directory)], capture_output=True, text=True, timeout=300

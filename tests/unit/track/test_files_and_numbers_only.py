@@ -7,24 +7,34 @@ from pathlib import Path
 
 MODULE = Path(__file__).parents[3] / "raydet" / "track" / "mlflow.py"
 IMPORTED = {"mlflow.MlflowClient", "mlflow.exceptions.MlflowException"}
-IMPORTED |= {f"mlflow.entities.{name}" for name in ("Metric", "Param", "Run", "RunTag", "ViewType")}
+ENTITIES = ("Dataset", "DatasetInput", "InputTag", "LoggedModel", "LoggedModelOutput", "LoggedModelStatus")
+ENTITIES += ("Metric", "Param", "Run", "RunTag", "ViewType")
+IMPORTED |= {f"mlflow.entities.{name}" for name in ENTITIES}
 CALLED = {
     "create_experiment",
+    "create_logged_model",
     "create_run",
+    "delete_logged_model",
     "delete_run",
+    "finalize_logged_model",
     "get_experiment_by_name",
     "get_metric_history",
     "get_run",
     "log_artifact",
     "log_batch",
+    "log_inputs",
+    "log_model_artifacts",
+    "log_outputs",
     "log_text",
+    "search_logged_models",
     "search_runs",
     "set_experiment_tag",
+    "set_logged_model_tags",
     "set_tag",
     "set_terminated",
     "update_run",
 }
-"""Methods of the client in use: none logs a model, none downloads a file."""
+"""Methods of the client in use: none logs a model of a flavour, none loads one, none downloads a file."""
 
 TREE = ast.parse(MODULE.read_text())
 

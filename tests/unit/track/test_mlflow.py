@@ -40,7 +40,7 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
         parent = tracker.open_run("phase1", identity="phase1")
         run_id = begin_run(tracker, experiment, name="exp_001", identity="key", parent=parent)
         tracker.log_history(run_id, HISTORY[:1])
-        end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=RESULTS)
+        end_run(tracker, run_id, recipe("demo"), run_dir=tmp_path, checkpoints=[], results=RESULTS)
     runs = runs_of(store, "study")
     assert sorted(run.info.run_name for run in runs) == ["exp_001", "phase1"]
     (child,) = (run for run in runs if run.info.run_name == "exp_001")
@@ -108,7 +108,7 @@ def test_reading_runs_creates_no_tracker(tmp_path: Path) -> None:
 def test_parameters_metrics_and_descriptions_for_the_ui(store: str, tmp_path: Path) -> None:
     tracker = MLflowTracker(store, "shown")
     run_id = begin_run(tracker, recipe("demo"), name="exp_001", identity="key", labels={"arm": "s1"})
-    end_run(tracker, run_id, run_dir=tmp_path, checkpoint=None, results=RESULTS)
+    end_run(tracker, run_id, recipe("demo"), run_dir=tmp_path, checkpoints=[], results=RESULTS)
     tracker.describe(run_id, ["gaff_shared *beats* <b>it</b>.", "No more."])
     (run,) = runs_of(store, "shown")
     assert run.data.params["arm"] == "s1"

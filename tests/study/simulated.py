@@ -27,6 +27,7 @@ from raydet.tune.study import Study
 from raydet.tune.trial_listener import TrialListener
 from raydet.tune.trial_status import records_of
 from raydet.tune.view import StudyView
+from tests.results import write_checkpoint
 
 USAGE = Usage(gpu_s=1800)
 """Usage of every trial."""
@@ -100,6 +101,7 @@ def simulate(
     epochs: int = 5,
     decisions: tuple[dict[str, Any], ...] = (),
     has_records: bool = True,
+    has_checkpoints: bool = False,
     num_groups: int = 20,
 ) -> Path:
     """Simulate a study; returns its directory.
@@ -134,6 +136,8 @@ def simulate(
             results = simulated_results(trial, value, epochs=epochs)
             if has_records:
                 write_records(run_dir / RECORDS, records)
+            if has_checkpoints:
+                write_checkpoint(run_dir, epochs, value)
             (run_dir / "final_results.json").write_text(json.dumps(results.as_json()))
             journal.append("started", key=trial.key, name=trial.name)
             journal.append("finished", key=trial.key, name=trial.name, results=results, usage=USAGE.as_json())
@@ -142,7 +146,7 @@ def simulate(
 
 def track(study: Study, directory: Path, *, seeds: int = 3) -> None:
     """Log a study's finished trials to MLflow on sqlite next to it, as the driver does with untracked ones."""
-    tracker = open_tracker(None, directory=directory.parent, experiment=study.name)
+    tracker = open_tracker(None, directory=directory.parent, experiment=study.name, command="raydet tune")
     view = StudyView(
         console=Console(quiet=True), study=study.name, task=study.base.task, metric=study.decider
     )

@@ -61,7 +61,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     storage = tmp_path_factory.mktemp("runs")
-    directory = simulate(STUDY, storage, quality, epochs=3)
+    directory = simulate(STUDY, storage, quality, epochs=3, has_checkpoints=True)
     track(STUDY, directory)
     log_report(write_report(directory, resamples=100), directory, None)
     store = f"sqlite:///{storage / SQLITE}"
@@ -149,6 +149,25 @@ def test_the_study_is_listed_with_trials_below_their_phase(page: Any, served: Se
     for trial in served.trials:
         page.get_by_role("link", name=trial.info.run_name, exact=True).wait_for()
     assert page.get_by_role("link", name="controls", exact=True).count() == 1
+
+
+def test_data_sets_and_sources_are_columns(page: Any, served: Served) -> None:
+    page.goto(f"{served.url}/#/experiments/{served.experiment}/runs?workflowType=machine_learning")
+    row = page.locator("[role=row]", has=page.get_by_role("link", name="methods", exact=True)).first
+    row.locator("[role=gridcell] button").first.click()
+    page.get_by_role("link", name=served.trials[0].info.run_name, exact=True).wait_for()
+    page.get_by_text("synthetic (training)").first.wait_for()
+    _text(page, "raydet tune").wait_for()
+
+
+def test_checkpoints_are_models_with_metrics(page: Any, served: Served) -> None:
+    page.set_viewport_size({"width": 3600, "height": 1200})  # columns outside of it are not drawn
+    page.goto(f"{served.url}/#/experiments/{served.experiment}/models?workflowType=machine_learning")
+    trial = served.trials[0]
+    page.get_by_text(f"{trial.info.run_name} epoch_0003").first.wait_for()
+    page.get_by_text("synthetic (validation)").first.wait_for()  # above its metrics
+    _text(page, "mAP").wait_for()
+    page.get_by_text(f"{trial.data.metrics['mAP']:.3f}"[:4]).first.wait_for()
 
 
 def test_eight_trials_compare(page: Any, served: Served) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from raydet.checkpoint.manifest import MANIFEST, STATE, FileInfo, Manifest, write_durably
-from raydet.checkpoint.retention import checkpoint_name, intact_checkpoints
+from raydet.checkpoint.retention import intact_checkpoints
+from tests.results import write_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -26,13 +23,7 @@ def checkpoints(tmp_path: Path) -> Callable[[Mapping[int, float | None]], list[P
 
     def write(scores: Mapping[int, float | None]) -> list[Path]:
         for epoch, score in scores.items():
-            path = tmp_path / "run" / "checkpoints" / checkpoint_name(epoch)
-            path.mkdir(parents=True)
-            save_file({"weight": np.full(3, epoch, dtype=np.float32)}, path / "shard-00001.safetensors")
-            content = (path / "shard-00001.safetensors").read_bytes()
-            shard = FileInfo(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-            files = {"shard-00001.safetensors": shard, STATE: write_durably(path / STATE, "{}")}
-            write_durably(path / MANIFEST, Manifest(1, "AdamW", score, files).as_text())
+            write_checkpoint(tmp_path / "run", epoch, score)
         return list(intact_checkpoints(tmp_path / "run"))
 
     return write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -68,6 +69,14 @@ MISS_RATE = "LAMR"
 """Log-average miss rate, see `raydet.metrics.miss_rate`: in 0..1, and lower is better."""
 PER_CLASS = "AP/"
 """Prefix of AP at IoU .5:.95 of one class."""
+
+
+def bounds_of(metric: Metric) -> tuple[float, float]:
+    """The smallest and the largest value of a metric: 0 and 1 for AP, recall and miss rate; infinite for losses, and for
+    metrics of custom tasks, whose range is unknown.
+    """
+    is_fraction = metric.name in (*METRIC_NAMES, MISS_RATE) or metric.name.startswith(PER_CLASS)
+    return (0.0, 1.0) if is_fraction else (-math.inf, math.inf)
 
 
 def metrics_of(task: Task) -> tuple[Metric, ...]:

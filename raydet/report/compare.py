@@ -11,7 +11,7 @@ from raydet.config import Experiment, Metric, Task
 from raydet.config.base import Config
 from raydet.engine.open_run import recorded_experiment
 from raydet.errors import ConfigError
-from raydet.metrics.names import deciding_metric, metrics_of
+from raydet.metrics.names import bounds_of, deciding_metric, metrics_of
 from raydet.metrics.records import RECORDS, Records, has_records, read_records, score
 from raydet.runs.run_dir import FINAL_RESULTS, recorded_model_info
 from raydet.stats.bootstrap import paired_differences
@@ -95,7 +95,7 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
     if len(resampled) < 2:
         raise ConfigError(f"{a.name} and {b.name} cannot be compared: their images have no objects")
     num_groups = len(set(a.records[0].group_ids.tolist()))
-    return compare([scores_a], [scores_b], resampled, num_groups=num_groups)
+    return compare([scores_a], [scores_b], resampled, num_groups=num_groups, bounds=bounds_of(metric))
 
 
 def compared_metric(task: Task) -> Metric:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from raydet.metrics.names import metrics_of
 from raydet.report.analysis import Analysis
-from raydet.report.findings import HypothesisResult
+from raydet.report.findings import HypothesisResult, Outcome
 from raydet.report.study import StudyResults
-from raydet.stats.comparison import LEVEL
+from raydet.stats.comparison import LEVEL, Verdict
 from raydet.tune.study import PromotionPhase
 
 MAX_NAMED = 6
@@ -18,16 +18,92 @@ LEARNT = 0.05
 """If the best mean score is below, the detectors have hardly learnt anything."""
 
 
-def conclusions(analysis: Analysis) -> list[str]:
-    """The findings, most important first."""
+def summary(analysis: Analysis) -> tuple[str, str, str]:
+    """What was compared, what is supported, and what cannot be told: one sentence each."""
+    return _compared(analysis), _supported(analysis), _open_questions(analysis)
+
+
+def conclusions(analysis: Analysis, *, has_hypotheses: bool = True) -> list[str]:
+    """The findings, most important first.
+
+    Args:
+        has_hypotheses: whether those of single hypotheses are among them.
+    """
     return [
         *_learning(analysis.results),
         *_confirmation(analysis),
         *_fusion(analysis),
         *_baseline(analysis),
-        *map(_hypothesis, analysis.hypotheses),
+        *(map(_hypothesis, analysis.hypotheses) if has_hypotheses else ()),
         *_noise(analysis),
     ]
+
+
+def _compared(analysis: Analysis) -> str:
+    results = analysis.results
+    arms, controls = _count(len(results.arms), "arm"), _count(len(results.controls), "control")
+    images = f" on {_count(analysis.num_images, 'test image')}" if analysis.num_images else ""
+    if images and analysis.num_groups:
+        images += f" in {_count(analysis.num_groups, 'group')}"
+    verb = "was" if len(results.arms) + len(results.controls) == 1 else "were"
+    left = f"; {_count(len(results.unfinished), 'run')} did not finish" if results.unfinished else ""
+    seeds, epochs = _count(results.num_seeds, "seed"), _count(results.study.base.train.epochs, "epoch")
+    return (
+        f"{arms} and {controls} {verb} compared by {results.study.decider.name}, with {seeds} each,{images} after "
+        f"{epochs}{left}."
+    )
+
+
+def _supported(analysis: Analysis) -> str:
+    if any(_learning(analysis.results)):
+        return "Supported: nothing, as these detectors have hardly learnt anything."
+    found, control = [], analysis.best_control
+    if control is not None:
+        rival = f"the best control {control.name} ({analysis.results.study.decider.name} {control.mean:.4f})"
+        better = _arms(analysis, "A is better")
+        worse = _arms(analysis, "B is better")
+        if better:
+            found.append(f"{_names(better)} {'beats' if len(better) == 1 else 'beat'} {rival}")
+        if worse:
+            found.append(f"{_names(worse)} {'is' if len(worse) == 1 else 'are'} worse than {rival}")
+    pair = analysis.confirmation
+    if pair is not None and pair.is_different:
+        found.append(
+            f"on fresh seeds, {pair.a} is {'better' if pair.verdict == 'A is better' else 'worse'} than {pair.b}"
+        )
+    decided: tuple[Outcome, ...] = ("supported", "refuted")
+    for outcome in decided:
+        if named := _of_outcome(analysis, outcome):
+            found.append(f"{_names(named)} {'is' if len(named) == 1 else 'are'} {outcome}")
+    return f"Supported: {'; '.join(found) or 'nothing that was tested'}."
+
+
+def _open_questions(analysis: Analysis) -> str:
+    if any(_learning(analysis.results)):
+        return "Cannot be told: whether any fusion helps; train for longer, on more images, or from pretrained weights."
+    found = []
+    if analysis.best_control is None:
+        found.append("whether fusion helps at all, as there are no controls")
+    if unclear := [*_arms(analysis, "not distinguishable"), *_arms(analysis, "unknown")]:
+        found.append(
+            f"whether {_names(unclear)} {'differs' if len(unclear) == 1 else 'differ'} from the best control"
+        )
+    undecided: tuple[Outcome, ...] = ("not distinguishable", "unknown", "not tested")
+    for outcome in undecided:
+        if named := _of_outcome(analysis, outcome):
+            reason = "the noise is unknown" if outcome == "unknown" else outcome
+            found.append(f"whether {_names(named)} {'holds' if len(named) == 1 else 'hold'} ({reason})")
+    return f"Cannot be told: {'; '.join(found) or 'what holds on other data, and after other schedules'}."
+
+
+def _arms(analysis: Analysis, verdict: Verdict) -> list[str]:
+    """Arms with a verdict against the best control, largest difference first."""
+    mine = [pair for pair in analysis.against_control if pair.verdict == verdict]
+    return [pair.a for pair in sorted(mine, key=lambda pair: -abs(pair.comparison.difference))]
+
+
+def _of_outcome(analysis: Analysis, outcome: Outcome) -> list[str]:
+    return [result.hypothesis.name for result in analysis.hypotheses if result.outcome == outcome]
 
 
 def limits(analysis: Analysis) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from raydet.report.tables import Table
+from raydet.report.tables import HypothesisRow, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,12 @@ class Section:
     sentences: Sequence[str] = ()
     tables: Sequence[Table] = ()
     images: Sequence[Image] = ()
+    hypotheses: Sequence[HypothesisRow] = ()
+    """Rows that unfold into their claims."""
 
     @property
     def is_empty(self) -> bool:
-        return not (self.sentences or self.tables or self.images)
+        return not (self.sentences or self.tables or self.images or self.hypotheses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,11 @@ class Page:
     """The variables of the template."""
 
     title: str
+    summary: Sequence[str]
+    """What was compared, what is supported, what cannot be told."""
+    figure: Image | None
+    """Beside the summary; None: there is nothing to draw."""
     facts: Sequence[tuple[str, str]]
-    conclusions: Sequence[str]
-    limits: Sequence[str]
     sections: Sequence[Section]
     footer: str
 

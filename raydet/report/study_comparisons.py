@@ -16,6 +16,7 @@ from itertools import combinations, islice, product
 import numpy as np
 from numpy.typing import NDArray
 
+from raydet.metrics.names import bounds_of
 from raydet.report.findings import (
     Effect,
     Estimate,
@@ -69,6 +70,7 @@ class StudyComparisons:
             num_groups=self.resamples.num_groups,
             spread=self.spread,
             family=family,
+            bounds=bounds_of(self.results.study.decider),
         )
 
     def family(
@@ -90,6 +92,7 @@ class StudyComparisons:
             _without_empty_sets(self.resamples.mean(cells)),
             num_groups=self.resamples.num_groups,
             spread=self.spread,
+            bounds=bounds_of(self.results.study.decider),
         )
         return found or (None, None)
 

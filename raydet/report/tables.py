@@ -231,6 +231,45 @@ def _hypotheses(analysis: Analysis) -> Iterator[Table]:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class HypothesisRow:
+    """A hypothesis in one row, above its claims."""
+
+    name: str
+    text: str
+    outcome: str
+    seeds_needed: str
+    """The most that a claim needs that could not be decided."""
+    claims: Table
+
+
+def hypothesis_rows(analysis: Analysis) -> list[HypothesisRow]:
+    """One row per hypothesis, with a table of its claims, which is empty where it was not tested."""
+    words: Mapping[str, str] = {"A is better": "supported", "B is better": "refuted"}
+    found = []
+    for result in analysis.hypotheses:
+        undecided = [claim for claim in result.claims if claim.verdict == "not distinguishable"]
+        most = max(undecided, key=lambda claim: claim.comparison.seeds_needed or MAX_SEEDS + 1, default=None)
+        rows = []
+        for claim in result.claims:
+            difference, interval, p, _ = _test_result(claim)
+            verdict = words.get(claim.verdict, claim.verdict)
+            claimed = f"{claim.a} beats {claim.b}"
+            rows.append((claimed, verdict, difference, interval, p, _seeds_needed(claim)))
+        table = Table(
+            f"claims_{result.hypothesis.name}",
+            f"Claims of {result.hypothesis.name}",
+            "",
+            ("claim", "verdict", "difference", "95 % interval", "p", "seeds needed"),
+            tuple(rows),
+            num_names=2,
+        )
+        seeds = MISSING if most is None else _seeds_needed(most)
+        hypothesis = result.hypothesis
+        found.append(HypothesisRow(hypothesis.name, hypothesis.text, result.outcome, seeds, table))
+    return found
+
+
 def _seeds_needed(claim: PairComparison) -> str:
     if claim.verdict != "not distinguishable":
         return MISSING

@@ -16,18 +16,19 @@ from pathlib import Path
 import raydet
 from raydet.errors import ConfigError, RaydetError
 from raydet.report.analysis import Analysis, analyse
-from raydet.report.conclusions import conclusions, decisions, limits
+from raydet.report.conclusions import conclusions, decisions, limits, summary
 from raydet.report.drawings.run import Drawing, drawings_of_run
 from raydet.report.figures.effects import effect_figures
 from raydet.report.figures.robustness import robustness_figures
-from raydet.report.figures.scores import score_figures
+from raydet.report.figures.scores import AGAINST_CONTROL, score_figures
 from raydet.report.figures.style import Figure, figure_style
 from raydet.report.figures.training import cost_figures, curve_figures
 from raydet.report.page import Image, Page, Section, embed, render
 from raydet.report.study import open_study
-from raydet.report.tables import Table, tables
+from raydet.report.tables import Table, hypothesis_rows, tables
 from raydet.runs.run_dir import write_atomically
 from raydet.runs.usage import Usage
+from raydet.stats.comparison import MAX_SEEDS, POWER
 
 DIRECTORY = "report"
 PAGE = "report.html"
@@ -39,6 +40,12 @@ FIGURES: dict[str, Callable[[Analysis], Iterable[Figure]]] = {
     "costs": cost_figures,
     "robustness": robustness_figures,
 }
+HYPOTHESES = (
+    "A hypothesis is supported if all its claims are, and refuted if the opposite of one is; a row unfolds into its "
+    "claims. p is corrected for the claims of all hypotheses. “Seeds needed” is the number of runs per cell that would "
+    f"find a difference of the size seen with a probability of {POWER:.0%}; “> {MAX_SEEDS}” means more seeds than that, "
+    "or more images."
+)
 NUM_DRAWINGS = 2
 """Number of best images, and of worst images."""
 
@@ -85,7 +92,7 @@ def write_report(directory: Path, *, output: Path | None = None, resamples: int 
             f"cannot write the report to {output}: {error.strerror}; choose another --output"
         ) from error
     phase = [name for name, cells in analysis.results.cells.items() if cells][-1]
-    return Report(output / PAGE, files, tuple(page.conclusions), phase)
+    return Report(output / PAGE, files, tuple(conclusions(analysis)), phase)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +135,18 @@ def _page(
     def named(*prefixes: str) -> list[Table]:
         return [table for table in all_tables if table.name.startswith(prefixes)]
 
-    images = {name: [figure.image for figure in group] for name, group in groups.items()}
+    # The figure that sums up: the arms against the best control, or else whatever the scores begin with.
+    scores = sorted(groups["scores"], key=lambda rendered: rendered.figure.name != AGAINST_CONTROL)
+    first = scores[0].image if scores else None
+    images = {
+        name: [rendered.image for rendered in group if not scores or rendered is not scores[0]]
+        for name, group in groups.items()
+    }
+    hypotheses = hypothesis_rows(analysis)
     sections = [
-        Section("hypotheses", "Hypotheses", tables=named("hypotheses")),
+        Section("hypotheses", "Hypotheses", [HYPOTHESES] if hypotheses else [], hypotheses=hypotheses),
+        Section("conclusions", "Conclusions", conclusions(analysis, has_hypotheses=False)),
+        Section("limits", "Limitations", limits(analysis)),
         Section("cells", "Cells", tables=named("best", "cells"), images=images["scores"]),
         Section("decisions", "Selections between phases", sentences=decisions(analysis.results)),
         Section("factors", "Factors", tables=named("effects"), images=images["effects"]),
@@ -147,9 +163,9 @@ def _page(
     ]
     return Page(
         title=f"Study {analysis.results.name}",
+        summary=summary(analysis),
+        figure=first,
         facts=_facts(analysis),
-        conclusions=conclusions(analysis),
-        limits=limits(analysis),
         sections=[section for section in sections if not section.is_empty],
         footer=f"Written by raydet {raydet.__version__} from the journal of {analysis.results.directory.name}.",
     )

@@ -28,6 +28,9 @@ from scipy import optimize, stats
 Verdict = Literal["A is better", "B is better", "not distinguishable", "unknown"]
 Cells = Sequence[Sequence[float]]
 """One side of a comparison: the scores of the runs of each of its cells. All cells have equal weight."""
+Bounds = tuple[float, float]
+"""The smallest and the largest value that a score can have."""
+UNBOUNDED: Bounds = (-math.inf, math.inf)
 LEVEL = 0.95
 MAX_SEEDS = 100
 POWER = 0.8
@@ -124,6 +127,7 @@ def compare(
     num_groups: int,
     spread: Spread | None = None,
     family: int = 1,
+    bounds: Bounds = UNBOUNDED,
 ) -> Comparison:
     """Compare two sides by the scores of their runs.
 
@@ -133,6 +137,7 @@ def compare(
         num_groups: groups of images drawn for each of these sets.
         spread: over seeds, pooled over the study that these scores are part of.
         family: number of comparisons that are corrected together; `seeds_needed` grows with it.
+        bounds: of a score; the interval of the difference ends where no difference can be larger.
     """
     mean_a, mean_b = _mean(a), _mean(b)
     sd_images = None if resampled is None else _sd_images(resampled, num_groups)
@@ -140,11 +145,12 @@ def compare(
     if noise is None:
         return Comparison(mean_a, mean_b, None, None, None, None, sd_images, num_groups, None)
     difference, half = mean_a - mean_b, noise.quantile(1 - LEVEL) * noise.error
+    largest = bounds[1] - bounds[0]
     return Comparison(
         mean_a=mean_a,
         mean_b=mean_b,
-        low=difference - half,
-        high=difference + half,
+        low=max(difference - half, -largest),
+        high=min(difference + half, largest),
         p_value=noise.p_value(difference),
         sd_seeds=noise.spread.sd,
         sd_images=sd_images,
@@ -162,15 +168,20 @@ def compare(
 
 
 def interval(
-    cells: Cells, resampled: NDArray[np.float64] | None, *, num_groups: int, spread: Spread | None
+    cells: Cells,
+    resampled: NDArray[np.float64] | None,
+    *,
+    num_groups: int,
+    spread: Spread | None,
+    bounds: Bounds = UNBOUNDED,
 ) -> tuple[float, float] | None:
-    """The interval of the mean of one side; arguments as for `compare`. None: its noise is unknown."""
+    """The interval of the mean of one side, within `bounds`; arguments as for `compare`. None: its noise is unknown."""
     sd_images = None if resampled is None else _sd_images(resampled, num_groups)
     noise = _Noise.of(cells, pooled=spread, sd_images=sd_images, num_groups=num_groups)
     if noise is None:
         return None
     mean, half = _mean(cells), noise.quantile(1 - LEVEL) * noise.error
-    return mean - half, mean + half
+    return max(mean - half, bounds[0]), min(mean + half, bounds[1])
 
 
 def _choose_spread(own: Spread | None, pooled: Spread | None) -> Spread | None:

@@ -24,10 +24,13 @@ from raydet.report.figures.style import (
 from raydet.report.findings import Estimate, PairComparison
 
 MARKERS = "osD^v"
+AGAINST_CONTROL = "differences_against_control"
+"""Name of the figure that sums up a study."""
 
 
 def score_figures(analysis: Analysis) -> Iterator[Figure]:
     """All figures of scores."""
+    metric = analysis.results.study.decider.name
     for phase, estimates in analysis.estimates.items():
         if estimates:
             yield _bars(analysis, phase, estimates)
@@ -35,10 +38,15 @@ def score_figures(analysis: Analysis) -> Iterator[Figure]:
             for group in groups_of(analysis.results.study.base.task):
                 yield from _group(group, phase, estimates)
     if analysis.against_control and analysis.best_control is not None:
-        yield _differences("against_control", analysis.best_control.name, analysis.against_control)
+        other = f"the best control {shorten(analysis.best_control.name)}"
+        yield _differences(
+            AGAINST_CONTROL, f"{metric} of every arm minus that of {other}", analysis.against_control
+        )
     is_same = analysis.baseline is not None and analysis.baseline == analysis.best_control
     if analysis.against_baseline and analysis.baseline is not None and not is_same:
-        yield _differences("against_baseline", analysis.baseline.name, analysis.against_baseline)
+        other = f"the baseline {shorten(analysis.baseline.name)}"
+        title = f"{metric} of every arm minus that of {other}"
+        yield _differences("differences_against_baseline", title, analysis.against_baseline)
     if analysis.pairs:
         yield _pairs(analysis)
 
@@ -110,22 +118,26 @@ def _group(group: MetricGroup, phase: str, estimates: Sequence[Estimate]) -> Ite
     yield Figure(f"{group.name}_{phase}", f"{group.title}: {phase}", caption, canvas)
 
 
-def _differences(name: str, other: str, family: Sequence[PairComparison]) -> Figure:
+def _differences(name: str, title: str, family: Sequence[PairComparison]) -> Figure:
+    """A forest plot: one row per arm, its difference and interval as a line and in numbers."""
     rows = sorted(family, key=lambda pair: -pair.comparison.difference)[:MAX_ROWS]
     canvas, plot, positions = cell_rows([row.a for row in rows])
     colours = {"A is better": BASELINE, "B is better": ACCENT}
     for y, row in zip(positions, rows, strict=True):
         found, colour = row.comparison, colours.get(row.verdict, CONTROL)
+        text = f"{found.difference:+.4f}"
         if found.low is not None and found.high is not None:
             plot.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
+            text += f"  [{found.low:+.4f}, {found.high:+.4f}]"
         plot.plot([found.difference], [y], "o", color=colour, ms=5)
+        plot.text(1.02, y, text, transform=plot.get_yaxis_transform(), va="center", fontsize=8)
     plot.axvline(0.0, color="black", linewidth=0.8)
-    plot.set_xlabel(f"difference from {other}")
+    plot.set_xlabel("difference, to the right is better")
     return Figure(
-        f"differences_{name}",
-        f"Every arm minus {other}",
+        name,
+        title,
         "Green: better; orange: worse; grey: not distinguishable, after correction for the number of comparisons. "
-        "Lines are the 95 % intervals of single comparisons." + omitted(len(family) - len(rows)),
+        "Lines and brackets are the 95 % intervals of single comparisons." + omitted(len(family) - len(rows)),
         canvas,
     )
 

@@ -72,8 +72,8 @@ PER_CLASS = "AP/"
 
 
 def bounds_of(metric: Metric) -> tuple[float, float]:
-    """The smallest and the largest value of a metric: 0 and 1 for AP, recall and miss rate; infinite for losses, and for
-    metrics of custom tasks, whose range is unknown.
+    """The smallest and the largest value of a metric: 0 and 1 for AP, recall and miss rate; infinite for losses
+    and for metrics of custom tasks, whose range is unknown.
     """
     is_fraction = metric.name in (*METRIC_NAMES, MISS_RATE) or metric.name.startswith(PER_CLASS)
     return (0.0, 1.0) if is_fraction else (-math.inf, math.inf)

@@ -42,14 +42,14 @@ def conclusions(analysis: Analysis, *, has_hypotheses: bool = True) -> list[str]
 def _compared(analysis: Analysis) -> str:
     results = analysis.results
     arms, controls = _count(len(results.arms), "arm"), _count(len(results.controls), "control")
-    images = f" on {_count(analysis.num_images, 'test image')}" if analysis.num_images else ""
+    images = f", on {_count(analysis.num_images, 'test image')}" if analysis.num_images else ""
     if images and analysis.num_groups:
         images += f" in {_count(analysis.num_groups, 'group')}"
     verb = "was" if len(results.arms) + len(results.controls) == 1 else "were"
-    left = f"; {_count(len(results.unfinished), 'run')} did not finish" if results.unfinished else ""
+    left = f"; {_count(len(results.unfinished), 'run')} without a result" if results.unfinished else ""
     seeds, epochs = _count(results.num_seeds, "seed"), _count(results.study.base.train.epochs, "epoch")
     return (
-        f"{arms} and {controls} {verb} compared by {results.study.decider.name}, with {seeds} each,{images} after "
+        f"{arms} and {controls} {verb} compared by {results.study.decider.name}, with {seeds} each{images}, after "
         f"{epochs}{left}."
     )
 
@@ -74,7 +74,7 @@ def _supported(analysis: Analysis) -> str:
     decided: tuple[Outcome, ...] = ("supported", "refuted")
     for outcome in decided:
         if named := _of_outcome(analysis, outcome):
-            found.append(f"{_names(named)} {'is' if len(named) == 1 else 'are'} {outcome}")
+            found.append(f"{_hypotheses(named)} {'is' if len(named) == 1 else 'are'} {outcome}")
     return f"Supported: {'; '.join(found) or 'nothing that was tested'}."
 
 
@@ -92,8 +92,12 @@ def _open_questions(analysis: Analysis) -> str:
     for outcome in undecided:
         if named := _of_outcome(analysis, outcome):
             reason = "the noise is unknown" if outcome == "unknown" else outcome
-            found.append(f"whether {_names(named)} {'holds' if len(named) == 1 else 'hold'} ({reason})")
+            found.append(f"whether {_hypotheses(named)} {'holds' if len(named) == 1 else 'hold'} ({reason})")
     return f"Cannot be told: {'; '.join(found) or 'what holds on other data, and after other schedules'}."
+
+
+def _hypotheses(names: Sequence[str]) -> str:
+    return f"{'hypothesis' if len(names) == 1 else 'hypotheses'} {_names(names)}"
 
 
 def _arms(analysis: Analysis, verdict: Verdict) -> list[str]:

@@ -43,8 +43,8 @@ FIGURES: dict[str, Callable[[Analysis], Iterable[Figure]]] = {
 HYPOTHESES = (
     "A hypothesis is supported if all its claims are, and refuted if the opposite of one is; a row unfolds into its "
     "claims. p is corrected for the claims of all hypotheses. “Seeds needed” is the number of runs per cell that would "
-    f"find a difference of the size seen with a probability of {POWER:.0%}; “> {MAX_SEEDS}” means more seeds than that, "
-    "or more images."
+    f"find a difference of the size seen with a probability of {POWER:.0%}; “> {MAX_SEEDS}” means more seeds than "
+    "that, or more images."
 )
 NUM_DRAWINGS = 2
 """Number of best images, and of worst images."""
@@ -186,7 +186,10 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("data", ", ".join([base.data.source.kind, *map(base.data.shown_name, base.data.simulated)])),
         ("test images", f"{num_images}{groups}" if num_images else "unknown"),
         ("classes", ", ".join(base.data.classes)),
-        ("schedule", f"{base.train.epochs} epochs, batch {base.train.global_batch}"),
+        (
+            "schedule",
+            f"{base.train.epochs} epoch{'s' * (base.train.epochs != 1)}, batch {base.train.global_batch}",
+        ),
         ("training time", f"{seconds / 3600:.2f} h"),
         ("cluster usage", "unknown" if usage == Usage() else f"{usage}, including failed attempts"),
     ]

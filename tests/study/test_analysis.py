@@ -12,7 +12,7 @@ from raydet.cli.spaces import load_space
 from raydet.errors import StudyError
 from raydet.recipes import recipe
 from raydet.report.analysis import Analysis, analyse
-from raydet.report.conclusions import conclusions, limits
+from raydet.report.conclusions import conclusions, limits, summary
 from raydet.report.study import open_study
 from raydet.tune.cells import Trial
 from raydet.tune.journal import Journal
@@ -213,6 +213,7 @@ def test_detectors_that_have_hardly_learnt_are_reported(level: float, is_said: b
     study = METHODS.model_copy(update={"factors": (), "phases": METHODS.phases[:1]})
     found = analysed(simulate(study, tmp_path, lambda trial: level, seeds=1))
     assert ("hardly learnt" in conclusions(found)[0]) == is_said
+    assert ("hardly learnt" in summary(found)[1]) == is_said
 
 
 def test_with_one_group_of_images_nothing_is_distinguishable(tmp_path: Path) -> None:
@@ -220,6 +221,31 @@ def test_with_one_group_of_images_nothing_is_distinguishable(tmp_path: Path) -> 
     assert {pair.verdict for pair in found.against_control} == {"unknown"}
     assert any("one group" in sentence for sentence in limits(found))
     assert not any("as it should be" in sentence for sentence in conclusions(found))
+    assert summary(found)[1] == "Supported: nothing that was tested."
+    assert "from the best control; whether hypotheses F1, " in summary(found)[2]
+    assert "hold (the noise is unknown)" in summary(found)[2]
+
+
+def test_the_three_sentences_of_a_decided_study(methods: Analysis) -> None:
+    compared, supported, unclear = summary(methods)
+    assert compared.startswith("5 arms and 6 controls were compared by mAP, with 3 seeds each")
+    assert "beat the best control" in supported
+    assert supported.endswith("hypotheses F1, F2, F3, F4 are supported.")
+    assert unclear == "Cannot be told: whether hypothesis F5 holds (not distinguishable)."
+
+
+def test_without_controls_nothing_is_said_of_fusion(tmp_path: Path) -> None:
+    study = METHODS.model_copy(update={"phases": METHODS.phases[1:], "hypotheses": ()})
+    found = analysed(simulate(study, tmp_path, lambda trial: noisy({}, trial), seeds=2))
+    assert found.results.controls == ()
+    assert summary(found)[2] == "Cannot be told: whether fusion helps at all, as there are no controls."
+
+
+def test_intervals_stay_within_the_range_of_ap(tmp_path: Path) -> None:
+    found = analysed(simulate(METHODS, tmp_path, lambda trial: 0.9 if trial.seed % 2 else 0.1, seeds=2))
+    estimates = [estimate for estimates in found.estimates.values() for estimate in estimates]
+    assert {(estimate.low, estimate.high) for estimate in estimates} == {(0.0, 1.0)}
+    assert {(pair.comparison.low, pair.comparison.high) for pair in found.pairs} == {(-1.0, 1.0)}
 
 
 def test_the_noise_of_images_is_that_of_the_metric(tmp_path: Path) -> None:

@@ -79,13 +79,48 @@ def test_the_page_is_self_contained_and_has_no_scripts(report: Report) -> None:
 def test_every_section_is_there_and_every_figure_is_a_file(study: Path, report: Report) -> None:
     page = Elements(report.page.read_text())
     anchors = {attributes["id"] for tag, attributes in page.found if tag == "section" and "id" in attributes}
-    assert anchors == {"hypotheses", "cells", "noise", "training", "pictures", "costs"}
+    firsts = {"summary", "hypotheses", "conclusions", "limits"}
+    assert anchors == firsts | {"cells", "noise", "training", "pictures", "costs"}
     figures = {path.stem for path in (study / "report" / "figures").glob("*.svg")}
     assert figures == {path.stem for path in (study / "report" / "figures").glob("*.png")}
     assert {"scores_methods", "differences_against_control", "pairs", "curves_loss", "gap"} <= figures
     assert sum(tag == "img" for tag, _ in page.found) == len(figures)
     assert "There are no images of" in page.text  # these runs have no checkpoints
     assert set(report.files) == {path for path in (study / "report").rglob("*") if path.is_file()}
+
+
+def test_the_first_screen_is_a_figure_and_three_sentences(report: Report) -> None:
+    first, _, rest = report.page.read_text().partition("</section>")
+    page = Elements(first)
+    assert [attributes["alt"] for tag, attributes in page.found if tag == "img"] == [
+        "mAP of every arm minus that of the best control thermal_twice"
+    ]
+    sentences = re.findall(r"<li>(.*?)</li>", first)
+    assert sentences[0] == (
+        "3 arms and 6 controls were compared by mAP, with 3 seeds each, on 60 test images in 20 groups, after 5 epochs."
+    )
+    assert sentences[1].startswith(
+        "Supported: gaff_shared, gaff, cmx beat the best control thermal_twice (mAP 0.2"
+    )
+    assert sentences[1].endswith("; hypotheses F1, F2 are supported.")
+    assert sentences[2] == "Cannot be told: whether hypothesis F5 holds (not distinguishable)."
+    assert len(sentences) == 3
+    assert "F1" in rest
+
+
+def test_claims_are_folded_into_a_row_per_hypothesis(report: Report) -> None:
+    html = report.page.read_text()
+    folds = re.findall(r"<details>(.*?)</details>", html, flags=re.DOTALL)
+    assert [re.findall(r'<span class="name">(.*?)</span>', fold) for fold in folds] == [
+        ["F1"],
+        ["F2"],
+        ["F5"],
+    ]
+    assert [re.findall(r'class="seeds">(.*?)</span>', fold)[0] for fold in folds] == ["–", "–", "&gt; 100"]
+    text = Elements(folds[0]).text
+    for claim in ("cmx beats rgb", "cmx beats thermal", "cmx beats event"):
+        assert text.count(claim) == 1
+    assert "<details open" not in html
 
 
 def test_tables_match_the_journal(study: Path, report: Report) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raydet.stats.comparison import Comparison, Spread, compare, holm, pooled_spread, seeds_needed
+from raydet.stats.comparison import Comparison, Spread, compare, holm, interval, pooled_spread, seeds_needed
 
 NUM_STUDIES = 400
 NUM_FAMILIES = 120
@@ -67,6 +67,23 @@ def test_without_noise_of_images_it_equals_the_t_test() -> None:
     assert found.p_value == pytest.approx(expected.pvalue)
     interval = expected.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.parametrize("scores", [[0.97, 0.99], [0.01, 0.04], [0.2, 0.7]])
+def test_intervals_stay_within_the_range_of_the_metric(scores: list[float]) -> None:
+    low, high = interval([scores], None, num_groups=0, spread=None, bounds=(0.0, 1.0)) or (None, None)
+    free = interval([scores], None, num_groups=0, spread=None)
+    assert free is not None
+    assert (low, high) == (max(0.0, free[0]), min(1.0, free[1]))
+    assert free[0] < 0.0 or free[1] > 1.0  # the test would show nothing otherwise
+    for a, b in (([0.0, 0.9], scores), (scores, [0.0, 0.9])):
+        bounded = compare([a], [b], None, num_groups=0, bounds=(0.0, 1.0))
+        unbounded = compare([a], [b], None, num_groups=0)
+        assert unbounded.low is not None
+        assert unbounded.high is not None
+        assert unbounded.low < -1.0 or unbounded.high > 1.0
+        assert (bounded.low, bounded.high) == (max(-1.0, unbounded.low), min(1.0, unbounded.high))
+        assert (bounded.p_value, bounded.verdict) == (unbounded.p_value, unbounded.verdict)
 
 
 def test_with_one_run_on_a_side_the_noise_is_unknown() -> None:

@@ -125,11 +125,16 @@ def begin_run(
     run_id = tracker.open_run(name, identity=identity, parent=parent)
     params = dict(labels or {}) | dict(flatten(experiment.model_dump(mode="json")))
     tracker.log_params(run_id, params | {"data.simulated": ", ".join(experiment.data.simulated) or "nothing"})
-    source = experiment.data.source
-    if not (isinstance(source, ShardsSource) and source.sha256 is None):
+    if not _is_hash_unknown(experiment):
         tracker.log_datasets(run_id, datasets_of(experiment))
     tracker.log_text(run_id, experiment.to_json(), "config.json")
     return run_id
+
+
+def _is_hash_unknown(experiment: Experiment) -> bool:
+    """Whether only the results tell which converted set was read."""
+    source = experiment.data.source
+    return isinstance(source, ShardsSource) and source.sha256 is None
 
 
 class Hours(Protocol):
@@ -186,7 +191,8 @@ def end_run(
     if results.data:  # the config does not describe a data set that was passed in, not named by --data
         tracker.log_params(run_id, {f"data.{key}": value for key, value in results.data.items()})
     datasets = datasets_of(experiment, sha256=(results.data or {}).get("sha256"))
-    tracker.log_datasets(run_id, datasets)
+    if _is_hash_unknown(experiment):
+        tracker.log_datasets(run_id, datasets)
     if checkpoints:
         tags["raydet.checkpoint"] = str(checkpoints[0])
         tracker.log_text(run_id, (checkpoints[0] / "manifest.json").read_text(), "checkpoint_manifest.json")

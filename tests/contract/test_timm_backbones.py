@@ -9,6 +9,8 @@ from typing import Any, Literal
 import pytest
 import timm
 import torch
+from timm.layers import Format
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
 from raydet.config import Experiment, apply_overrides
@@ -20,8 +22,10 @@ from raydet.models.build import build_model, describe_parameters
 from raydet.parallel.recompute import recompute_activations
 from raydet.recipes import recipe
 
-SMALL = ("test_resnet", "test_convnext")
-PUBLISHED = ("resnet50", "convnext_tiny")
+SMALL = ("test_resnet", "test_convnext", "test_efficientnet")
+PUBLISHED = ("resnet50", "convnext_tiny", "tf_efficientnet_lite0")
+RUN_BY_TIMM_AS_A_WHOLE = ("tf_efficientnet_lite0", "mobilenetv3_small_050", "cspnext_s", "test_mambaout")
+"""Their layers are found by watching timm run them; the maps of the last one are NHWC."""
 OTHERS = (
     "densenet121",
     "darknet17",
@@ -62,6 +66,12 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def leaves(module: nn.Module) -> list[str]:
+    """The innermost modules with their settings; stochastic depth is our own, and a removed classifier none."""
+    found = [repr(m) for m in module.modules() if not any(True for _ in m.children())]
+    return [text for text in found if not text.startswith(("DropPath", "Identity"))]
+
+
 @pytest.mark.parametrize(
     "name",
     [*SMALL, *PUBLISHED, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in OTHERS)],
@@ -77,19 +87,32 @@ def test_published_channels_and_strides_match(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*SMALL, "test_byobnet", "resnet18", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in OTHERS)],
+    [
+        *SMALL,
+        *RUN_BY_TIMM_AS_A_WHOLE,
+        "test_byobnet",
+        "resnet18",
+        "regnetx_002",
+        *(pytest.param(n, marks=pytest.mark.exhaustive) for n in OTHERS),
+    ],
 )
 @pytest.mark.parametrize("hw", [(64, 96), (72, 104)])
 def test_stages_equal_timm(name: str, hw: tuple[int, int]) -> None:
+    """To the last bit, with as many parameters, and with the same layers: class, eps, momentum, activation."""
     theirs = timm.create_model(name, features_only=True).eval()
     ours = encoder(name, **ALONE).eval()
     sources, targets = theirs.state_dict(), ours.state_dict()
     for target, source in zip(targets, sources, strict=True):
-        assert target.endswith(f".layers.{source}")
+        inner = target.split(".layers.")[1]
+        assert inner.replace("_", ".") == source.removeprefix("model.").replace("_", ".")
         targets[target].copy_(sources[source])
+    assert leaves(ours.rgb_stages) == leaves(theirs)
     rgb = torch.randn(2, 3, *hw).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        features = {x.shape[2]: x for x in theirs(rgb)}
+        features = theirs(rgb)
+        if getattr(theirs, "output_fmt", None) == Format.NHWC:
+            features = [x.permute(0, 3, 1, 2) for x in features]
+        features = {x.shape[2]: x for x in features}
         maps = ours(rgb, torch.zeros(2, 0, *hw)).maps
     assert len(maps) == 4
     for x in maps:
@@ -261,9 +284,14 @@ def test_attention_heads_follow_mits_rule() -> None:
         ("resnet50.nonsense", 0.0, "cannot build resnet50.nonsense as features"),
         ("test_vit", 0.0, "expected maps at strides 4, 8, 16, 32, got 16, 16, 16"),
         ("visformer_tiny", 0.0, "expected maps at strides 4, 8, 16, 32, got 8, 16, 32"),
-        ("test_efficientnet", 0.0, "it cannot be split into stages"),
-        ("test_mambaout", 0.0, "it cannot be split into stages"),
-        ("test_maxvit", 0.0, "keeps 'relative_position_index' out of its state"),
+        ("hrnet_w18_small", 0.0, "takes a map from 'stage1', which is none of its layers"),
+        ("xception41", 0.0, "takes a map from 'blocks_1_stack_act3', which is none of its layers"),
+        (
+            "hieradet_small",
+            0.0,
+            "is not a chain of layers: blocks_0 must take the output of the layer before it",
+        ),
+        ("resnetblur18", 0.0, "keeps 'filt' out of its state"),
         ("halonet26t", 0.0, "fails on an image of 128 x 128"),
         ("inception_v3", 0.0, "expected maps of"),
         ("densenet121", 0.1, "unexpected keyword argument 'drop_path_rate'"),
@@ -273,3 +301,22 @@ def test_unsupported_models_are_refused(name: str, rate: float, message: str) ->
     with pytest.raises(ConfigError, match=message) as error:
         build_model(experiment(name, rate=rate))
     assert "\n" not in str(error.value)
+    assert name in str(error.value)
+
+
+def test_a_layer_that_is_called_twice_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm has no such model among those with maps at all four strides."""
+    forward = EfficientNetFeatures.forward
+
+    def twice(net: EfficientNetFeatures, x: Tensor) -> list[Tensor]:
+        maps = forward(net, x)
+        net.blocks[0](net.bn1(net.conv_stem(x)))
+        return maps
+
+    monkeypatch.setattr(EfficientNetFeatures, "forward", twice)
+    timm_sizes.cache_clear()
+    with pytest.raises(
+        ConfigError, match="conv_stem is called more than once, so its stages cannot be told apart"
+    ):
+        timm_sizes("test_efficientnet")
+    timm_sizes.cache_clear()

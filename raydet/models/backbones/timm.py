@@ -1,15 +1,19 @@
 """Backbones from timm (PyTorch Image Models), split into stages whose maps have strides 4, 8, 16 and 32.
 
 ResNet: Deep Residual Learning for Image Recognition, arXiv 1512.03385. ConvNeXt: A ConvNet for the 2020s, arXiv
-2201.03545. The layers and their initial weights are timm's (Apache-2.0, imported).
+2201.03545. EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, arXiv 1905.11946. The layers and
+their initial weights are timm's (Apache-2.0, imported).
 
-timm's `features_only` turns many of its models into a sequence of layers and lists those that return a map. A stage is
-the layers between two such maps, so that a fusion may change the input of the next one. Models without such a sequence,
-and those that need one image size, are refused with a reason.
+timm's `features_only` lists the layers of a model that return a map. A stage is the layers between two such maps, so
+that a fusion may change the input of the next one. This needs a chain: each layer is called once, and takes the output
+of the layer before it and nothing else. No list of models says which are chains; timm's own forward pass is watched
+once, on tensors without memory. Models that are not chains, and those that need one image size, are refused with a
+reason.
 
 Departures from timm:
 1. Stochastic depth is our own module with the same random draws, which activation checkpointing can replay.
-2. Layers after the last map are not built.
+2. Layers after the last map are not kept.
+3. Maps are NCHW between the stages; a model that works on NHWC maps gets them back as such.
 
 Legend: B batch, C channels, H W map.
 """
@@ -17,15 +21,15 @@ Legend: B batch, C channels, H W map.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 from timm.layers import DropPath as TimmDropPath
-from timm.models import FeatureListNet
+from timm.layers import Format
 from torch import Tensor, nn
 
 from raydet.errors import ConfigError
@@ -34,6 +38,7 @@ from raydet.models.backbones.stage import STRIDES, Four, Stage
 HEAD_CHANNELS = 64
 """Channels per attention head, as in MiT b1 to b5."""
 PROBE_PX = 128
+T = TypeVar("T")
 _ADVICE = "choose another, such as resnet50 or convnext_tiny"
 
 
@@ -65,21 +70,33 @@ class TimmStage(Stage):
 
     Args:
         channels: channels of the map that the last layer returns.
+        takes_nhwc: the first layer takes [B, H, W, C], as do those of a model that works on such maps.
+        gives_nhwc: the last layer returns [B, H, W, C].
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], *, channels: int) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        *,
+        channels: int,
+        takes_nhwc: bool = False,
+        gives_nhwc: bool = False,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleDict(layers)
         self.channels = channels
+        self.takes_nhwc = takes_nhwc
+        self.gives_nhwc = gives_nhwc
         for parent in list(self.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, TimmDropPath):
                     setattr(parent, name, DropPath(child.drop_prob, scale_by_keep=child.scale_by_keep))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        x = x_BCHW.permute(0, 2, 3, 1) if self.takes_nhwc else x_BCHW
         for layer in self.layers.values():
-            x_BCHW = layer(x_BCHW)
-        return x_BCHW
+            x = layer(x)
+        return x.permute(0, 3, 1, 2) if self.gives_nhwc else x
 
     def block_groups(self) -> list[list[nn.Module]]:
         """One group per block: the first block of a stage often has a shortcut with weights."""
@@ -117,7 +134,8 @@ def timm_sizes(name: str, *, drop_path_rate: float = 0.0) -> TimmSizes:
     """
     with torch.device("meta"):
         net = _feature_net(name, 3, drop_path_rate)
-        _check_kind(name, net)
+        _check_strides(name, net)
+        _check_chain(name, net)
         stages = _stages_of(net)
         _check_buffers(name, stages)
         _check_maps(name, stages)
@@ -150,17 +168,48 @@ def _feature_net(name: str, in_channels: int, drop_path_rate: float) -> Any:
         ) from error
 
 
-def _check_kind(name: str, net: Any) -> None:
+def _check_strides(name: str, net: Any) -> None:
     strides = net.feature_info.reduction()
     if not {*STRIDES} <= {*strides}:
         expected, found = (", ".join(map(str, x)) for x in (STRIDES, strides))
         raise ConfigError(
             f"model.backbone.name={name}: expected maps at strides {expected}, got {found}; {_ADVICE}"
         )
-    if not isinstance(net, FeatureListNet) or net.output_fmt.value != "NCHW":
+
+
+def _check_chain(name: str, net: Any) -> None:
+    """Watch timm's own forward pass of a meta tensor: is each layer called once, on the output of the one before?"""
+    layers = _layers_of(net)
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = []
+    for needed in _last_layers(net).values():
+        if needed not in layers:
+            raise ConfigError(
+                f"model.backbone.name={name} takes a map from {needed!r}, which is none of its layers "
+                f"({type(net).__name__}), so its stages cannot be told apart; {_ADVICE}"
+            )
+    for layer_name, layer in layers.items():
+        layer.register_forward_hook(
+            # By default arguments, since a closure would see the last name only.
+            lambda _, args, kwargs, output, layer_name=layer_name: calls.append(
+                (layer_name, args, kwargs, output)
+            ),
+            with_kwargs=True,
+        )
+    x_BCHW = torch.zeros(2, 3, PROBE_PX, PROBE_PX)
+    _or_refuse(name, lambda: net(x_BCHW))
+    previous: Any = x_BCHW
+    for index, expected in enumerate(layers):
+        found, args, kwargs, output = calls[index] if index < len(calls) else ("", (), {}, None)
+        if found != expected or [id(x) for x in args] != [id(previous)] or kwargs:
+            raise ConfigError(
+                f"model.backbone.name={name} is not a chain of layers: {expected} must take the output of the layer "
+                f"before it and nothing else, so its stages cannot be told apart; {_ADVICE}"
+            )
+        previous = output
+    if len(calls) > len(layers):
         raise ConfigError(
-            f"model.backbone.name={name}: timm runs it as a whole or with NHWC maps ({type(net).__name__}), so it "
-            f"cannot be split into stages; {_ADVICE}"
+            f"model.backbone.name={name} is not a chain of layers: {calls[len(layers)][0]} is called more than once, "
+            f"so its stages cannot be told apart; {_ADVICE}"
         )
 
 
@@ -176,18 +225,16 @@ def _check_buffers(name: str, stages: list[TimmStage]) -> None:
 @torch.enable_grad()
 def _check_maps(name: str, stages: list[TimmStage]) -> None:
     """Run a batch of meta tensors through the stages, forward and backward."""
-    x_BCHW, maps_BCHW = torch.zeros(2, 3, PROBE_PX, PROBE_PX), []
-    try:
+
+    def run() -> list[tuple[int, ...]]:
+        x_BCHW, maps_BCHW = torch.zeros(2, 3, PROBE_PX, PROBE_PX), []
         for stage in stages:
             x_BCHW = stage(x_BCHW)
             maps_BCHW.append(x_BCHW)
-        shapes = [tuple(x_BCHW.shape) for x_BCHW in maps_BCHW]
         torch.stack([x_BCHW.sum() for x_BCHW in maps_BCHW]).sum().backward()
-    except Exception as error:  # any of a thousand models' own errors
-        raise ConfigError(
-            f"model.backbone.name={name} fails on an image of {PROBE_PX} x {PROBE_PX} "
-            f"({type(error).__name__}: {error}); {_ADVICE}"
-        ) from error
+        return [tuple(x_BCHW.shape) for x_BCHW in maps_BCHW]
+
+    shapes = _or_refuse(name, run)
     sides = [PROBE_PX // stride for stride in STRIDES]
     expected = [(2, stage.channels, side, side) for stage, side in zip(stages, sides, strict=True)]
     if shapes != expected:
@@ -200,17 +247,66 @@ def _check_maps(name: str, stages: list[TimmStage]) -> None:
                 )
 
 
+def _or_refuse(name: str, run: Callable[[], T]) -> T:
+    try:
+        return run()
+    except Exception as error:  # any of a thousand models' own errors
+        raise ConfigError(
+            f"model.backbone.name={name} fails on an image of {PROBE_PX} x {PROBE_PX} "
+            f"({type(error).__name__}: {error}); {_ADVICE}"
+        ) from error
+
+
+def _last_layers(net: Any) -> dict[int, str]:
+    """The layer that returns the last map of every stride; of `stages.0` the name is `stages_0`, as in feature nets."""
+    info = net.feature_info
+    names = [name.replace(".", "_") for name in info.module_name()]
+    return {stride: name for name, stride in zip(names, info.reduction(), strict=True) if stride in STRIDES}
+
+
+def _wrapped(net: Any) -> nn.Module:
+    """The model inside a net that asks the whole model for its maps; other feature nets hold layers, not a model."""
+    return getattr(net, "model", net)
+
+
+def _layers_of(net: Any) -> dict[str, nn.Module]:
+    """The layers up to the last map, in the order in which the model registers them.
+
+    Some feature nets have opened the model's containers, as in `stages.0` -> `stages_0`; those of the others are opened
+    here.
+    """
+    model = _wrapped(net)
+    if isinstance(model, nn.ModuleDict):
+        layers = dict(model.items())
+    else:
+        layers = {}
+        for name, child in model.named_children():
+            if isinstance(child, nn.Sequential | nn.ModuleList):
+                layers.update({f"{name}_{index}": part for index, part in child.named_children()})
+            else:
+                layers[name] = child
+    names, last = list(layers), _last_layers(net)[STRIDES[-1]]
+    return {name: layers[name] for name in names[: names.index(last) + 1]} if last in layers else layers
+
+
 def _stages_of(net: Any) -> list[TimmStage]:
     """Split after the last map of every stride."""
-    infos = zip(net.return_layers, net.feature_info.reduction(), net.feature_info.channels(), strict=True)
-    last_layers = {stride: (layer, channels) for layer, stride, channels in infos}
-    layers, stages = iter(net.items()), []
+    last_layers = _last_layers(net)
+    channels = dict(zip(net.feature_info.reduction(), net.feature_info.channels(), strict=True))
+    is_nhwc = Format(getattr(_wrapped(net), "output_fmt", "NCHW")) is Format.NHWC
+    layers, stages = iter(_layers_of(net).items()), []
     for stride in STRIDES:
-        last, channels = last_layers[stride]
         stage_layers = {}
         for layer_name, layer in layers:
             stage_layers[layer_name] = layer
-            if layer_name == last:
+            if layer_name == last_layers[stride]:
                 break
-        stages.append(TimmStage(stage_layers, channels=channels))
+        stages.append(
+            TimmStage(
+                stage_layers,
+                channels=channels[stride],
+                takes_nhwc=is_nhwc and stride != STRIDES[0],
+                gives_nhwc=is_nhwc,
+            )
+        )
     return stages

@@ -49,6 +49,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "grpc": ("raydet/launch/head.py", "raydet/launch/ray_private.py"),
     "mlflow": ("raydet/track/mlflow.py",),
     "timm": ("raydet/models/backbones/timm.py",),
+    "huggingface_hub": ("raydet/models/pretrained/hub.py",),
     "matplotlib": ("raydet/report/",),
     "pycocotools": ("raydet/metrics/reference.py",),
     "pyarrow": ("raydet/data/",),
@@ -191,8 +192,17 @@ def test_nothing_unpickles() -> None:
     for path in FILES:
         names = set(imports_of(path))
         assert not names & {"pickle", "cloudpickle", "joblib", "dill"}, path
-        assert "torch.load(" not in path.read_text(), path
         assert "allow_pickle=True" not in path.read_text(), path
+
+
+def test_one_file_reads_pytorchs_format_and_only_tensors() -> None:
+    calls = [
+        (str(path.relative_to(ROOT)), [ast.unparse(keyword) for keyword in node.keywords])
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"torch.load", "load_state_dict_from_url"}
+    ]
+    assert calls == [("raydet/models/pretrained/convert.py", ["map_location='cpu'", "weights_only=True"])]
 
 
 @pytest.mark.parametrize(

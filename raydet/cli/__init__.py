@@ -34,6 +34,7 @@ from raydet.cli.spaces import recipes, spaces
 from raydet.cli.train import train
 from raydet.cli.tune import tune
 from raydet.cli.verify import app as verify
+from raydet.cli.weights import app as weights
 from raydet.errors import EXIT_INTERNAL_ERROR, EXIT_OK, ConfigError, RaydetError
 from raydet.redact import redact, secret_in
 
@@ -58,6 +59,7 @@ app.add_typer(ckpt)
 app.add_typer(data)
 app.add_typer(score)
 app.add_typer(verify)
+app.add_typer(weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,7 +27,8 @@ class WeightsConfig(Config):
     """What both streams start from, in place of random weights: the same file."""
 
     path: Annotated[str, Field(min_length=1)] | None = None
-    """A safetensors file: a path on the machine of the first worker, file:// or https://; null: none."""
+    """A safetensors file: a path on the machine of the first worker, file:// or https://; or a name, looked up on the
+    machine of the first worker: hf://OWNER/NAME[@REVISION][/FILE] or timm://MODEL[.TAG]; null: none."""
     strict: bool = True
     """Every tensor of the backbone must be in the file. Off: what is not keeps the seed's weights."""
 
@@ -53,7 +54,8 @@ class MiTConfig(Config):
 
 
 class TimmConfig(Config):
-    """A model of timm that gives maps at strides 4, 8, 16 and 32, such as resnet50 and convnext_tiny.
+    """A model of timm that gives maps at strides 4, 8, 16 and 32, such as resnet50 and tf_efficientnet_lite0, and
+    whose layers are a chain: each takes the output of the one before it and nothing else.
 
     Fusions grow with the square of a stage's width, which is up to 2048 in resnet50: cmx takes 240 million parameters
     there, ten times the trunk's.
@@ -65,7 +67,7 @@ class TimmConfig(Config):
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Rate of the last block, where the model knows one; grows as the model does it."""
     pretrained: WeightsConfig = WeightsConfig()
-    """Weights of the same model in timm's names."""
+    """Weights of the same model in timm's names; of an EfficientNet also in those of EfficientNet-PyTorch."""
 
     @property
     def label(self) -> str:

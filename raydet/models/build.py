@@ -54,7 +54,7 @@ from raydet.models.model import Model
 from raydet.models.necks.fpn import FPN, LEVELS
 from raydet.models.pretrained.files import read_weights
 from raydet.models.pretrained.load import LoadedWeights, load_weights
-from raydet.models.pretrained.names import MIT_NAMINGS, Naming, timm_naming
+from raydet.models.pretrained.names import MIT_NAMINGS, Naming, efficientnet_naming, timm_naming
 
 MakeHead = Callable[[Experiment, int], Head]
 """Makes a head for an experiment and the number of channels of its pyramid."""
@@ -97,7 +97,10 @@ def load_pretrained(detector: Model, experiment: Experiment) -> LoadedWeights | 
             namings: tuple[Naming, ...] = MIT_NAMINGS
         case TimmConfig(name=name):
             stages = [stage for stage in detector.encoder.rgb_stages if isinstance(stage, TimmStage)]
-            namings = (timm_naming([tuple(stage.layers) for stage in stages], licence=timm_licence(name)),)
+            namings = (
+                timm_naming([tuple(stage.layers) for stage in stages], licence=timm_licence(name)),
+                efficientnet_naming(detector.encoder.rgb_stages.state_dict()),
+            )
         case unreachable:
             assert_never(unreachable)
     return load_weights(

@@ -154,11 +154,38 @@ def timm_licence(name: str) -> str:
     return f"{licence or 'none'}, according to timm for its weights of {name}; check the source of the file"
 
 
-def _feature_net(name: str, in_channels: int, drop_path_rate: float) -> Any:
+def timm_repository(name: str) -> str:
+    """The repository on the Hugging Face hub of timm's weights of a model: of the name's tag, or the default ones.
+
+    >>> timm_repository("resnet50"), timm_repository("resnet50.a1_in1k")
+    ('timm/resnet50.a1_in1k', 'timm/resnet50.a1_in1k')
+
+    Raises:
+        ConfigError: timm has no such model or tag, or publishes no weights of it.
+    """
+    _check_name(name)
+    try:
+        found = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        model = name.split(".")[0]
+        tags = ", ".join(timm.list_pretrained(f"{model}.*")) or "none"
+        raise ConfigError(f"{error} timm {timm.__version__} knows {tags}") from error
+    if found is None or not found.hf_hub_id:
+        raise ConfigError(
+            f"timm {timm.__version__} publishes no weights of {name} on the hub; set the path of a file"
+        )
+    return "/".join(filter(None, (found.hf_hub_id, found.hf_hub_filename)))
+
+
+def _check_name(name: str, where: str = "") -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"did you mean {close[0]}?" if close else "see timm.list_models()"
-        raise ConfigError(f"model.backbone.name: timm {timm.__version__} has no model {name!r}; {hint}")
+        raise ConfigError(f"{where}timm {timm.__version__} has no model {name!r}; {hint}")
+
+
+def _feature_net(name: str, in_channels: int, drop_path_rate: float) -> Any:
+    _check_name(name, "model.backbone.name: ")
     arguments = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     try:
         return timm.create_model(name, features_only=True, in_chans=in_channels, **arguments)

@@ -1,8 +1,9 @@
-"""Weights from a local file or the web, in the safetensors format only: nothing is ever unpickled."""
+"""Weights from a local file, the web or a hub, in the safetensors format: nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -15,6 +16,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from raydet.errors import ConfigError
+from raydet.models.pretrained.convert import convert_weights
+from raydet.models.pretrained.hub import SCHEMES, HubFile, fetch
 
 SUFFIX = ".safetensors"
 TIMEOUT_S = 30.0
@@ -24,61 +27,82 @@ SETTING = "model.backbone.pretrained.path"
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """The contents of a file: tensors sorted by name, and the first twelve digits of its hash."""
+    """The contents of a file: tensors sorted by name, and its hash."""
 
     path: str
     sha256: str
     tensors: dict[str, Tensor]
+    origin: str | None = None
+    """Repository, commit and file that a name of the hub stood for; None for a path."""
 
 
 def read_weights(path: str) -> WeightFile:
-    """Read a safetensors file.
+    """Read a file of weights.
 
     Args:
-        path: a local path, or a URI with file:// or https://; the latter is downloaded every time.
+        path: a local path or a URI with file:// or https:// of a safetensors file, which is downloaded every time; or a
+            name, hf://OWNER/NAME or timm://MODEL, whose file is kept in the cache of the Hugging Face hub.
 
     Raises:
-        ConfigError: it is not a safetensors file, cannot be read, or is damaged.
+        ConfigError: it is not a safetensors file, cannot be read or downloaded, or is damaged.
     """
-    parts = urlsplit(path)
-    file = Path(url2pathname(parts.path) if parts.scheme else path)
-    _check_suffix(path, file)
-    if parts.scheme not in ("", "file", "https"):
-        raise ConfigError(
-            f"{SETTING}={path}: must be a local path, file:// or https://, got {parts.scheme}://"
-        )
+    scheme = urlsplit(path).scheme
+    if scheme in SCHEMES:
+        try:
+            found = fetch(path)
+            return WeightFile(path, _sha256(found.path.read_bytes()), _hub_tensors(found), found.origin)
+        except ConfigError as error:
+            raise ConfigError(f"{SETTING}={path}: {error}") from error
+    content = _read(path, scheme)
     try:
-        if parts.scheme == "https":
-            with urllib.request.urlopen(path, timeout=TIMEOUT_S) as response:
-                content = response.read()
-        else:
-            content = file.read_bytes()
-        tensors = dict(sorted(load(content).items()))
+        tensors = load(content)
     except SafetensorError as error:
         raise ConfigError(
             f"{SETTING}={path} is not an intact safetensors file ({error}); get it again, or convert it"
         ) from error
+    return WeightFile(path, _sha256(content), dict(sorted(tensors.items())))
+
+
+def _read(path: str, scheme: str) -> bytes:
+    file = Path(url2pathname(urlsplit(path).path) if scheme else path)
+    if file.suffix != SUFFIX:
+        raise ConfigError(
+            f"{SETTING}={path} must be a {SUFFIX} file: other formats may run code when read; "
+            f"`raydet weights convert {file.name}` takes the tensors, and nothing else, out of one"
+        )
+    if scheme not in ("", "file", "https"):
+        raise ConfigError(
+            f"{SETTING}={path}: must be a local path, file://, https://, hf:// or timm://, got {scheme}://"
+        )
+    try:
+        if scheme == "https":
+            with urllib.request.urlopen(path, timeout=TIMEOUT_S) as response:
+                return response.read()
+        return file.read_bytes()
     except (OSError, HTTPException) as error:
         reason = getattr(error, "strerror", None) or str(error)
         remedy = (
             "download it on a machine with web access, and set the local path"
-            if parts.scheme == "https"
+            if scheme == "https"
             else "it must be readable where the first worker runs"
         )
         raise ConfigError(f"{SETTING}={path} cannot be read ({reason}); {remedy}") from error
-    return WeightFile(path, hashlib.sha256(content).hexdigest()[:12], tensors)
 
 
-def _check_suffix(path: str, file: Path) -> None:
-    if file.suffix == SUFFIX:
-        return
-    command = (
-        "from torch import load; from safetensors.torch import save_file; "
-        f"w = load('{file.name}', map_location='cpu', weights_only=True); "
-        "w = {k: v.contiguous().clone() for k, v in w.get('state_dict', w.get('model', w)).items()}; "
-        f"save_file(w, '{file.stem}{SUFFIX}')"
-    )
-    raise ConfigError(
-        f"{SETTING}={path} must be a {SUFFIX} file: other formats may run code when read; convert it where you "
-        f'trust it: python -c "{command}"'
-    )
+def _hub_tensors(file: HubFile) -> dict[str, Tensor]:
+    """The tensors of a file in the cache; one that is not safetensors is converted on the way."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = file.path
+        if path.suffix != SUFFIX:
+            path = Path(directory) / f"converted{SUFFIX}"
+            convert_weights(file.path, path)
+        try:
+            return dict(sorted(load(path.read_bytes()).items()))
+        except SafetensorError as error:
+            raise ConfigError(
+                f"{file.path} is not an intact safetensors file ({error}); remove it from the cache"
+            ) from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

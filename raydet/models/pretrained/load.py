@@ -26,8 +26,10 @@ class LoadedWeights:
     """A report of the tensors that were loaded from a file, and of those that were not."""
 
     path: str
+    origin: str | None
+    """Repository, commit and file that a name of the hub stood for; None for a path."""
     sha256: str
-    """First twelve digits of the file's hash."""
+    """Of the file; runs of earlier versions have its first twelve digits."""
     naming: str
     licence: str
     loaded: int
@@ -46,7 +48,8 @@ class LoadedWeights:
 
     def as_text(self) -> str:
         """One line for the log."""
-        line = f"{self.loaded} tensors from {self.path} (sha256 {self.sha256}, {self.naming}'s names)"
+        source = f"{self.path}, which is {self.origin}" if self.origin else self.path
+        line = f"{self.loaded} tensors from {source} (sha256 {self.sha256[:12]}, {self.naming}'s names)"
         for field in ("adapted", "missing", "wrong_shape", "unused"):
             if names := getattr(self, field):
                 line += f"; {field.replace('_', ' ')}: {_first_few(names)}"
@@ -85,6 +88,7 @@ def load_weights(
             target.copy_(value)
     return LoadedWeights(
         path=file.path,
+        origin=file.origin,
         sha256=file.sha256,
         naming=source.naming.publisher,
         licence=source.naming.licence,

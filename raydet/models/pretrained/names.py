@@ -4,12 +4,15 @@ Our names begin with the index of the stage: `0.patch_embed.proj.weight`, `2.lay
 
 SegFormer's weights are published by the authors, and converted for Transformers, whose version 5 has renamed its
 modules but still writes files with the names of version 4. All three namings are supported.
+
+EfficientNets are published with timm's names and with those of EfficientNet-PyTorch, which the weights of
+EfficientNet-Lite have, too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -175,3 +178,55 @@ def timm_naming(layers: Sequence[Collection[str]], *, licence: str) -> Naming:
         return None
 
     return Naming("timm", licence, translate)
+
+
+# --- EfficientNet-PyTorch
+
+_WHERE_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_WHERE_NOT_EXPANDED = {  # the first stage's blocks start with the depthwise convolution
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+_SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+
+
+def efficientnet_naming(names: Iterable[str]) -> Naming:
+    """EfficientNet-PyTorch's names, whose blocks are numbered through all stages.
+
+    >>> ours = ["0.layers.blocks_0.0.conv_dw.weight", "0.layers.blocks_1.0.conv_pwl.weight"]
+    >>> naming = efficientnet_naming(ours)
+    >>> naming.translate("_conv_stem.weight"), naming.translate("_blocks.1._project_conv.weight")
+    ('0.layers.conv_stem.weight', '0.layers.blocks_1.0.conv_pwl.weight')
+
+    Args:
+        names: our names of all tensors of a stream, in call order.
+    """
+    blocks: dict[str, bool] = {}  # by prefix: does it expand the channels?
+    for name in names:
+        if match := re.match(r"\d\.layers\.blocks_\d+\.\d+\.", name):
+            blocks[match[0]] = blocks.get(match[0], False) or name.startswith("conv_pwl.", match.end())
+    prefixes = list(blocks)
+
+    def translate(name: str) -> str | None:
+        match name.split("."):
+            case ["_conv_stem", kind]:
+                return f"0.layers.conv_stem.{kind}"
+            case ["_bn0", kind]:
+                return f"0.layers.bn1.{kind}"
+            case ["_blocks", number, part, kind] if number.isdecimal() and int(number) < len(prefixes):
+                prefix = prefixes[int(number)]
+                parts = _SQUEEZE | (_WHERE_EXPANDED if blocks[prefix] else _WHERE_NOT_EXPANDED)
+                return f"{prefix}{parts[part]}.{kind}" if part in parts else None
+        return None
+
+    licence = "Apache-2.0, if these are the published weights of EfficientNet; check the source of the file"
+    return Naming("EfficientNet-PyTorch", licence, translate)

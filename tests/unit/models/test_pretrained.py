@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import shutil
 import ssl
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from raydet.config import Experiment, apply_overrides, parse_override
 from raydet.errors import ConfigError
+from raydet.models.backbones.timm import timm_stages
 from raydet.models.build import build_model, load_pretrained
 from raydet.models.model import Model
 from raydet.models.pretrained.files import read_weights
 from raydet.models.pretrained.load import LoadedWeights, adapt_first_conv
+from raydet.models.pretrained.names import efficientnet_naming
 from raydet.recipes import recipe
 
 MODEL = "test_resnet"
@@ -82,7 +85,8 @@ def test_timms_names(file: Path, published: dict[str, Tensor]) -> None:
     assert (found.naming, found.unused) == ("timm", ("fc.bias", "fc.weight"))
     assert found.missing == found.wrong_shape == ()
     assert found.licence.startswith("apache-2.0, according to timm")
-    assert len(found.sha256) == 12
+    assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert found.origin is None
     first, second = (
         stages[1].state_dict() for stages in (detector.encoder.rgb_stages, detector.encoder.aux_stages)
     )
@@ -196,9 +200,15 @@ def test_a_file_uri(file: Path) -> None:
             "https://127.0.0.1:9/w.safetensors",
             "Connection refused>); download it on a machine with web access",
         ),
-        ("s3://bucket/w.safetensors", "must be a local path, file:// or https://, got s3://"),
-        ("http://127.0.0.1:9/w.safetensors", "must be a local path, file:// or https://, got http://"),
-        ("w.pth", "must be a .safetensors file: other formats may run code when read; convert it"),
+        (
+            "s3://bucket/w.safetensors",
+            "must be a local path, file://, https://, hf:// or timm://, got s3://",
+        ),
+        ("http://127.0.0.1:9/w.safetensors", "hf:// or timm://, got http://"),
+        (
+            "w.pth",
+            "must be a .safetensors file: other formats may run code when read; `raydet weights convert w.pth`",
+        ),
         ("https://127.0.0.1:9/w.bin", "must be a .safetensors file"),
     ],
 )
@@ -221,8 +231,8 @@ def test_the_advice_for_pickled_weights_works(published: dict[str, Tensor], tmp_
     torch.save({"state_dict": shared}, tmp_path / "w.pth")
     with pytest.raises(ConfigError) as error:
         read_weights(str(tmp_path / "w.pth"))
-    command = str(error.value).split("you trust it: python ")[1]
-    subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, check=True)
+    command = shlex.split(str(error.value).split("`")[1])
+    subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, check=True)
     converted = load_file(tmp_path / "w.safetensors")
     assert all(torch.equal(converted[name], tensor) for name, tensor in shared.items())
 
@@ -267,3 +277,47 @@ def test_from_the_web(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     finally:
         server.shutdown()
         server.server_close()
+
+
+# --- EfficientNet-PyTorch's names
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])  # without and with squeeze
+def test_efficientnet_pytorchs_names(name: str) -> None:
+    """Both register a block's layers in call order, so their names in a row are ours in a row."""
+    ours = list(timm_stages(name=name, in_channels=3).state_dict())
+    naming = efficientnet_naming(ours)
+    kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    theirs = ["_conv_stem.weight", *(f"_bn0.{kind}" for kind in kinds)]
+    for block in range(16):
+        for part in (
+            "_expand_conv",
+            "_bn0",
+            "_depthwise_conv",
+            "_bn1",
+            "_se_reduce",
+            "_se_expand",
+            "_project_conv",
+            "_bn2",
+        ):
+            if (block == 0 and part in ("_expand_conv", "_bn0")) or (
+                part.startswith("_se") and "lite" in name
+            ):
+                continue
+            there = (
+                kinds
+                if part.startswith("_bn")
+                else ("weight", "bias")
+                if part.startswith("_se")
+                else ("weight",)
+            )
+            theirs += [f"_blocks.{block}.{part}.{kind}" for kind in there]
+    assert [naming.translate(name) for name in theirs] == ours
+    for other in (
+        "_fc.weight",
+        "_conv_head.weight",
+        "_bn1.weight",
+        "_blocks.16._bn1.weight",
+        "_blocks.0._fc.weight",
+    ):
+        assert naming.translate(other) is None

@@ -30,7 +30,10 @@ def timm_run(name: str, mode: str = "none", **overrides: Any) -> Experiment:
     return apply_overrides(experiment("b0"), changes)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("test_resnet", "none"), ("test_convnext", "block")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("test_resnet", "none"), ("test_convnext", "block"), ("tf_efficientnet_lite0", "block")],
+)
 def test_the_peak_is_the_real_one(name: str, mode: str) -> None:
     run = timm_run(name, mode, **{"model.head.box_hidden": 64})
     planned = ledger(run, world_size=1, strategy="single", micro_batch=2, num_objects=3, device_type="cpu")

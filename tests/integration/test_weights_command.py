@@ -111,10 +111,12 @@ def test_files_without_usable_tensors(
 def test_paths(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "junk.pth").write_bytes(b"no weights at all")
     torch.save({"w": torch.ones(1)}, tmp_path / "w.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:-100])
     (tmp_path / "w.safetensors").touch()
     for arguments, message in {
         (tmp_path / "none.pth",): "none.pth cannot be read: No such file or directory",
-        (tmp_path / "junk.pth",): "junk.pth is not an intact file of PyTorch's",
+        (tmp_path / "junk.pth",): "junk.pth is not a file of PyTorch's: expected a zip file or a pickle",
+        (tmp_path / "cut.pth",): "cut.pth is not an intact file of PyTorch's",
         (tmp_path / "w.h5",): "expected a file that ends in .pth, .pt, .bin, got w.h5",
         (tmp_path / "w.pth",): "w.safetensors exists; remove it, or choose another by --output",
         (tmp_path / "w.pth", "-o", tmp_path / "w.pkl"): "w.pkl must end in .safetensors",

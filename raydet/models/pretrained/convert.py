@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ENTRIES = ("state_dict", "model_state_dict", "model")
 """Where training scripts put the weights of a model, beside the optimizer's state and other things."""
+STARTS = (b"PK", b"\x80")
+"""How files of PyTorch's start: zip files, and pickles before release 1.6."""
 NUM_SHOWN = 6
 
 
@@ -106,7 +108,14 @@ def _read(source: Path) -> object:
     import torch
 
     try:
+        with source.open("rb") as file:
+            if not file.read(2).startswith(STARTS):
+                raise ConfigError(
+                    f"{source} is not a file of PyTorch's: expected a zip file or a pickle; get it again"
+                )
         return torch.load(source, map_location="cpu", weights_only=True)
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{source} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # of zip files, of the restricted unpickler, of storages

@@ -64,14 +64,24 @@ def load_space(
 
 
 def recipes() -> None:
-    """List the recipes."""
+    """List the recipes: backbone and its drop-path rate, fusion and flow, canvas, schedule.
+
+    The published GAFF runs have no drop-path and the flow `fused`; `--set model.fusion.kind=gaff` on another recipe
+    keeps that one's drop-path (0.1 with a MiT) and its flow (`rectified`). `gaff_as_published` has their settings.
+
+    With optim.ema_decay, which no recipe sets and no published run had, the average starts with a lower decay:
+    (1 + n) / (10 + n) after n updates, until that exceeds the setting; for 0.999 after 8990 updates.
+    """
     from raydet.recipes import RECIPES
 
     for name, make in RECIPES.items():
         experiment = make()
+        model, train = experiment.model, experiment.train
+        stages = "".join(map(str, model.fusion_stages))
         typer.echo(
-            f"{name:16}  {experiment.model.backbone.label:8}  canvas {experiment.data.canvas_hw}  "
-            f"{experiment.train.epochs} epochs, batch {experiment.train.global_batch}"
+            f"{name:17}  {model.backbone.label:21}  drop-path {model.backbone.drop_path_rate:g}  "
+            f"{model.fusion.kind} at {stages}, {model.flow}  canvas {experiment.data.canvas_hw}  "
+            f"{train.epochs} epochs, batch {train.global_batch}"
         )
 
 

@@ -217,7 +217,8 @@ class ModelConfig(Config):
     elsewhere: CMXFusion | IdentityFusion = Field(default=CMXFusion(), discriminator="kind")
     """Used at the other stages."""
     flow: Flow = "rectified"
-    """What enters the next stage of each stream: its own rectified map, or the fused map (both streams)."""
+    """What enters the next stage of each stream: its own rectified map, or the fused map (both streams). The published
+    GAFF and CSSA runs are `fused`; the published baseline is `rectified`."""
     neck: FPNConfig = FPNConfig()
     head: FasterRCNNConfig = FasterRCNNConfig()
 

@@ -37,7 +37,8 @@ Schedule = Annotated[ConstantSchedule | StepSchedule | CosineSchedule, Field(dis
 
 
 EmaDecay = Annotated[float, Field(gt=0, lt=1)] | None
-"""What is evaluated is an exponential average of the weights with this decay; null: the weights themselves."""
+"""What is evaluated is an exponential average of the weights with this decay, which warms up: (1 + n) / (10 + n)
+after n updates, while that is less; null: the weights themselves."""
 
 
 class SGDConfig(Config):

@@ -12,10 +12,14 @@ from functools import partial
 from raydet.config import Experiment
 from raydet.errors import ConfigError
 from raydet.recipes.demo import demo
+from raydet.recipes.gaff import gaff_as_published
+from raydet.recipes.lite0 import small_lite0
 from raydet.recipes.rgbte import rgbte
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "demo": demo,
+    "small_lite0": small_lite0,
+    "gaff_as_published": gaff_as_published,
     "rgbte_mit_b0": partial(rgbte, "b0"),
     "rgbte_mit_b1": partial(rgbte, "b1"),
     "rgbte_mit_b2": partial(rgbte, "b2"),

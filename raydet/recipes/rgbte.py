@@ -17,6 +17,9 @@ from raydet.config import (
 def rgbte(variant: MiTVariant) -> Experiment:
     """The published schedule of the 15-epoch baselines: SGD 0.02, momentum 0.9, batch 16, constant rate.
 
+    The published runs of other fusions differ in more: `gaff_as_published` has the fused flow and no drop-path (0.1
+    here), as their code does. No published run averages its weights (`optim.ema_decay`, whose decay warms up).
+
     Departures: the canvas is near the frames' own size (the published runs enlarged 300-pixel frames to 800), and
     images are normalised on a 0..1 scale.
     """

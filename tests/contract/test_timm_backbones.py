@@ -29,7 +29,11 @@ RUN_BY_TIMM_AS_A_WHOLE = ("tf_efficientnet_lite0", "mobilenetv3_small_050", "csp
 OTHERS = (
     "densenet121",
     "darknet17",
+    "efficientnet_b0",
+    "efficientnetv2_rw_t",
+    "fbnetv3_b",
     "hgnet_tiny",
+    "mobilenetv4_conv_small",
     "mobilevit_s",
     "pvt_v2_b0",
     "regnety_002",
@@ -263,6 +267,13 @@ def test_parameters(name: str, formula: int, published: int, first: int) -> None
     assert counts["trunk_rgb"] == formula == published
     assert counts["trunk_aux"] == published - first  # one channel less
     assert counts["total"] == sum(value for part, value in counts.items() if part != "total")
+
+
+def test_parameters_of_efficientnet_lite0() -> None:
+    head = 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000  # a convolution with its norm, and the classifier
+    counts = describe_parameters(experiment("tf_efficientnet_lite0"))
+    assert counts["trunk_rgb"] == 4_652_008 - head
+    assert counts["trunk_aux"] == counts["trunk_rgb"] - 32 * 9  # one channel less
 
 
 def test_attention_heads_follow_mits_rule() -> None:

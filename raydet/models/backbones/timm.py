@@ -280,7 +280,7 @@ def _or_refuse(name: str, run: Callable[[], T]) -> T:
     except Exception as error:  # any of a thousand models' own errors
         raise ConfigError(
             f"model.backbone.name={name} fails on an image of {PROBE_PX} x {PROBE_PX} "
-            f"({type(error).__name__}: {error}); {_ADVICE}"
+            f"({type(error).__name__}: {' '.join(str(error).split())}); {_ADVICE}"
         ) from error
 
 

@@ -77,9 +77,19 @@ def detect_source(spec: str, *, is_labelled: bool = True) -> SourceConfig:
 
 
 def _split_settings(spec: str) -> tuple[str, dict[str, object]]:
-    text, mark, tail = spec.partition("?")
-    if not mark or Path(spec).exists():
+    """The part before the settings, and the settings. A question mark may also be part of the path: the longest path
+    that exists is taken."""
+    marks = [position for position, char in enumerate(spec) if char == "?"]
+    ends = [len(spec), *reversed(marks)]
+    paths = {end: {spec[:end], spec[:end].partition(":")[2]} - {""} for end in ends}
+    end = next(
+        (end for end in ends if any(os.path.exists(os.path.expanduser(path)) for path in paths[end])), None
+    )
+    if end is None:
+        end = marks[0] if marks else len(spec)
+    if end == len(spec):
         return spec, {}
+    text, tail = spec[:end], spec[end + 1 :]
     settings = {}
     for part in tail.split("&"):
         key, equals, value = part.partition("=")

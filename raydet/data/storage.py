@@ -20,7 +20,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pyarrow import fs
 
@@ -54,7 +54,7 @@ class Store:
     Every method that accesses the storage raises a `DataError` when the storage fails, except `chunks`.
 
     Args:
-        uri: a directory, or file://, s3:// or gs://.
+        uri: a directory, or file:// (where %20 is a space, as in any URI), s3:// or gs://.
         patience_s: how long a failing operation is retried; None: RAYDET_STORAGE_PATIENCE_S.
 
     Raises:
@@ -69,8 +69,8 @@ class Store:
             if separator and not rest.startswith("/"):
                 raise ConfigError(f"{uri}: expected file:///ABSOLUTE/PATH, or a directory without file://")
             # Absolute, because another process may have another working directory.
-            self._root = os.path.abspath(rest if separator else uri)
-            self.uri = f"file://{self._root}" if separator else self._root
+            self._root = os.path.abspath(unquote(rest) if separator else uri)
+            self.uri = f"file://{quote(self._root)}" if separator else self._root
         else:
             self._root = _object_path(scheme, rest)
             self.uri = f"{scheme}://{self._root}"

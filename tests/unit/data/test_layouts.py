@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from raydet.config import DataConfig, KaistSource, SyntheticSource, VocSource, YoloSource
-from raydet.data.build import open_source
+from raydet.data.build import adopt_source, open_source
+from raydet.data.convert import convert
 from raydet.data.layouts import detect_source
+from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError, DataError
+from raydet.recipes.demo import demo
+from tests.contract.formats import write_coco
+
+CLASSES = ("circle", "square", "triangle")
 
 
 @pytest.fixture
@@ -33,7 +39,27 @@ def test_settings_follow_a_question_mark(yolo: Path) -> None:
 
 def test_a_path_may_have_a_question_mark(tmp_path: Path) -> None:
     (tmp_path / "what?a=1" / "set00").mkdir(parents=True)
-    assert detect_source(str(tmp_path / "what?a=1")) == KaistSource(root=str(tmp_path / "what?a=1"))
+    root = str(tmp_path / "what?a=1")
+    assert detect_source(root) == detect_source(f"kaist:{root}") == KaistSource(root=root)
+    assert detect_source(f"kaist:{root}?subset=a.txt") == KaistSource(root=root, subset="a.txt")
+
+
+@pytest.mark.parametrize("name", ["a b", "50%25 #1?", "Prüfung"])
+def test_sets_in_directories_of_any_name(tmp_path: Path, name: str) -> None:
+    """From files to shards to samples; a URI quotes what a path does not."""
+    path = write_coco(
+        SyntheticSet(num_sequences=2, frames_per_sequence=1, classes=CLASSES, size_hw=(60, 80), seed=1),
+        tmp_path / name,
+    )
+    data = adopt_source(demo(), detect_source(f"coco:{path}")).data
+    for destination in (str(tmp_path / name / "plain"), (tmp_path / name / "quoted").as_uri()):
+        convert(data, destination)
+        shards = adopt_source(demo(), detect_source(f"shards:{destination}")).data
+        assert (
+            open_source(shards).read(0).modalities["rgb"].equal(open_source(data).read(0).modalities["rgb"])
+        )
+    assert sorted(found.name for found in tmp_path.iterdir()) == [name]
+    assert (tmp_path / name / "quoted" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ server, so their number does not affect the number of runs, and they do not need
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -43,7 +43,13 @@ class RunView:
     status: RunStatus | None
     """None: the run has not been closed."""
     metrics: Mapping[str, float]
-    """Latest value of each metric."""
+    """Latest value of each metric, by the tracker's own name for it."""
+    own_name: Callable[[str], str] = str
+    """The tracker's name of a metric."""
+
+    def metric(self, name: str) -> float | None:
+        """Latest value of a metric, by our name; None: it was not logged."""
+        return self.metrics.get(self.own_name(name))
 
 
 class Tracker(Protocol):

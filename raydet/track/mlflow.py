@@ -286,13 +286,12 @@ class MLflowTracker:
     @_translating_errors
     def runs(self) -> list[RunView]:
         found: list[RunView] = []
-        keys = {_metric_name(key): key for keys in PREFIXES.values() for key in keys}
         token = None
         while True:
             page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
             for run in page:
-                metrics = {keys.get(key, key): value for key, value in run.data.metrics.items()}
-                found.append(RunView(run.info.run_name, _STATUS_OF.get(run.info.status), metrics))
+                status = _STATUS_OF.get(run.info.status)
+                found.append(RunView(run.info.run_name, status, run.data.metrics, _metric_name))
             token = page.token
             if not token:
                 return found

@@ -124,9 +124,7 @@ def _tracker_problems(name: str, results: RunResults, runs: Mapping[str, list[Ru
     if run.status != "finished":
         yield f"{name} has finished, but the tracker says {run.status or 'running'}"
     metrics = {name: value for name, value in results.final.metrics.items() if value is not None}
-    if any(
-        run.metrics.get(name) != value for name, value in metrics.items() if not name.startswith("system/")
-    ):
+    if any(run.metric(name) != value for name, value in metrics.items() if not name.startswith("system/")):
         yield f"{name}: the tracker has other metrics than the journal"
 
 

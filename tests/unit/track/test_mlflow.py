@@ -22,7 +22,7 @@ from tests.results import results_with
 
 HISTORY: list[dict[str, float | None]] = [
     {"epoch": 1, "loss": 2.0, "mAP": None},
-    {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AP/a class, odd": 0.5},
+    {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5},
 ]
 FINAL = {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5}
 RESULTS = results_with(FINAL, history=HISTORY, wall_s=9.0, loop_s=6.0)
@@ -119,7 +119,8 @@ def test_parameters_metrics_and_descriptions_for_the_ui(store: str, tmp_path: Pa
     assert experiment.tags["mlflow.note.content"] == note
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     (view,) = tracker.runs()
-    assert view.metrics["epoch"] == 2  # in the UI `time.epoch`
+    assert view.metric("epoch") == 2  # in the UI `time.epoch`
+    assert {name: view.metric(name) for name in RESULTS.final.metrics} == RESULTS.final.metrics
 
 
 @pytest.mark.slow

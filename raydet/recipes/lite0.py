@@ -23,15 +23,16 @@ from raydet.config import (
 def small_lite0() -> Experiment:
     """Both streams start from ImageNet weights, which are looked up by name: see model.backbone.pretrained.path.
 
-    Random weights find nothing in so few images. Anchors are small, since objects on road scenes are some 16 pixels
-    wide on this canvas; images are normalised as the weights were trained, (x - 0.5) / 0.5.
+    The canvas is wide, as road scenes are, and anchors are small: half of the objects there measure less than 20 pixels.
+    Images are normalised as the weights were trained, (x - 0.5) / 0.5. Batches are small, so that few images still make
+    some hundreds of steps.
     """
     return Experiment(
         name="small_lite0",
         data=DataConfig(
-            source=SyntheticSource(num_sequences=30, frames_per_sequence=3, size_hw=(256, 320)),
-            canvas_hw=(256, 320),
-            augmentation=Augmentation(flip_probability=0.5, scale_jitter=(0.8, 1.25)),
+            source=SyntheticSource(num_sequences=30, frames_per_sequence=3, size_hw=(224, 384)),
+            canvas_hw=(224, 384),
+            augmentation=Augmentation(flip_probability=0.5, scale_jitter=(1.0, 1.0)),
             rgb=Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
             thermal=Normalization(mean=(0.5,), std=(0.5,)),
         ),
@@ -51,6 +52,6 @@ def small_lite0() -> Experiment:
                 box_hidden=128,
             ),
         ),
-        optim=AdamWConfig(lr=1e-3, weight_decay=0.01, schedule=CosineSchedule(warmup_steps=20)),
-        train=TrainConfig(epochs=30, global_batch=8, eval_batch=8, eval_every=5),
+        optim=AdamWConfig(lr=4e-4, weight_decay=0.01, schedule=CosineSchedule(warmup_steps=10)),
+        train=TrainConfig(epochs=30, global_batch=4, eval_batch=8, eval_every=5),
     )

@@ -23,9 +23,8 @@ from raydet.config import (
 def small_lite0() -> Experiment:
     """Both streams start from ImageNet weights, which are looked up by name: see model.backbone.pretrained.path.
 
-    The canvas is wide, as road scenes are, and anchors are small: half of the objects there measure less than 20 pixels.
-    Images are normalised as the weights were trained, (x - 0.5) / 0.5. Batches are small, so that few images still make
-    some hundreds of steps.
+    The canvas is wide and the anchors are small, for road scenes. Images are normalised as the weights were trained,
+    (x - 0.5) / 0.5. Batches are small, so that few images still make some hundreds of steps.
     """
     return Experiment(
         name="small_lite0",

@@ -40,6 +40,8 @@ def small_lite0() -> Experiment:
                 name="tf_efficientnet_lite0",
                 pretrained=WeightsConfig(path="timm://tf_efficientnet_lite0.in1k"),
             ),
+            # No event channel: one that is always 0 would halve what the published filters make of the thermal image.
+            aux_modalities=("thermal",),
             fusion=AddFusion(),
             neck=FPNConfig(channels=64),
             head=FasterRCNNConfig(

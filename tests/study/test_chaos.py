@@ -69,7 +69,7 @@ def tamper_and_check(study: Path) -> None:
 
     journal.write_text(original.replace(finished[0] + "\n", ""))
     assert f"{name} has started, but not finished" in check_study(study).problems
-    assert f"{name} has finished by summary_all_experiments.csv, but not by the journal" in (
+    assert f"{name} has finished according to summary_all_experiments.csv, but not to the journal" in (
         check_study(study).problems
     )
 

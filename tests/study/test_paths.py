@@ -22,11 +22,10 @@ def test_a_study_lies_where_its_path_says(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
     client = MlflowClient(sqlite_uri(storage / SQLITE))
     experiment = client.get_experiment_by_name("gaff").experiment_id
-    (model,) = client.search_logged_models([experiment])
-    assert Path(model.tags["raydet.checkpoint"]).exists()
-    (run,) = client.search_runs(
-        [experiment], filter_string="attributes.run_name LIKE 'control%'", max_results=9
-    )
+    models = client.search_logged_models([experiment])
+    assert sorted(model.params["epoch"] for model in models) == ["1", "2"]
+    assert all(Path(model.tags["raydet.checkpoint"]).exists() for model in models)
+    (run,) = client.search_runs([experiment], filter_string="attributes.run_name = 'control_rgb'")
     run_dir = Path(run.data.tags["raydet.run_dir"])
     assert run_dir.is_relative_to(storage)
     assert (run_dir / "checkpoints").exists()

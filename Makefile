@@ -11,11 +11,12 @@ QUICK := not slow and not compile and not exhaustive
 # Compiled files are written once, at installation: every Ray worker imports them.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: help setup demo test test-slow test-compile test-exhaustive lint format clean
+.PHONY: help setup demo demo-full test test-slow test-compile test-exhaustive lint format clean
 
 help:
 	@echo "make setup      make .venv with everything in it"
-	@echo "make demo       a two-phase GAFF study on the embedded synthetic set, on a local Ray"
+	@echo "make demo       a small two-phase GAFF study on the embedded synthetic set, on a local Ray: minutes"
+	@echo "make demo-full  the GAFF study with all of its cells, on the same set: a quarter of an hour"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take longer than a minute; PART=3/6: the third of six parts of them"
 	@echo "make test-compile  the tests of torch.compile; needs g++"
@@ -30,7 +31,10 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 demo: setup
-	$(BIN)/python -m raydet.tune --space gaff_phase2 --recipe demo --concurrency 2 --storage runs/demo
+	$(BIN)/python -m raydet.tune --space gaff_demo --recipe tiny --seeds 2 --concurrency 2 --storage runs/demo
+
+demo-full: setup
+	$(BIN)/python -m raydet.tune --space gaff_phase2 --recipe demo --concurrency 2 --storage runs/demo-full
 
 # Both halves run, whatever becomes of the first.
 test: setup lint

@@ -95,6 +95,25 @@ def torch_backend() -> type[Any]:
     return _TorchBackend
 
 
+def lean_trainer(*, is_local: bool) -> type[Any]:
+    """`TorchTrainer` without the processes of each run that raydet has no use for.
+
+    Those are the manager of Ray Data's sets, and on a local Ray, which ends with its driver, the cleaner of placement
+    groups that outlive their run. The cleaner alone delays the end of a run by a second.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    unused = (DatasetsCallback, PlacementGroupCleanerCallback) if is_local else (DatasetsCallback,)
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
+
+    return LeanTrainer
+
+
 def rendezvous_function() -> Callable[[], tuple[str, int]]:
     """The function that the torch backend runs on rank 0 for an address and a free port."""
     from ray.train._internal.utils import get_address_and_port

@@ -35,6 +35,7 @@ from raydet.errors import (
 from raydet.launch.cluster import GRACE_S, Workers, free_resources, last_line, run_in_thread
 from raydet.launch.elastic import fitting_size, larger_size, legal_sizes
 from raydet.launch.loopback import LoopbackTorchConfig
+from raydet.launch.ray_private import lean_trainer
 from raydet.launch.worker import train_worker
 from raydet.resilience.fault_tolerance import FaultTolerance
 from raydet.resilience.heartbeat import STALL_REPORT
@@ -150,7 +151,7 @@ def _trainer(
 ) -> TorchTrainer:
     backend = "gloo" if workers.cpu_for_gpu else None  # None: Ray's choice, by the resources of the workers
     torch_config = TorchConfig if workers.may_wait else LoopbackTorchConfig
-    return TorchTrainer(
+    trainer: TorchTrainer = lean_trainer(is_local=not workers.may_wait)(
         train_worker,
         train_loop_config={
             "experiment": experiment.to_json(),
@@ -176,6 +177,7 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+    return trainer
 
 
 def _fit(trainer: TorchTrainer, run_dir: Path, request_growth: Callable[[], bool] | None) -> ray.train.Result:

@@ -15,9 +15,11 @@ from raydet.recipes.demo import demo
 from raydet.recipes.gaff import gaff_as_published
 from raydet.recipes.lite0 import small_lite0
 from raydet.recipes.rgbte import rgbte
+from raydet.recipes.tiny import tiny
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "demo": demo,
+    "tiny": tiny,
     "small_lite0": small_lite0,
     "gaff_as_published": gaff_as_published,
     "rgbte_mit_b0": partial(rgbte, "b0"),

@@ -151,6 +151,21 @@ def test_keys_stay_in_the_driver() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data, in Ray's own code
+def test_a_run_starts_no_process_that_it_does_not_need() -> None:
+    """Each costs a trial about a second."""
+    from ray.train.torch import TorchTrainer
+
+    def callbacks(trainer: type[TorchTrainer]) -> set[str]:
+        return {type(each).__name__ for each in trainer(lambda: None)._create_default_callbacks()}
+
+    everything = callbacks(TorchTrainer)
+    sets, cleaner = "DatasetsCallback", "PlacementGroupCleanerCallback"
+    assert {sets, cleaner} < everything
+    assert callbacks(ray_private.lean_trainer(is_local=True)) == everything - {sets, cleaner}
+    assert callbacks(ray_private.lean_trainer(is_local=False)) == everything - {sets}
+
+
 def test_workers_of_one_machine_meet_on_the_loopback() -> None:
     """Torch's store has no authentication: on a laptop it must not listen on every interface."""
     import inspect

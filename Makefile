@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 demo: setup
-	$(BIN)/python -m raydet.tune --space gaff_demo --recipe tiny --seeds 2 --concurrency 2 --storage runs/demo
+	$(BIN)/python -m raydet.tune --space gaff_demo --recipe tiny --seeds 3 --concurrency 2 --storage runs/demo
 
 demo-full: setup
 	$(BIN)/python -m raydet.tune --space gaff_phase2 --recipe demo --concurrency 2 --storage runs/demo-full

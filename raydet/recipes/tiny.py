@@ -25,6 +25,6 @@ def tiny() -> Experiment:
                     "split": GroupSplit(val_fraction=0.3),
                 }
             ),
-            "train": base.train.model_copy(update={"epochs": 6}),
+            "train": base.train.model_copy(update={"epochs": 5}),
         }
     )

@@ -27,8 +27,8 @@ def demo_command() -> list[str]:
 def test_the_demo_is_small(tmp_path: Path) -> None:
     study = load_space("gaff_demo", recipe("tiny"), {})
     journal = read_journal(tmp_path)
-    decided = len(all_trials(study, journal, 2))
-    assert decided + num_undecided_trials(study, journal, 2) == 16
+    decided = len(all_trials(study, journal, 3))
+    assert decided + num_undecided_trials(study, journal, 3) == 24
 
 
 @pytest.mark.slow

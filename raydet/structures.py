@@ -32,8 +32,8 @@ IGNORE = 255
 class Boxes:
     """Objects in an image, and the regions that evaluation ignores.
 
-    A detection in an ignored region (a crowd, an object that cannot be told) is neither right nor wrong. Nothing is
-    learnt from these regions: only sources have them, augmentation and batches drop them.
+    A detection in an ignored region (a crowd, an object that cannot be told) is neither right nor wrong. Only sources
+    have these regions; augmentation and batches drop them, so training takes them for background.
     """
 
     boxes_xyxy: Tensor

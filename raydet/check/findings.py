@@ -102,10 +102,11 @@ KINDS: dict[str, Kind] = {
     ),
     "ignored": Kind(
         "note",
-        "objects that are left out by a rule",
-        "nothing is learnt from them; in crowds, and where the annotator could not tell, detections do not count",
+        "rules that leave objects out",
+        "training takes these for background; in evaluation, detections on crowds and on what the annotator could not "
+        "tell do not count",
     ),
-    "understood": Kind("note", "what is not plain in this set, and how it is read", "check that it is right"),
+    "understood": Kind("note", "how the set was interpreted", "check that it is right"),
     "empty": Kind(
         "note", "images without a box", "fine as background; check that their labels are not missing"
     ),

@@ -28,7 +28,7 @@ def _group() -> None:
 
 @app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="A .pth, .pt or .bin file of PyTorch's.")],
+    file: Annotated[Path, typer.Argument(help="A PyTorch file: .pth, .pt or .bin.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The safetensors file to write; default: beside FILE."),

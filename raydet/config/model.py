@@ -58,7 +58,7 @@ class TimmConfig(Config):
     whose layers are a chain: each takes the output of the one before it and nothing else.
 
     Fusions grow with the square of a stage's width, which is up to 2048 in resnet50: cmx takes 240 million parameters
-    there, ten times the trunk's.
+    there, ten times the backbone's.
     """
 
     kind: Literal["timm"] = "timm"

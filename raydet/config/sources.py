@@ -67,7 +67,7 @@ class CocoSource(ImageFiles):
     """Path of the json file; image paths are relative to `root`."""
     root: str | None = None
     """Directory of the images; default: the directory of the json file."""
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Categories to keep, in label order; objects of the others are left out, and counted. null: all categories."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -91,7 +92,7 @@ def _split_settings(spec: str) -> tuple[str, dict[str, object]]:
         return spec, {}
     text, tail = spec[:end], spec[end + 1 :]
     settings = {}
-    for part in tail.split("&"):
+    for part in re.split(r"&(?=\w+=)", tail):  # a value may have an ampersand
         key, equals, value = part.partition("=")
         if not key or not equals:
             raise ConfigError(f"--data expects key=value after the question mark, got {part!r} in {spec!r}")

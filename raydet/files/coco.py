@@ -18,6 +18,7 @@ Entry = Mapping[str, Any]
 Id = int | str
 
 EXPECTED = "a COCO json"
+FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
 INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
 
 
@@ -61,7 +62,8 @@ def entries_of(tree: Any, key: str | None, *, where: Path) -> list[Entry]:
     found = f"an object with {one_line(', '.join(map(repr, tree)))}" if isinstance(tree, dict) else "none"
     if isinstance(tree, dict) and key in tree:
         found = one_line(repr(entries))
-    raise DataError(f"{where}: expected a list of objects{place}, got {found}; write it again")
+    remedy = "give the list itself" if key is None and isinstance(tree, dict) else "write it again"
+    raise DataError(f"{where}: expected a list of objects{place}, got {found}; {remedy}")
 
 
 def id_of(value: object) -> Id | None:
@@ -77,9 +79,21 @@ def id_of(value: object) -> Id | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def is_ignored(annotation: Entry) -> bool:
-    """Whether detections on an annotation are neither right nor wrong."""
-    return bool(annotation.get("iscrowd") or annotation.get("ignore"))
+def is_ignored(annotation: Entry, where: str) -> bool:
+    """Whether detections on an annotation are neither right nor wrong.
+
+    Raises:
+        DataError: a flag is neither 0 nor 1.
+    """
+    return any(_flag(annotation, key, where) for key in ("iscrowd", "ignore"))
+
+
+def _flag(annotation: Entry, key: str, where: str) -> bool:
+    found = annotation.get(key)
+    value = FLAGS.get(found.lower(), found) if isinstance(found, str) else found
+    if value not in (None, 0, 1):
+        raise DataError(f"{where}: expected {key} 0 or 1, got {one_line(repr(found))}; correct it")
+    return bool(value)
 
 
 def in_order(ids: Sequence[Id]) -> list[Id]:

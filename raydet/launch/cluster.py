@@ -43,7 +43,7 @@ SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 MAX_TMPDIR = 107 - len(SOCKET)
 """Unix sockets have names of at most 107 bytes."""
 RANDOM_CHARACTERS = 8
-"""That `tempfile` puts behind a prefix."""
+"""How many characters `tempfile` appends to a prefix."""
 CPU_FOR_GPU = "RAYDET_CPU_FOR_GPU"
 """Environment variable for `Workers.cpu_for_gpu`."""
 
@@ -130,13 +130,15 @@ def _own_temporary_directory() -> Iterator[None]:
     earlier, each trial waits 12 s for it.
     """
     if "RAY_TMPDIR" in os.environ:
-        _check_length("RAY_TMPDIR", os.environ["RAY_TMPDIR"])
+        own = os.environ["RAY_TMPDIR"]
+        if len(os.fsencode(own)) > MAX_TMPDIR:
+            raise _too_long("RAY_TMPDIR", own, MAX_TMPDIR)
         yield
         return
     own, prefix = tempfile.gettempdir(), "raydet-"
     is_short = len(os.fsencode(os.path.join(own, prefix))) + RANDOM_CHARACTERS <= MAX_TMPDIR
     if not is_short and not os.access("/tmp", os.W_OK):
-        _check_length("TMPDIR", own)
+        raise _too_long("TMPDIR", own, MAX_TMPDIR - len(prefix) - RANDOM_CHARACTERS - 1)
     # Processes may still write there at the end.
     with tempfile.TemporaryDirectory(
         prefix=prefix,
@@ -150,13 +152,12 @@ def _own_temporary_directory() -> Iterator[None]:
             del os.environ["RAY_TMPDIR"]
 
 
-def _check_length(name: str, directory: str) -> None:
-    if len(os.fsencode(directory)) > MAX_TMPDIR:
-        raise ConfigError(
-            f"{name} is too long: expected at most {MAX_TMPDIR} bytes, because Ray's sockets lie below it, got "
-            f"{len(os.fsencode(directory))} ({directory}); set RAY_TMPDIR to a short directory, for example "
-            "RAY_TMPDIR=/tmp/ray"
-        )
+def _too_long(name: str, directory: str, limit: int) -> ConfigError:
+    return ConfigError(
+        f"{name} is too long: expected at most {limit} bytes, because Ray's sockets lie below it, got "
+        f"{len(os.fsencode(directory))} ({directory}); set RAY_TMPDIR to a short directory, for example "
+        "RAY_TMPDIR=/tmp/ray"
+    )
 
 
 @contextmanager

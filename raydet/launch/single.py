@@ -124,7 +124,7 @@ def _track_end(
         end_run(
             *(tracker, run_id, experiment),
             run_dir=run_dir,
-            checkpoints=list(intact_checkpoints(run_dir)),
+            checkpoints=intact_checkpoints(run_dir),
             results=results,
             upload=upload,
         )

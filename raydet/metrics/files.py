@@ -48,7 +48,9 @@ def read_coco(truth: Path, detections: Path) -> tuple[GroundTruth, NDArray[np.fl
         boxes_xywh=boxes,
         labels=indices_of(column(annotations, "category_id", where=truth), labels, where=where),
         areas=finite_numbers(areas, (), where=f"{truth}: the area of annotation"),
-        is_crowd=np.array([is_ignored(entry) for entry in annotations], dtype=bool),
+        is_crowd=np.array(
+            [is_ignored(entry, f"{where} {number}") for number, entry in enumerate(annotations)], dtype=bool
+        ),
         sizes_hw=finite_numbers(sizes, (2,), where=f"{truth}: image size") if all(map(all, sizes)) else None,
     )
     found = entries_of(read_json(detections, expected="a list of detections"), None, where=detections)
@@ -110,12 +112,12 @@ def finite_numbers(values: Sequence[Any], shape: tuple[int, ...], *, where: str)
         array = np.array(values, dtype=float).reshape(len(values), *shape)
         if np.isfinite(array).all():
             return array
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass  # the loop below finds out which value it was
     for number, value in enumerate(values):
         try:
             is_good = np.isfinite(np.array(value, dtype=float)).all() and np.shape(value) == shape
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             is_good = False
         if not is_good:
             expected = f"{shape[0]} finite numbers" if shape else "a finite number"

@@ -56,7 +56,7 @@ def _compared(analysis: Analysis) -> str:
 
 def _supported(analysis: Analysis) -> str:
     if any(_learning(analysis.results)):
-        return "Supported: nothing, as these detectors have hardly learnt anything."
+        return "Found: nothing, as these detectors have hardly learnt anything."
     found, control = [], analysis.best_control
     if control is not None:
         rival = f"the best control {control.name} ({analysis.results.study.decider.name} {control.mean:.4f})"
@@ -75,12 +75,12 @@ def _supported(analysis: Analysis) -> str:
     for outcome in decided:
         if named := _of_outcome(analysis, outcome):
             found.append(f"{_hypotheses(named)} {'is' if len(named) == 1 else 'are'} {outcome}")
-    return f"Supported: {'; '.join(found) or 'nothing that was tested'}."
+    return f"Found: {'; '.join(found) or 'no difference that was tested for'}."
 
 
 def _open_questions(analysis: Analysis) -> str:
     if any(_learning(analysis.results)):
-        return "Cannot be told: whether any fusion helps; train for longer, on more images, or from pretrained weights."
+        return "Undecided: whether any fusion helps; train for longer, on more images, or from pretrained weights."
     found = []
     if analysis.best_control is None:
         found.append("whether fusion helps at all, as there are no controls")
@@ -93,7 +93,7 @@ def _open_questions(analysis: Analysis) -> str:
         if named := _of_outcome(analysis, outcome):
             reason = "the noise is unknown" if outcome == "unknown" else outcome
             found.append(f"whether {_hypotheses(named)} {'holds' if len(named) == 1 else 'hold'} ({reason})")
-    return f"Cannot be told: {'; '.join(found) or 'what holds on other data, and after other schedules'}."
+    return f"Undecided: {'; '.join(found) or 'what holds on other data, and after other schedules'}."
 
 
 def _hypotheses(names: Sequence[str]) -> str:

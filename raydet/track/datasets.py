@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from raydet.config import MODALITY_CHANNELS, Experiment, ShardsSource, SyntheticSource
+from raydet.config.moved import source_as_first_written
 
 Context = Literal["training", "validation"]
 
@@ -47,7 +48,8 @@ def datasets_of(experiment: Experiment, *, sha256: str | None = None) -> Sequenc
         path = settings.get("root") or settings.get("annotations") or ""
     split = data.split.model_dump_json()
     if sha256 is None:
-        digest = f"config-{hashlib.sha256((source.model_dump_json() + split).encode()).hexdigest()[:16]}"
+        identity = json.dumps(source_as_first_written(settings)) + split
+        digest = f"config-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     else:
         digest = sha256[:32]  # MLflow stores 36 characters
     tags = {"raydet.split": split} | ({} if sha256 is None else {"raydet.sha256": sha256})

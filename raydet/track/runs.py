@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +168,7 @@ def end_run(
     experiment: Experiment,
     *,
     run_dir: Path,
-    checkpoints: Sequence[Path],
+    checkpoints: Iterable[Path],
     results: RunResults,
     usage: Hours | None = None,
     upload: Upload = "none",
@@ -176,9 +176,10 @@ def end_run(
     """Log the results of a finished run, and close it.
 
     Args:
-        checkpoints: the intact ones, newest first.
+        checkpoints: the intact ones, newest first; only read where something is tracked, as finding out takes time.
         upload: which of them are copied to the tracker.
     """
+    checkpoints = [] if isinstance(tracker, NullTracker) else list(checkpoints)
     tracker.log_history(run_id, [row.as_json() for row in results.history])
     log_usage(tracker, run_id, usage)
     times = {"wall_s": results.wall_s, "loop_s": results.loop_s}

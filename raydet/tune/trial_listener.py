@@ -130,7 +130,7 @@ class TrialListener:
                 self._trial_id(record.trial),
                 record.trial.experiment,
                 run_dir=run_dir,
-                checkpoints=list(intact_checkpoints(run_dir)),
+                checkpoints=intact_checkpoints(run_dir),
                 results=record.results,
                 usage=record.usage,
                 upload=self.log_checkpoints,

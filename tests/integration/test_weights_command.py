@@ -25,7 +25,12 @@ def run(*arguments: object) -> int:
 def test_what_was_taken_is_listed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shared = torch.arange(6.0).view(2, 3)
     weights = {"fc.weight": shared, "tied": shared, "turned": shared.t(), "half": torch.ones(2).half()}
-    content = {"epoch": 3, "optimizer": {"lr": 0.1}, "model": {"state_dict": weights, "arch": "net"}}
+    content = {
+        "epoch": 3,
+        "best": torch.tensor(71.0),
+        "optimizer": {"lr": 0.1},
+        "model": {"state_dict": weights, "arch": "net"},
+    }
     torch.save(content, tmp_path / "w.pth")
     assert run(tmp_path / "w.pth") == 0
     output = tmp_path / "w.safetensors"
@@ -40,7 +45,7 @@ def test_what_was_taken_is_listed(tmp_path: Path, capfd: pytest.CaptureFixture[s
         ["turned", "float32", "[3,", "2]"],
         ["half", "float16", "[2]"],
     ]
-    assert lines[5] == "left out: epoch, optimizer, model.arch"
+    assert lines[5] == "left out: epoch, best, optimizer, model.arch"
     digest = hashlib.sha256(output.read_bytes()).hexdigest()
     assert lines[6:] == [f"{output}: 0.0 MiB, sha256 {digest}"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pth", "w.safetensors"]
@@ -115,8 +120,8 @@ def test_paths(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "w.safetensors").touch()
     for arguments, message in {
         (tmp_path / "none.pth",): "none.pth cannot be read: No such file or directory",
-        (tmp_path / "junk.pth",): "junk.pth is not a file of PyTorch's: expected a zip file or a pickle",
-        (tmp_path / "cut.pth",): "cut.pth is not an intact file of PyTorch's",
+        (tmp_path / "junk.pth",): "junk.pth is not a PyTorch file: expected a zip file or a pickle",
+        (tmp_path / "cut.pth",): "cut.pth is not an intact PyTorch file",
         (tmp_path / "w.h5",): "expected a file that ends in .pth, .pt, .bin, got w.h5",
         (tmp_path / "w.pth",): "w.safetensors exists; remove it, or choose another by --output",
         (tmp_path / "w.pth", "-o", tmp_path / "w.pkl"): "w.pkl must end in .safetensors",

@@ -221,7 +221,7 @@ def test_with_one_group_of_images_nothing_is_distinguishable(tmp_path: Path) -> 
     assert {pair.verdict for pair in found.against_control} == {"unknown"}
     assert any("one group" in sentence for sentence in limits(found))
     assert not any("as it should be" in sentence for sentence in conclusions(found))
-    assert summary(found)[1] == "Supported: nothing that was tested."
+    assert summary(found)[1] == "Found: no difference that was tested for."
     assert "from the best control; whether hypotheses F1, " in summary(found)[2]
     assert "hold (the noise is unknown)" in summary(found)[2]
 
@@ -231,14 +231,14 @@ def test_the_three_sentences_of_a_decided_study(methods: Analysis) -> None:
     assert compared.startswith("5 arms and 6 controls were compared by mAP, with 3 seeds each")
     assert "beat the best control" in supported
     assert supported.endswith("hypotheses F1, F2, F3, F4 are supported.")
-    assert unclear == "Cannot be told: whether hypothesis F5 holds (not distinguishable)."
+    assert unclear == "Undecided: whether hypothesis F5 holds (not distinguishable)."
 
 
 def test_without_controls_nothing_is_said_of_fusion(tmp_path: Path) -> None:
     study = METHODS.model_copy(update={"phases": METHODS.phases[1:], "hypotheses": ()})
     found = analysed(simulate(study, tmp_path, lambda trial: noisy({}, trial), seeds=2))
     assert found.results.controls == ()
-    assert summary(found)[2] == "Cannot be told: whether fusion helps at all, as there are no controls."
+    assert summary(found)[2] == "Undecided: whether fusion helps at all, as there are no controls."
 
 
 def test_intervals_stay_within_the_range_of_ap(tmp_path: Path) -> None:

@@ -100,10 +100,10 @@ def test_the_first_screen_is_a_figure_and_three_sentences(report: Report) -> Non
         "3 arms and 6 controls were compared by mAP, with 3 seeds each, on 60 test images in 20 groups, after 5 epochs."
     )
     assert sentences[1].startswith(
-        "Supported: gaff_shared, gaff, cmx beat the best control thermal_twice (mAP 0.2"
+        "Found: gaff_shared, gaff, cmx beat the best control thermal_twice (mAP 0.2"
     )
     assert sentences[1].endswith("; hypotheses F1, F2 are supported.")
-    assert sentences[2] == "Cannot be told: whether hypothesis F5 holds (not distinguishable)."
+    assert sentences[2] == "Undecided: whether hypothesis F5 holds (not distinguishable)."
     assert len(sentences) == 3
     assert "F1" in rest
 

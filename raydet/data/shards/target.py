@@ -8,7 +8,7 @@ from torch import Tensor
 from raydet.data.shards.layout import MASK, MASK_TYPES
 from raydet.data.shards.manifest import TargetKind
 from raydet.errors import DataError
-from raydet.structures import IGNORE, Boxes, Mask, Sample, Target
+from raydet.structures import ANY_CLASS, IGNORE, Boxes, Mask, Sample, Target
 
 
 def kind_of(target: Target) -> TargetKind:
@@ -72,9 +72,12 @@ def check_target(sample: Sample, num_classes: int) -> None:
                 raise DataError(
                     f"{sample.image_id}: boxes must have four finite numbers; correct the annotations"
                 )
-            if not bool(
-                ((labels >= 0) & (labels < num_classes)).all() and (ignored_labels < num_classes).all()
-            ):
+            if not bool(((ignored_labels >= ANY_CLASS) & (ignored_labels < num_classes)).all()):
+                raise DataError(
+                    f"{sample.image_id}: expected labels of ignored regions in {ANY_CLASS}..{num_classes - 1}, got "
+                    f"{ignored_labels.tolist()}; correct the annotations"
+                )
+            if not bool(((labels >= 0) & (labels < num_classes)).all()):
                 raise DataError(
                     f"{sample.image_id}: expected labels in 0..{num_classes - 1}, got {labels.tolist()}; correct the "
                     "annotations"

@@ -75,7 +75,7 @@ def check_count(count: int, where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """An object that is left out by a rule: it is counted, and nothing is learnt from it."""
+    """An object that is left out by a rule: it is counted, and training takes it for background."""
 
     rule: str
     """Why it is left out, e.g. "iscrowd"."""

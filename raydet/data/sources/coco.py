@@ -4,8 +4,8 @@ Keys of an image: `visible` or `rgb`, `thermal`, `event` (optional): paths relat
 `id`; optionally `width` and `height`, and `group_id`, `video_id` or `sequence` for its sequence. Category ids may
 have gaps: label k is the k-th category in the order of the ids. How ids are compared: `raydet.files.coco`.
 
-Annotations with `iscrowd` or `ignore` surround what cannot be told. They are not trained on, and in evaluation a
-detection on one is neither right nor wrong.
+Annotations with `iscrowd` or `ignore` mark groups, or objects that could not be told apart. Training takes them for
+background, and in evaluation a detection on one is neither right nor wrong.
 
 Opening reads the json and the header of every image.
 """
@@ -81,7 +81,8 @@ class CocoSet(PairedImages):
                 f"{one_line(', '.join(classes))}; correct the names"
             )
         id_of_name = {name: key for key, name in names.items()}
-        unused = (number for number in range(len(classes) + len(names)) if number not in names)
+        taken = {id_of(entry.get("id")) for entry in tree.categories}
+        unused = (number for number in range(len(classes) + len(taken)) if number not in taken)
         self.category_ids = tuple(
             id_of_name[name] if name in id_of_name else next(unused) for name in classes
         )
@@ -202,7 +203,7 @@ class _Reader:
                 ignored.append(Ignored(f"category {name}"))
                 continue
             xyxy = _xyxy(entry.get("bbox"), self._where(key))
-            if is_ignored(entry):
+            if is_ignored(entry, self._where(key)):
                 rule = "iscrowd" if entry.get("iscrowd") else "ignore flag"
                 ignored.append(ignored_region(rule, xyxy, image_hw=size_hw, label=label))
                 continue
@@ -233,14 +234,16 @@ def _read_categories(
 ) -> tuple[dict[Id, str], list[str]]:
     """Names of the categories by id, in the order of the ids, and names of those that are left out as mere groups."""
     pairs = [(id_of(entry.get("id")), entry.get("name")) for entry in entries]
-    parents = [(id_of(entry.get("id")), entry.get("supercategory")) for entry in entries]
+    members: dict[object, set[Id | None]] = {}
+    for entry, (key, _) in zip(entries, pairs, strict=True):
+        if isinstance(entry.get("supercategory"), str):
+            members.setdefault(entry["supercategory"], set()).add(key)
     used = set(map(_category, annotations))
-
-    def is_group(key: Id | None, name: object) -> bool:
-        return bool(used) and key not in used and any(up == name and child != key for child, up in parents)
-
-    groups = [str(name) for key, name in pairs if is_group(key, name)]
-    rest = [(key, name) for key, name in pairs if not is_group(key, name)]
+    groups: list[tuple[Id | None, object]] = []
+    rest: list[tuple[Id | None, object]] = []
+    for key, name in pairs:
+        is_group = isinstance(name, str) and used and key not in used and members.get(name, set()) - {key}
+        (groups if is_group else rest).append((key, name))
     kept = {
         key: checked_name(name, f"{path}, category")
         for key, name in rest
@@ -250,7 +253,7 @@ def _read_categories(
         raise DataError(
             f"{path}: expected categories with unique ids and unique names, got {one_line(entries)}; correct them"
         )
-    return {key: kept[key] for key in in_order(list(kept))}, groups
+    return {key: kept[key] for key in in_order(list(kept))}, [str(name) for _, name in groups]
 
 
 def _modalities(entries: Sequence[Entry], path: Path) -> tuple[str, ...]:

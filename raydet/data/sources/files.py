@@ -16,8 +16,8 @@ IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 """Suffixes of image files; the format is taken from their bytes."""
 JUNK = frozenset({"__MACOSX", "@eaDir"})
 """Directories beside the data of archives and network drives, full of files with the names of images."""
-WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-"""How an absolute path begins there."""
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\")
+"""How an absolute path of Windows begins."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Root:
                 "root"
             )
         path = self.path / text
-        if "\\" in text and not path.exists():
+        if "\\" in text and not os.path.exists(path):
             path = self.path / text.replace("\\", os.sep)
         return self.checked(path, where)
 
@@ -73,8 +73,8 @@ class Root:
         real = os.path.realpath(path)
         return DataError(
             f"{where}: expected a path below {self.path}, {path} is a link to {one_line(real)}; links are not "
-            "followed unless you allow it, for safety: put the files themselves there, or name a directory that links "
-            f"may lead to, --data 'FORMAT:PATH?follow_links={one_line(os.path.dirname(real))}'"
+            "followed unless you allow it, for safety: put the files themselves there, or name the directory of the "
+            "store that links may lead into, --data 'FORMAT:PATH?follow_links=STORE'"
         )
 
     def directory(self, name: str) -> Path:

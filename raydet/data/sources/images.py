@@ -44,10 +44,11 @@ QUARTER_TURNS = (5, 6, 7, 8)
 WHITE_IS_ZERO = 0
 """Photometric interpretation of a TIFF."""
 PNG_FIRST_CHUNK = 8
-PNG_DEPTH_OFFSET = 24
-"""Of the bits per channel in a PNG, which the colour type follows."""
+"""Offset of the first chunk of a PNG."""
+PNG_HEAD = 26
+"""Bytes of a PNG up to the bits per channel and the colour type, which are the last two of these."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
-"""By colour type."""
+"""Number of channels by the colour type of a PNG."""
 
 ThermalRange = tuple[float, float]
 """The raw values that become 0 and 1."""
@@ -58,12 +59,12 @@ class Header:
     """What a file says of its pixels before they are decoded."""
 
     size_hw: tuple[int, int]
-    """Of the upright image."""
+    """Height and width of the upright image."""
     bits: int
-    """Per channel."""
+    """Bits per channel."""
     channels: int
     is_turned: bool
-    """Lies on its side in the file."""
+    """Whether the image lies on its side in the file."""
 
     @property
     def is_deep(self) -> bool:
@@ -195,8 +196,10 @@ def _header_of(image: ImageFile, path: Path) -> Header:
         num_images = (
             1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         )  # MPO: a photo and its previews
-        # Not the method of PNG files, which decodes. Pillow turns a TIFF, and its size, by itself.
-        orientation = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(ORIENTATION, 1)
+        # Not the method of PNG files, which decodes. Pillow itself turns a TIFF by its own tag, size included, and its
+        # pixels also by XMP.
+        has_own_tag = isinstance(image, TiffImagePlugin.TiffImageFile) and ORIENTATION in image.tag_v2
+        orientation = 1 if has_own_tag else Image.Image.getexif(image).get(ORIENTATION, 1)
     except Exception as error:  # EXIF is a file format of its own, and is read in many ways
         raise DataError(
             f"{path}: the metadata are damaged ({one_line(error)}), so it cannot be told which side is up; delete "
@@ -223,8 +226,12 @@ def _bits_and_channels(image: ImageFile, path: Path) -> tuple[int, int]:
             )
         return bits, image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     if isinstance(image, PngImagePlugin.PngImageFile):
-        bits, colour_type = os.pread(_descriptor(image), 2, PNG_DEPTH_OFFSET)
-        return bits, PNG_CHANNELS[colour_type]
+        head = os.pread(_descriptor(image), PNG_HEAD, 0)
+        if head[12:16] != b"IHDR":
+            raise DataError(
+                f"{path}: expected a PNG that begins with its header, got another chunk; save it again"
+            )
+        return head[24], PNG_CHANNELS[head[25]]
     return 8, len(image.getbands())
 
 

@@ -29,7 +29,6 @@ from raydet.files.text import one_line, read_names, read_text
 
 DIRECTORIES = {"rgb": "visible", "thermal": "lwir"}
 SET, VIDEO = re.compile(r"set\d\d"), re.compile(r"V\d\d\d")
-NUM_COLUMNS = 12
 IGNORE_COLUMN = 10
 
 
@@ -135,7 +134,7 @@ def _box(row: str, where: str) -> NamedBox:
     columns = row.split()
     try:
         name, (x, y, w, h) = columns[0], map(float, columns[1:5])
-        is_ignored = float(columns[IGNORE_COLUMN]) != 0 if len(columns) == NUM_COLUMNS else False
+        is_ignored = len(columns) > IGNORE_COLUMN and float(columns[IGNORE_COLUMN]) != 0
     except ValueError:
         raise DataError(
             f"{where}: expected `name x y w h ...`, got {one_line(row)!r}; correct the row"

@@ -29,7 +29,7 @@ from raydet.data.sources.files import Root, files_in
 from raydet.data.sources.images import check_pixels
 from raydet.data.sources.paired_images import check_some_left
 from raydet.data.sources.pairs import paired
-from raydet.data.sources.yolo_rows import read_rows
+from raydet.data.sources.yolo_rows import outline_notes, read_rows
 from raydet.errors import DataError
 from raydet.files.text import one_line, open_regular
 from raydet.structures import Boxes, Sample
@@ -89,15 +89,19 @@ class NpyYoloSet:
         self.left_out = bad_samples.left_out
         files = _paired(Root(path, links_into), drop=drop, is_labelled=is_labelled, bad_samples=bad_samples)
 
+        num_outlines: list[int] = []
+
         def read_entry(paths: Mapping[str, Path]) -> _Entry:
             header = _read_header(paths["image"])
             if not is_labelled:
                 return _Entry(paths["image"], header, (), ())
-            boxes, labels = read_rows(paths["label"], num_classes=len(classes), size_hw=header.size_hw)
-            return _Entry(paths["image"], header, boxes, labels)
+            rows = read_rows(paths["label"], num_classes=len(classes), size_hw=header.size_hw)
+            num_outlines.append(rows.num_outlines)
+            return _Entry(paths["image"], header, rows.boxes, rows.labels)
 
         entries = bad_samples.read_all((stem, partial(read_entry, paths)) for stem, paths in files.items())
         check_some_left(len(entries), path, bad_samples)
+        self.notes = outline_notes(sum(num_outlines))
         if drop:
             entries = [entry for entry in entries if entry.boxes]
             if not entries:

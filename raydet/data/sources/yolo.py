@@ -30,7 +30,7 @@ from raydet.data.sources.files import IMAGES, Root, files_in
 from raydet.data.sources.images import MODALITY_NAMES, ThermalRange, check_sizes
 from raydet.data.sources.paired_images import Image, PairedImages
 from raydet.data.sources.pairs import paired
-from raydet.data.sources.yolo_rows import read_rows
+from raydet.data.sources.yolo_rows import outline_notes, read_rows
 from raydet.errors import DataError
 
 Policy = Literal["rgb", "thermal", "union", "fused"]
@@ -114,23 +114,29 @@ class YoloSet(PairedImages):
         remedy = "add the files (an empty label file means no objects), or delete the rest of the image"
         files = paired(listings, where=base.path, remedy=remedy, bad_samples=bad_samples)
 
+        num_outlines: list[int] = []
+
         def read_image(key: str) -> Image:
             pixels, where = {name: files[key][name] for name in modalities}, f"{base.path}, image {key}"
             size_hw = check_sizes(pixels, where, thermal_range=thermal_range)
             if not is_labelled:
                 return Image(key, key[:group_prefix], pixels, size_hw)
-            sets = [read_rows(files[key][kind], num_classes=len(classes), size_hw=size_hw) for kind in kinds]
+            found = [read_rows(files[key][kind], num_classes=len(classes), size_hw=size_hw) for kind in kinds]
+            num_outlines.extend(rows.num_outlines for rows in found)
+            sets = [(rows.boxes, rows.labels) for rows in found]
             boxes, ids = sets[0] if len(sets) == 1 else union(sets[0], sets[1], min_iou=union_iou)
             check_count(len(boxes), where)
             return Image(key, key[:group_prefix], pixels, size_hw, boxes, ids)
 
+        images = bad_samples.read_all((key, partial(read_image, key)) for key in files)
         super().__init__(
-            bad_samples.read_all((key, partial(read_image, key)) for key in files),
+            images,
             where=base.path,
             classes=classes,
             modalities=modalities,
             thermal_range=thermal_range,
             bad_samples=bad_samples,
+            notes=outline_notes(sum(num_outlines)),
         )
 
 

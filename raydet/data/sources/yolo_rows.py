@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from raydet.data.sources.boxes import Box, check_count, checked_box
 from raydet.data.sources.files import Root
@@ -21,8 +22,28 @@ SLACK = 1e-3
 """How far a box may leave the image, relative to its size: labels are written with few digits."""
 
 
-def read_rows(path: Path, *, num_classes: int, size_hw: tuple[int, int]) -> tuple[list[Box], list[int]]:
-    """Boxes in pixels, and labels; none for an empty file.
+class Rows(NamedTuple):
+    """The objects of a label file."""
+
+    boxes: list[Box]
+    """In pixels."""
+    labels: list[int]
+    num_outlines: int
+    """How many of the rows are outlines."""
+
+
+def outline_notes(num_outlines: int) -> list[str]:
+    """What to tell the user of a set with outlines."""
+    if not num_outlines:
+        return []
+    return [
+        f"{num_outlines} rows have more numbers than a box and are read as outlines (x y of three or more points); "
+        "rows with keypoints look alike and would get wrong boxes"
+    ]
+
+
+def read_rows(path: Path, *, num_classes: int, size_hw: tuple[int, int]) -> Rows:
+    """The objects of a label file; none for an empty file.
 
     Raises:
         DataError: a row is malformed, or there are too many.
@@ -31,13 +52,15 @@ def read_rows(path: Path, *, num_classes: int, size_hw: tuple[int, int]) -> tupl
     check_count(sum(bool(row.strip()) for row in rows), str(path))
     boxes: list[Box] = []
     labels: list[int] = []
+    num_outlines = 0
     for number, row in enumerate(rows, start=1):
         if row.strip():
             where = f"{path}, row {number}"
-            label, relative = _parsed(row, num_classes, where)
+            label, relative, is_outline = _parsed(row, num_classes, where)
             boxes.append(_absolute(relative, size_hw, where))
             labels.append(label)
-    return boxes, labels
+            num_outlines += is_outline
+    return Rows(boxes, labels, num_outlines)
 
 
 def read_class_names(root: Path) -> tuple[str, ...] | None:
@@ -50,7 +73,7 @@ def read_class_names(root: Path) -> tuple[str, ...] | None:
     return read_names(path, expected="one class name per line") if path.is_file() else None
 
 
-def _parsed(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, ...]]:
+def _parsed(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, ...], bool]:
     tokens = row.split()
     shown = one_line(row.strip())
     try:
@@ -59,7 +82,8 @@ def _parsed(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, .
         raise DataError(
             f"{where}: expected five numbers `class xc yc w h`, got {shown!r}; correct the row"
         ) from None
-    if len(relative) >= 2 * OUTLINE_POINTS and len(relative) % 2 == 0:
+    is_outline = len(relative) >= 2 * OUTLINE_POINTS and len(relative) % 2 == 0
+    if is_outline:
         relative = _around(relative)
     if len(relative) != 4:
         is_detection = " (with a confidence, as detections have?)" if len(relative) == 5 else ""
@@ -72,7 +96,7 @@ def _parsed(row: str, num_classes: int, where: str) -> tuple[int, tuple[float, .
             f"{where}: expected a class id in 0..{num_classes - 1}, got {one_line(tokens[0])}; correct the row, or "
             "name all classes in data.classes"
         )
-    return int(class_id), tuple(relative)
+    return int(class_id), tuple(relative), is_outline
 
 
 def _around(points: Sequence[float]) -> list[float]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ENTRIES = ("state_dict", "model_state_dict", "model")
 """Where training scripts put the weights of a model, beside the optimizer's state and other things."""
 STARTS = (b"PK", b"\x80")
-"""How files of PyTorch's start: zip files, and pickles before release 1.6."""
+"""How PyTorch files start: zip files, and pickles before release 1.6."""
 NUM_SHOWN = 6
 
 
@@ -111,7 +111,7 @@ def _read(source: Path) -> object:
         with source.open("rb") as file:
             if not file.read(2).startswith(STARTS):
                 raise ConfigError(
-                    f"{source} is not a file of PyTorch's: expected a zip file or a pickle; get it again"
+                    f"{source} is not a PyTorch file: expected a zip file or a pickle; get it again"
                 )
         return torch.load(source, map_location="cpu", weights_only=True)
     except ConfigError:
@@ -128,7 +128,7 @@ def _read(source: Path) -> object:
             found = "the restricted reader of PyTorch stopped"
         else:
             raise ConfigError(
-                f"{source} is not an intact file of PyTorch's ({type(error).__name__}: {text[:120]}); get it again"
+                f"{source} is not an intact PyTorch file ({type(error).__name__}: {text[:120]}); get it again"
             ) from error
         raise ConfigError(
             f"{source} holds more than tensors and would run code when read ({found}): refused; where you trust it, "
@@ -143,12 +143,13 @@ def _weights_of(content: object, source: Path) -> tuple[str, dict[str, Tensor], 
     entries: list[str] = []
     left_out: list[str] = []
     while isinstance(content, Mapping):
+        inner = next((name for name in ENTRIES if isinstance(content.get(name), Mapping)), None)
+        # Beside such an entry there may be tensors that are no weights, e.g. the best accuracy so far.
         tensors: dict[str, Any] = {
             name: value
             for name, value in content.items()
-            if isinstance(name, str) and isinstance(value, torch.Tensor)
+            if inner is None and isinstance(name, str) and isinstance(value, torch.Tensor)
         }
-        inner = next((name for name in ENTRIES if isinstance(content.get(name), Mapping)), None)
         taken = tensors.keys() if tensors else {inner}
         left_out += [".".join((*entries, str(name))) for name in content if name not in taken]
         if tensors:

@@ -76,8 +76,8 @@ def fetch(name: str) -> HubFile:
         except (hub.HfHubHTTPError, OSError, ValueError) as error:
             reason = f"the download failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         else:
-            parts = Path(path).parts
-            return HubFile(Path(path), f"{repository}@{parts[parts.index('snapshots') + 1]}/{candidate}")
+            commit = Path(path).parents[len(Path(candidate).parts) - 1].name
+            return HubFile(Path(path), f"{repository}@{commit}/{candidate}")
     expected = " or ".join(candidates)
     if not reason:
         raise ConfigError(f"{repository} has no {expected}; name a file: hf://{repository}/FILE")

@@ -87,7 +87,9 @@ def right_by_pycocotools(one: Sample, found: Detections) -> list[bool]:
     wh = xyxy[:, 2:] - xyxy[:, :2]
     rows = np.column_stack([np.zeros(len(wh)), xyxy[:, :2], wh, found.scores.double(), found.labels])
     _, records = evaluate_coco(
-        ground_truth([(Boxes(one.boxes_xyxy, one.labels), one.source_hw)]), rows, CLASSES
+        ground_truth([(Boxes(one.boxes_xyxy, one.labels), one.source_hw)], num_classes=len(CLASSES)),
+        rows,
+        CLASSES,
     )
     is_right = dict(zip(records.scores_N.tolist(), records.is_right_NT[:, 0].tolist(), strict=True))
     return [is_right[score] for score in found.scores.tolist()]

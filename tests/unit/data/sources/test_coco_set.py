@@ -104,6 +104,27 @@ def test_a_category_that_only_groups_others_is_no_class(tree: Tree, tmp_path: Pa
     assert CocoSet(write(tree, tmp_path)).classes == ("car",)
 
 
+def test_a_category_without_a_name_is_refused(tree: Tree, tmp_path: Path) -> None:
+    tree["categories"].append({"id": 9})
+    with pytest.raises(DataError, match="expected categories with unique ids and unique names"):
+        CocoSet(write(tree, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("0", 1), ("false", 1), (0.0, 1), (None, 1), ("1", 0), (True, 0)]
+)
+def test_flags_by_value(tree: Tree, tmp_path: Path, flag: object, expected: int) -> None:
+    tree["annotations"][0]["iscrowd"] = flag
+    assert len(CocoSet(write(tree, tmp_path)).targets(1)[0].labels) == expected
+
+
+@pytest.mark.parametrize("flag", ["no", 2, [1]])
+def test_flags_that_are_none(tree: Tree, tmp_path: Path, flag: object) -> None:
+    tree["annotations"][0]["ignore"] = flag
+    with pytest.raises(DataError, match=r"annotation 5: expected ignore 0 or 1, got"):
+        CocoSet(write(tree, tmp_path))
+
+
 def test_a_category_that_is_annotated_is_a_class(tree: Tree, tmp_path: Path) -> None:
     tree["categories"][1]["supercategory"] = "car"
     assert CocoSet(write(tree, tmp_path)).classes == ("person", "car")
@@ -127,6 +148,8 @@ def test_classes_of_which_the_set_lacks_some(tree: Tree, tmp_path: Path) -> None
     source = CocoSet(write(tree, tmp_path), classes=("bike", "car", "person"))
     assert source.targets(1)[0].labels.tolist() == [1]
     assert source.category_ids == (0, 7, 2)
+    tree["categories"] = [{"id": 0, "name": "all"}, {"id": 7, "name": "car", "supercategory": "all"}]
+    assert CocoSet(write(tree, tmp_path), classes=("car", "bike")).category_ids == (7, 1)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +175,8 @@ def test_files_named_as_on_windows(tree: Tree, tmp_path: Path) -> None:
     for name, message in (
         ("D:\\data\\v1.jpg", "got an absolute path of Windows, "),
         ("\\\\server\\v1.jpg", "got an absolute path of Windows, "),
+        ("\\etc\\passwd", "got an absolute path of Windows, "),
+        ("a\\" + "b" * 300, "does not exist|cannot be read"),
         ("visible\\..\\..\\v1.jpg", "expected a path below"),
     ):
         tree["images"][0]["visible"] = name

@@ -128,6 +128,20 @@ def test_orientation_in_xmp(tmp_path: Path) -> None:
     assert decode(tmp_path / "a.jpg", "rgb").shape == (3, 8, 6)
 
 
+def test_orientation_in_the_xmp_of_a_tiff(tmp_path: Path) -> None:
+    """Which Pillow obeys in the pixels, not in the size."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orientation="6"/></x:xmpmeta>'
+    Image.fromarray(COLOUR).save(tmp_path / "a.tif", tiffinfo={700: xmp})
+    found = decode(tmp_path / "a.tif", "rgb").permute(1, 2, 0).numpy()
+    assert read_header(tmp_path / "a.tif", "here").size_hw == found.shape[:2]
+
+
+def test_a_png_that_begins_with_another_chunk(tmp_path: Path) -> None:
+    content = encoded(COLOUR, "PNG")
+    (tmp_path / "a.png").write_bytes(content[:8] + chunk(b"teXt", b"a\0b") + content[8:])
+    refused(tmp_path / "a.png", "begins with its header|is not an image")
+
+
 def test_damaged_metadata_are_named(tmp_path: Path) -> None:
     content = encoded(COLOUR, "PNG")
     start = content.index(b"IDAT") - 4

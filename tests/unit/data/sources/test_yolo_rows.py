@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from raydet.data.sources.yolo_rows import read_rows
+from raydet.data.sources.yolo_rows import Rows, read_rows
 from raydet.errors import DataError
 
 
-def rows_of(tmp_path: Path, text: str) -> tuple[list[tuple[float, ...]], list[int]]:
+def rows_of(tmp_path: Path, text: str) -> Rows:
     path = tmp_path / "a.txt"
     path.write_text(text)
-    boxes, labels = read_rows(path, num_classes=2, size_hw=(100, 200))
-    return [tuple(round(value, 6) for value in box) for box in boxes], labels
+    rows = read_rows(path, num_classes=2, size_hw=(100, 200))
+    return Rows(
+        [tuple(round(value, 6) for value in box) for box in rows.boxes], rows.labels, rows.num_outlines
+    )
 
 
 @pytest.mark.parametrize(
@@ -24,9 +26,8 @@ def rows_of(tmp_path: Path, text: str) -> tuple[list[tuple[float, ...]], list[in
     ],
 )
 def test_the_box_of_an_outline_is_the_smallest_around_it(tmp_path: Path, outline: str) -> None:
-    boxes, labels = rows_of(tmp_path, f"1 {outline}\n0 0.2 0.4 0.2 0.4\n")
-    assert boxes == [(20, 20, 60, 60)] * 2
-    assert labels == [1, 0]
+    found = rows_of(tmp_path, f"1 {outline}\n0 0.2 0.4 0.2 0.4\n")
+    assert found == ([(20, 20, 60, 60)] * 2, [1, 0], 1)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,7 @@
-"""Make docs/report.png and docs/live_view.svg of a study: `python docs/make_figures.py STUDY [MOMENT]`.
+"""Make docs/report.png and docs/live_view.svg of the study of `make demo`: python docs/make_figures.py STUDY [MOMENT]
 
-STUDY is the directory of a study with a report. MOMENT is a copy of its journal, and of the progress.json of its
-running trials, while it ran; without one the live view is that of STUDY as it is now. The study shown took half an hour
-on two busy cores:
-
-    python -m raydet.tune --space fusion_methods --arms cmx,gaff --seeds 3 --recipe demo --epochs 16 \\
-        --set data.source.num_sequences=64 --set data.source.frames_per_sequence=2 --set data.split.val_fraction=0.4 \\
-        --set optim.ema_decay=0.95 --set train.eval_every=16
+STUDY is the study's directory, `runs/demo/gaff_demo`. MOMENT is a copy of its journal, and of the progress.json of its
+running trials, while it ran; without one the live view is that of STUDY as it is now.
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from PIL import Image
 from rich.console import CONSOLE_SVG_FORMAT, Console
 
 from raydet.report.analysis import analyse
-from raydet.report.conclusions import conclusions
+from raydet.report.conclusions import summary
 from raydet.report.study import open_study
 from raydet.tune.budget import UsageMeter
 from raydet.tune.journal import read_journal
@@ -42,28 +37,21 @@ NUM_LINES = 5
 
 
 def make_report(study: Path) -> None:
-    """What the report says first, and three of its own figures: pairs of cells, scores, detections."""
+    """The report's first screen, its sentences and its figure, and detections of the best trial."""
     report = study / "report"
-    names = ("pairs", "scores_methods", "differences_against_control")
-    pairs, *others = (Image.open(report / "figures" / f"{name}.png").convert("RGB") for name in names)
+    figure = Image.open(report / "figures" / "differences_against_control.png").convert("RGB")
     detections = Image.open(next(report.rglob("best-1.png"))).convert("RGB")
-    left = _scaled(pairs, WIDTH_PX * 2 // 5)
-    right = _stacked([_scaled(image, WIDTH_PX - left.width - 20) for image in others], gap=20)
-    row = Image.new("RGB", (WIDTH_PX, max(left.height, right.height)), "white")
-    row.paste(left, (0, 0))
-    row.paste(right, (WIDTH_PX - right.width, (row.height - right.height) // 2))
-    figure = _stacked([_sentences(study), row, _scaled(detections, WIDTH_PX)], gap=15)
-    figure.save(DOCS / "report.png", optimize=True)
+    parts = [_sentences(study), _scaled(figure, WIDTH_PX), _scaled(detections, WIDTH_PX)]
+    _stacked(parts, gap=15).save(DOCS / "report.png", optimize=True)
 
 
 def _sentences(study: Path) -> Image.Image:
     lines = []
-    for sentence in conclusions(analyse(open_study(study))):
-        lines += textwrap.wrap(sentence, 125, initial_indent="•  ", subsequent_indent="    ")
-    canvas = Figure(figsize=(WIDTH_PX / 100, 0.3 + 0.19 * (len(lines) + 1)), dpi=100)
-    canvas.text(0.01, 0.97, "Conclusions", fontsize=11, weight="bold", va="top")
+    for sentence in summary(analyse(open_study(study))):
+        lines += textwrap.wrap(sentence, 125)
+    canvas = Figure(figsize=(WIDTH_PX / 100, 0.3 + 0.19 * len(lines)), dpi=100)
     for number, line in enumerate(lines, start=1):
-        canvas.text(0.01, 0.97 - number * 0.19 / canvas.get_figheight() - 0.03, line, fontsize=9, va="top")
+        canvas.text(0.01, 1 - number * 0.19 / canvas.get_figheight(), line, fontsize=9, va="top")
     png = io.BytesIO()
     canvas.savefig(png)
     return Image.open(png).convert("RGB")

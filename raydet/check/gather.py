@@ -142,7 +142,7 @@ def gather(
     for item in left_out:
         kind = "left_out" if item.kind == "image" else "left_out_annotation"
         all_.findings.append(Finding(kind, item.name, item.reason))
-    all_.findings += (Finding("ignored", rule, f"{count} objects") for rule, count in ignored.items())
+    all_.findings += (Finding("ignored", rule, f"objects: {count}") for rule, count in ignored.items())
     all_.findings += (Finding("understood", "the set", note) for note in notes)
     side_of: Mapping[int, str] = {} if isinstance(sides, str) else sides
     if isinstance(sides, str):

@@ -166,3 +166,30 @@ def test_memory_does_not_grow_with_the_images() -> None:
     """1,000 images of 96 kB each: what is kept of them is below 10 MB after the first hundred."""
     ended = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert int(ended.stdout) < 10
+
+
+def test_what_is_left_out_by_rule_is_told(tmp_path: Path) -> None:
+    """Counted, in the summary and in check.json, beside annotations that belong to no image."""
+    for number in range(6):
+        for name, shape in (("v", (40, 60, 3)), ("t", (40, 60))):
+            pixels = np.random.RandomState(number).randint(0, 256, shape).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{name}{number}.png")
+    images = [{"id": n, "visible": f"v{n}.png", "thermal": f"t{n}.png"} for n in range(6)]
+    annotations: list[dict[str, Any]] = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4, 20, 20]} for n in range(6)
+    ]
+    annotations[0]["iscrowd"] = annotations[1]["iscrowd"] = annotations[2]["ignore"] = 1
+    annotations.append({"id": 9, "image_id": 99, "category_id": 1, "bbox": [4, 4, 20, 20]})
+    categories = [{"id": 0, "name": "all"}, {"id": 1, "name": "person", "supercategory": "all"}]
+    tree = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "annotations.json").write_text(json.dumps(tree))
+    found = run(f"coco:{tmp_path}", "--no-align", "--output", str(tmp_path / "out"))
+    assert found.returncode == EXIT_DATA, found.stderr
+    assert "3 boxes: person 3; 3 left out by rule: iscrowd 2, ignore flag 1" in found.stdout
+    content = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert content["ignored"] == {"iscrowd": 2, "ignore flag": 1}
+    kinds = {finding["kind"]: finding["items"] for finding in content["findings"]}
+    assert [item["detail"] for item in kinds["ignored"]] == ["objects: 2", "objects: 1"]
+    assert "expected an image_id from 'images', got 99" in kinds["left_out_annotation"][0]["detail"]
+    assert "'all' only groups others" in kinds["understood"][0]["detail"]
+    assert content["images"]["left_out"] == 0

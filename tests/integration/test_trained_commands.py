@@ -168,16 +168,29 @@ def test_a_modality_that_other_images_lack_is_missing(
         assert found["metrics"] == evaluated(run).metrics
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "robustness"])
-def test_other_classes_are_refused_in_one_line(
+@pytest.mark.parametrize("command", ["evaluate", "robustness"])
+def test_objects_of_other_classes_are_refused_in_one_line(
     command: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = open_trained(run_dir).source
-    data = write_coco(source, [0], tmp_path / "set", names=("circle", "square", "star"), rgb="rgb")
-    output = ["--output", tmp_path / "boxes"] if command == "predict" else []
-    error = output_of(capsys, command, run_dir, "--data", data, *output, code=2)
-    assert "was trained on the classes circle, square, triangle; --data has circle, square, star" in error
+    run = open_trained(run_dir)
+    data = write_coco(
+        run.source, run.indices, tmp_path / "set", names=("circle", "square", "star"), rgb="rgb"
+    )
+    error = output_of(capsys, command, run_dir, "--data", data, code=3)
+    assert "expected a category of data.classes (circle, square, triangle), got 'star'" in error
     assert error.count("\n") == 1
+
+
+def test_predictions_need_no_classes_of_the_set(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a class that is no category of the set has an id that no category has."""
+    run = open_trained(run_dir)
+    data = write_coco(
+        run.source, run.indices, tmp_path / "set", names=("circle", "square", "star"), rgb="rgb"
+    )
+    output_of(capsys, "predict", run_dir, "--data", data, "--output", tmp_path / "boxes")
+    assert (tmp_path / "boxes" / "detections.json").is_file()
 
 
 def test_images_of_which_nothing_is_read_are_refused(

@@ -68,7 +68,7 @@ def test_a_finding_names_its_image(kind: str) -> None:
 def test_every_kind_is_planted_somewhere() -> None:
     elsewhere = {
         "no_boxes", "dead_channel", "bad_split", "class_unused", "class_one_sided", "offset", "cannot_tell",
-        "odd_shape", "no_events", "grey_rgb",
+        "odd_shape", "no_events", "grey_rgb", "left_out_annotation", "ignored", "understood",
     }  # fmt: skip
     assert set(KINDS) == set(FAULTS) | elsewhere
 

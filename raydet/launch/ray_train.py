@@ -89,10 +89,7 @@ def launch(
         try:
             trainer = _trainer(experiment, run_dir, current, fault_tolerance, attempt, task_code)
             result = _fit(trainer, run_dir, grow if current.count < workers.count else None)
-        except (
-            ray.train.TrainingFailedError,
-            ray.exceptions.ActorDiedError,
-        ) as error:  # the latter: its controller
+        except ray.train.TrainingFailedError as error:
             cause = _raised_by_worker(error)
             if cause is not None and not isinstance(cause, RestartRequestedError | HostMemoryError):
                 raise cause from error  # a restart would raise it again

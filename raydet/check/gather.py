@@ -63,7 +63,7 @@ class Gathered:
     alignments: list[tuple[int, str, Alignment]] = field(default_factory=list)
     """Index, image id, estimate."""
     left_out: list[LeftOut] = field(default_factory=list)
-    """Images."""
+    """Images that are left out, and why."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Number of objects that are left out, by rule."""
 

@@ -137,9 +137,9 @@ class _Reader:
     modalities: tuple[str, ...]
     thermal_range: ThermalRange | None
     label_of: Mapping[str, int]
-    """By the name of a class."""
+    """Label of each class, by its name."""
     names: Mapping[Id, str]
-    """Of all categories."""
+    """Name of each category, by its id."""
     leaves_out_others: bool
     id_counts: Mapping[str, int]
     """Number of entries with each image id."""

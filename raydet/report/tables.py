@@ -266,7 +266,9 @@ def hypothesis_rows(analysis: Analysis) -> list[HypothesisRow]:
         )
         seeds = MISSING if most is None else _seeds_needed(most)
         hypothesis = result.hypothesis
-        found.append(HypothesisRow(hypothesis.name, hypothesis.text, result.outcome, seeds, table))
+        # The noise of the loss gap over images is unknown.
+        outcome = f"{result.outcome}, on these images" if hypothesis.measure == "gap" else result.outcome
+        found.append(HypothesisRow(hypothesis.name, hypothesis.text, outcome, seeds, table))
     return found
 
 
@@ -306,7 +308,7 @@ def _equivalent_cells(analysis: Analysis) -> Iterator[Table]:
     )
     if rows:
         yield Table(
-            "twins",
+            "equivalent_cells",
             "Equivalent cells",
             "These cells compute the same function: their differences are noise.",
             ("cells", "difference", "95 % interval", "p", "verdict"),

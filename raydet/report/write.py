@@ -150,7 +150,7 @@ def _page(
         Section("cells", "Cells", tables=named("best", "cells"), images=images["scores"]),
         Section("decisions", "Selections between phases", sentences=decisions(analysis.results)),
         Section("factors", "Factors", tables=named("effects"), images=images["effects"]),
-        Section("noise", "Noise", tables=named("twins")),
+        Section("noise", "Noise", tables=named("equivalent_cells")),
         Section("training", "Training", images=images["training"]),
         Section("costs", "Costs", images=images["costs"]),
         Section("robustness", "Robustness", tables=named("robustness"), images=images["robustness"]),

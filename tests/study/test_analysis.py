@@ -14,6 +14,7 @@ from raydet.recipes import recipe
 from raydet.report.analysis import Analysis, analyse
 from raydet.report.conclusions import conclusions, limits, summary
 from raydet.report.study import open_study
+from raydet.report.tables import hypothesis_rows
 from raydet.tune.cells import Trial
 from raydet.tune.journal import Journal
 from raydet.tune.options import StudyOptions
@@ -124,6 +125,9 @@ def test_effects_and_hypotheses_of_phase_2(gaff: Analysis) -> None:
     answers = {tested.hypothesis.name: tested.outcome for tested in gaff.hypotheses}
     assert (answers["H1"], answers["H2"], answers["H3"]) == ("refuted", "not distinguishable", "supported")
     assert answers["H4"] == "not distinguishable"  # all gaps are alike
+    shown = {row.name: row.outcome for row in hypothesis_rows(gaff)}
+    assert shown["H4"] == "not distinguishable, on these images"  # how gaps vary over images is unknown
+    assert shown["H2"] == "not distinguishable"
     effects = {effect.factor.letter: effect for effect in gaff.effects if effect.phase.startswith("phase2")}
     assert [level.label for level in effects["r"].levels] == ["4", "8"]
     assert effects["mb"].changes[0].comparison.difference == pytest.approx(0.11, abs=0.03)

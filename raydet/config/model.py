@@ -68,6 +68,19 @@ class TimmConfig(Config):
     """Rate of the last block, where the model knows one; grows as the model does it."""
     pretrained: WeightsConfig = WeightsConfig()
     """Weights of the same model in timm's names; of an EfficientNet also in those of EfficientNet-PyTorch."""
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
+    """So many stages of both streams, from the first, keep their pretrained weights: for few images, and faster."""
+    frozen_norms: bool = False
+    """BatchNorm keeps its pretrained weights and statistics, in training too: for batches too small for their own."""
+
+    @model_validator(mode="after")
+    def _something_to_freeze(self) -> Self:
+        if (self.frozen_stages or self.frozen_norms) and self.pretrained.path is None:
+            raise ValueError(
+                "frozen_stages and frozen_norms keep pretrained weights as they are: set pretrained.path, "
+                "or set frozen_stages=0 and frozen_norms=false"
+            )
+        return self
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 MOVED = {"evaluate": "task"}
 """Sections by their old path."""
+_NEW_OF_TIMM = ("frozen_stages", "frozen_norms")
 
 logger = logging.getLogger("raydet")
 
@@ -38,7 +39,10 @@ def migrated(text: str) -> str:
 def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
     """The JSON of an experiment as the oldest version that knew all of it would have written it: what fingerprints are
     made of. New fields are left out where they have their defaults."""
-    tree = tree | {"data": dict(tree["data"]), "train": dict(tree["train"])}
+    tree = tree | {name: dict(tree[name]) for name in ("data", "model", "train")}
+    tree["model"]["backbone"] = {
+        name: value for name, value in tree["model"]["backbone"].items() if value or name not in _NEW_OF_TIMM
+    }
     tree["data"]["source"] = source_as_first_written(tree["data"]["source"])
     if tree["data"]["sampling"] == {"kind": "frames"}:
         del tree["data"]["sampling"]

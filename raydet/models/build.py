@@ -153,9 +153,15 @@ def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
             sizes = MIT_VARIANTS[variant]
             make_stages = partial(mit_stages, variant=sizes, drop_path_rate=rate)
             init = model.backbone.init
-        case TimmConfig(name=name, drop_path_rate=rate):
+        case TimmConfig(name=name, drop_path_rate=rate) as timm:
             sizes = timm_sizes(name, drop_path_rate=rate)
-            make_stages = partial(timm_stages, name=name, drop_path_rate=rate)
+            make_stages = partial(
+                timm_stages,
+                name=name,
+                drop_path_rate=rate,
+                frozen_stages=timm.frozen_stages,
+                frozen_norms=timm.frozen_norms,
+            )
         case unreachable:
             assert_never(unreachable)
     rgb_channels, aux_channels = (

@@ -14,6 +14,7 @@ Departures from timm:
 1. Stochastic depth is our own module with the same random draws, which activation checkpointing can replay.
 2. Layers after the last map are not kept.
 3. Maps are NCHW between the stages; a model that works on NHWC maps gets them back as such.
+4. Stages and batch norms can be frozen.
 
 Legend: B batch, C channels, H W map.
 """
@@ -24,7 +25,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import timm
 import torch
@@ -87,10 +88,26 @@ class TimmStage(Stage):
         self.channels = channels
         self.takes_nhwc = takes_nhwc
         self.gives_nhwc = gives_nhwc
+        self._frozen: list[nn.Module] = []
         for parent in list(self.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, TimmDropPath):
                     setattr(parent, name, DropPath(child.drop_prob, scale_by_keep=child.scale_by_keep))
+
+    def freeze(self, *, norms_only: bool) -> None:
+        """Keep the weights, and the statistics of batch norms: of the norms, or of the whole stage, which then runs as
+        in evaluation."""
+        self._frozen = (
+            [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)] if norms_only else [self.layers]
+        )
+        for module in self._frozen:
+            module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x = x_BCHW.permute(0, 2, 3, 1) if self.takes_nhwc else x_BCHW
@@ -114,12 +131,27 @@ def _blocks_of(layer: nn.Module) -> Iterator[nn.Module]:
 
 
 def timm_stages(
-    *, name: str, in_channels: int, drop_path_rate: float = 0.0, num_stages: int = 4
+    *,
+    name: str,
+    in_channels: int,
+    drop_path_rate: float = 0.0,
+    num_stages: int = 4,
+    frozen_stages: int = 0,
+    frozen_norms: bool = False,
 ) -> nn.ModuleList:
-    """The first `num_stages` stages of one stream; call `timm_sizes` first, which checks the model."""
+    """The first `num_stages` stages of one stream; call `timm_sizes` first, which checks the model.
+
+    Args:
+        frozen_stages: of the first so many stages nothing is trained.
+        frozen_norms: of all stages the batch norms are not trained.
+    """
     if num_stages == 0:
         return nn.ModuleList()
-    return nn.ModuleList(_stages_of(_feature_net(name, in_channels, drop_path_rate))[:num_stages])
+    stages = _stages_of(_feature_net(name, in_channels, drop_path_rate))[:num_stages]
+    for index, stage in enumerate(stages):
+        if index < frozen_stages or frozen_norms:
+            stage.freeze(norms_only=index >= frozen_stages)
+    return nn.ModuleList(stages)
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raydet.config import Experiment, apply_overrides
+from raydet.config import Experiment, FPNConfig, apply_overrides
 from raydet.tune.study import Factor, GridPhase, Study
 
 EQUIVALENT_ARMS = (("gaff_shared", "gaff"),)
@@ -12,11 +12,12 @@ EQUIVALENT_ARMS = (("gaff_shared", "gaff"),)
 
 
 def arms(base: Experiment) -> dict[str, dict[str, Any]]:
-    """Settings that each arm adds to the block, by name."""
+    """Settings that each arm adds to the block, by name; the arm of the pyramid's width where there is a pyramid."""
+    neck = base.model.neck
     return {
         "gaff": {},
         "gaff_shared": {"inter_shared": True},
-        "wide_as_the_pyramid": {"out_channels": base.model.neck.channels},
+        **({"wide_as_the_pyramid": {"out_channels": neck.channels}} if isinstance(neck, FPNConfig) else {}),
         "se_by_stage": {"se_reduction": [2, 4, 8, 16]},
         "lite": {"se_reduction": None},
         "partner_weights": {"merge_weights": "partner"},

@@ -31,6 +31,7 @@ from raydet.models.fusion.guided import guide_losses
 from raydet.models.heads.faster_rcnn import FasterRCNN
 from raydet.models.heads.targets import Targets
 from raydet.models.model import Model
+from raydet.models.necks.fpn import FPN
 from raydet.structures import Batch, Carry, Output, Want
 
 SEEDS_MIN_SIZE = 800
@@ -52,6 +53,7 @@ class PlainDetector(nn.Module):
         self.parts = copy.deepcopy(detector)
         head, own_head = experiment.model.head, self.parts.head
         assert isinstance(own_head, FasterRCNN)
+        assert isinstance(head, FasterRCNNConfig)
         # In a tuple, so that their parameters, which are in `parts`, are not registered twice.
         self.stages: tuple[RegionProposalNetwork, RoIHeads] = (
             _rpn(own_head, head),
@@ -87,7 +89,9 @@ class PlainDetector(nn.Module):
             images = ImageList(torch.stack(padded), [(x.shape[1], x.shape[2]) for x in unpadded])
         num_rgb = sum(self.parts.rgb_input.num_channels.values())
         maps, guides = _encode(self.parts, images.tensors[:, :num_rgb], images.tensors[:, num_rgb:])
-        pyramid = self.parts.neck.fpn(OrderedDict(zip(LEVELS, maps, strict=False)))
+        neck = self.parts.neck
+        assert isinstance(neck, FPN)
+        pyramid = neck.fpn(OrderedDict(zip(LEVELS, maps, strict=False)))
         rpn, roi_heads = self.stages
         proposals, rpn_losses = rpn.train()(images, pyramid, targets)
         _, box_losses = roi_heads.train()(pyramid, proposals, images.image_sizes, targets)

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 
 from raydet.config.base import Config
 from raydet.config.data import DataConfig
-from raydet.config.model import ModelConfig
+from raydet.config.losses import HierarchicalLoss
+from raydet.config.model import MaskHead, ModelConfig
 from raydet.config.moved import as_first_written, migrated
-from raydet.config.task import DetectionTask, Task
+from raydet.config.task import DetectionTask, SegmentationTask, Task
 from raydet.config.train import Optimizer, TrainConfig
 
 
@@ -49,4 +50,27 @@ class Experiment(Config):
             raise ValueError(
                 f"data.classes must be one or more different names, got {list(self.data.classes)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _task_and_head_fit(self) -> Self:
+        has_masks = isinstance(self.model.head, MaskHead)
+        match self.task:
+            case DetectionTask() if has_masks:
+                raise ValueError(
+                    f"task.kind=detection needs boxes, model.head.kind={self.model.head.kind} gives masks"
+                )
+            case SegmentationTask(levels=levels):
+                if not has_masks:
+                    raise ValueError(
+                        f"task.kind=segmentation needs masks, model.head.kind={self.model.head.kind} gives boxes"
+                    )
+                if levels and len(levels[0].parents) != len(self.data.classes):
+                    raise ValueError(
+                        f"task.levels: expected {len(self.data.classes)} parents in {levels[0].name}, one for each of "
+                        f"data.classes, got {len(levels[0].parents)}"
+                    )
+                assert isinstance(self.model.head, MaskHead)
+                if isinstance(self.model.head.loss, HierarchicalLoss) and not levels:
+                    raise ValueError("model.head.loss.kind=hierarchical needs a class tree: set task.levels")
         return self

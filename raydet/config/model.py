@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from raydet.config.base import Config
 from raydet.config.data import Modality
+from raydet.config.losses import CrossEntropyLoss, HierarchicalLoss, MaskLoss
 
 MiTVariant = Literal["nano", "b0", "b1", "b2", "b3", "b4", "b5"]
 Stage = Annotated[int, Field(ge=1, le=4)]
@@ -195,6 +196,12 @@ class FPNConfig(Config):
     channels: Annotated[int, Field(ge=1)] = 256
 
 
+class NoNeckConfig(Config):
+    """The head takes the encoder's four maps as they are."""
+
+    kind: Literal["none"] = "none"
+
+
 class FasterRCNNConfig(Config):
     """RPN and box head; defaults are torchvision's."""
 
@@ -216,8 +223,88 @@ class FasterRCNNConfig(Config):
     max_detections: Annotated[int, Field(ge=1)] = 100
 
 
+class MaskHead(Config):
+    """What heads for masks share."""
+
+    loss: MaskLoss = CrossEntropyLoss()
+    projection: Annotated[int, Field(ge=1)] | None = None
+    """Channels of an embedding of the last map, of unit length, beside the logits; null: none."""
+    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss of a small head on the third map, in training only; 0: no such head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Of whole channels, in front of the classifier."""
+
+
+class ASPPConfig(MaskHead):
+    """Depthwise-separable atrous spatial pyramid pooling on the last map, joined with the first (DeepLabv3+, arXiv
+    1802.02611; as SegHiero has it)."""
+
+    kind: Literal["aspp"] = "aspp"
+    channels: Count = 512
+    low_channels: Count = 48
+    """Channels to which the first map is reduced."""
+    dilations: tuple[Count, Count, Count, Count] = (1, 12, 24, 36)
+
+
+class SegFormerConfig(MaskHead):
+    """The four maps to equal width, upsampled to the first, concatenated, one convolution (arXiv 2105.15203)."""
+
+    kind: Literal["segformer"] = "segformer"
+    channels: Count = 256
+
+
+class UltraFastSegFormerConfig(MaskHead):
+    """As `segformer`, but the maps are summed."""
+
+    kind: Literal["ultrafast_segformer"] = "ultrafast_segformer"
+    channels: Count = 128
+
+
+class ExtremelyFastSegFormerConfig(MaskHead):
+    """Maps 2 to 4 only, summed at a stride of 8, one depthwise-separable convolution."""
+
+    kind: Literal["extremely_fast_segformer"] = "extremely_fast_segformer"
+    channels: Count = 64
+
+
+class DeepLabV3Config(MaskHead):
+    """Atrous spatial pyramid pooling on the last map (arXiv 1706.05587), as torchvision has it."""
+
+    kind: Literal["deeplabv3"] = "deeplabv3"
+    channels: Count = 256
+    dilations: tuple[Count, Count, Count] = (12, 24, 36)
+
+
+class DeepLabV3PlusConfig(MaskHead):
+    """`deeplabv3`, joined with the first map (arXiv 1802.02611)."""
+
+    kind: Literal["deeplabv3_plus"] = "deeplabv3_plus"
+    channels: Count = 256
+    low_channels: Count = 48
+    dilations: tuple[Count, Count, Count] = (12, 24, 36)
+
+
+class FCNConfig(MaskHead):
+    """One convolution on the last map and a classifier (arXiv 1411.4038), as torchvision has it."""
+
+    kind: Literal["fcn"] = "fcn"
+
+
+MaskHeads = (
+    ASPPConfig
+    | SegFormerConfig
+    | UltraFastSegFormerConfig
+    | ExtremelyFastSegFormerConfig
+    | DeepLabV3Config
+    | DeepLabV3PlusConfig
+    | FCNConfig
+)
+Head = Annotated[FasterRCNNConfig | MaskHeads, Field(discriminator="kind")]
+Neck = Annotated[FPNConfig | NoNeckConfig, Field(discriminator="kind")]
+
+
 class ModelConfig(Config):
-    """The whole detector."""
+    """The whole model."""
 
     backbone: Backbone
     rgb_modalities: tuple[Modality, ...] = ("rgb",)
@@ -232,8 +319,8 @@ class ModelConfig(Config):
     flow: Flow = "rectified"
     """What enters the next stage of each stream: its own rectified map, or the fused map (both streams). The published
     GAFF and CSSA runs are `fused`; the published baseline is `rectified`."""
-    neck: FPNConfig = FPNConfig()
-    head: FasterRCNNConfig = FasterRCNNConfig()
+    neck: Neck = FPNConfig()
+    head: Head = FasterRCNNConfig()
 
     @model_validator(mode="after")
     def _stages_are_a_set(self) -> Self:
@@ -241,6 +328,21 @@ class ModelConfig(Config):
             raise ValueError(
                 f"fusion_stages must be ascending without repeats, got {list(self.fusion_stages)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _neck_and_head_fit(self) -> Self:
+        match self.head:
+            case FasterRCNNConfig():
+                if not isinstance(self.neck, FPNConfig):
+                    raise ValueError(f"head.kind=faster_rcnn takes neck.kind=fpn, got {self.neck.kind}")
+            case MaskHead(loss=loss, projection=projection):
+                if not isinstance(self.neck, NoNeckConfig):
+                    raise ValueError(f"head.kind={self.head.kind} takes neck.kind=none, got {self.neck.kind}")
+                if isinstance(loss, HierarchicalLoss) and loss.triplet is not None and projection is None:
+                    raise ValueError(
+                        "head.loss.triplet compares embeddings: set head.projection, e.g. to 256"
+                    )
         return self
 
     def fusion_at(self, stage: int) -> Fusion:

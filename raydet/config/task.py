@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -77,6 +78,65 @@ class DetectionTask(Config):
         return self
 
 
+class Level(Config):
+    """A level of a class tree: groups of what the level below has."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """As metrics show it, e.g. `family`."""
+    groups: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of the groups."""
+    parents: Annotated[tuple[int, ...], Field(min_length=1)]
+    """For every class or group of the level below, in order, the index of its group here."""
+
+    @model_validator(mode="after")
+    def _is_a_level(self) -> Self:
+        if len(set(self.groups)) != len(self.groups):
+            raise ValueError(
+                f"level {self.name}: expected different names of groups, got {list(self.groups)}"
+            )
+        if outside := sorted(set(self.parents) - set(range(len(self.groups)))):
+            raise ValueError(
+                f"level {self.name}: expected parents in 0..{len(self.groups) - 1}, got {outside[0]}"
+            )
+        if childless := [name for i, name in enumerate(self.groups) if i not in self.parents]:
+            raise ValueError(f"level {self.name}: no class belongs to {', '.join(childless)}")
+        return self
+
+
+class SegmentationTask(Config):
+    """The class of every pixel; mIoU and others, on every level of a class tree if there is one."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    metric: str | None = None
+    """As in detection; null: mIoU."""
+    levels: tuple[Level, ...] = ()
+    """The class tree above `data.classes`, from the level above the classes to the roots; (): none. `--data` fills it
+    in from the set's classes.yaml."""
+    boundary_px: Annotated[int, Field(ge=1)] = 2
+    """Boundaries that are at most so far apart, in source pixels, match: for boundary_F1."""
+    decoding: Literal["consistent", "independent"] = "consistent"
+    """How a model with outputs for every level predicts: the best path from a root to a class, or the best output of
+    each level for itself, which may contradict the tree."""
+    back_off: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """A pixel whose class has less than this probability gets its lowest group that has it, in predictions; null:
+    always a class."""
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        names = [level.name for level in self.levels]
+        if len(set(names)) != len(names):
+            raise ValueError(f"task.levels: expected different names, got {names}")
+        for below, above in pairwise(self.levels):
+            if len(above.parents) != len(below.groups):
+                raise ValueError(
+                    f"task.levels: expected {len(below.groups)} parents in {above.name}, one for each group of "
+                    f"{below.name}, got {len(above.parents)}"
+                )
+        if self.back_off is not None and not self.levels:
+            raise ValueError("task.back_off needs a class tree: set task.levels, or leave it out")
+        return self
+
+
 class CustomTask(Config):
     """A task that is defined outside raydet. Its code comes with a space file or is passed to `run_process`; everything
     else needs to know no more of it than this."""
@@ -93,4 +153,4 @@ class CustomTask(Config):
         return hash(self.model_dump_json())  # a dict has no hash of its own
 
 
-Task = Annotated[DetectionTask | CustomTask, Field(discriminator="kind")]
+Task = Annotated[DetectionTask | SegmentationTask | CustomTask, Field(discriminator="kind")]

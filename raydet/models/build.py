@@ -1,4 +1,4 @@
-"""Building the detector of an experiment; the only module that knows both models and configs.
+"""Building the model of an experiment; with `build_heads`, the only module that knows both models and configs.
 
 Nothing here seeds: callers of `build_model` seed torch first to get reproducible weights.
 """
@@ -22,12 +22,14 @@ from raydet.config import (
     DataConfig,
     Experiment,
     Flow,
+    FPNConfig,
     GAFFFusion,
     IdentityFusion,
     LateConcatFusion,
     MiTConfig,
     Modality,
     ModelConfig,
+    NoNeckConfig,
     PerStage,
     TimmConfig,
 )
@@ -37,6 +39,7 @@ from raydet.models.backbones.dual import DualStreamEncoder, Init, num_aux_stages
 from raydet.models.backbones.mit import MIT_VARIANTS, mit_stages
 from raydet.models.backbones.stage import StageSizes
 from raydet.models.backbones.timm import TimmStage, timm_licence, timm_sizes, timm_stages
+from raydet.models.build_heads import build_head
 from raydet.models.fusion.base import Fusion
 from raydet.models.fusion.basic import Add, Concat, Identity, LateConcat
 from raydet.models.fusion.cmx import CMX
@@ -46,18 +49,17 @@ from raydet.models.fusion.gaff import GAFF
 from raydet.models.fusion.gated import Gated
 from raydet.models.fusion.guided import Guided
 from raydet.models.heads.base import Head
-from raydet.models.heads.box import BoxHeads
-from raydet.models.heads.faster_rcnn import FasterRCNN
-from raydet.models.heads.rpn import RegionProposals
 from raydet.models.inputs import InputStream
 from raydet.models.model import Model
-from raydet.models.necks.fpn import FPN, LEVELS
+from raydet.models.necks.base import Neck
+from raydet.models.necks.fpn import FPN
+from raydet.models.necks.none import NoNeck
 from raydet.models.pretrained.files import read_weights
 from raydet.models.pretrained.load import LoadedWeights, load_weights
 from raydet.models.pretrained.names import MIT_NAMINGS, Naming, efficientnet_naming, timm_naming
 
-MakeHead = Callable[[Experiment, int], Head]
-"""Makes a head for an experiment and the number of channels of its pyramid."""
+MakeHead = Callable[[Experiment, Sequence[int]], Head]
+"""Makes a head for an experiment and the channels of each level of its neck's pyramid."""
 
 
 def build_model(experiment: Experiment, make_head: MakeHead | None = None) -> Model:
@@ -72,7 +74,14 @@ def build_model(experiment: Experiment, make_head: MakeHead | None = None) -> Mo
     """
     model = experiment.model
     encoder = _build_encoder(model)
-    neck = FPN(in_channels=encoder.channels, channels=model.neck.channels)
+    neck: Neck
+    match model.neck:
+        case FPNConfig(channels=channels):
+            neck = FPN(in_channels=encoder.channels, channels=channels)
+        case NoNeckConfig():
+            neck = NoNeck(in_channels=encoder.channels)
+        case unreachable:
+            assert_never(unreachable)
     head = (make_head or build_head)(experiment, neck.channels)
     return Model(
         rgb_input=_build_input(experiment.data, model.rgb_modalities),
@@ -253,30 +262,6 @@ def _aux_modalities(model: ModelConfig) -> tuple[Modality, ...]:
             'model.fusion={"kind": "identity"} and model.elsewhere={"kind": "identity"}'
         )
     return model.aux_modalities
-
-
-def build_head(experiment: Experiment, channels: int) -> Head:
-    """The head that the config describes."""
-    config = experiment.model.head
-    rpn = RegionProposals(
-        channels=channels,
-        anchor_sizes=config.anchor_sizes,
-        aspect_ratios=config.aspect_ratios,
-        pre_nms_top_n=config.rpn_pre_nms_top_n,
-        post_nms_top_n=config.rpn_post_nms_top_n,
-        batch_size_per_image=config.rpn_batch_size_per_image,
-    )
-    roi_heads = BoxHeads(
-        channels=channels,
-        num_classes=experiment.num_classes,
-        hidden=config.box_hidden,
-        batch_size_per_image=config.box_batch_size_per_image,
-        num_levels=len(LEVELS) if config.pool_level_rois else len(LEVELS) - 1,
-        score_threshold=config.score_threshold,
-        nms_threshold=config.nms_threshold,
-        max_detections=config.max_detections,
-    )
-    return FasterRCNN(rpn=rpn, roi_heads=roi_heads)
 
 
 def _build_input(data: DataConfig, modalities: Sequence[Modality]) -> InputStream:

@@ -13,7 +13,7 @@ from raydet.models.fusion.guided import guide_losses
 from raydet.models.heads.base import Head
 from raydet.models.heads.targets import targets_of
 from raydet.models.inputs import InputStream
-from raydet.models.necks.fpn import FPN
+from raydet.models.necks.base import Neck
 from raydet.models.sections import Section, sections_of
 from raydet.structures import Batch, Carry, HeadOutput, Output, Want
 
@@ -29,7 +29,7 @@ class Units:
     """Blocks of the backbones, in call order; layers before and after the blocks of a stage are too small to matter."""
     fusions: list[nn.Module]
     rest: list[nn.Module]
-    """Neck and head."""
+    """Neck and head, as far as they have parameters."""
 
 
 class Model(nn.Module):
@@ -41,7 +41,7 @@ class Model(nn.Module):
         rgb_input: InputStream,
         aux_input: InputStream,
         encoder: DualStreamEncoder,
-        neck: FPN,
+        neck: Neck,
         head: Head,
     ) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Model(nn.Module):
         return Units(
             blocks=[block for group in groups for block in group if has_parameters(block)],
             fusions=[fusion for fusion in self.encoder.fusions if has_parameters(fusion)],
-            rest=[self.neck, self.head],
+            rest=[part for part in (self.neck, self.head) if has_parameters(part)],
         )
 
     def sections(self) -> list[Section]:

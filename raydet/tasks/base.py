@@ -52,11 +52,11 @@ class Scorer(Protocol):
 class Task(Protocol):
     """What is learnt, and how well."""
 
-    def build_head(self, experiment: Experiment, channels: int) -> Head:
+    def build_head(self, experiment: Experiment, channels: Sequence[int]) -> Head:
         """The head of the model.
 
         Args:
-            channels: of every level of the pyramid.
+            channels: of each level of the neck's pyramid, the finest first.
         """
 
     def check_training_images(self, source: Source, indices: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from raydet.metrics.coco import ROW_WIDTH, GroundTruth
 from raydet.metrics.measure import measure
 from raydet.metrics.names import PER_CLASS
 from raydet.metrics.sizes import SizeBins
-from raydet.models.build import build_head
+from raydet.models.build_heads import build_head
 from raydet.models.heads.base import Head
 from raydet.structures import ANY_CLASS, Batch, Boxes, Detections, boxes_of
 from raydet.tasks.base import Scores
@@ -30,7 +30,7 @@ class Detection:
     def __init__(self, config: DetectionTask) -> None:
         self.config = config
 
-    def build_head(self, experiment: Experiment, channels: int) -> Head:
+    def build_head(self, experiment: Experiment, channels: Sequence[int]) -> Head:
         return build_head(experiment, channels)
 
     def check_training_images(self, source: Source, indices: Sequence[int]) -> None:

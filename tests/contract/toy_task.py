@@ -64,9 +64,9 @@ def majority(counts_BK: Tensor) -> Tensor:
 class Majority:
     """See `raydet.tasks.base.Task`."""
 
-    def build_head(self, experiment: Experiment, channels: int) -> Head:
+    def build_head(self, experiment: Experiment, channels: Sequence[int]) -> Head:
         assert isinstance(experiment.task, CustomTask)
-        return MajorityHead(channels, experiment.num_classes, experiment.task.settings["hidden"])
+        return MajorityHead(channels[-1], experiment.num_classes, experiment.task.settings["hidden"])
 
     def check_training_images(self, source: Source, indices: Sequence[int]) -> None:
         pass

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from raydet.models.necks.base import Neck
 
 LEVELS = ("0", "1", "2", "3", "pool")
 """torchvision's names: one level per map of the encoder, and one with every second cell of the last."""
 
 
-class FPN(nn.Module):
+class FPN(Neck):
     """Four maps of different widths in, five maps of one width out."""
 
     def __init__(self, *, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels = (channels,) * len(LEVELS)
         self.fpn = FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=LastLevelMaxPool())
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from raydet.engine.state import TrainState
 from raydet.engine.step import images_of, train_step
 from raydet.errors import NonFiniteLossError
 from raydet.parallel.collectives import World
+from raydet.parallel.parallelize import unwrapped
 from raydet.resilience.current_phase import CURRENT, enter
 from raydet.resilience.step_control import Control
 from raydet.runs.results import EpochRow, Number
@@ -113,6 +114,7 @@ def _train_epoch(
         lr = learning_rate(
             optim, step=state.step, steps_per_epoch=loader.steps_per_epoch, total_steps=log.total_steps
         )
+        unwrapped(state.model).set_progress(state.step / log.total_steps)  # type: ignore[operator]
         losses, is_updated, state.carry = train_step(
             state.model,
             micro_batches,

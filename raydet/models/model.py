@@ -80,6 +80,10 @@ class Model(nn.Module):
         """Stages of the encoder with names, for plans and counts, in the order of the forward pass."""
         return sections_of(self.encoder)
 
+    def set_progress(self, fraction: float) -> None:
+        """See `Head.set_progress`."""
+        self.head.set_progress(fraction)
+
     def forward(self, batch: Batch, carry: Carry | None = None, *, want: Want | None = None) -> Output:
         """The losses of a batch, or the head's predictions.
 

@@ -31,6 +31,13 @@ class Head(nn.Module, ABC):
             pyramid: maps [B, C, H, W] by level, the finest first.
         """
 
+    def set_progress(self, fraction: float) -> None:
+        """Called before every optimizer step, for losses with a schedule.
+
+        Args:
+            fraction: of the run's steps that are done, 0..1.
+        """
+
     def outline(self, device_type: DeviceType, enter: Callable[[str], None]) -> Head:
         """A head that takes as much memory for its losses and looks at no value: it runs on tensors without memory.
 

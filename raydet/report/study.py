@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -107,6 +107,19 @@ class StudyResults:
     def usage(self) -> Usage:
         """Usage of all runs, including failed, stopped and interrupted ones."""
         return UsageMeter(self.directory, self.events).total()
+
+    def measured_by(self, metric: str) -> StudyResults:
+        """The same results, scored by another metric of the task, without cells for which it is undefined."""
+        study = self.study.model_copy(update={"metric": metric})
+        cells = {
+            phase: tuple(
+                replace(cell, metric=study.decider)
+                for cell in mine
+                if all(run.score(study.decider) is not None for run in cell.runs)
+            )
+            for phase, mine in self.cells.items()
+        }
+        return replace(self, study=study, cells=cells)
 
     @property
     def controls(self) -> tuple[CellRuns, ...]:

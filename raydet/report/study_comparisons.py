@@ -1,11 +1,12 @@
 """Statistical comparisons within a study.
 
 Comparisons of scores share one spread over seeds, pooled over every group of runs that differ by chance alone: repeats
-with other seeds, and equivalent cells (unless these came out different); where spreads differ by more than chance, each
-comparison uses its own. The gap between the losses has a spread of its own, and its noise over images is unknown.
-Verdicts of one family are corrected together by Holm's method: the arms against one other cell, the pairs, the
-equivalent cells, the claims of all hypotheses, the effects and interactions of one phase. Intervals are not corrected.
-Sides are compared over those values of the other factors that all of them have.
+with other seeds, and equivalent cells (unless these came out different); where spreads differ by more than chance,
+each comparison uses its own. A hypothesis on another metric has that metric's spread. The gap between the losses has a
+spread of its own, and its noise over images is unknown. Verdicts of one family are corrected together by Holm's
+method: the arms against one other cell, the pairs, the equivalent cells, the claims of all hypotheses, the effects and
+interactions of one phase. Intervals are not corrected. Sides are compared over those values of the other factors that
+all of them have.
 """
 
 from __future__ import annotations
@@ -178,8 +179,15 @@ class StudyComparisons:
         study = self.results.study
         size = sum(len(hypothesis.claims) for hypothesis in study.hypotheses)
         tested: list[tuple[Hypothesis, list[tuple[str, str, Comparison]]]] = []
+        by_metric: dict[str | None, StudyComparisons] = {None: self}
         for hypothesis in study.hypotheses:
-            claims = [self._test(claim, hypothesis, size) for claim in hypothesis.claims]
+            metric = hypothesis.metric
+            if metric is not None and metric not in by_metric:
+                results = self.results.measured_by(metric)
+                resamples = Resamples(count=self.resamples.count, metric=results.study.decider)
+                by_metric[metric] = StudyComparisons(results, resamples)
+            compared = by_metric[metric]
+            claims = [compared._test(claim, hypothesis, size) for claim in hypothesis.claims]
             known = [claim for claim in claims if claim is not None]
             tested.append((hypothesis, known if len(known) == len(claims) else []))
         pairs = iter(_corrected([claim for _, claims in tested for claim in claims]))

@@ -254,7 +254,8 @@ def hypothesis_rows(analysis: Analysis) -> list[HypothesisRow]:
         for claim in result.claims:
             difference, interval, p, _ = _test_result(claim)
             verdict = words.get(claim.verdict, claim.verdict)
-            claimed = f"{claim.a} beats {claim.b}"
+            metric = result.hypothesis.metric
+            claimed = f"{claim.a} beats {claim.b}" + (f" by {metric}" if metric else "")
             rows.append((claimed, verdict, difference, interval, p, _seeds_needed(claim)))
         table = Table(
             f"claims_{result.hypothesis.name}",

@@ -127,7 +127,9 @@ def remember_study(study: Study, journal: Journal) -> None:
     for phase in study.phases:
         _remember(journal, "phase", phase.name, phase.model_dump(mode="json"))
     for hypothesis in study.hypotheses:
-        _remember(journal, "hypothesis", hypothesis.name, hypothesis.model_dump(mode="json"))
+        # Without what is not set, so that a field that comes later changes no study that is under way.
+        settings = hypothesis.model_dump(mode="json", exclude_none=True)
+        _remember(journal, "hypothesis", hypothesis.name, settings)
 
 
 def _remember(journal: Journal, event: str, name: str, settings: Mapping[str, object]) -> None:

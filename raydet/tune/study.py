@@ -139,6 +139,8 @@ class Hypothesis(Config):
     """Claims that must all hold."""
     measure: Literal["score", "gap"] = "score"
     """`gap`: validation loss minus training loss in the last epoch; smaller is better."""
+    metric: str | None = None
+    """The metric that is compared; null: the study's."""
 
 
 class Study(Config):
@@ -163,6 +165,13 @@ class Study(Config):
             raise ValueError(
                 f"names of phases must be distinct, and not {CONTROLS} or {CONFIRMATION}, got {names}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_the_metrics_of_its_hypotheses(self) -> Self:
+        for hypothesis in self.hypotheses:
+            if hypothesis.metric is not None:
+                metric_named(self.base.task, hypothesis.metric)
         return self
 
     @property

@@ -20,6 +20,7 @@ from raydet.tune.journal import Journal
 from raydet.tune.options import StudyOptions
 from raydet.tune.phases import recorded_study, remember_study
 from raydet.tune.preregistration import protocol_of, remember_protocol
+from raydet.tune.study import Hypothesis, Study
 from tests.study.simulated import simulate
 
 METHODS = load_space(
@@ -261,6 +262,33 @@ def test_the_noise_of_images_is_that_of_the_metric(tmp_path: Path) -> None:
     # These detectors find an object at every threshold or not at all.
     assert spread_of("mAP_50") == pytest.approx(spread_of("mAP"))
     assert spread_of("AR_100") is None
+
+
+def test_a_hypothesis_on_another_metric(tmp_path: Path) -> None:
+    """AR_100 is what the trials say; mAP, by which the study is decided, is made equal in all of them."""
+    claim = METHODS.hypotheses[0].claims[0]
+    other = Hypothesis(name="A", text="It finds more.", claims=(claim,), metric="AR_100")
+    own = Hypothesis(name="B", text="It is better.", claims=(claim,))
+    undefined = Hypothesis(name="C", text="It finds more that is large.", claims=(claim,), metric="AR_large")
+    study = METHODS.model_copy(update={"hypotheses": (other, own, undefined)})
+    directory = simulate(study, tmp_path, lambda trial: noisy({"rgb": 0.3}, trial), has_records=False)
+    path = directory / "journal.jsonl"
+    text = re.sub(r'"mAP": [\d.]+', '"mAP": 0.5', path.read_text())
+    path.write_text(re.sub(r'"AR_large": [\d.]+', '"AR_large": null', text))
+    found = {tested.hypothesis.name: tested for tested in analysed(directory).hypotheses}
+    assert found["A"].claims[0].comparison.difference == pytest.approx(0.3, abs=0.02)
+    assert found["B"].claims[0].comparison.difference == 0
+    assert found["C"].outcome == "not tested"
+    assert [row.claims.rows[0][0] for row in hypothesis_rows(analysed(directory))[:2]] == [
+        "cmx beats rgb by AR_100",
+        "cmx beats rgb",
+    ]
+
+
+def test_a_hypothesis_on_a_metric_that_the_task_lacks_is_refused() -> None:
+    wrong = METHODS.hypotheses[0].model_copy(update={"metric": "mIoU"})
+    with pytest.raises(ValueError, match="no metric 'mIoU'"):
+        Study(**{**dict(METHODS), "hypotheses": (wrong,)})
 
 
 def test_a_later_command_with_fewer_seeds_removes_no_runs(tmp_path: Path) -> None:

@@ -239,6 +239,14 @@ class Detections:
         return replace(self, boxes_xyxy=self.boxes_xyxy * factors)
 
 
+class LogitMaps(NamedTuple):
+    """What a head for masks predicts for a batch; `raydet.ops.class_tree.decode` makes ids of it."""
+
+    logits_BNHW: Tensor
+    """[B, N, h, w] at the head's own stride; the map covers the whole canvas. N: the classes, or the classes and then
+    the groups of every level of the class tree."""
+
+
 Carry = dict[str, Tensor]
 """A model's memory by name, one row per lane: [L, ...], detached. Zeros are no memory; empty for models without any."""
 
@@ -261,7 +269,8 @@ class Output(NamedTuple):
     losses: dict[str, Tensor]
     """Scalars by name; empty if only predictions were wanted."""
     predictions: Any
-    """What the task's scorer takes, e.g. one `Detections` per image in canvas pixels; None if not wanted."""
+    """What the task's scorer takes, e.g. one `Detections` per image in canvas pixels, or `LogitMaps`; None if not
+    wanted."""
     carry: Carry
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from raydet.config import CustomTask, DetectionTask, Metric, Task
+from raydet.config import CustomTask, DetectionTask, Metric, SegmentationTask, Task
 from raydet.errors import ConfigError
 
 VAL_LOSS = Metric(name="val_loss", label="val loss", higher_is_better=False)
@@ -70,13 +70,47 @@ MISS_RATE = "LAMR"
 PER_CLASS = "AP/"
 """Prefix of AP at IoU .5:.95 of one class."""
 
+PER_BATCH_IOU = "per_batch_mIoU"
+MASK_METRICS = (
+    Metric(name="mIoU", label="mIoU", is_resampleable=True),
+    Metric(name="pixel_accuracy", label="pixel acc.", is_resampleable=True),
+    Metric(name="mean_accuracy", label="class acc.", is_resampleable=True),
+    Metric(name="boundary_F1", label="boundary F1", is_resampleable=True),
+    Metric(name="per_image_mIoU", label="mIoU per image", is_resampleable=True),
+    Metric(name=PER_BATCH_IOU, label="mIoU per batch"),
+)
+"""Metrics of every segmentation, see `raydet.metrics.confusion`. `per_batch_mIoU` is the mean over the evaluation's
+batches of each one's mIoU, as some published code has it: it changes with `train.eval_batch` and with the order of the
+images, and is there to be compared with such figures only."""
+TREE_METRICS = (
+    Metric(name="tree_distance", label="tree dist.", higher_is_better=False, digits=3, is_resampleable=True),
+    Metric(
+        name="tree_distance_all",
+        label="tree dist. (all)",
+        higher_is_better=False,
+        digits=3,
+        is_resampleable=True,
+    ),
+    Metric(name="violation_rate", label="violations", higher_is_better=False, is_resampleable=True),
+)
+"""Those of a segmentation with a class tree, after mIoU of each level."""
+LEVEL_IOU = "mIoU_"
+"""Prefix of the mIoU of one level of the class tree."""
+PER_CLASS_IOU = "IoU/"
+"""Prefix of the IoU of one class."""
+
+TREE_DISTANCES = ("tree_distance", "tree_distance_all")
+FRACTIONS = (*METRIC_NAMES, MISS_RATE, *(metric.name for metric in MASK_METRICS), "violation_rate")
+
 
 def bounds_of(metric: Metric) -> tuple[float, float]:
-    """The smallest and the largest value of a metric: 0 and 1 for AP, recall and miss rate; infinite for losses
-    and for metrics of custom tasks, whose range is unknown.
+    """The smallest and the largest value of a metric: 0 and 1 for AP, recall, miss rate, IoU, accuracy and other
+    fractions; 0 and infinity for distances on a class tree; infinite for losses and for metrics of custom tasks, whose
+    range is unknown.
     """
-    is_fraction = metric.name in (*METRIC_NAMES, MISS_RATE) or metric.name.startswith(PER_CLASS)
-    return (0.0, 1.0) if is_fraction else (-math.inf, math.inf)
+    if metric.name in FRACTIONS or metric.name.startswith((PER_CLASS, PER_CLASS_IOU, LEVEL_IOU)):
+        return (0.0, 1.0)
+    return (0.0 if metric.name in TREE_DISTANCES else -math.inf, math.inf)
 
 
 def metrics_of(task: Task) -> tuple[Metric, ...]:
@@ -86,6 +120,14 @@ def metrics_of(task: Task) -> tuple[Metric, ...]:
             return (*COCO_METRICS, Metric(name=MISS_RATE, label=MISS_RATE, higher_is_better=False), VAL_LOSS)
         case DetectionTask():
             return (*COCO_METRICS, VAL_LOSS)
+        case SegmentationTask(levels=()):
+            return (*MASK_METRICS, VAL_LOSS)
+        case SegmentationTask(levels=levels):
+            of_levels = (
+                Metric(name=f"{LEVEL_IOU}{level.name}", label=f"mIoU {level.name}", is_resampleable=True)
+                for level in levels
+            )
+            return (*MASK_METRICS, *of_levels, *TREE_METRICS, VAL_LOSS)
         case CustomTask(metrics=metrics):
             return (*metrics, VAL_LOSS)
 
@@ -100,11 +142,17 @@ def metric_named(task: Task, name: str) -> Metric:
     for metric in known:
         if metric.name == name:
             return metric
-    if isinstance(task, DetectionTask) and name.startswith(PER_CLASS):
-        return Metric(name=name, label=name)
-    names = [metric.name for metric in known] + (
-        [f"{PER_CLASS}<class>"] if isinstance(task, DetectionTask) else []
-    )
+    prefix: str | None
+    match task:
+        case DetectionTask():
+            prefix, is_resampleable = PER_CLASS, False
+        case SegmentationTask():
+            prefix, is_resampleable = PER_CLASS_IOU, True
+        case CustomTask():
+            prefix, is_resampleable = None, False
+    if prefix is not None and name.startswith(prefix):
+        return Metric(name=name, label=name, is_resampleable=is_resampleable)
+    names = [metric.name for metric in known] + ([] if prefix is None else [f"{prefix}<class>"])
     raise ConfigError(f"the task has no metric {name!r}; it has {', '.join(names)}")
 
 
@@ -125,4 +173,20 @@ def leading_metrics(task: Task, decider: Metric, count: int = 3) -> list[Metric]
 
 def groups_of(task: Task) -> tuple[MetricGroup, ...]:
     """The groups of metrics that a report compares in figures of their own."""
-    return COCO_GROUPS if isinstance(task, DetectionTask) else ()
+    match task:
+        case DetectionTask():
+            return COCO_GROUPS
+        case SegmentationTask(levels=levels) if levels:
+            return (
+                MetricGroup(
+                    "levels",
+                    "mIoU on every level of the class tree",
+                    "In the order of the figure above; the distance between the lines is due to classes taken for "
+                    "others of their group.",
+                    "mIoU",
+                    {"mIoU": "classes", **{f"{LEVEL_IOU}{level.name}": level.name for level in levels}},
+                    is_ordered=True,
+                ),
+            )
+        case _:
+            return ()

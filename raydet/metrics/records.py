@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydet.errors import DataError
+from raydet.metrics.confusion import ConfusionRecords
 from raydet.metrics.matches import MatchRecords
 
 RECORDS = "records.npz"
@@ -90,7 +91,11 @@ class MeanRecords:
         return cls(arrays["image_ids"], arrays["group_ids"], values)  # type: ignore[arg-type]
 
 
-KINDS: dict[str, type[MatchRecords] | type[MeanRecords]] = {"match": MatchRecords, "mean": MeanRecords}
+KINDS: dict[str, type[MatchRecords] | type[MeanRecords] | type[ConfusionRecords]] = {
+    "match": MatchRecords,
+    "mean": MeanRecords,
+    "confusion": ConfusionRecords,
+}
 
 
 def score(records: Records, metric: str) -> float:

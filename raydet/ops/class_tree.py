@@ -68,7 +68,7 @@ def decode(
 
     A hierarchical model's probabilities are those of its outputs by themselves (sigmoid). `consistent` takes the path
     from a root to a class whose sum of probabilities is the largest (Deep Hierarchical Semantic Segmentation, CVPR
-    2022, equation 3), the first of equal ones; `independent` takes the largest output of each level for itself, which
+    2022), the first of equal ones; `independent` takes the largest output of each level for itself, which
     may contradict the tree.
 
     Args:
@@ -122,8 +122,8 @@ def _probabilities(logits_BNHW: Tensor, ids_BLHW: Tensor, tree: ClassTree) -> Te
     """The probability of each pixel's id on every level: [B, L + 1, H, W]."""
     if logits_BNHW.shape[1] == tree.num_classes:
         classes_BKHW = logits_BNHW.softmax(dim=1)
-        members = [one_hot(row, size) for row, size in zip(tree.ancestors, tree.sizes, strict=True)]
-        levels = [
+        members = [one_hot(row, size) for row, size in zip(tree.ancestors[1:], tree.sizes[1:], strict=True)]
+        levels = [classes_BKHW] + [
             torch.einsum("kg,bkhw->bghw", members_KG.to(classes_BKHW), classes_BKHW) for members_KG in members
         ]
     else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_never
 
-from raydet.config import CustomTask, DetectionTask, Experiment
+from raydet.config import CustomTask, DetectionTask, Experiment, SegmentationTask
 from raydet.errors import ConfigError
 from raydet.tasks.base import Task
 from raydet.tasks.code import load_module
 from raydet.tasks.detection import Detection
+from raydet.tasks.segmentation import Segmentation
 
 
 def build_task(experiment: Experiment, *, code: Path | None = None) -> Task:
@@ -24,6 +25,8 @@ def build_task(experiment: Experiment, *, code: Path | None = None) -> Task:
     match experiment.task:
         case DetectionTask() as config:
             return Detection(config)
+        case SegmentationTask() as config:
+            return Segmentation(config)
         case CustomTask(name=name):
             if code is None:
                 raise ConfigError(

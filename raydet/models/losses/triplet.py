@@ -1,0 +1,110 @@
+"""Tree triplets: of the embeddings of three pixels, two of one group must be nearer than two of different groups.
+
+From Deep Hierarchical Semantic Segmentation, arXiv 2203.14335, as SegHiero chooses the triplets: for every class, as
+anchors the first of its pixels, as positives the first pixels of other classes of its group, as negatives the first
+pixels of other groups, in the order of rows; the i-th anchor goes with the i-th positive and the i-th negative.
+
+Departures from SegHiero:
+1. Pixels without a label are never chosen; there they are negatives.
+2. For any tree and any device, all classes at once, without a host sync.
+3. The weight's schedule is in parts of the run, not in steps counted in epochs, so that it is reached.
+
+Legend: B batch, E embedding, h w map of the embedding, H W canvas, P = B h w pixels, K classes, T triplets per class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raydet.models.losses.pixelwise import wide_dtype
+from raydet.structures import IGNORE
+
+
+class TreeTriplet(nn.Module):
+    """The mean over the classes that have triplets of the mean of max(0, d(anchor, positive) - d(anchor, negative) +
+    margin), d = 1 - cosine; 0 if no class has any.
+
+    Args:
+        groups: of every class, the index of its group on the level above; a class alone in its group has no triplets.
+        margin: in units of d.
+        most: triplets per class.
+        weight: reached after `warmup_fraction` of the run, along half a cosine from 0.
+    """
+
+    groups_K: Tensor
+    current_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        groups: Sequence[int],
+        margin: float = 0.6,
+        most: int = 200,
+        weight: float = 0.5,
+        warmup_fraction: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.margin = margin
+        self.most = most
+        self.weight = weight
+        self.warmup_fraction = warmup_fraction
+        self.register_buffer("groups_K", torch.tensor(groups), persistent=False)
+        self.register_buffer("current_weight", torch.zeros(()), persistent=False)
+        self.set_progress(0.0)
+
+    def set_progress(self, fraction: float) -> None:
+        """Set the weight: `fraction` of the run is done."""
+        done = 1.0 if fraction >= self.warmup_fraction else fraction / self.warmup_fraction
+        self.current_weight.fill_(self.weight * 0.5 * (1 - math.cos(math.pi * done)))
+
+    def forward(self, embedding_BEhw: Tensor, ids_BHW: Tensor) -> Tensor:
+        """The loss times the current weight."""
+        return self.current_weight * self.unweighted(embedding_BEhw, ids_BHW)
+
+    def unweighted(self, embedding_BEhw: Tensor, ids_BHW: Tensor) -> Tensor:
+        """See the class."""
+        wide = wide_dtype(embedding_BEhw.dtype)
+        ids_P = _nearest(ids_BHW, embedding_BEhw.shape[2:]).flatten()
+        is_valid_P = ids_P != IGNORE
+        ids_P = ids_P.long().where(is_valid_P, 0)
+        classes_K1 = torch.arange(len(self.groups_K), device=ids_P.device)[:, None]
+        is_own_KP = (ids_P == classes_K1) & is_valid_P
+        is_group_KP = (self.groups_K[ids_P] == self.groups_K[:, None]) & is_valid_P
+
+        most = min(self.most, len(ids_P))
+        picks = [
+            _first(chosen_KP, most)
+            for chosen_KP in (is_own_KP, is_group_KP & ~is_own_KP, ~is_group_KP & is_valid_P)
+        ]
+        counts_K = torch.stack([count_K for _, count_K in picks]).amin(dim=0)
+        embedding_PE = F.normalize(embedding_BEhw.to(wide), dim=1).movedim(1, -1).flatten(0, 2)
+        # F.embedding, because its backward pass adds up the rows that are chosen often in a fixed order.
+        anchor_KTE, positive_KTE, negative_KTE = (
+            F.embedding(index_KT, embedding_PE) for index_KT, _ in picks
+        )
+        excess_KT = (anchor_KTE * (negative_KTE - positive_KTE)).sum(dim=-1) + self.margin
+        is_triplet_KT = torch.arange(most, device=ids_P.device) < counts_K[:, None]
+        mean_K = (excess_KT.relu() * is_triplet_KT).sum(dim=1) / counts_K.clamp(min=1)
+        return mean_K.sum() / (counts_K > 0).sum().clamp(min=1)
+
+
+def _nearest(ids_BHW: Tensor, map_hw: Sequence[int]) -> Tensor:
+    """Ids on a coarser grid, as `F.interpolate(mode="nearest")`, which takes no integers."""
+    for dim, size in zip((1, 2), map_hw, strict=True):
+        source = torch.arange(size, device=ids_BHW.device) * ids_BHW.shape[dim] // size
+        ids_BHW = ids_BHW.index_select(dim, source)
+    return ids_BHW
+
+
+def _first(chosen_KP: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """int64 [K, T] and [K]: positions of the first `most` true ones of every row, arbitrary beyond their number; and
+    that number, at most `most`."""
+    ranks_KP = chosen_KP.cumsum(dim=1, dtype=torch.int32)
+    wanted_KT = torch.arange(1, most + 1, device=chosen_KP.device, dtype=torch.int32)
+    positions_KT = torch.searchsorted(ranks_KP, wanted_KT.expand(len(chosen_KP), most).contiguous())
+    return positions_KT.clamp(max=chosen_KP.shape[1] - 1), ranks_KP[:, -1].clamp(max=most)

@@ -48,6 +48,8 @@ class HierarchicalLoss(Config):
     """
 
     kind: Literal["hierarchical"] = "hierarchical"
+    depth: Annotated[int, Field(ge=1)] | None = None
+    """How many levels of the tree above the classes it knows, from the lowest; null: all."""
     weight: Weight = 5.0
     """Of the binary losses on the tree, beside the cross-entropy of each level, whose weight is 1."""
     form: Literal["seghiero", "hieraseg"] = "hieraseg"

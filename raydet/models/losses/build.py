@@ -26,7 +26,7 @@ def build_loss(config: MaskLoss, *, num_classes: int, levels: Sequence[Level]) -
         case HierarchicalLoss():
             return Hierarchical(
                 num_classes=num_classes,
-                levels=levels,
+                levels=levels[: config.depth],
                 weight=config.weight,
                 form=config.form,
                 focal_gamma=config.focal_gamma,

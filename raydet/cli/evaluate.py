@@ -29,7 +29,7 @@ def evaluate(
     use_gpu: options.DeviceOption = None,
     as_json: options.AsJsonOption = False,
 ) -> None:
-    """Compute the COCO metrics of a run's newest checkpoint; the run's own files stay unchanged."""
+    """Compute the metrics of a run's newest checkpoint; the run's own files stay unchanged."""
     if data is not None and split != "val":
         raise ConfigError("--split is a part of the run's own images; leave it or --data out")
     opened = open_run(run, data=data, use_gpu=use_gpu, split=split)
@@ -54,4 +54,4 @@ def _lines(run: TrainedRun, scores: Scores) -> Iterator[str]:
     )
     classes = {name.replace("/", " "): value for name, value in scores.per_class.items()}
     for name, value in [*scores.metrics.items(), *classes.items()]:
-        yield f"{name:20} " + ("no objects in this bin" if value is None else f"{value:.4f}")
+        yield f"{name:20} " + ("undefined: nothing of it in these images" if value is None else f"{value:.4f}")

@@ -29,16 +29,22 @@ DETECTIONS = "detections.json"
 
 def predict(
     run: RunArgument,
-    output: Annotated[Path, typer.Option(help="Directory for detections.json and pictures/.")],
+    output: Annotated[Path, typer.Option(help="Directory for detections.json or masks/, and pictures/.")],
     data: OtherDataOption = None,
     draw: Annotated[int, typer.Option(min=0, help="Number of images to draw.")] = 0,
     draw_score: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of drawn detections.")] = 0.5,
     use_gpu: DeviceOption = None,
 ) -> None:
-    """Write detections of a run's newest checkpoint as COCO JSON, in source pixels. The images of --data need no
-    labels."""
+    """Write detections of a run's newest checkpoint as COCO JSON, or its masks as PNG, in source pixels. The images of
+    --data need no labels."""
+    from raydet.config import MaskHead
+
     opened = open_run(run, data=data, use_gpu=use_gpu, is_labelled=False)
     path = output_directory(output) / DETECTIONS
+    if isinstance(opened.experiment.model.head, MaskHead):
+        with interruptible("the same command restarts"):
+            _write_masks(opened, output, num_drawn=draw)
+        return
     from raydet.engine.open_run import predicted
     from raydet.export.coco_results import category_ids_of, coco_results
 
@@ -54,6 +60,28 @@ def predict(
         typer.echo(f"{len(results)} detections in {len(opened.indices)} images: {path} {note}".rstrip())
         if draw:
             _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
+
+
+def _write_masks(run: TrainedRun, output: Path, *, num_drawn: int) -> None:
+    from raydet.data.build import colours_of
+    from raydet.engine.open_run import segmented
+    from raydet.export.masks import MaskFiles, overlay
+    from raydet.tasks.segmentation import Segmentation
+
+    assert isinstance(run.task, Segmentation)
+    colours, image_ids = colours_of(run.source), [run.source.image_ids[index] for index in run.indices]
+    levels = [level.name for level in run.task.config.levels]
+    files = MaskFiles(output, image_ids=image_ids, colours=colours, levels=levels)
+    for position, (index, ids_LHW) in enumerate(segmented(run)):
+        image_id = run.source.image_ids[index]
+        files.write(image_id, ids_LHW)
+        if position < num_drawn:
+            path = output / "pictures" / files.names[image_id]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            overlay(run.source.read(index), ids_LHW[0], colours).save(path)
+    note = run.experiment.data.simulation_note
+    shown = ", ".join(str(directory) for directory in files.directories)
+    typer.echo(f"masks of {len(run.indices)} images: {shown} {note}".rstrip())
 
 
 def _draw(run: TrainedRun, rows: NDArray[np.float64], *, count: int, directory: Path) -> None:

@@ -34,6 +34,7 @@ from raydet.data.sources.yolo import YoloSet, find_images
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.synthetic import SyntheticSet
 from raydet.errors import ConfigError
+from raydet.ops.colours import class_colours
 
 if TYPE_CHECKING:
     from raydet.data.shards.reader import ShardSet
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SourceConfig",
     "adopt_source",
+    "colours_of",
     "data_hashes",
     "detect_source",
     "ignored_in",
@@ -138,6 +140,12 @@ def ignored_in(source: Source) -> Mapping[str, int]:
 def notes_on(source: Source) -> tuple[str, ...]:
     """How a source was understood where that is not plain, as sentences for its user."""
     return tuple(getattr(unwrapped(source), "notes", ()))
+
+
+def colours_of(source: Source) -> tuple[tuple[int, int, int], ...]:
+    """RGB of each class, 0..255: those that the set brings, or our own."""
+    found: tuple[tuple[int, int, int], ...] | None = getattr(unwrapped(source), "colours", None)
+    return found or class_colours(len(source.classes))
 
 
 def data_hashes(source: Source) -> dict[str, str] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raydet.checkpoint.load import load_checkpoint
 from raydet.checkpoint.retention import newest_checkpoint
@@ -23,10 +25,12 @@ from raydet.engine.optim import build_optimizer
 from raydet.errors import ConfigError
 from raydet.models.build import build_model
 from raydet.models.model import Model
+from raydet.ops.class_tree import ClassTree
 from raydet.parallel.collectives import World
 from raydet.runs.run_dir import CONFIG
 from raydet.tasks.base import Scores, Task
 from raydet.tasks.build import build_task
+from raydet.tasks.segmentation import Segmentation, predicted_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,12 @@ class TrainedRun:
     source: Source
     indices: list[int]
     """The evaluation images by their index in the source: a part of the run's split, or all of another source."""
+
+    @property
+    def unused_modalities(self) -> frozenset[str]:
+        """Modalities of the source that the model does not read."""
+        used = {*self.model.rgb_input.num_channels, *self.model.aux_input.num_channels}
+        return frozenset(self.source.modalities) - used
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +125,30 @@ def predicted(run: TrainedRun) -> NDArray[np.float64]:
     scorer = run.task.scorer(run.experiment, run.source, run.indices)
     with yielding_busy_cores(torch.get_num_threads(), run.device):
         return predict(run.model, loader, scorer, device=run.device).rows
+
+
+def segmented(run: TrainedRun) -> Iterator[tuple[int, Tensor]]:
+    """Of each evaluation image its index in the source, and the class and the groups of its pixels on the CPU: int16
+    [L, H, W] at the size of the source image, see `raydet.ops.class_tree.decode`.
+
+    Raises:
+        ConfigError: the run's task is not segmentation.
+        DataError: an image cannot be read.
+    """
+    data, config = run.experiment.data, run.experiment.task
+    if not isinstance(run.task, Segmentation):
+        raise ConfigError(f"{run.run_dir} predicts no masks: its task is {config.kind}")
+    tree = ClassTree(run.experiment.num_classes, run.task.config.levels)
+    loader = EvalLoader(run.source, run.indices, data=data, batch_size=run.experiment.train.eval_batch)
+    for batch, positions in loader:
+        with torch.no_grad():
+            logits = run.model(batch.to(run.device), want="predictions").predictions
+            for row, position in enumerate(positions):
+                height, width = batch.source_hw[row].tolist()
+                ids_LHW = predicted_ids(
+                    logits, row, batch, (height, width), tree=tree, config=run.task.config
+                )
+                yield run.indices[position], ids_LHW.cpu()
 
 
 def _on_other_data(

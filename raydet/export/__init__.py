@@ -1,1 +1,1 @@
-"""Detections of a trained run as COCO results and as drawn images."""
+"""Predictions of a trained run as files: COCO results, masks, drawn images."""

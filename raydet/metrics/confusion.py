@@ -125,6 +125,17 @@ class ConfusionRecords:
         """Labelled pixels of every image by class: [I, K]."""
         return self._marginals(0)[1]
 
+    def confusion(self) -> Floats:
+        """Labelled pixels of all images by true class and prediction: [K, K + 1], the last column those left open."""
+        size = int(self.sizes[0])
+        mine = self.table_N == 0
+        cells = np.bincount(
+            self.truth_N[mine] * (size + 1) + self.predicted_N[mine],
+            self.count_N[mine],
+            minlength=size * (size + 1),
+        )
+        return cells.reshape(size, size + 1).astype(np.float64, copy=False)
+
     def image_ious(self) -> Floats:
         """mIoU of each image for itself: [I], NaN without a labelled pixel."""
         right_IK, truth_IK, predicted_IK = self._marginals(0)

@@ -156,6 +156,32 @@ class SegmentationScorer:
         return np.concatenate(rows)
 
 
+def predicted_ids(
+    predictions: LogitMaps,
+    row: int,
+    batch: Batch,
+    size_hw: tuple[int, int],
+    *,
+    tree: ClassTree,
+    config: SegmentationTask,
+) -> Tensor:
+    """The class and the groups of every pixel of an image of a batch: int16 [L, H, W] (see `class_tree.decode`).
+
+    Args:
+        size_hw: size of the image in its source.
+    """
+    stripes = source_stripes(
+        predictions.logits_BNHW[row],
+        canvas_hw=batch.canvas_hw,
+        valid_hw=_hw(batch.valid_hw, row),
+        source_hw=size_hw,
+    )
+    parts = [
+        decode(x_1NHW, tree, decoding=config.decoding, back_off=config.back_off)[0] for x_1NHW in stripes
+    ]
+    return torch.cat(parts, dim=1)
+
+
 def _sparse(table: int, counts: Tensor) -> NDArray[np.float64]:
     """Rows of a table [truth, predicted] without its zeros: [N, 4]."""
     dense = counts.cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from raydet.config import Experiment, apply_overrides
+from raydet.config import Experiment, MaskHead, MaskHeads, apply_overrides
 from raydet.errors import StudyError
 from raydet.metrics.names import deciding_metric, metric_named, metrics_of
 from raydet.tune.controls import with_controls
@@ -50,6 +50,21 @@ def study_of(
     base = apply_overrides(base, {"task.metric": name_or_default})
     study = study.model_copy(update={"base": base, "metric": decider.name})
     return with_controls(study if arms is None else with_arms(study, arms))
+
+
+def require_masks(base: Experiment, space: str) -> MaskHeads:
+    """The base's head, for a space that compares models for masks.
+
+    Raises:
+        StudyError: it is a head for boxes.
+    """
+    head = base.model.head
+    if isinstance(head, MaskHead):
+        return head
+    raise StudyError(
+        f"the space {space} expects a recipe for masks, got {base.name} with the head {head.kind}; take --recipe "
+        "seg_demo, or another one that `raydet recipes` lists with a head for masks"
+    )
 
 
 def with_arms(study: Study, arms: Collection[str]) -> Study:

@@ -18,7 +18,7 @@ from raydet.parallel.collectives import World
 from raydet.recipes import recipe
 from raydet.report.drawings.detections import NO_MATCH, matched_truths
 from raydet.report.drawings.ranking import image_scores
-from raydet.report.drawings.run import detect_image, drawings_of_run, unused_modalities
+from raydet.report.drawings.run import detect_image, drawings_of_run
 from raydet.runs.run_dir import claim_run_directory
 
 
@@ -79,7 +79,7 @@ def test_one_modality_and_nothing_found(tmp_path: Path) -> None:
     assert len(drawings) == len(open_trained(run_dir).indices)
     assert all("0 right, 0 wrong" in drawing.caption for drawing in drawings)
     assert all("none is right at any threshold" in drawing.caption for drawing in drawings)
-    assert unused_modalities(open_trained(run_dir)) == {"thermal"}
+    assert open_trained(run_dir).unused_modalities == {"thermal"}
 
 
 def test_a_run_that_has_not_ended_is_named(tmp_path: Path) -> None:

@@ -30,6 +30,18 @@ LINE_PX = 20
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """A drawn image as PNG, with its title and caption."""
+
+    name: str
+    """`best-1`, ..., `worst-1`, ..., `attention`: safe for file names and anchors."""
+    title: str
+    """Plain text with the image's id; must be escaped in HTML, like the caption."""
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Panel:
     heading: str
     image: Image.Image

@@ -1,4 +1,4 @@
-"""The best and worst images of a detector, from its match records alone.
+"""The best and worst images of a run, and the scores by which a detector's are ranked, from its match records alone.
 
 An image's score is its F1, 2 right / (2 right + wrong + missed), at IoU 0.5. The score threshold is the one at which
 the F1 of all images together is highest. An image without objects and detections scores 1.
@@ -9,6 +9,7 @@ Legend: I images, N detections.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,19 +65,20 @@ def image_scores(records: MatchRecords) -> ImageScores:
     return ImageScores(records.image_ids, threshold, right_I, wrong_I, missed_I)
 
 
-def best_and_worst(records: MatchRecords, count: int) -> tuple[list[int], list[int]]:
+def best_and_worst(
+    best_first: Sequence[int], group_ids: NDArray[np.str_], count: int
+) -> tuple[list[int], list[int]]:
     """Indices of the `count` best images, best first, and of the `count` worst, worst first.
 
     Images of one group are similar: every group is shown once before one is shown again. No image is in both lists:
     of fewer than 2 `count` images, the better half, rounded up, can be best.
     """
-    order = image_scores(records).best_first()
-    num_best = (len(order) + 1) // 2
-    best, worst = order[:num_best], order[num_best:][::-1]
-    return _interleave(best, records.group_ids)[:count], _interleave(worst, records.group_ids)[:count]
+    num_best = (len(best_first) + 1) // 2
+    best, worst = best_first[:num_best], best_first[num_best:][::-1]
+    return _interleave(best, group_ids)[:count], _interleave(worst, group_ids)[:count]
 
 
-def _interleave(indices: list[int], group_ids: NDArray[np.str_]) -> list[int]:
+def _interleave(indices: Sequence[int], group_ids: NDArray[np.str_]) -> list[int]:
     """The first of each group, then the second of each, and so on."""
     seen: Counter[str] = Counter()
     rounds = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,31 +9,21 @@ import torch
 from raydet.data.transforms import eval_transform
 from raydet.engine.open_run import TrainedRun, open_trained
 from raydet.errors import ConfigError, DataError
+from raydet.metrics.confusion import ConfusionRecords
 from raydet.metrics.matches import MatchRecords
 from raydet.metrics.records import RECORDS, has_records, read_records
 from raydet.report.drawings.attention import Attention, attention_maps
 from raydet.report.drawings.detections import EXPLANATION, draw_detections
 from raydet.report.drawings.heatmaps import draw_attention
-from raydet.report.drawings.panels import as_png
+from raydet.report.drawings.masks import mask_drawings
+from raydet.report.drawings.panels import Drawing, as_png
 from raydet.report.drawings.ranking import ImageScores, best_and_worst, image_scores
 from raydet.structures import Detections, Sample, collate
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A drawn image as PNG, with its title and caption."""
-
-    name: str
-    """`best-1`, ..., `worst-1`, ..., `attention`: safe for file names and anchors."""
-    title: str
-    """Plain text with the image's id; must be escaped in HTML, like the caption."""
-    caption: str
-    png: bytes
-
-
 def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
-    """Draw the `count` best and the `count` worst images of a finished run, and the attention of its fusions on the
-    image with the most right detections.
+    """Draw the `count` best and the `count` worst images of a finished run; of a detector also the attention of its
+    fusions on the image with the most right detections, of masks the confusion of the classes.
 
     There are fewer if the run was evaluated on fewer, and no attention if no fusion has any. Every call gives the same
     bytes.
@@ -49,14 +38,22 @@ def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
             f"{run_dir} has no images to show: {RECORDS} is missing; run its command again to finish it"
         )
     records, run = read_records(run_dir), open_trained(run_dir)
-    if not isinstance(records, MatchRecords):
-        raise ConfigError("only detections are drawn")
     if records.image_ids.tolist() != [run.source.image_ids[index] for index in run.indices]:
         raise DataError(
             f"{run_dir}: it was evaluated on other images than its source has now; restore the data"
         )
+    match records:
+        case MatchRecords():
+            return _detection_drawings(run, records, count)
+        case ConfusionRecords():
+            return mask_drawings(run, records, count)
+        case _:
+            raise ConfigError("only detections and masks are drawn")
+
+
+def _detection_drawings(run: TrainedRun, records: MatchRecords, count: int) -> list[Drawing]:
     scores = image_scores(records)
-    best, worst = best_and_worst(records, count)
+    best, worst = best_and_worst(scores.best_first(), records.group_ids, count)
     drawings = [
         _draw_detections(run, scores, index, name=f"{kind}-{rank}", rank=f"{kind.capitalize()} image {rank}")
         for kind, indices in (("best", best), ("worst", worst))
@@ -64,12 +61,6 @@ def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
     ]
     most_right = max(scores.best_first(), key=lambda index: int(scores.right_I[index]))
     return drawings + _draw_attention(run, run.indices[most_right])
-
-
-def unused_modalities(run: TrainedRun) -> frozenset[str]:
-    """Modalities of the source that the detector does not use."""
-    used = {*run.model.rgb_input.num_channels, *run.model.aux_input.num_channels}
-    return frozenset(run.source.modalities) - used
 
 
 def detect_image(run: TrainedRun, index: int) -> tuple[Sample, Detections]:
@@ -89,7 +80,7 @@ def _draw_detections(run: TrainedRun, scores: ImageScores, index: int, *, name: 
         found,
         classes=run.source.classes,
         score_threshold=scores.score_threshold,
-        unused=unused_modalities(run),
+        unused=run.unused_modalities,
         display_name=run.experiment.data.shown_name,
     )
     right, wrong, missed = (int(x[index]) for x in (scores.right_I, scores.wrong_I, scores.missed_I))
@@ -110,7 +101,7 @@ def _draw_detections(run: TrainedRun, scores: ImageScores, index: int, *, name: 
 def _draw_attention(run: TrainedRun, index: int) -> list[Drawing]:
     attention = attention_maps(run, index)
     data = run.experiment.data
-    image = draw_attention(attention, unused=unused_modalities(run), display_name=data.shown_name)
+    image = draw_attention(attention, unused=run.unused_modalities, display_name=data.shown_name)
     if image is None:
         return []
     title = f"Attention of the fusion: {attention.sample.image_id}"

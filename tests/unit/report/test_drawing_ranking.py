@@ -30,6 +30,10 @@ def records(objects: list[int], found: list[Found], groups: list[str] | None = N
     )
 
 
+def ranked(found: MatchRecords, count: int) -> tuple[list[int], list[int]]:
+    return best_and_worst(image_scores(found).best_first(), found.group_ids, count)
+
+
 def test_scores_of_three_images_match_a_manual_computation() -> None:
     # From 0.6 on: 2 right of 4 objects, F1 4/6. With 0.4: 3 right, 6/7. With 0.2: 6/9.
     found = [(0, 0.9, True), (0, 0.6, True), (1, 0.4, True), (1, 0.2, False), (2, 0.2, False)]
@@ -47,19 +51,19 @@ def test_scores_of_three_images_match_a_manual_computation() -> None:
 def test_the_best_images_have_most_right_and_the_worst_most_mistakes() -> None:
     found = [(0, 0.9, True), (1, 0.9, True), (1, 0.8, True), (3, 0.9, False)]
     # 0: one of one; 1: two of two; 2: nothing to find; 3: one wrong, one missed; 4: three missed.
-    best, worst = best_and_worst(records([1, 2, 0, 1, 3], found), 5)
+    best, worst = ranked(records([1, 2, 0, 1, 3], found), 5)
     assert best == [1, 0, 2]
     assert worst == [4, 3]
-    assert best_and_worst(records([1, 2, 0, 1, 3], found), 1) == ([1], [4])
+    assert ranked(records([1, 2, 0, 1, 3], found), 1) == ([1], [4])
 
 
 def test_equal_images_are_ordered_by_their_ids() -> None:
-    assert best_and_worst(records([1, 1, 1, 1], []), 2) == ([0, 1], [3, 2])
+    assert ranked(records([1, 1, 1, 1], []), 2) == ([0, 1], [3, 2])
 
 
 def test_each_sequence_is_shown_once_before_one_is_shown_again() -> None:
     equal = records([1] * 8, [], groups=["a", "a", "b", "b", "c", "c", "c", "d"])
-    assert best_and_worst(equal, 3) == ([0, 2, 1], [7, 6, 5])
+    assert ranked(equal, 3) == ([0, 2, 1], [7, 6, 5])
 
 
 def test_a_set_without_a_right_detection() -> None:
@@ -69,8 +73,8 @@ def test_a_set_without_a_right_detection() -> None:
 
 
 def test_an_empty_set() -> None:
-    assert best_and_worst(records([], []), 3) == ([], [])
-    assert best_and_worst(records([0], []), 3) == ([0], [])
+    assert ranked(records([], []), 3) == ([], [])
+    assert ranked(records([0], []), 3) == ([0], [])
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -54,4 +54,6 @@ def _lines(run: TrainedRun, scores: Scores) -> Iterator[str]:
     )
     classes = {name.replace("/", " "): value for name, value in scores.per_class.items()}
     for name, value in [*scores.metrics.items(), *classes.items()]:
-        yield f"{name:20} " + ("undefined: nothing of it in these images" if value is None else f"{value:.4f}")
+        yield f"{name:20} " + (
+            "undefined: nothing of it in these images" if value is None else f"{value:.4f}"
+        )

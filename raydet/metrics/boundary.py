@@ -1,6 +1,6 @@
 """Boundaries between classes in masks, and which of their pixels two masks share.
 
-Legend: H W image, K classes.
+Legend: H W image, K classes, E pixels on boundaries.
 """
 
 from __future__ import annotations
@@ -62,29 +62,25 @@ def boundary_counts(
     """
     truth_HW = truth_HW.to(torch.int16)
     predicted_HW = predicted_HW.to(torch.int16).where(truth_HW != ignore, ignore)
-    edges = [boundary_ids(ids_HW, ignore=ignore) for ids_HW in (truth_HW, predicted_HW)]
-    matched = [_is_near(mine, other, radius_px) for mine, other in (edges, edges[::-1])]
-
-    def count(ids: Tensor) -> Tensor:
-        return torch.bincount(ids[ids != NONE].long(), minlength=num_classes)[:num_classes]
-
-    (truth_edges, predicted_edges), (is_found, is_right) = edges, matched
-    return BoundaryCounts(
-        count(truth_edges),
-        count(truth_edges.where(is_found, NONE)),
-        count(predicted_edges),
-        count(predicted_edges.where(is_right, NONE)),
-    )
+    edges_HW = [boundary_ids(ids_HW, ignore=ignore) for ids_HW in (truth_HW, predicted_HW)]
+    counts = []
+    for mine_HW, other_HW in (edges_HW, edges_HW[::-1]):
+        labels_E, is_near_E = _pixels_near(mine_HW, other_HW, radius_px)
+        for labels in (labels_E, labels_E[is_near_E]):
+            counts.append(torch.bincount(labels, minlength=num_classes)[:num_classes])
+    return BoundaryCounts(*counts)
 
 
-def _is_near(mine_HW: Tensor, other_HW: Tensor, radius: int) -> Tensor:
-    """Whether the other's boundary of the same class is near each boundary pixel: bool [H, W]."""
-    height, width = mine_HW.shape
-    padded = pad(other_HW, (radius, radius, radius, radius), value=NONE)
-    is_near_HW = torch.zeros_like(mine_HW, dtype=torch.bool)
+def _pixels_near(mine_HW: Tensor, other_HW: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """The class of each of a mask's boundary pixels, and whether the other's boundary of that class is near: [E]."""
+    y_E, x_E = (mine_HW != NONE).nonzero(as_tuple=True)  # few of all pixels
+    labels_E = mine_HW[y_E, x_E]
+    padded_HW = pad(other_HW, (radius, radius, radius, radius), value=NONE)
+    width = padded_HW.shape[1]
+    centre_E = (y_E + radius) * width + x_E + radius
+    is_near_E = torch.zeros_like(labels_E, dtype=torch.bool)
     for down in range(-radius, radius + 1):
         for right in range(-radius, radius + 1):
             if down**2 + right**2 <= radius**2:
-                top, left = radius + down, radius + right
-                is_near_HW |= mine_HW == padded[top : top + height, left : left + width]
-    return is_near_HW & (mine_HW != NONE)
+                is_near_E |= padded_HW.take(centre_E + (down * width + right)) == labels_E
+    return labels_E.long(), is_near_E

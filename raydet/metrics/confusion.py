@@ -102,7 +102,7 @@ class ConfusionRecords:
             case "boundary_F1":
                 return _mean(self._boundary_f1s(weights_BI))
             case "per_image_mIoU":
-                values_I = self.image_ious()
+                values_I = self._image_ious()
                 is_known_I = ~np.isnan(values_I)
                 return _ratio(weights_BI @ np.where(is_known_I, values_I, 0.0), weights_BI @ is_known_I)
             case "tree_distance" | "tree_distance_all":
@@ -112,18 +112,15 @@ class ConfusionRecords:
                 return _ratio(totals_BD @ np.arange(first, counts_ID.shape[1]), totals_BD.sum(axis=1))
             case "violation_rate":
                 violations_I = self._counts(VIOLATIONS, self.truth_N, 1)[:, 0]
-                return _ratio(weights_BI @ violations_I, weights_BI @ self.truth_IK().sum(axis=1))
-        for name, level in ((f"{LEVEL_IOU}{name}", i) for i, name in enumerate(self.levels, 1)):
-            if metric == name:
-                return _mean(self._ious(level, weights_BI))
-        for name, label in ((f"{PER_CLASS_IOU}{name}", i) for i, name in enumerate(self.classes)):
-            if metric == name:
-                return self._ious(0, weights_BI)[:, label]
+                totals_I = self._marginals(0)[1].sum(axis=1)
+                return _ratio(weights_BI @ violations_I, weights_BI @ totals_I)
+        levels = {f"{LEVEL_IOU}{name}": level for level, name in enumerate(self.levels, 1)}
+        labels = {f"{PER_CLASS_IOU}{name}": label for label, name in enumerate(self.classes)}
+        if metric in levels:
+            return _mean(self._ious(levels[metric], weights_BI))
+        if metric in labels:
+            return self._ious(0, weights_BI)[:, labels[metric]]
         raise ValueError(f"confusion records of {len(self.levels)} levels do not contain {metric}")
-
-    def truth_IK(self) -> Floats:  # noqa: N802
-        """Labelled pixels of every image by class: [I, K]."""
-        return self._marginals(0)[1]
 
     def confusion(self) -> Floats:
         """Labelled pixels of all images by true class and prediction: [K, K + 1], the last column those left open."""
@@ -173,6 +170,11 @@ class ConfusionRecords:
         right_IK, truth_IK, predicted_IK = self._marginals(level)
         right_BK = weights_BI @ right_IK
         return _ratio(right_BK, weights_BI @ (truth_IK + predicted_IK) - right_BK)
+
+    def _image_ious(self) -> Floats:
+        """mIoU of each image for itself: [I], NaN without a labelled pixel."""
+        right_IK, truth_IK, predicted_IK = self._marginals(0)
+        return _mean(_ratio(right_IK, truth_IK + predicted_IK - right_IK))
 
     def _boundary_f1s(self, weights_BI: Floats) -> Floats:
         """F1 of every class: [B, K], NaN where it has no boundary."""

@@ -99,6 +99,7 @@ LEVEL_IOU = "mIoU_"
 PER_CLASS_IOU = "IoU/"
 """Prefix of the IoU of one class."""
 
+MASK_NAMES = tuple(metric.name for metric in (*MASK_METRICS, *TREE_METRICS))
 TREE_DISTANCES = ("tree_distance", "tree_distance_all")
 FRACTIONS = (*METRIC_NAMES, MISS_RATE, *(metric.name for metric in MASK_METRICS), "violation_rate")
 

@@ -100,11 +100,11 @@ def decode(
     num_levels = tree.num_levels(logits_BNHW.shape[1])
     logits_BNHW = logits_BNHW.float()
     if num_levels > 1 and decoding == "independent":
-        own = [logits_BNHW[:, outputs].argmax(dim=1) for outputs in tree.slices[:num_levels]]
+        own = [_best(logits_BNHW[:, outputs]) for outputs in tree.slices[:num_levels]]
         above_LG = tree.ancestors_of(num_levels - 1)[1:].to(logits_BNHW.device, non_blocking=True)
         ids_BLHW = torch.cat([torch.stack(own, dim=1), above_LG[:, own[-1]].movedim(0, 1)], dim=1)
     else:
-        best_BHW = logits_BNHW.argmax(dim=1) if num_levels == 1 else _best_path(logits_BNHW, tree, num_levels)
+        best_BHW = _best(logits_BNHW) if num_levels == 1 else _best_path(logits_BNHW, tree, num_levels)
         ancestors_LK = tree.ancestors.to(logits_BNHW.device, non_blocking=True)
         ids_BLHW = ancestors_LK[:, best_BHW].movedim(0, 1)
     if back_off is not None:
@@ -126,13 +126,18 @@ def contradictions(ids_BLHW: Tensor, tree: ClassTree) -> Tensor:
 
 def _best_path(logits_BNHW: Tensor, tree: ClassTree, num_levels: int) -> Tensor:
     """The class at the end of the best path: [B, H, W]."""
-    # The smallest sum of 1 - p = sigmoid(-x): p itself is rounded to 1 from x = 17 on.
-    doubts_BNHW = (-logits_BNHW).sigmoid()
-    sums_BKHW = doubts_BNHW[:, tree.slices[0]]
+    # The largest sum of p - 1 = -sigmoid(-x): p itself is rounded to 1 from x = 17 on.
+    scores_BNHW = logits_BNHW.neg().sigmoid_().neg_()
+    sums_BKHW = scores_BNHW[:, tree.slices[0]]
     for outputs, ancestors_K in zip(tree.slices[1:num_levels], tree.ancestors[1:num_levels], strict=True):
         ancestors_K = ancestors_K.to(logits_BNHW.device, non_blocking=True)
-        sums_BKHW = sums_BKHW + doubts_BNHW[:, outputs].index_select(1, ancestors_K)
-    return sums_BKHW.argmin(dim=1)
+        sums_BKHW = sums_BKHW + scores_BNHW[:, outputs].index_select(1, ancestors_K)
+    return _best(sums_BKHW)
+
+
+def _best(scores_BNHW: Tensor) -> Tensor:
+    """The first of the largest: [B, H, W]."""
+    return scores_BNHW.max(dim=1).indices  # argmax took three times as long on a CPU
 
 
 def _probabilities(logits_BNHW: Tensor, ids_BLHW: Tensor, tree: ClassTree, num_levels: int) -> Tensor:

@@ -138,9 +138,9 @@ class SegmentationScorer:
             found_P = ids_LP[level].where(ids_LP[level] != UNDECIDED, size)
             cells = torch.bincount(truth_LP[level] * (size + 1) + found_P, minlength=size * (size + 1))
             rows.append(_sparse(level, cells.reshape(size, size + 1)))
-        # The lowest level on which the prediction is right; one past the roots if there is none.
-        is_right_LP = torch.cat([ids_LP == truth_LP, torch.ones_like(ids_LP[:1], dtype=torch.bool)])
-        distances_P = is_right_LP.int().argmax(dim=0)
+        distances_P = torch.full_like(truth_LP[0], len(tree.sizes))  # to the lowest level that is right
+        for level in reversed(range(len(tree.sizes))):
+            distances_P = distances_P.where(ids_LP[level] != truth_LP[level], level)
         rows.append(_sparse(DISTANCES, torch.bincount(distances_P)[:, None]))
         if is_violated:
             violations = (torch.cat(is_violated) & is_labelled_HW).sum()

@@ -43,7 +43,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from raydet.errors import TrackerUnavailableError, TrackingError
-from raydet.metrics.names import METRIC_NAMES, RECALL_NAMES
+from raydet.metrics.names import MASK_NAMES, METRIC_NAMES, PER_CLASS, PER_CLASS_IOU, RECALL_NAMES
 from raydet.redact import redact
 from raydet.track.base import RunStatus, RunView, TrackedCheckpoint
 from raydet.track.datasets import Dataset
@@ -418,16 +418,17 @@ def _experiment_id(client: MlflowClient, uri: str, name: str, database: Path | N
 
 
 def _metric_name(key: str) -> str:
-    if key.startswith("AP/"):  # the class name may contain a slash
-        key = "per_class_AP." + key.removeprefix("AP/").replace("/", "_")
+    for prefix in (PER_CLASS, PER_CLASS_IOU):
+        if key.startswith(prefix):  # the class name may contain a slash
+            key = f"per_class_{prefix[:-1]}." + key.removeprefix(prefix).replace("/", "_")
     start = next((prefix for prefix, keys in PREFIXES.items() if key in keys), "")
     return start + re.sub(r"[^\w\-. :/]", "_", key)
 
 
 def _logging_order(item: tuple[str, Any]) -> int:
-    """AP first, as the compare view of the UI shows the metric that was logged first; the epoch last."""
+    """AP or mIoU first, as the compare view of the UI shows the metric that was logged first; the epoch last."""
     is_renamed = _metric_name(item[0]) != item[0]
-    return (item[0] not in METRIC_NAMES) + is_renamed + (item[0] == "epoch")
+    return (item[0] not in (*METRIC_NAMES, *MASK_NAMES)) + is_renamed + (item[0] == "epoch")
 
 
 def _batches(by_row: Sequence[list[Metric]]) -> Iterator[list[Metric]]:

@@ -22,9 +22,9 @@ from tests.results import results_with
 
 HISTORY: list[dict[str, float | None]] = [
     {"epoch": 1, "loss": 2.0, "mAP": None},
-    {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5},
+    {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5, "IoU/a/../b": 0.3},
 ]
-FINAL = {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5}
+FINAL = {"epoch": 2, "loss": 1.0, "mAP": 0.5, "AR_1": 0.4, "AP/a class, odd": 0.5, "IoU/a/../b": 0.3}
 RESULTS = results_with(FINAL, history=HISTORY, wall_s=9.0, loop_s=6.0)
 
 
@@ -52,6 +52,7 @@ def test_a_restarted_driver_continues_the_same_run(store: str, tmp_path: Path) -
     history = MlflowClient(store).get_metric_history(child.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
     assert child.data.metrics["per_class_AP.a class_ odd"] == 0.5
+    assert child.data.metrics["per_class_IoU.a_.._b"] == 0.3
     assert child.data.metrics["time.wall_s"] == 9.0
     artifacts = {file.path for file in MlflowClient(store).list_artifacts(child.info.run_id)}
     assert artifacts == {"config.json", "metrics_table.json"}

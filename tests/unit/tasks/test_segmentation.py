@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +10,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+from torch import nn
 
 from raydet.config import Experiment, Level, SegmentationTask
+from raydet.data.loader import EvalLoader
+from raydet.engine.evaluator import predict
 from raydet.errors import DataError
 from raydet.metrics.names import VAL_LOSS, metric_named, metrics_of
 from raydet.metrics.records import read_records, score, write_records
 from raydet.recipes.tiny import tiny
-from raydet.structures import IGNORE, Batch, Boxes, LogitMaps, Mask, MaskBatch, Target
+from raydet.structures import IGNORE, Batch, Boxes, LogitMaps, Mask, MaskBatch, Output, Sample, Target, Want
 from raydet.tasks.base import Scores
 from raydet.tasks.build import build_task
 from raydet.tasks.segmentation import Segmentation, SegmentationScorer
@@ -52,6 +54,29 @@ class Masks:
         self.num_read += 1
         mask = self.masks[index]
         return Mask(torch.from_numpy(mask)), (mask.shape[0], mask.shape[1])
+
+    def read(self, index: int) -> Sample:
+        """An image whose grey is its class."""
+        mask = self.masks[index]
+        grey = torch.from_numpy(np.where(mask == IGNORE, 0, mask * 40).astype(np.uint8))
+        hw = (mask.shape[0], mask.shape[1])
+        return Sample(
+            image_id=self.image_ids[index],
+            group_id=self.group_ids[index],
+            modalities={"rgb": grey.expand(3, *hw).clone()},
+            target=self.targets(index)[0],
+            source_hw=hw,
+            valid_hw=hw,
+        )
+
+
+class GreyModel(nn.Module):
+    """Its logits, at half the canvas's resolution, are how near each pixel is to the grey of each class."""
+
+    def forward(self, batch: Batch, *, want: Want) -> Output:
+        grey_BHW = nn.functional.avg_pool2d(batch.modalities["rgb"].float().mean(dim=1), 2)
+        greys_K = 40.0 * torch.arange(len(CLASSES))
+        return Output({}, LogitMaps(-(grey_BHW[:, None] - greys_K[:, None, None]).abs()), {})
 
 
 def experiment(task: SegmentationTask, *, eval_batch: int = 4) -> Experiment:
@@ -207,6 +232,39 @@ def test_weights_equal_repeated_images(num_outputs: int) -> None:
         for metric in metrics:
             weighted = scores.records.scores(metric.name, weights_BI)[row]
             np.testing.assert_allclose(weighted, score(repeated, metric.name), atol=1e-15, rtol=0)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_workers_that_share_the_images_find_the_same(world_size: int) -> None:
+    """Sources of odd sizes, larger and smaller than the canvas, from the loader to the scores."""
+    generator = np.random.default_rng(0)
+    sizes = [(16, 20), (33, 41), (7, 9), (64, 20), (31, 80), (12, 15), (40, 50)]
+    masks = [
+        generator.integers(5, size=(3, 3)).repeat(24, axis=0).repeat(30, axis=1)[:h, :w].astype(np.uint8)
+        for h, w in sizes
+    ]
+    masks[1][:9] = IGNORE
+    config = experiment(SegmentationTask(levels=LEVELS), eval_batch=2)
+    data = config.data.model_copy(update={"canvas_hw": CANVAS, "loader_threads": 0})
+    source = Masks(masks)
+
+    def rows(rank: int, workers: int) -> NDArray[np.float64]:
+        loader = EvalLoader(
+            source,  # type: ignore[arg-type]
+            range(len(masks)),
+            data=data,
+            batch_size=config.train.eval_batch,
+            rank=rank,
+            world_size=workers,
+            in_step=True,
+        )
+        return predict(GreyModel(), loader, scorer, device=torch.device("cpu")).rows
+
+    scorer = scorer_of(masks, SegmentationTask(levels=LEVELS), eval_batch=2)
+    alone = scorer.finish(rows(0, 1))
+    assert alone.metrics["pixel_accuracy"] > 0.9  # type: ignore[operator]
+    shared = scorer.finish(np.concatenate([rows(rank, world_size) for rank in range(world_size)]))
+    assert (shared.metrics, shared.per_class) == (alone.metrics, alone.per_class)
 
 
 def test_without_images_nothing_is_defined() -> None:
@@ -412,8 +470,3 @@ def test_boxes_are_refused() -> None:
     source.targets = lambda index: (Boxes(torch.zeros(0, 4), torch.zeros(0).long()), (4, 4))  # type: ignore[method-assign]
     with pytest.raises(DataError, match="image0: expected a mask, got boxes"):
         build_task(experiment(SegmentationTask())).check_training_images(source, [0])  # type: ignore[arg-type]
-
-
-def test_records_name_all_that_they_were_made_with() -> None:
-    records = measured(SegmentationTask(levels=LEVELS))[0].records
-    assert {field.name for field in dataclasses.fields(records)} == set(records.arrays())  # type: ignore[arg-type]

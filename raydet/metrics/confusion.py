@@ -102,7 +102,7 @@ class ConfusionRecords:
             case "boundary_F1":
                 return _mean(self._boundary_f1s(weights_BI))
             case "per_image_mIoU":
-                values_I = self._image_ious()
+                values_I = self.image_ious()
                 is_known_I = ~np.isnan(values_I)
                 return _ratio(weights_BI @ np.where(is_known_I, values_I, 0.0), weights_BI @ is_known_I)
             case "tree_distance" | "tree_distance_all":
@@ -170,11 +170,6 @@ class ConfusionRecords:
         right_IK, truth_IK, predicted_IK = self._marginals(level)
         right_BK = weights_BI @ right_IK
         return _ratio(right_BK, weights_BI @ (truth_IK + predicted_IK) - right_BK)
-
-    def _image_ious(self) -> Floats:
-        """mIoU of each image for itself: [I], NaN without a labelled pixel."""
-        right_IK, truth_IK, predicted_IK = self._marginals(0)
-        return _mean(_ratio(right_IK, truth_IK + predicted_IK - right_IK))
 
     def _boundary_f1s(self, weights_BI: Floats) -> Floats:
         """F1 of every class: [B, K], NaN where it has no boundary."""

@@ -32,7 +32,7 @@ from torch import Tensor
 from raydet.config.task import Level
 from raydet.models.losses.base import PixelLoss
 from raydet.models.losses.cross_entropy import CrossEntropyTerm
-from raydet.models.losses.pixelwise import pixel_means
+from raydet.models.losses.pixelwise import PixelTerm, pixel_means
 from raydet.models.losses.rmi import RMI
 from raydet.models.losses.tree import TreeChannels, tree_channels
 from raydet.models.losses.triplet import TreeTriplet
@@ -45,8 +45,6 @@ class TreeTerm:
     """The binary losses on the tree; see the module and `PixelTerm`."""
 
     tree: TreeChannels
-    path_LK: Tensor
-    """int64: the channel of every class, and of the groups it belongs to."""
     form: Form
     focal_gamma: float
 
@@ -61,65 +59,60 @@ class TreeTerm:
         return 1e-8 if len(self.tree.levels) <= 2 else 1e-6
 
     def __call__(
-        self, logits_NVRW: Tensor, ids_NRW: Tensor, is_valid_N1RW: Tensor, *, with_gradient: bool
+        self, logits_NVRW: Tensor, labels_NLRW: Tensor, is_valid_N1RW: Tensor, *, with_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        path_NLRW = torch.stack([path_K[ids_NRW] for path_K in self.path_LK], dim=1)
-        highest_NVRW = self._highest(logits_NVRW)
-        on_path_NLRW = logits_NVRW.gather(1, path_NLRW)
+        on_path_NLRW = logits_NVRW.gather(1, labels_NLRW)
         lowest_NLRW = self._lowest(on_path_NLRW)
-
-        # What has to be low costs f(logit), what has to be high f(-logit).
-        low_NVRW, slope_NVRW = self._binary(highest_NVRW, with_gradient)
-        high_NLRW, slope_NLRW = self._binary(-lowest_NLRW, with_gradient)
-        low_NVRW.scatter_(1, path_NLRW, high_NLRW)
-        for own in self.tree.levels:
-            low_NVRW[:, own].div_(_size(own))
-        value = (low_NVRW.sum(dim=1, keepdim=True) * is_valid_N1RW).sum(dim=-1).sum()
+        lacks_NVRW = self._lacks(logits_NVRW)
+        # What has to be low costs f(-U), what has to be high f(D).
+        log_NVRW, slope_NVRW = self._binary(lacks_NVRW, with_gradient)
+        log_NLRW, slope_NLRW = self._binary(lowest_NLRW, with_gradient)
+        log_NVRW.scatter_(1, labels_NLRW, log_NLRW)
+        means_N1RW = sum(log_NVRW[:, own].mean(dim=1, keepdim=True) for own in self.tree.levels)
+        value = -(means_N1RW * is_valid_N1RW).sum(dim=-1).sum()
         if slope_NVRW is None or slope_NLRW is None:
             return value, None
 
-        slope_NVRW.mul_(is_valid_N1RW).scatter_(1, path_NLRW, 0.0)
-        slope_NLRW.mul_(-is_valid_N1RW)
+        slope_NVRW.scatter_(1, labels_NLRW, 0.0)
         for i, own in enumerate(self.tree.levels):
-            slope_NVRW[:, own].div_(_size(own))
-            slope_NLRW[:, i].div_(_size(own))
-        self._hand_down(slope_NVRW, logits_NVRW, highest_NVRW)
+            share_N1RW = is_valid_N1RW / (own.stop - own.start)
+            slope_NVRW[:, own].mul_(share_N1RW)
+            slope_NLRW[:, i, None].mul_(-share_N1RW)
+        self._hand_down(slope_NVRW, logits_NVRW, lacks_NVRW)
         self._hand_up(slope_NLRW, on_path_NLRW, lowest_NLRW)
         # Nothing has been handed down to members of the path: what is above them is on the path, too.
-        return value, slope_NVRW.scatter_(1, path_NLRW, slope_NLRW)
+        return value, slope_NVRW.scatter_(1, labels_NLRW, slope_NLRW)
 
     def _binary(self, logits: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """f(x) = -sigmoid(x)^gamma log(1 - sigmoid(x) + e), and its slope."""
-        rest = torch.sigmoid(-logits)
-        kept = rest + self.epsilon
-        cost = -kept.log()
-        slope = kept.reciprocal_().mul_(rest).mul_(1 - rest) if with_gradient else None
-        if self.focal_gamma:
-            focus = (1 - rest) ** self.focal_gamma
-            if slope is not None:
-                slope = slope.add_(self.focal_gamma * rest * cost).mul_(focus)
-            cost = cost * focus
-        return cost, slope
+        """-f(x) = (1 - p)^gamma log(p + e), p = sigmoid(x), and the slope of -f."""
+        p = logits.sigmoid()
+        kept = p + self.epsilon
+        log = kept.log()
+        if not self.focal_gamma:
+            return log, p.addcmul_(p, p, value=-1).div_(kept) if with_gradient else None
+        focus = (1 - p) ** self.focal_gamma
+        slope = (p * (1 - p) / kept - self.focal_gamma * p * log) * focus if with_gradient else None
+        return log * focus, slope
 
-    def _highest(self, logits_NVRW: Tensor) -> Tensor:
-        """Logits of U."""
-        highest_NVRW = logits_NVRW.clone()
+    def _lacks(self, logits_NVRW: Tensor) -> Tensor:
+        """Logits of 1 - U."""
+        lacks_NVRW = -logits_NVRW
         for family in self.tree.families:
-            own_NRW = highest_NVRW[:, family.group]
-            own_NRW.copy_(torch.maximum(own_NRW, highest_NVRW[:, family.members].amax(dim=1)))
-        return highest_NVRW
+            own_NRW = lacks_NVRW[:, family.group]
+            torch.minimum(own_NRW, lacks_NVRW[:, family.members].amin(dim=1), out=own_NRW)
+        return lacks_NVRW
 
-    def _hand_down(self, slope_NVRW: Tensor, logits_NVRW: Tensor, highest_NVRW: Tensor) -> None:
+    def _hand_down(self, slope_NVRW: Tensor, logits_NVRW: Tensor, lacks_NVRW: Tensor) -> None:
         """Turn slopes with respect to U into slopes with respect to logits: each goes to where the maximum comes
         from, in equal parts if several members have it."""
         for family in reversed(self.tree.families):
             group = slice(family.group, family.group + 1)
-            is_own_N1RW = logits_NVRW[:, group] == highest_NVRW[:, group]
+            is_own_N1RW = logits_NVRW[:, group] == -lacks_NVRW[:, group]
+            is_best = (lacks_NVRW[:, family.members] == lacks_NVRW[:, group]).to(slope_NVRW.dtype)
             down_N1RW = slope_NVRW[:, group].masked_fill(is_own_N1RW, 0)
-            is_best = highest_NVRW[:, family.members] == highest_NVRW[:, group]
             down_N1RW.div_(is_best.sum(dim=1, keepdim=True).clamp(min=1))
             slope_NVRW[:, group].mul_(is_own_N1RW)
-            slope_NVRW[:, family.members].addcmul_(down_N1RW, is_best.to(slope_NVRW.dtype))
+            slope_NVRW[:, family.members].addcmul_(down_N1RW, is_best)
 
     def _lowest(self, on_path_NLRW: Tensor) -> Tensor:
         """Logits of D on the path."""
@@ -188,16 +181,12 @@ class Hierarchical(PixelLoss):
     ) -> dict[str, Tensor]:
         if not self.tree.is_in_order:
             logits_BVhw = logits_BVhw.index_select(1, self.order_V)
-        cross_entropies = tuple(
-            CrossEntropyTerm(own, path_K - own.start)
-            for own, path_K in zip(self.tree.levels, self.path_LK, strict=True)
-        )
+        terms: list[PixelTerm] = [CrossEntropyTerm(own, level) for level, own in enumerate(self.tree.levels)]
         if self.weight:
-            tree = TreeTerm(self.tree, self.path_LK, self.form, self.focal_gamma)
-            on_tree, *others = pixel_means(logits_BVhw, ids_BHW, (tree, *cross_entropies))
-            values = [self.weight * on_tree, *others]
-        else:
-            values = list(pixel_means(logits_BVhw, ids_BHW, cross_entropies))
+            terms.insert(0, TreeTerm(self.tree, self.form, self.focal_gamma))
+        values = list(pixel_means(logits_BVhw, ids_BHW, terms, path_LC=self.path_LK))
+        if self.weight:
+            values[0] = self.weight * values[0]
         losses = dict(zip(self.pixel_names, values, strict=True))
         if self.rmi is not None:
             losses["loss_rmi"] = self.rmi(logits_BVhw, ids_BHW, self.path_LK)
@@ -210,7 +199,3 @@ class Hierarchical(PixelLoss):
         """Set the weight of the triplets."""
         if self.triplet is not None:
             self.triplet.set_progress(fraction)
-
-
-def _size(channels: slice) -> int:
-    return int(channels.stop - channels.start)

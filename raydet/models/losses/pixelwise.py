@@ -7,11 +7,13 @@ gradient back to the resolution of the logits. Only that is kept for the backwar
 The value is the same; the price is that the loss can be differentiated only once, and that its gradient is computed
 again where the forward pass is recomputed.
 
-Legend: B batch, N images of a chunk, K channels, h w map of the logits, H W canvas, R rows of a chunk, T terms.
+Legend: B batch, N images of a chunk, K channels, h w map of the logits, H W canvas, R rows of a chunk, T terms,
+L levels of a class tree (one without a tree), C classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -31,31 +33,37 @@ class PixelTerm(Protocol):
         """Channels of the logits that it looks at."""
 
     def __call__(
-        self, logits_NKRW: Tensor, ids_NRW: Tensor, is_valid_N1RW: Tensor, /, *, with_gradient: bool
+        self, logits_NKRW: Tensor, labels_NLRW: Tensor, is_valid_N1RW: Tensor, /, *, with_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The sum over the valid pixels, and its gradient [N, K, R, W] with respect to the logits.
 
         Args:
             logits_NKRW: its channels; they must not be changed.
-            ids_NRW: int64, 0..K-1; 0 where ignored.
+            labels_NLRW: int64, the channel of the pixel's class, and of the groups it belongs to, counted from the
+                first of all channels; those of class 0 where ignored.
             is_valid_N1RW: 1 where there is a label, 0 where it is ignored.
         """
 
 
-def pixel_means(logits_BKhw: Tensor, ids_BHW: Tensor, terms: Sequence[PixelTerm]) -> Tensor:
+def pixel_means(
+    logits_BKhw: Tensor, ids_BHW: Tensor, terms: Sequence[PixelTerm], *, path_LC: Tensor | None = None
+) -> Tensor:
     """[T]: the terms' means over the pixels that have a label; 0 if there is none. fp32, or fp64 for fp64 logits.
 
     Args:
         logits_BKhw: at any resolution.
-        ids_BHW: uint8 or int16, 0..K-1 or `IGNORE`.
+        ids_BHW: uint8 or int16, 0..C-1 or `IGNORE`.
+        path_LC: int64, the channel of every class, and of the groups it belongs to; None: the channels are the classes.
     """
-    means_T: Tensor = _PixelMeans.apply(logits_BKhw, ids_BHW, tuple(terms))
+    means_T: Tensor = _PixelMeans.apply(logits_BKhw, ids_BHW, path_LC, tuple(terms))
     return means_T
 
 
 class _PixelMeans(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_BKhw: Tensor, ids_BHW: Tensor, terms: tuple[PixelTerm, ...]) -> Tensor:
+    def forward(
+        ctx: Any, logits_BKhw: Tensor, ids_BHW: Tensor, path_LC: Tensor | None, terms: tuple[PixelTerm, ...]
+    ) -> Tensor:
         wide = wide_dtype(logits_BKhw.dtype)
         with_gradient = ctx.needs_input_grad[0]
         device, (batch, _, h, w), (height, width) = (
@@ -77,9 +85,10 @@ class _PixelMeans(torch.autograd.Function):
             logits_NKRW = upsampling.rows(logits_BKhw[images].to(wide), rows)
             is_valid_N1RW = is_labelled_BHW[images, None, rows].to(wide)
             ids_NRW = ids_BHW[images, rows].long().where(is_labelled_BHW[images, rows], 0)
+            labels_NLRW = ids_NRW[:, None] if path_LC is None else _looked_up(path_LC, ids_NRW)
             for t, (term, to_BKhw) in enumerate(zip(terms, gradients, strict=True)):
                 value, gradient_NKRW = term(
-                    logits_NKRW[:, term.channels], ids_NRW, is_valid_N1RW, with_gradient=with_gradient
+                    logits_NKRW[:, term.channels], labels_NLRW, is_valid_N1RW, with_gradient=with_gradient
                 )
                 sums_T[t] += value
                 if to_BKhw is not None and gradient_NKRW is not None:
@@ -92,12 +101,16 @@ class _PixelMeans(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor, None, None, None]:
         share, *gradients = ctx.saved_tensors
         total_BKhw = gradients[0].new_zeros(ctx.shape)
         for term, factor, gradient_BKhw in zip(ctx.terms, gradient_T * share, gradients, strict=True):
             total_BKhw[:, term.channels] += factor * gradient_BKhw
-        return total_BKhw.to(ctx.dtype), None, None
+        return total_BKhw.to(ctx.dtype), None, None, None
+
+
+def _looked_up(path_LC: Tensor, ids_NRW: Tensor) -> Tensor:
+    return path_LC.index_select(1, ids_NRW.flatten()).unflatten(1, ids_NRW.shape).movedim(0, 1)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -107,19 +120,20 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def elements_per_chunk(device: torch.device) -> int:
     """A chunk has to fit into the cache of a CPU, and to be worth the launch of a kernel on a GPU."""
-    return 2**18 if device.type == "cpu" else 2**24
+    return 2**19 if device.type == "cpu" else 2**24
 
 
 def chunks(batch: int, rows: int, row_size: int, *, most: int) -> Iterator[tuple[slice, slice]]:
     """Images and rows of chunks that have at most `most` elements, and one row at least: several whole images, or a
-    part of one.
+    part of one. Parts have about the same size.
 
     >>> list(chunks(3, 4, 10, most=80))
     [(slice(0, 2, None), slice(0, 4, None)), (slice(2, 3, None), slice(0, 4, None))]
     >>> list(chunks(1, 4, 10, most=20))
     [(slice(0, 1, None), slice(0, 2, None)), (slice(0, 1, None), slice(2, 4, None))]
     """
-    num_rows = max(1, min(rows, most // row_size))
+    num_parts = math.ceil(rows / max(1, most // row_size))
+    num_rows = math.ceil(rows / num_parts)
     num_images = max(1, most // (row_size * rows))
     for image in range(0, batch, num_images):
         for row in range(0, rows, num_rows):

@@ -9,7 +9,9 @@ Departures from SegHiero:
 2. For any tree and any device, all classes at once, without a host sync.
 3. The weight's schedule is in parts of the run, not in steps counted in epochs, so that it is reached.
 
-Legend: B batch, E embedding, h w map of the embedding, H W canvas, P = B h w pixels, K classes, T triplets per class.
+Each pixel is the anchor of one triplet at most, so triplets are numbered by their anchors.
+
+Legend: B batch, E embedding, h w map of the embedding, H W canvas, P = B h w pixels, K classes.
 """
 
 from __future__ import annotations
@@ -76,20 +78,20 @@ class TreeTriplet(nn.Module):
         is_own_KP = (ids_P == classes_K1) & is_valid_P
         is_group_KP = (self.groups_K[ids_P] == self.groups_K[:, None]) & is_valid_P
 
-        most = min(self.most, len(ids_P))
-        picks = [
-            _first(chosen_KP, most)
+        ranks = [
+            chosen_KP.cumsum(dim=1)
             for chosen_KP in (is_own_KP, is_group_KP & ~is_own_KP, ~is_group_KP & is_valid_P)
         ]
-        counts_K = torch.stack([count_K for _, count_K in picks]).amin(dim=0)
+        counts_K = torch.stack([rank_KP[:, -1] for rank_KP in ranks]).amin(dim=0).clamp(max=self.most)
+        rank_P = ranks[0].gather(0, ids_P[None])[0]  # from 1, of the anchor in its class
         embedding_PE = F.normalize(embedding_BEhw.to(wide), dim=1).movedim(1, -1).flatten(0, 2)
         # F.embedding, because its backward pass adds up the rows that are chosen often in a fixed order.
-        anchor_KTE, positive_KTE, negative_KTE = (
-            F.embedding(index_KT, embedding_PE) for index_KT, _ in picks
+        positive_PE, negative_PE = (
+            F.embedding(_position(rank_KP, ids_P, rank_P), embedding_PE) for rank_KP in ranks[1:]
         )
-        excess_KT = (anchor_KTE * (negative_KTE - positive_KTE)).sum(dim=-1) + self.margin
-        is_triplet_KT = torch.arange(most, device=ids_P.device) < counts_K[:, None]
-        mean_K = (excess_KT.relu() * is_triplet_KT).sum(dim=1) / counts_K.clamp(min=1)
+        excess_P = (embedding_PE * (negative_PE - positive_PE)).sum(dim=1) + self.margin
+        is_triplet_P = is_valid_P & (rank_P <= counts_K[ids_P])
+        mean_K = is_own_KP.to(wide) @ (excess_P.relu() * is_triplet_P) / counts_K.clamp(min=1)
         return mean_K.sum() / (counts_K > 0).sum().clamp(min=1)
 
 
@@ -101,10 +103,15 @@ def _nearest(ids_BHW: Tensor, map_hw: Sequence[int]) -> Tensor:
     return ids_BHW
 
 
-def _first(chosen_KP: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """int64 [K, T] and [K]: positions of the first `most` true ones of every row, arbitrary beyond their number; and
-    that number, at most `most`."""
-    ranks_KP = chosen_KP.cumsum(dim=1, dtype=torch.int32)
-    wanted_KT = torch.arange(1, most + 1, device=chosen_KP.device, dtype=torch.int32)
-    positions_KT = torch.searchsorted(ranks_KP, wanted_KT.expand(len(chosen_KP), most).contiguous())
-    return positions_KT.clamp(max=chosen_KP.shape[1] - 1), ranks_KP[:, -1].clamp(max=most)
+def _position(rank_KP: Tensor, row_P: Tensor, wanted_P: Tensor) -> Tensor:
+    """int64 [P]: where the ranks in a row reach the wanted one; arbitrary if they do not.
+
+    Args:
+        rank_KP: ascending from 0 or 1, at most P.
+    """
+    num_pixels = rank_KP.shape[1]
+    # All rows as one ascending sequence.
+    step = num_pixels + 1
+    rows_K1 = torch.arange(len(rank_KP), device=rank_KP.device)[:, None]
+    found_P = torch.searchsorted((rank_KP + rows_K1 * step).flatten(), wanted_P + row_P * step)
+    return (found_P - row_P * num_pixels).clamp(0, num_pixels - 1)

@@ -13,10 +13,12 @@ from raydet.check.alignment import Alignment, compared, outline_field
 from raydet.check.boxes import box_findings
 from raydet.check.duplicates import difference_hash, pixel_hash
 from raydet.check.findings import DEFAULT_TOLERANCE, Finding
+from raydet.check.masks import MaskCounts, mask_counts, mask_findings
 from raydet.check.statistics import ChannelSums, channel_sums, image_findings
+from raydet.data.shards.target import kind_of
 from raydet.data.sources.base import Source
 from raydet.errors import DataError
-from raydet.structures import Sample
+from raydet.structures import Sample, mask_of
 
 SIZE_NAMES = ("small", "medium", "large")
 
@@ -50,6 +52,8 @@ class ImageRecord:
     is_read: bool = True
     boxes: Counter[tuple[int, str]] = field(default_factory=Counter)
     """Good boxes by label and size."""
+    mask: MaskCounts | None = None
+    """Pixels of the mask; None: the image has boxes."""
     pixel_hashes: dict[str, bytes] = field(default_factory=dict)
     difference_hashes: dict[str, int] = field(default_factory=dict)
     constant: frozenset[str] = frozenset()
@@ -77,10 +81,16 @@ def examined(source: Source, index: int, settings: Settings) -> ImageRecord:
     hashes = {name: difference_hash(sample.modalities[name]) for name in names}
     record.difference_hashes = {name: value for name, value in hashes.items() if value is not None}
     record.findings += image_findings(sample, index, record.channels)
-    record.findings += box_findings(sample, index, classes=settings.classes, min_box_px=settings.min_box_px)
-    if not len(sample.labels):
-        record.findings.append(Finding("empty", image_id, "no box", index))
-    record.boxes = _counted(sample, settings)
+    if kind_of(sample.target) == "masks":
+        record.mask = mask_counts(mask_of(sample.target, image_id).ids_HW.numpy(), len(settings.classes))
+        record.findings += mask_findings(record.mask, index, image_id)
+    else:
+        record.findings += box_findings(
+            sample, index, classes=settings.classes, min_box_px=settings.min_box_px
+        )
+        if not len(sample.labels):
+            record.findings.append(Finding("empty", image_id, "no box", index))
+        record.boxes = _counted(sample, settings)
     record.findings += _size_findings(sample, index)
     if settings.align:
         excluded = record.constant | {*settings.simulated}

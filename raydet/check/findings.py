@@ -56,6 +56,11 @@ KINDS: dict[str, Kind] = {
         "error", "labels without a class", "correct the label, or name all classes in data.classes"
     ),
     "no_boxes": Kind("error", "no image has a box", "check that the labels belong to these images"),
+    "no_labels": Kind(
+        "error",
+        "no mask has a labelled pixel",
+        "check classes.yaml, and that the masks belong to these images",
+    ),
     "dead_channel": Kind(
         "error",
         "channels that hold one value in every image",
@@ -86,7 +91,12 @@ KINDS: dict[str, Kind] = {
         "modalities with most pixels at full scale",
         "check exposure, or the scaling of 16-bit values",
     ),
-    "class_unused": Kind("warning", "classes without a box", "check the labels, or remove the class"),
+    "class_unused": Kind("warning", "classes that never occur", "check the labels, or remove the class"),
+    "mask_speckled": Kind(
+        "warning",
+        "masks with isolated pixels",
+        "labels at borders are noise: were the masks resized with interpolation, or stored with loss? Export them again",
+    ),
     "class_one_sided": Kind(
         "warning",
         "classes on one side of the split only",
@@ -109,6 +119,9 @@ KINDS: dict[str, Kind] = {
     "understood": Kind("note", "how the set was interpreted", "check that it is right"),
     "empty": Kind(
         "note", "images without a box", "fine as background; check that their labels are not missing"
+    ),
+    "mask_empty": Kind(
+        "note", "masks without a label", "training learns nothing from them; check that it is right"
     ),
     "box_tiny": Kind(
         "note",

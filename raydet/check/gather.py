@@ -14,6 +14,7 @@ from raydet.check.alignment import Alignment
 from raydet.check.duplicates import duplicate_findings, near_pairs
 from raydet.check.examine import SIZE_NAMES, ImageRecord, Settings
 from raydet.check.findings import KINDS, SEVERITIES, Finding
+from raydet.check.masks import MaskCounts, no_masks
 from raydet.check.statistics import ChannelSums, set_findings
 from raydet.data.sources.bad_samples import LeftOut
 
@@ -32,6 +33,13 @@ ClassRow = TypedDict(
     {"class": str, "small": int, "medium": int, "large": int, "train": int, "val": int, "all": int},
 )
 """Number of boxes of a class by size and by side of the split."""
+
+
+MaskRow = TypedDict(
+    "MaskRow",
+    {"class": str, "pixels": int, "share": float, "images": int, "train": int, "val": int},
+)
+"""Number of pixels of a class, its share of all labelled pixels, images that have it, pixels by side of the split."""
 
 
 class AlignmentRow(TypedDict):
@@ -59,6 +67,8 @@ class Gathered:
     boxes_by_side: Counter[tuple[str, int]] = field(default_factory=Counter)
     images_by_side: Counter[str] = field(default_factory=Counter)
     sizes_hw: Counter[tuple[int, int]] = field(default_factory=Counter)
+    masks: MaskCounts | None = None
+    """Of sets with masks, over all of them; None: no image has a mask."""
     boxes_per_image: Counter[int] = field(default_factory=Counter)
     alignments: list[tuple[int, str, Alignment]] = field(default_factory=list)
     """Index, image id, estimate."""
@@ -88,6 +98,25 @@ class Gathered:
                 "train": self.boxes_by_side["train", label],
                 "val": self.boxes_by_side["val", label],
                 "all": sum(self.boxes[label, size] for size in SIZE_NAMES),
+            }
+            for label, name in enumerate(self.classes)
+        ]
+
+    def mask_rows(self) -> list[MaskRow]:
+        """None of them for sets with boxes."""
+        if self.masks is None:
+            return []
+        counts = self.masks
+        none_K = np.zeros(len(self.classes), np.int64)
+        train_K, val_K = (counts.by_side.get(side, none_K) for side in ("train", "val"))
+        return [
+            {
+                "class": name,
+                "pixels": int(counts.pixels_K[label]),
+                "share": round(int(counts.pixels_K[label]) / max(1, counts.labelled), 6),
+                "images": int(counts.images_K[label]),
+                "train": int(train_K[label]),
+                "val": int(val_K[label]),
             }
             for label, name in enumerate(self.classes)
         ]
@@ -189,7 +218,11 @@ def _add(all_: Gathered, record: ImageRecord, side: str) -> None:
     sides = ("train", "val") if side == "both" else (side,)
     all_.sizes_hw[record.size_hw] += 1
     all_.boxes.update(record.boxes)
-    all_.boxes_per_image[record.boxes.total()] += 1
+    if record.mask is None:
+        all_.boxes_per_image[record.boxes.total()] += 1
+    else:
+        all_.masks = all_.masks or no_masks(len(all_.classes))
+        all_.masks.add(record.mask, sides)
     for each in sides:
         all_.images_by_side[each] += 1
         for (label, _), count in record.boxes.items():
@@ -237,6 +270,9 @@ def _odd_shapes(
 
 
 def _class_findings(all_: Gathered, *, has_split: bool) -> Iterator[Finding]:
+    if all_.masks is not None:
+        yield from _mask_class_findings(all_, has_split=has_split)
+        return
     rows = all_.class_rows()
     num_boxes = sum(row["all"] for row in rows)
     if all_.num_images > all_.num_unread and not num_boxes:
@@ -247,6 +283,19 @@ def _class_findings(all_: Gathered, *, has_split: bool) -> Iterator[Finding]:
             yield Finding("class_unused", row["class"], "no box")
         elif has_split and not (row["train"] and row["val"]):
             detail = f"{row['train']} boxes to train on, {row['val']} to validate on"
+            yield Finding("class_one_sided", row["class"], detail)
+
+
+def _mask_class_findings(all_: Gathered, *, has_split: bool) -> Iterator[Finding]:
+    assert all_.masks is not None, "the set has masks"
+    if not all_.masks.labelled:
+        yield Finding("no_labels", "all masks", f"{all_.masks.masks} masks, no labelled pixel")
+        return
+    for row in all_.mask_rows():
+        if not row["pixels"]:
+            yield Finding("class_unused", row["class"], "no pixel")
+        elif has_split and not (row["train"] and row["val"]):
+            detail = f"{row['train']} pixels to train on, {row['val']} to validate on"
             yield Finding("class_one_sided", row["class"], detail)
 
 

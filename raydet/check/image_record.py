@@ -11,6 +11,9 @@
     causes            why images were left out: {cause: count}
     ignored           objects that are left out by a rule of the format or a setting: {rule: count}
     classes           [{"class", "small", "medium", "large", "train", "val", "all"}]: number of boxes
+                      of sets with masks: [{"class", "pixels", "share", "images", "train", "val"}], share of the labelled
+                      pixels, train and val in pixels
+    masks             {"masks", "labelled", "unlabelled", "isolated", "border"}: pixels; null: the set has boxes
     size_edges        {"unit": "px" or "fraction", "edges": [end of small, start of large]}
     boxes_per_image   {number of boxes: images}
     image_sizes       {"640 x 480": images}, width x height
@@ -68,7 +71,15 @@ def as_json(found: Gathered, settings: Settings, source: Mapping[str, object]) -
         ],
         "causes": dict(Counter(cause_of(item.reason) for item in found.left_out).most_common()),
         "ignored": dict(found.ignored),
-        "classes": found.class_rows(),
+        "classes": found.class_rows() if found.masks is None else found.mask_rows(),
+        "masks": found.masks
+        and {
+            "masks": found.masks.masks,
+            "labelled": found.masks.labelled,
+            "unlabelled": found.masks.unlabelled,
+            "isolated": found.masks.isolated,
+            "border": found.masks.border,
+        },
         "size_edges": {
             "unit": "fraction" if settings.edges_are_fractions else "px",
             "edges": list(settings.size_edges),

@@ -21,10 +21,13 @@ from raydet.check.alignment import Alignment
 from raydet.check.findings import KINDS, Finding
 from raydet.check.gather import Gathered
 from raydet.check.summary import worst_first
+from raydet.data.build import colours_of
+from raydet.data.geometry import object_boxes
+from raydet.data.shards.target import kind_of
 from raydet.data.sources.base import Source
 from raydet.errors import DataError
 from raydet.ops.colours import as_colours
-from raydet.structures import Sample
+from raydet.structures import IGNORE, Sample, mask_of
 
 PANEL_PX = 320
 """Longer side of a panel."""
@@ -47,6 +50,7 @@ WITH_IMAGES = (
     "saturated",
     "constant",
     "not_finite",
+    "mask_speckled",
     "odd_shape",
     "cannot_tell",
 )
@@ -94,6 +98,9 @@ def _case(finding: Finding, source: Source, estimates: dict[int, list[Alignment]
         return Case(finding, caption, as_uri(side_by_side(panels)))
     panels = modality_panels(sample, bad=finding.boxes)
     caption = ", ".join(sample.modalities)
+    if kind_of(sample.target) == "masks":
+        panels.append(mask_panel(sample, colours_of(source)))
+        caption += ", mask (no label: black)"
     if finding.other_index is not None:
         panels += modality_panels(source.read(finding.other_index))
         caption = f"{caption} of this image, then of the other"
@@ -103,6 +110,18 @@ def _case(finding: Finding, source: Source, estimates: dict[int, list[Alignment]
 def modality_panels(sample: Sample, *, bad: Sequence[int] = ()) -> list[Image.Image]:
     """Each modality with its boxes, the bad ones in red."""
     return [_with_boxes(x, sample, bad) for x in sample.modalities.values()]
+
+
+def mask_panel(sample: Sample, colours: Sequence[tuple[int, int, int] | None]) -> Image.Image:
+    """The mask in the set's colours; classes without one get one of their number."""
+    ids_HW = mask_of(sample.target, sample.image_id).ids_HW.numpy()
+    number = np.arange(IGNORE + 1)
+    table = np.stack([number * factor % 192 + 64 for factor in (67, 131, 197)], axis=1)
+    for label, colour in enumerate(colours):
+        if colour is not None:
+            table[label] = colour
+    table[IGNORE] = 0
+    return _reduced(Image.fromarray(table.astype(np.uint8)[ids_HW]), Image.Resampling.NEAREST)
 
 
 def misalignment_panels(sample: Sample, estimate: Alignment) -> list[Image.Image]:
@@ -155,7 +174,7 @@ def _with_boxes(x_CHW: Tensor, sample: Sample, bad: Sequence[int]) -> Image.Imag
     panel = _reduced(full)
     factor = panel.width / full.width
     draw = ImageDraw.Draw(panel)
-    boxes_N4 = sample.boxes_xyxy.double().numpy()
+    boxes_N4 = object_boxes(sample).double().numpy()
     wrong = frozenset(bad)
     for i in sorted(range(len(boxes_N4)), key=wrong.__contains__):  # bad ones on top
         (x1, x2), (y1, y2) = (  # clipped to the image, in panel pixels
@@ -167,10 +186,10 @@ def _with_boxes(x_CHW: Tensor, sample: Sample, bad: Sequence[int]) -> Image.Imag
     return panel
 
 
-def _reduced(image: Image.Image) -> Image.Image:
+def _reduced(image: Image.Image, how: Image.Resampling = Image.Resampling.BOX) -> Image.Image:
     factor = PANEL_PX / max(image.size)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    return image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST)
+    return image.resize(size, how if factor < 1 else Image.Resampling.NEAREST)
 
 
 def _stretched(x_CHW: Tensor) -> Image.Image:

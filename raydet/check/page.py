@@ -40,6 +40,7 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
     )
     rows = found.class_rows()
     most = max((row["all"] for row in rows), default=0) or 1
+    most_share = max((row["share"] for row in found.mask_rows()), default=0) or 1
     small, large = settings.size_edges
     unit = " of the image's side" if settings.edges_are_fractions else " px"
     page = environment.get_template("check.html.j2").render(
@@ -49,6 +50,7 @@ def render(found: Gathered, settings: Settings, cases: Sequence[Case], *, title:
         groups=_groups(found, cases),
         severities=SEVERITIES,
         classes=[{**row, "share": round(100 * row["all"] / most, 1)} for row in rows],
+        masks=[{**row, "bar": round(100 * row["share"] / most_share, 1)} for row in found.mask_rows()],
         sizes=[
             (name, sum(found.boxes[label, name] for label in range(len(found.classes))))
             for name in SIZE_NAMES
@@ -72,7 +74,9 @@ def _facts(found: Gathered) -> list[tuple[str, str]]:
         ("images", f"{found.num_images:,}"),
         (" / ".join(sides), " / ".join(f"{count:,}" for count in sides.values())),
         ("modalities", ", ".join(found.modalities)),
-        ("boxes", f"{found.boxes.total():,}"),
+        ("boxes", f"{found.boxes.total():,}")
+        if found.masks is None
+        else ("labelled pixels", f"{found.masks.labelled:,}"),
         ("left out", f"{len(found.left_out):,}"),
         ("objects left out by rule", f"{sum(found.ignored.values()):,}"),
     ]

@@ -21,12 +21,10 @@ def summary_lines(found: Gathered) -> Iterator[str]:
         f"{found.num_images} images ({sides}), {', '.join(found.modalities)}; "
         f"{len(found.left_out)} left out, {found.num_unread} not decoded"
     )
-    rows = sorted(found.class_rows(), key=lambda row: -row["all"])
-    counts = ", ".join(f"{printable(row['class'])} {row['all']}" for row in rows[:NUM_CLASSES])
-    more = f" and {len(rows) - NUM_CLASSES} more" if len(rows) > NUM_CLASSES else ""
-    rules = ", ".join(f"{printable(rule)} {count}" for rule, count in found.ignored.items())
-    ignored = f"; {sum(found.ignored.values())} left out by rule: {rules}" if rules else ""
-    yield f"{sum(row['all'] for row in rows)} boxes: {counts}{more}{ignored}"
+    if found.masks is not None:
+        yield from _mask_lines(found)
+    else:
+        yield _box_line(found)
     for row in found.alignment_rows():
         yield (
             f"{row['pair']}: {row['aligned']} aligned, {row['misaligned']} misaligned, "
@@ -43,6 +41,29 @@ def summary_lines(found: Gathered) -> Iterator[str]:
             yield from (f"    {count} x {printable(cause)}" for cause, count in causes.most_common())
         yield f"    {KINDS[kind].remedy}"
     yield ", ".join(f"{found.count(severity)} {severity}s" for severity in SEVERITIES)
+
+
+def _box_line(found: Gathered) -> str:
+    rows = sorted(found.class_rows(), key=lambda row: -row["all"])
+    counts = ", ".join(f"{printable(row['class'])} {row['all']}" for row in rows[:NUM_CLASSES])
+    more = f" and {len(rows) - NUM_CLASSES} more" if len(rows) > NUM_CLASSES else ""
+    rules = ", ".join(f"{printable(rule)} {count}" for rule, count in found.ignored.items())
+    ignored = f"; {sum(found.ignored.values())} left out by rule: {rules}" if rules else ""
+    return f"{sum(row['all'] for row in rows)} boxes: {counts}{more}{ignored}"
+
+
+def _mask_lines(found: Gathered) -> Iterator[str]:
+    assert found.masks is not None, "the set has masks"
+    rows = sorted(found.mask_rows(), key=lambda row: -row["pixels"])
+    shares = ", ".join(f"{printable(row['class'])} {row['share']:.2%}" for row in rows[:NUM_CLASSES])
+    more = f" and {len(rows) - NUM_CLASSES} more" if len(rows) > NUM_CLASSES else ""
+    yield f"{found.masks.masks} masks, {len(rows)} classes: {shares}{more} of the labelled pixels"
+    total = found.masks.labelled + found.masks.unlabelled
+    isolated = found.masks.isolated / max(1, found.masks.labelled)
+    yield (
+        f"{found.masks.unlabelled / max(1, total):.2%} of the pixels without a label, "
+        f"{found.masks.border / max(1, found.masks.labelled):.2%} at borders, {isolated:.3%} isolated"
+    )
 
 
 def worst_first(items: list[Finding]) -> list[Finding]:

@@ -34,7 +34,9 @@ def loader(
     as_json: options.AsJsonOption = False,
 ) -> None:
     """Time reading and loading, relative to one array per image, and track the memory of loader processes."""
-    experiment = adjusted(starting_experiment(recipe, None), backbone=backbone, data=data, sets=sets)
+    experiment = adjusted(
+        starting_experiment(recipe, None), backbone=backbone, data=data, sets=sets, any_task=True
+    )
     from raydet.bench.loader import bench_loader
 
     with interruptible():

@@ -6,6 +6,7 @@ import typer
 
 from raydet.cli.data_check import check
 from raydet.cli.data_convert import convert
+from raydet.cli.data_import_classes import import_classes
 
 app = typer.Typer(
     name="data",
@@ -15,3 +16,4 @@ app = typer.Typer(
 )
 app.command()(check)
 app.command()(convert)
+app.command(name="import-classes")(import_classes)

@@ -43,7 +43,7 @@ def check(
     ] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
 ) -> None:
-    """Check every image of a data set: pairs, alignment, boxes, duplicates, leaks between the splits, values.
+    """Check every image of a data set: pairs, alignment, boxes or masks, duplicates, leaks between the splits, values.
 
     Exit code 3 if there are errors. --set data.split... checks another split, --set data.classes=[...] names
     classes, --set task.size_bins_px=[...] other sizes.
@@ -57,7 +57,7 @@ def check(
     from raydet.data.build import open_source
     from raydet.recipes import recipe
 
-    experiment = adjusted(recipe(DEFAULT_RECIPE), data=spec, sets=sets, on_bad="skip")
+    experiment = adjusted(recipe(DEFAULT_RECIPE), data=spec, sets=sets, on_bad="skip", any_task=True)
     source = open_source(experiment.data, on_bad="skip")
     directory = output_directory(output or Path("runs", "data_check", _name_of(spec)))
     task = experiment.task if isinstance(experiment.task, DetectionTask) else DetectionTask()

@@ -66,7 +66,7 @@ def convert(
 
     chosen = _one_of(encoding, get_args(Encoding), "--encoding")
     policy = _one_of(on_bad, get_args(OnBad), "--on-bad")
-    experiment = adjusted(starting_experiment(None, None), data=spec, sets=sets, on_bad=policy)
+    experiment = adjusted(starting_experiment(None, None), data=spec, sets=sets, on_bad=policy, any_task=True)
     from raydet.data.convert import convert as convert_source
 
     hint = "the same command without --overwrite continues" if overwrite else "the same command continues"
@@ -115,6 +115,7 @@ def _text(manifest: Manifest, destination: str, size_bytes: int) -> str:
         "boxes     " + ", ".join(f"{name} {count}" for name, count in manifest.boxes.items())
         if manifest.target == "boxes"
         else "masks     of " + ", ".join(manifest.classes),
+        *(f"tree      {level.name}: {', '.join(level.groups)}" for level in manifest.levels),
     ]
     for name, entry in manifest.modalities.items():
         mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (entry.mean, entry.std))

@@ -229,14 +229,19 @@ def adjusted(
     epochs: int | None = None,
     sets: Sequence[str] | None = None,
     on_bad: OnBad = "error",
+    any_task: bool = False,
 ) -> Experiment:
-    """The experiment with the options of the command line applied, `--set` last."""
+    """The experiment with the options of the command line applied, `--set` last.
+
+    Args:
+        any_task: the data may have other targets than the task needs.
+    """
     from raydet.config import apply_overrides
 
     if data is not None:
         from raydet.data.build import adopt_source, detect_source
 
-        experiment = adopt_source(experiment, detect_source(data), on_bad=on_bad)
+        experiment = adopt_source(experiment, detect_source(data), on_bad=on_bad, any_task=any_task)
     flags: dict[str, object] = {}
     if backbone is not None:
         label, settings = _backbone_settings(experiment, backbone)

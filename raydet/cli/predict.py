@@ -63,13 +63,13 @@ def predict(
 
 
 def _write_masks(run: TrainedRun, output: Path, *, num_drawn: int) -> None:
-    from raydet.data.build import colours_of
+    from raydet.data.build import palette_of
     from raydet.engine.open_run import segmented
     from raydet.export.masks import MaskFiles, overlay
     from raydet.tasks.segmentation import Segmentation
 
     assert isinstance(run.task, Segmentation)
-    colours, image_ids = colours_of(run.source), [run.source.image_ids[index] for index in run.indices]
+    colours, image_ids = palette_of(run.source), [run.source.image_ids[index] for index in run.indices]
     levels = [level.name for level in run.task.config.levels]
     files = MaskFiles(output, image_ids=image_ids, colours=colours, levels=levels)
     for position, (index, ids_LHW) in enumerate(segmented(run)):

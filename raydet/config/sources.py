@@ -152,6 +152,69 @@ class KaistSource(ImageFiles):
     person. As in KAIST's own evaluation, a detection on one is neither right nor wrong."""
 
 
+class MasksSource(ImageFiles):
+    """A directory of images per modality and of masks, whose values `classes.yaml` names. See
+    `raydet.data.sources.masks` for layouts.
+
+    Directories may have one `{split}`, which stands for the name of a subdirectory: `{split}/images`,
+    `leftImg8bit/{split}`, `{split}annot`. Files of an image have the same name without their suffixes; `--data` finds
+    directories and suffixes that are usual.
+    """
+
+    kind: Literal["masks"] = "masks"
+    root: str
+    rgb: str | None = None
+    """Directory of the RGB images (searched to the bottom, as the others)."""
+    thermal: str | None = None
+    """Directory of the thermal images."""
+    event: str | None = None
+    """Directory of the event images."""
+    rgbt: str | None = None
+    """Directory of images of four channels: red, green, blue, thermal; instead of `rgb` and `thermal`."""
+    masks: str = "masks"
+    """Directory of the masks: PNG, TIFF or BMP of one channel (8 or 16 bits, or a palette, whose indices count), or in
+    the colours of `classes`."""
+    rgb_suffix: str = ""
+    """What the names of RGB images (or of `rgbt`) end with and others do not, e.g. `_leftImg8bit`; files without it are
+    passed over."""
+    thermal_suffix: str = ""
+    event_suffix: str = ""
+    mask_suffix: str = ""
+    """As `rgb_suffix`, e.g. `_gtFine_labelIds`."""
+    splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """What `{split}` stands for; null: every subdirectory that all directories have."""
+    classes: str = "classes.yaml"
+    """What the values of the masks mean: a file (see `raydet.files.classes`), or a table that raydet has: `camvid`,
+    `cityscapes`, `cityscapes_train_ids`."""
+    group_prefix: Annotated[int, Field(ge=0)] = 0
+    """That many first letters of an image's name say its sequence; 0: the names do not tell, except those of
+    Cityscapes (city and sequence)."""
+
+    @model_validator(mode="after")
+    def _has_images_once(self) -> Self:
+        if self.rgbt is not None and (self.rgb is not None or self.thermal is not None):
+            raise ValueError("rgbt holds the images of rgb and thermal; set rgbt, or the other two")
+        named = [x for x in (self.rgb, self.thermal, self.event, self.rgbt) if x is not None]
+        if not named:
+            raise ValueError("name a directory of images: rgb, thermal, event or rgbt")
+        counts = {name.count("{split}") for name in (*named, self.masks)}
+        if not counts <= {0} and not counts <= {1}:
+            raise ValueError(
+                "expected {split} once in every directory or in none, got " + ", ".join((*named, self.masks))
+            )
+        return self
+
+
+class TreeSource(Config):
+    """An embedded set with masks and a class tree, the same bytes on every machine: see `raydet.data.tree`."""
+
+    kind: Literal["tree"] = "tree"
+    num_images: Annotated[int, Field(ge=2)] = 240
+    thermal: bool = False
+    """A second modality, and nights: classes of which RGB tells a part, thermal another, and only both all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class ShardsSource(Config):
     """Shards that `raydet data convert` has written: a directory or a URI that holds `manifest.json`."""
 
@@ -172,6 +235,8 @@ Source = Annotated[
     | YoloSource
     | FlirSource
     | KaistSource
+    | MasksSource
+    | TreeSource
     | ShardsSource,
     Field(discriminator="kind"),
 ]

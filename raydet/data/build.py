@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, assert_never, get_args
 from raydet.config import (
     CocoSource,
     DataConfig,
+    DetectionTask,
     Experiment,
     FlirSource,
     KaistSource,
+    Level,
+    MasksSource,
     Modality,
     NpyYoloSource,
+    SegmentationTask,
     ShardsSource,
     SyntheticSource,
+    TreeSource,
     VocSource,
     YoloSource,
 )
@@ -25,6 +30,7 @@ from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
 from raydet.data.sources.flir import FlirSet
 from raydet.data.sources.kaist import KaistSet
+from raydet.data.sources.masks import MASK, MaskSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
 from raydet.data.sources.paired_images import PairedImages
 from raydet.data.sources.simulated import SimulatedEvents
@@ -33,7 +39,9 @@ from raydet.data.sources.wrapped import unwrapped
 from raydet.data.sources.yolo import YoloSet, find_images
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.synthetic import SyntheticSet
+from raydet.data.tree import TreeSet
 from raydet.errors import ConfigError
+from raydet.files.classes import Colour
 from raydet.ops.colours import class_colours
 
 if TYPE_CHECKING:
@@ -47,8 +55,10 @@ __all__ = [
     "detect_source",
     "ignored_in",
     "left_out_of",
+    "levels_of",
     "notes_on",
     "open_source",
+    "palette_of",
 ]
 
 
@@ -81,8 +91,10 @@ def adopt_source(
     classes: tuple[str, ...] | None = None,
     is_labelled: bool = True,
     on_bad: OnBad = "error",
+    any_task: bool = False,
 ) -> Experiment:
-    """The experiment on another source, with that source's classes and missing modalities written to its config.
+    """The experiment on another source, with that source's classes and missing modalities written to its config, and to
+    `task.levels` the class tree of a set with masks.
 
     Classes come from the annotations (in the order of a COCO json's ids, of `classes.txt`, or alphabetical), or for
     `npy_yolo` and `yolo` from `classes.txt` if it exists. Missing modalities are those without files; an empty channel
@@ -91,12 +103,16 @@ def adopt_source(
 
     Args:
         classes: names in label order, where they are known, e.g. those of a trained run: the set may lack objects of
-            some, and must not have objects of others.
+            some, and must not have objects of others. `task.levels` is kept.
         is_labelled: False: annotations are not read, and may be missing.
+        any_task: only the data of the experiment are of interest, whatever its task is.
 
     Raises:
         DataError: the source cannot be read.
+        ConfigError: the set has masks and the task needs boxes, or the other way round.
     """
+    levels: tuple[Level, ...] = ()
+    has_masks = isinstance(source_config, MasksSource | TreeSource)
     known, missing = classes, experiment.data.missing
     classes = known or experiment.data.classes
     match source_config:
@@ -113,18 +129,46 @@ def adopt_source(
                 source_config, classes=known, missing=(), on_bad=on_bad, is_labelled=is_labelled
             )
             classes, missing = opened.classes, _all_but(opened.modalities)
+        case MasksSource():
+            masks = _open_masks(
+                source_config, classes=known, missing=(), on_bad=on_bad, is_labelled=is_labelled
+            )
+            classes, levels, missing = masks.classes, masks.levels, _all_but(masks.modalities)
+        case TreeSource():
+            tree = _open_tree(source_config)
+            classes, levels, missing = tree.classes, tree.levels, _all_but(tree.modalities)
         case ShardsSource():
             shards = _open_shards(source_config)
             recorded = {"sha256": shards.manifest.sha256, "simulated": shards.manifest.simulated}
             source_config = source_config.model_copy(update=recorded)
             classes, missing = shards.classes, _all_but(shards.modalities)
+            levels, has_masks = shards.manifest.levels, shards.manifest.target == "masks"
         case unreachable:
             assert_never(unreachable)
+    if not any_task:
+        _check_target(experiment, source_config, has_masks)
     missing = tuple(name for name in missing if name not in experiment.data.simulated)
     data = experiment.data.model_copy(
         update={"source": source_config, "classes": classes, "missing": missing}
     )
+    if isinstance(experiment.task, SegmentationTask) and known is None:
+        task = experiment.task.model_copy(update={"levels": levels})
+        return experiment.model_copy(update={"data": data, "task": task})
     return experiment.model_copy(update={"data": data})
+
+
+def _check_target(experiment: Experiment, source: SourceConfig, has_masks: bool) -> None:
+    """Refuse a set whose targets are not those of the task."""
+    if has_masks and isinstance(experiment.task, DetectionTask):
+        raise ConfigError(
+            f"--data: the {source.kind} set has masks, {experiment.name} needs boxes; choose a recipe for masks "
+            "(--recipe seg_demo, seg_mit_b0_extremely_fast) or a set with boxes"
+        )
+    if not has_masks and isinstance(experiment.task, SegmentationTask):
+        raise ConfigError(
+            f"--data: the {source.kind} set has boxes, {experiment.name} needs masks; choose a set with masks "
+            "(masks:PATH, tree) or a recipe for boxes (--recipe demo)"
+        )
 
 
 def left_out_of(source: Source) -> list[LeftOut]:
@@ -142,10 +186,20 @@ def notes_on(source: Source) -> tuple[str, ...]:
     return tuple(getattr(unwrapped(source), "notes", ()))
 
 
-def colours_of(source: Source) -> tuple[tuple[int, int, int], ...]:
-    """RGB of each class, 0..255: those that the set brings, or our own."""
-    found: tuple[tuple[int, int, int], ...] | None = getattr(unwrapped(source), "colours", None)
-    return found or class_colours(len(source.classes))
+def levels_of(source: Source) -> tuple[Level, ...]:
+    """The class tree of a set with masks, see `raydet.config.SegmentationTask`; (): none."""
+    return tuple(getattr(unwrapped(source), "levels", ()))
+
+
+def colours_of(source: Source) -> tuple[Colour | None, ...]:
+    """The colour of each class, by label; () or None where the set has none."""
+    return tuple(getattr(unwrapped(source), "colours", ()))
+
+
+def palette_of(source: Source) -> tuple[Colour, ...]:
+    """RGB of each class, 0..255, for drawings: the set's, where it has one, else our own."""
+    own = class_colours(len(source.classes))
+    return tuple(found or default for found, default in zip(colours_of(source) or own, own, strict=True))
 
 
 def data_hashes(source: Source) -> dict[str, str] | None:
@@ -201,6 +255,16 @@ def _open(config: DataConfig, on_bad: OnBad, is_labelled: bool) -> Source:
                 links_into=source.follow_links,
                 on_bad=on_bad,
             )
+        case MasksSource() as source:
+            return _open_masks(
+                source,
+                classes=config.classes,
+                missing=config.missing,
+                on_bad=on_bad,
+                is_labelled=is_labelled,
+            )
+        case TreeSource() as source:
+            return _open_tree(source, config.missing)
         case ShardsSource() as source:
             shards = _open_shards(source, config.missing)
             if shards.manifest.simulated != source.simulated:
@@ -301,6 +365,47 @@ def _open_files(
             )
         case unreachable:
             assert_never(unreachable)
+
+
+def _open_masks(
+    source: MasksSource,
+    *,
+    classes: Sequence[str] | None,
+    missing: Collection[str],
+    on_bad: OnBad,
+    is_labelled: bool,
+) -> MaskSet:
+    """A set with masks; without `classes`, those of its classes.yaml."""
+    suffixes = {
+        "rgb": source.rgb_suffix,
+        "rgbt": source.rgb_suffix,
+        "thermal": source.thermal_suffix,
+        "event": source.event_suffix,
+        MASK: source.mask_suffix,
+    }
+    return MaskSet(
+        source.root,
+        directories={
+            **_named_only(rgb=source.rgb, thermal=source.thermal, event=source.event, rgbt=source.rgbt),
+            MASK: source.masks,
+        },
+        suffixes=suffixes,
+        splits=source.splits,
+        table=source.classes,
+        classes=classes,
+        missing=missing,
+        group_prefix=source.group_prefix,
+        thermal_range=source.thermal_range,
+        is_labelled=is_labelled,
+        links_into=source.follow_links,
+        on_bad=on_bad,
+    )
+
+
+def _open_tree(source: TreeSource, missing: Collection[str] = ()) -> TreeSet:
+    return TreeSet(
+        num_images=source.num_images, has_thermal=source.thermal, seed=source.seed, missing=missing
+    )
 
 
 def _open_shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSet:

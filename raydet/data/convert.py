@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from raydet.config import DataConfig, ShardsSource
 from raydet.config.moved import source_as_first_written
-from raydet.data.build import ignored_in, left_out_of, open_source
+from raydet.data.build import colours_of, ignored_in, left_out_of, levels_of, open_source
 from raydet.data.shards.layout import shard_name
 from raydet.data.shards.manifest import (
     IMAGES,
@@ -158,8 +158,19 @@ def _plan(config: DataConfig, source: Source, **settings: object) -> Mapping[str
         "classes": list(source.classes),
         "modalities": list(source.modalities),
         IMAGES: len(source),
+        **({"class_tree": tree} if (tree := _class_tree(source)) else {}),
         **settings,
     }
+
+
+def _class_tree(source: Source) -> dict[str, object]:
+    """What the manifest says of classes beside their names; empty for most sets."""
+    tree: dict[str, object] = {}
+    if levels := levels_of(source):
+        tree["levels"] = [level.model_dump(mode="json") for level in levels]
+    if any(colours := colours_of(source)):
+        tree["colours"] = [colour and list(colour) for colour in colours]
+    return tree
 
 
 def _annotations(source: Source, on_bad: OnBad) -> tuple[TargetKind, str]:
@@ -332,12 +343,15 @@ def _finish(job: Job, config: DataConfig, plan: Mapping[str, object]) -> Manifes
         job.store.write(LEFT_OUT, "".join(lines).encode())
     else:
         job.store.delete(LEFT_OUT)  # may be left from a damaged set
+    colours = colours_of(job.source)
     manifest = Manifest.of(
         encoding=job.encoding,
         classes=job.source.classes,
         modalities=modality_entries(summaries, job.source.modalities),
         simulated=config.simulated,
         target=job.target,
+        levels=levels_of(job.source),
+        colours=colours if any(colours) else (),
         images=num_images,
         boxes=dict(zip(job.source.classes, np.asarray(boxes).tolist(), strict=True)),
         left_out=len(left_out) - num_annotations,

@@ -20,16 +20,19 @@ from raydet.config import (
     CocoSource,
     FlirSource,
     KaistSource,
+    MasksSource,
     NpyYoloSource,
     ShardsSource,
     Source,
     SyntheticSource,
+    TreeSource,
     VocSource,
     YoloSource,
 )
 from raydet.config.base import describe
 from raydet.data.shards.manifest import MANIFEST
 from raydet.data.sources.kaist import sets_directory
+from raydet.data.sources.mask_layouts import find_layout
 from raydet.data.sources.yolo import SETS_OF, find_images, find_labels
 from raydet.errors import ConfigError, DataError
 
@@ -41,13 +44,17 @@ SourceConfig = (
     | YoloSource
     | FlirSource
     | KaistSource
+    | MasksSource
+    | TreeSource
     | ShardsSource
 )
 
 ANNOTATIONS = "annotations.json"
 KINDS = tuple(member.model_fields["kind"].default for member in get_args(SourceConfig))
-FILE_KINDS = tuple(kind for kind in KINDS if kind != "synthetic")
-SPEC_FORMS = f"synthetic, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or a path"
+MADE_KINDS = ("synthetic", "tree")
+"""Sets that have no files."""
+FILE_KINDS = tuple(kind for kind in KINDS if kind not in MADE_KINDS)
+SPEC_FORMS = f"synthetic, tree, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or a path"
 
 
 def detect_source(spec: str, *, is_labelled: bool = True) -> SourceConfig:
@@ -65,8 +72,8 @@ def detect_source(spec: str, *, is_labelled: bool = True) -> SourceConfig:
     """
     text, settings = _split_settings(spec)
     kind, _, rest = text.partition(":")
-    if text == "synthetic":
-        return _validated({"kind": "synthetic"} | settings, spec)
+    if text in MADE_KINDS:
+        return _validated({"kind": text} | settings, spec)
     if kind == "shards" and "://" in rest:
         return _validated({"kind": kind, "path": rest} | settings, spec)
     if kind in FILE_KINDS and rest:
@@ -117,12 +124,14 @@ def _kind_of(path: Path, is_labelled: bool) -> str:
         return "coco"
     if (path / MANIFEST).is_file():
         return "shards"
+    has_masks = find_layout(path) is not None
     has = {name: (path / name).is_dir() for name in ("Annotations", "JPEGImages", "visible", "infrared")}
     fits = {
         "voc": has["Annotations"] and has["visible"] and has["infrared"],
         "flir": has["Annotations"] and has["JPEGImages"],
         "kaist": sets_directory(path) is not None,
-        "yolo": bool(find_images(path)) and (bool(find_labels(path)) or not is_labelled),
+        "yolo": not has_masks and bool(find_images(path)) and (bool(find_labels(path)) or not is_labelled),
+        "masks": has_masks,
     }
     fitting = [kind for kind, is_fitting in fits.items() if is_fitting]
     if len(fitting) == 1:
@@ -136,20 +145,24 @@ def _kind_of(path: Path, is_labelled: bool) -> str:
     raise ConfigError(
         f"--data {path}: expected a .json file or a directory with {ANNOTATIONS} (coco), {MANIFEST} (shards), images/ "
         "and labels/ (npy_yolo), visible/, infrared/ and Annotations/ (voc), images and labels per modality "
-        "(yolo), JPEGImages/ and Annotations/ (flir) or set00/ (kaist), found none of them; name the format, for "
-        "example coco:PATH"
+        "(yolo), JPEGImages/ and Annotations/ (flir), set00/ (kaist) or images/ and masks/ (masks), found none of "
+        "them; name the format, for example coco:PATH"
     )
 
 
 def _configured(
     kind: str, path: Path, settings: Mapping[str, Any], spec: str, is_labelled: bool
 ) -> SourceConfig:
-    fields = {"root": str(path)}
+    fields: dict[str, object] = {"root": str(path)}
     match kind:
         case "coco":
             fields = {"annotations": str(path / ANNOTATIONS if path.is_dir() else path)}
             if isinstance(settings.get("root"), str):
                 settings = {**settings, "root": str(_existing(settings["root"]))}
+        case "masks":
+            fields |= _mask_fields(path, settings, is_labelled)
+            if isinstance(settings.get("classes"), str) and os.path.isfile(settings["classes"]):
+                settings = {**settings, "classes": os.path.abspath(settings["classes"])}
         case "shards":
             fields = {"path": str(path)}
         case "npy_yolo":
@@ -163,6 +176,21 @@ def _configured(
     if isinstance(settings.get("follow_links"), str):
         settings = {**settings, "follow_links": str(_existing(settings["follow_links"]))}
     return _validated({"kind": kind} | fields | dict(settings), spec)
+
+
+def _mask_fields(path: Path, settings: Mapping[str, Any], is_labelled: bool) -> dict[str, object]:
+    """The directories of a set with masks, unless the settings name them."""
+    if {"rgb", "thermal", "event", "rgbt"} & settings.keys():
+        return {}
+    found = find_layout(path, is_labelled=is_labelled)
+    if found is None:
+        raise ConfigError(
+            f"--data {path}: masks needs directories of images and of masks: images/ and masks/, rgb/, thermal/ and "
+            "labels/, train/ and trainannot/ (CamVid), leftImg8bit/ and gtFine/ (Cityscapes), images/training/ and "
+            "annotations/training/ (ADE20K), found none of them; name them, for example "
+            "'masks:PATH?rgb=colour&masks=ground_truth'"
+        )
+    return found
 
 
 def _validated(tree: Mapping[str, Any], spec: str) -> SourceConfig:

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydet.data.randomness import random_bits
+from raydet.data.randomness import Draws
 from raydet.data.sources.boxes import box_target
 from raydet.structures import Boxes, Sample
 
@@ -141,7 +141,7 @@ class SyntheticSet:
 
     def _placed(self, index: int) -> list[_Placed]:
         sequence, frame = divmod(index, self.frames_per_sequence)
-        draws = _Draws(self.seed, sequence, frame, "motion")
+        draws = Draws(self.seed, sequence, frame, "motion")
         gap = GAP * min(self.size_hw) // UNIT_PX
         placed: list[_Placed] = []
         for candidate in self._objects(sequence):
@@ -151,7 +151,7 @@ class SyntheticSet:
         return placed
 
     def _objects(self, sequence: int) -> list[_Object]:
-        draws = _Draws(self.seed, sequence, "objects")
+        draws = Draws(self.seed, sequence, "objects")
         is_night = sequence % NIGHT_EVERY == 1
         return [
             _draw_object(draws, (sequence + i) % len(self.classes), self.size_hw, is_night=is_night)
@@ -160,45 +160,23 @@ class SyntheticSet:
 
     def _render(self, index: int) -> dict[str, Tensor]:
         sequence, frame = divmod(index, self.frames_per_sequence)
-        rgb_3HW, thermal_HW = _background(_Draws(self.seed, sequence, "ground"), self.size_hw)
+        rgb_3HW, thermal_HW = _background(Draws(self.seed, sequence, "ground"), self.size_hw)
         event_HW = np.zeros(self.size_hw, np.int32)
         for number, placed in enumerate(self._placed(index)):
             _paint(placed, rgb_3HW, thermal_HW)
-            _fire_events(placed, event_HW, _Draws(self.seed, sequence, frame, "events", number))
+            _fire_events(placed, event_HW, Draws(self.seed, sequence, frame, "events", number))
         if self.is_night(index):
             rgb_3HW //= 24
-        draws = _Draws(self.seed, sequence, frame, "noise")
+        draws = Draws(self.seed, sequence, frame, "noise")
         event_HW += np.where(draws.bytes(self.size_hw) < 3, 70, 0)  # one pixel in a hundred fires by itself
         return {
-            "rgb": _as_image(rgb_3HW + _noise(draws, rgb_3HW.shape)),
-            "thermal": _as_image((thermal_HW + _noise(draws, self.size_hw))[None]),
-            "event": _as_image(event_HW[None]),
+            "rgb": as_image(rgb_3HW + sensor_noise(draws, rgb_3HW.shape)),
+            "thermal": as_image((thermal_HW + sensor_noise(draws, self.size_hw))[None]),
+            "event": as_image(event_HW[None]),
         }
 
 
-class _Draws:
-    """Uniform random integers from the stream of a key."""
-
-    def __init__(self, *key: int | str) -> None:
-        self._bits = random_bits(*key)
-
-    def integer(self, low: int, high: int) -> int:
-        """An integer in low..high, both included."""
-        return low + int(self._bits.random_raw()) % (high - low + 1)
-
-    def chance(self, percent: int) -> bool:
-        return self.integer(0, 99) < percent
-
-    def sign(self) -> int:
-        return 1 if self.chance(50) else -1
-
-    def bytes(self, shape: tuple[int, ...]) -> Ints:
-        count = int(np.prod(shape))
-        words = self._bits.random_raw(count // 8 + 1).astype("<u8")
-        return words.view(np.uint8)[:count].reshape(shape).astype(np.int32)
-
-
-def _draw_object(draws: _Draws, label: int, size_hw: tuple[int, int], *, is_night: bool) -> _Object:
+def _draw_object(draws: Draws, label: int, size_hw: tuple[int, int], *, is_night: bool) -> _Object:
     height, width = size_hw
     unit = min(size_hw)
     side = draws.integer(SIDE_RANGE[0] * unit // UNIT_PX, SIDE_RANGE[1] * unit // UNIT_PX)
@@ -252,18 +230,18 @@ def _bounce(position: int, speed: int, span: int) -> tuple[int, int]:
     return (phase, sign) if phase <= span else (2 * span - phase, -sign)
 
 
-def _background(draws: _Draws, size_hw: tuple[int, int]) -> tuple[Ints, Ints]:
+def _background(draws: Draws, size_hw: tuple[int, int]) -> tuple[Ints, Ints]:
     """Daylight RGB [3, H, W] and thermal [H, W], without objects and noise."""
     unit = min(size_hw)
-    coarse_HW = _texture(draws, size_hw, unit // 3)
-    fine_HW = _texture(draws, size_hw, max(2, unit // 16))
+    coarse_HW = smooth_texture(draws, size_hw, unit // 3)
+    fine_HW = smooth_texture(draws, size_hw, max(2, unit // 16))
     tint_3 = np.array([draws.integer(95, 150) for _ in range(3)], np.int32)
     rgb_3HW = tint_3[:, None, None] + (coarse_HW * 40 + fine_HW * 24) // 256 - 32
-    thermal_HW = draws.integer(60, 100) + _texture(draws, size_hw, unit // 3) * 28 // 256 - 14
+    thermal_HW = draws.integer(60, 100) + smooth_texture(draws, size_hw, unit // 3) * 28 // 256 - 14
     return rgb_3HW, thermal_HW
 
 
-def _texture(draws: _Draws, size_hw: tuple[int, int], cell: int) -> Ints:
+def smooth_texture(draws: Draws, size_hw: tuple[int, int], cell: int) -> Ints:
     """Smooth noise in 0..255: random values on a grid, linearly interpolated."""
     height, width = size_hw
     grid = draws.bytes((height // cell + 2, width // cell + 2))
@@ -303,7 +281,7 @@ def _paint(placed: _Placed, rgb_3HW: Ints, thermal_HW: Ints) -> None:
     thermal_HW[rows, columns] += (painted.heat if "thermal" in painted.visible_in else 2) * mask_SS
 
 
-def _fire_events(placed: _Placed, event_HW: Ints, draws: _Draws) -> None:
+def _fire_events(placed: _Placed, event_HW: Ints, draws: Draws) -> None:
     """Add the events of a moving object: strong where it arrives, weak where it leaves, scattered within."""
     if placed.shift_yx == (0, 0):
         return
@@ -326,12 +304,12 @@ def _stamped(mask_SS: Mask, top: int, left: int, size_hw: tuple[int, ...]) -> Ma
     return stamped_HW
 
 
-def _noise(draws: _Draws, shape: tuple[int, ...]) -> Ints:
+def sensor_noise(draws: Draws, shape: tuple[int, ...]) -> Ints:
     """Triangular noise in -7..7."""
     values = draws.bytes(shape)
     noise: Ints = (values & 7) + (values >> 5) - 7
     return noise
 
 
-def _as_image(values: Ints) -> Tensor:
+def as_image(values: Ints) -> Tensor:
     return torch.from_numpy(np.clip(values, 0, 255).astype(np.uint8))

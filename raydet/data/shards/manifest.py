@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from raydet.config import Config
+from raydet.config import Config, Level
 from raydet.config.base import describe
 from raydet.errors import DataError
 
@@ -70,6 +70,10 @@ class Manifest(Config):
     """Modalities that were simulated, not recorded."""
     target: TargetKind = "boxes"
     """What the images are annotated with; the JSON omits boxes."""
+    levels: tuple[Level, ...] = ()
+    """The class tree of masks, from the level above the classes to the roots; the JSON omits an empty one."""
+    colours: tuple[tuple[int, int, int] | None, ...] = ()
+    """Of the classes of masks, by label; the JSON omits it where no class has one."""
     images: Count = Field(alias=IMAGES)
     boxes: dict[str, Count]
     """Number of boxes by class."""
@@ -88,9 +92,11 @@ class Manifest(Config):
     def _fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """All fields except later ones with their defaults, so that existing sets keep their bytes and hashes."""
         tree: dict[str, Any] = handler(self)
-        for name, default in {"target": "boxes", "left_out_annotations": 0, "ignored": {}}.items():
-            if tree.get(name) == default:
+        for name in ("left_out_annotations", "ignored", "levels", "colours"):
+            if not tree.get(name, True):
                 del tree[name]
+        if tree.get("target") == "boxes":
+            del tree["target"]
         return tree
 
     @classmethod

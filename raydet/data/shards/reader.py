@@ -62,6 +62,7 @@ class ShardSet:
                 "again: restore it, or start a new run with --data"
             )
         self.classes = self.manifest.classes
+        self.levels, self.colours = self.manifest.levels, self.manifest.colours
         self.ignored = self.manifest.ignored
         self.modalities = tuple(name for name in self.manifest.modalities if name not in self._missing)
         self._index = _Index(

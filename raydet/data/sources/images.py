@@ -33,6 +33,8 @@ from raydet.errors import ConfigError, DataError
 from raydet.files.text import one_line, open_regular
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+LOSSLESS = ("PNG", "TIFF", "BMP")
+"""Formats of masks: in the others, ids change on compression."""
 MAX_PIXELS = 8192 * 8192
 """A header may claim any size; larger ones are refused before memory is allocated."""
 GREY_SPREAD = 16
@@ -65,6 +67,8 @@ class Header:
     channels: int
     is_turned: bool
     """Whether the image lies on its side in the file."""
+    is_moved: bool = False
+    """Whether it is turned or mirrored in any way."""
 
     @property
     def is_deep(self) -> bool:
@@ -152,6 +156,73 @@ def decode(path: Path, modality: str, *, thermal_range: ThermalRange | None = No
         return torch.from_numpy(_grey(upright, path))
 
 
+def decode_rgbt(path: Path) -> tuple[Tensor, Tensor]:
+    """RGB [3, H, W] and thermal [1, H, W], uint8, from an image of four channels of 8 bits.
+
+    Raises:
+        DataError: the file is damaged or truncated, or has other channels.
+    """
+    with _opened(path, str(path)) as image:
+        header = _header_of(image, path)
+        if image.mode != "RGBA" or header.bits != 8:
+            raise DataError(
+                f"{path}: expected 4 channels of 8 bits (red, green, blue, thermal), got {header.channels} of "
+                f"{header.bits}; correct the file, or name it as rgb in data.source"
+            )
+        _load(image, path)
+        pixels = torch.from_numpy(np.array(ImageOps.exif_transpose(image)).transpose(2, 0, 1).copy())
+        return pixels[:3], pixels[3:]
+
+
+def read_mask_header(path: Path, where: str) -> Header:
+    """Like `read_header`, of an image that can be a mask.
+
+    Raises:
+        DataError: it cannot: its format loses values, or it has other channels or bits than `decode_values` reads.
+    """
+    with _opened(path, where) as image:
+        header = _header_of(image, path)
+        _check_mask(image, header, path)
+        return header
+
+
+def decode_values(path: Path) -> NDArray[np.integer]:
+    """The values of a mask as the file has them: ids [H, W], of a palette the indices; or colours [H, W, 3].
+
+    Raises:
+        DataError: as in `read_mask_header`, or the file is damaged or truncated.
+    """
+    with _opened(path, str(path)) as image:
+        header = _header_of(image, path)
+        _check_mask(image, header, path)
+        _load(image, path)
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if image.mode == "RGBA":
+            if not (values[..., 3] == 255).all():
+                raise DataError(
+                    f"{path}: expected a mask of colours without transparency, got some; save it as RGB"
+                )
+            return values[..., :3]
+        if image.mode == "L" and header.bits < 8:
+            return values // (255 // (2**header.bits - 1))  # Pillow stretches these to 0..255
+        return values.astype(np.uint8) if image.mode == "1" else values
+
+
+def _check_mask(image: ImageFile, header: Header, path: Path) -> None:
+    if image.format not in LOSSLESS:
+        raise DataError(
+            f"{path}: expected a mask as {', '.join(LOSSLESS)}, got {image.format}, which changes ids; export the "
+            "masks again"
+        )
+    is_colour = image.mode in ("RGB", "RGBA") and header.bits == 8
+    is_ids = image.mode in ("1", "L", "P") or image.mode.startswith("I;16") or image.mode == "I"
+    if not is_colour and not (is_ids and header.bits <= 16):
+        raise DataError(
+            f"{path}: expected a mask of one channel of at most 16 bits, or of colours of 8, got {header.channels} "
+            f"channels of {header.bits} bits ({image.mode}); export the masks again"
+        )
+
+
 @contextmanager
 def _opened(path: Path, where: str) -> Iterator[ImageFile]:
     try:
@@ -211,7 +282,9 @@ def _header_of(image: ImageFile, path: Path) -> Header:
         )
     is_turned = orientation in QUARTER_TURNS
     size_hw = image.size if is_turned else (image.height, image.width)
-    return Header(size_hw, bits=bits, channels=channels, is_turned=is_turned)
+    return Header(
+        size_hw, bits=bits, channels=channels, is_turned=is_turned, is_moved=orientation not in (0, 1)
+    )
 
 
 def _bits_and_channels(image: ImageFile, path: Path) -> tuple[int, int]:

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from raydet.data.sources.bad_samples import BadSamples, LeftOut
+from raydet.data.sources.base import Targets
 from raydet.data.sources.boxes import Box, Ignored, box_target
 from raydet.data.sources.images import ThermalRange, decode
 from raydet.errors import DataError
-from raydet.structures import Boxes, Sample
+from raydet.structures import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Image:
     boxes: Sequence[Box] = ()
     labels: Sequence[int] = ()
     ignored: Sequence[Ignored] = ()
+    mask: Path | None = None
 
 
 class PairedImages:
@@ -76,9 +80,7 @@ class PairedImages:
         """
         image = self._images[index]
         target, size_hw = self.targets(index)
-        pixels = {
-            name: decode(path, name, thermal_range=self._thermal_range) for name, path in image.files.items()
-        }
+        pixels = self.pixels(image)
         for name, tensor in pixels.items():
             if tuple(tensor.shape[1:]) != size_hw:
                 raise DataError(
@@ -94,7 +96,13 @@ class PairedImages:
             valid_hw=size_hw,
         )
 
-    def targets(self, index: int) -> tuple[Boxes, tuple[int, int]]:
+    def pixels(self, image: Image) -> dict[str, Tensor]:
+        """The decoded files of an image, by modality."""
+        return {
+            name: decode(path, name, thermal_range=self._thermal_range) for name, path in image.files.items()
+        }
+
+    def targets(self, index: int) -> Targets:
         image = self._images[index]
         return box_target(image.boxes, image.labels, image.ignored), image.size_hw
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from raydet.data.build import colours_of
+from raydet.data.build import palette_of
 from raydet.engine.open_run import TrainedRun, segmented
 from raydet.metrics.confusion import ConfusionRecords
 from raydet.metrics.records import score
@@ -75,7 +75,7 @@ def mask_drawings(run: TrainedRun, records: ConfusionRecords, count: int) -> lis
 def _draw(run: TrainedRun, sample: Sample, ids_HW: Tensor) -> Image.Image:
     """A panel per modality, the true mask, the predicted one, and the mistakes."""
     truth_HW = mask_of(sample.target, sample.image_id).ids_HW
-    colours, factor = colours_of(run.source), panel_factor(sample.valid_hw)
+    colours, factor = palette_of(run.source), panel_factor(sample.valid_hw)
     panels = [
         Panel(
             run.experiment.data.shown_name(name)

@@ -49,7 +49,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydet.config import Level
+from raydet.config.tree import TREE_CLASSES, TREE_LEVELS
 from raydet.data.randomness import Draws
 from raydet.data.sources.base import Targets
 from raydet.data.synthetic import as_image, sensor_noise, smooth_texture
@@ -60,14 +60,8 @@ SIDE = 96
 SIZE_HW = (SIDE, SIDE)
 GAP = 3
 """Minimum distance between objects, so that seams do not meet."""
-CLASSES = ("disc_a", "disc_b", "disc_c", "disc_d", "square_a", "square_b", "bar_a", "bar_b", "ground")
-GROUND = len(CLASSES) - 1
-BUCKETS = ("disc", "square", "bar", "ground")
-BUCKET_OF = (0, 0, 0, 0, 1, 1, 2, 2, 3)
-LEVELS = (
-    Level(name="bucket", groups=BUCKETS, parents=BUCKET_OF),
-    Level(name="root", groups=("movable", "fixed"), parents=(0, 0, 1, 1)),
-)
+GROUND = len(TREE_CLASSES) - 1
+BUCKETS, BUCKET_OF = TREE_LEVELS[0].groups, TREE_LEVELS[0].parents
 COLOURS: tuple[Colour, ...] = (
     *((230, 80, 60), (180, 30, 30), (250, 150, 110), (120, 20, 40)),
     *((70, 190, 90), (20, 110, 50)),
@@ -134,7 +128,7 @@ class TreeSet:
     def __init__(
         self, *, num_images: int, has_thermal: bool, seed: int, missing: Collection[str] = ()
     ) -> None:
-        self.classes, self.levels, self.colours = CLASSES, LEVELS, COLOURS
+        self.classes, self.levels, self.colours = TREE_CLASSES, TREE_LEVELS, COLOURS
         self.modalities = tuple(
             name for name in (("rgb", "thermal") if has_thermal else ("rgb",)) if name not in missing
         )
@@ -313,6 +307,6 @@ def _shown(
 
 
 def _at_level(leaf: int, level: int) -> int:
-    for each in LEVELS[:level]:
+    for each in TREE_LEVELS[:level]:
         leaf = each.parents[leaf]
     return leaf

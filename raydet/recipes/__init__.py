@@ -15,6 +15,13 @@ from raydet.recipes.demo import demo
 from raydet.recipes.gaff import gaff_as_published
 from raydet.recipes.lite0 import small_lite0
 from raydet.recipes.rgbte import rgbte
+from raydet.recipes.segmentation import (
+    seg_demo,
+    seg_mit_b0_extremely_fast,
+    seg_mit_b5_segformer,
+    seg_resnet101_aspp,
+    seg_rgbt_mit_b1,
+)
 from raydet.recipes.tiny import tiny
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
@@ -28,6 +35,11 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "rgbte_mit_b3": partial(rgbte, "b3"),
     "rgbte_mit_b4": partial(rgbte, "b4"),
     "rgbte_mit_b5": partial(rgbte, "b5"),
+    "seg_demo": seg_demo,
+    "seg_rgbt_mit_b1": seg_rgbt_mit_b1,
+    "seg_mit_b0_extremely_fast": seg_mit_b0_extremely_fast,
+    "seg_mit_b5_segformer": seg_mit_b5_segformer,
+    "seg_resnet101_aspp": seg_resnet101_aspp,
 }
 
 

@@ -1,4 +1,4 @@
-"""The three types that travel through the whole system: `Sample`, `Batch`, `Detections`.
+"""The types that travel through the whole system: `Sample`, `Batch`, `Detections`, `LogitMaps`.
 
 Boxes are (x1, y1, x2, y2) in pixels, x to the right, y down, the origin at the image's top left corner, and a box
 covers [x1, x2) x [y1, y2). Labels count from 0; there is no background label outside the detector's head.
@@ -178,6 +178,15 @@ class Batch:
     def counts(self) -> Tensor:
         """See `BoxBatch`; a `DataError` if the target is masks."""
         return self._boxes.counts
+
+    @property
+    def ids_BHW(self) -> Tensor:  # noqa: N802 -- a tensor, named as in `MaskBatch`
+        """See `MaskBatch`; a `DataError` if the target is boxes."""
+        if isinstance(self.target, MaskBatch):
+            return self.target.ids_BHW
+        raise DataError(
+            "expected a batch with masks, got boxes; choose a set with masks, or a task for boxes"
+        )
 
     @property
     def _boxes(self) -> BoxBatch:

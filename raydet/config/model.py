@@ -73,6 +73,9 @@ class TimmConfig(Config):
     """So many stages of both streams, from the first, keep their pretrained weights: for few images, and faster."""
     frozen_norms: bool = False
     """BatchNorm keeps its pretrained weights and statistics, in training too: for batches too small for their own."""
+    output_stride: Literal[8, 16, 32] = 32
+    """Image pixels per cell of the last map. 8 and 16 give finer maps for masks: the later stages do not halve the map,
+    and dilate their convolutions instead, where the model can. The weights are the same."""
 
     @model_validator(mode="after")
     def _something_to_freeze(self) -> Self:
@@ -271,6 +274,8 @@ class DeepLabV3Config(MaskHead):
     """Atrous spatial pyramid pooling on the last map (arXiv 1706.05587), as torchvision has it."""
 
     kind: Literal["deeplabv3"] = "deeplabv3"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """As in every head; torchvision has none there, but drops half of the values behind the pooling, as we do."""
     channels: Count = 256
     dilations: tuple[Count, Count, Count] = (12, 24, 36)
 
@@ -336,12 +341,22 @@ class ModelConfig(Config):
             case FasterRCNNConfig():
                 if not isinstance(self.neck, FPNConfig):
                     raise ValueError(f"head.kind=faster_rcnn takes neck.kind=fpn, got {self.neck.kind}")
+                if isinstance(self.backbone, TimmConfig) and self.backbone.output_stride != 32:
+                    raise ValueError(
+                        "neck.kind=fpn needs maps at strides 4, 8, 16 and 32: expected backbone.output_stride=32, got "
+                        f"{self.backbone.output_stride}"
+                    )
             case MaskHead(loss=loss, projection=projection):
                 if not isinstance(self.neck, NoNeckConfig):
                     raise ValueError(f"head.kind={self.head.kind} takes neck.kind=none, got {self.neck.kind}")
                 if isinstance(loss, HierarchicalLoss) and loss.triplet is not None and projection is None:
                     raise ValueError(
                         "head.loss.triplet compares embeddings: set head.projection, e.g. to 256"
+                    )
+                if isinstance(self.fusion, GAFFFusion) and self.fusion.guide_intra:
+                    raise ValueError(
+                        f"fusion.guide_intra is trained with boxes, head.kind={self.head.kind} has masks: set "
+                        "guide_intra=false"
                     )
         return self
 

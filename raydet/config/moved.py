@@ -9,7 +9,8 @@ from typing import Any
 
 MOVED = {"evaluate": "task"}
 """Sections by their old path."""
-_NEW_OF_TIMM = ("frozen_stages", "frozen_norms")
+_NEW_OF_TIMM = {"frozen_stages": 0, "frozen_norms": False, "output_stride": 32}
+"""Later fields with their defaults."""
 
 logger = logging.getLogger("raydet")
 
@@ -41,7 +42,9 @@ def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
     made of. New fields are left out where they have their defaults."""
     tree = tree | {name: dict(tree[name]) for name in ("data", "model", "train")}
     tree["model"]["backbone"] = {
-        name: value for name, value in tree["model"]["backbone"].items() if value or name not in _NEW_OF_TIMM
+        name: value
+        for name, value in tree["model"]["backbone"].items()
+        if name not in _NEW_OF_TIMM or value != _NEW_OF_TIMM[name]
     }
     tree["data"]["source"] = source_as_first_written(tree["data"]["source"])
     if tree["data"]["sampling"] == {"kind": "frames"}:

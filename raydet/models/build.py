@@ -48,6 +48,7 @@ from raydet.models.fusion.cssa import CSSA
 from raydet.models.fusion.gaff import GAFF
 from raydet.models.fusion.gated import Gated
 from raydet.models.fusion.guided import Guided
+from raydet.models.fusion.unread import freeze_unread
 from raydet.models.heads.base import Head
 from raydet.models.inputs import InputStream
 from raydet.models.model import Model
@@ -69,8 +70,8 @@ def build_model(experiment: Experiment, make_head: MakeHead | None = None) -> Mo
         make_head: default: the head that the config describes.
 
     Raises:
-        ConfigError: the modalities do not fit the fusions or their normalisation, or timm has no such backbone that
-            can be split into stages.
+        ConfigError: the modalities do not fit the fusions or their normalisation, timm has no such backbone that can be
+            split into stages, or the head reads nothing of the second stream.
     """
     model = experiment.model
     encoder = _build_encoder(model)
@@ -83,6 +84,8 @@ def build_model(experiment: Experiment, make_head: MakeHead | None = None) -> Mo
         case unreachable:
             assert_never(unreachable)
     head = (make_head or build_head)(experiment, neck.channels)
+    if head.levels_read is not None:
+        freeze_unread(encoder, head.levels_read)
     return Model(
         rgb_input=_build_input(experiment.data, model.rgb_modalities),
         aux_input=_build_input(experiment.data, _aux_modalities(model)),
@@ -163,11 +166,12 @@ def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
             make_stages = partial(mit_stages, variant=sizes, drop_path_rate=rate)
             init = model.backbone.init
         case TimmConfig(name=name, drop_path_rate=rate) as timm:
-            sizes = timm_sizes(name, drop_path_rate=rate)
+            sizes = timm_sizes(name, drop_path_rate=rate, output_stride=timm.output_stride)
             make_stages = partial(
                 timm_stages,
                 name=name,
                 drop_path_rate=rate,
+                output_stride=timm.output_stride,
                 frozen_stages=timm.frozen_stages,
                 frozen_norms=timm.frozen_norms,
             )
@@ -183,6 +187,7 @@ def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
         rgb_stages=make_stages(in_channels=rgb_channels, num_stages=4),
         aux_stages=make_stages(in_channels=aux_channels, num_stages=num_aux_stages(fusions)),
         fusions=fusions,
+        strides=sizes.strides,
         init=init,
     )
 

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict, assert_never
 
-from raydet.config import Experiment, FasterRCNNConfig
-from raydet.errors import ConfigError
+from raydet.config import (
+    ASPPConfig,
+    CrossEntropyLoss,
+    DeepLabV3Config,
+    DeepLabV3PlusConfig,
+    Experiment,
+    ExtremelyFastSegFormerConfig,
+    FasterRCNNConfig,
+    FCNConfig,
+    HierarchicalLoss,
+    Level,
+    SegFormerConfig,
+    SegmentationTask,
+    UltraFastSegFormerConfig,
+)
+from raydet.config.model import MaskHeads
 from raydet.models.heads.base import Head
 from raydet.models.heads.box import BoxHeads
 from raydet.models.heads.faster_rcnn import FasterRCNN
+from raydet.models.heads.masks.aspp import ASPP
+from raydet.models.heads.masks.base import LAST, THIRD, Auxiliary, Decoder, Projection, SegmentationHead
+from raydet.models.heads.masks.deeplabv3 import DeepLabV3
+from raydet.models.heads.masks.deeplabv3_plus import DeepLabV3Plus
+from raydet.models.heads.masks.extremely_fast_segformer import ExtremelyFastSegFormer
+from raydet.models.heads.masks.fcn import FCN
+from raydet.models.heads.masks.segformer import SegFormer
+from raydet.models.heads.masks.ultrafast_segformer import UltraFastSegFormer
 from raydet.models.heads.rpn import RegionProposals
+from raydet.models.losses.build import build_loss
 from raydet.models.necks.fpn import LEVELS
 
 
@@ -23,7 +47,8 @@ def build_head(experiment: Experiment, channels: Sequence[int]) -> Head:
         case FasterRCNNConfig() as config:
             return _faster_rcnn(config, channels[0], experiment.num_classes)
         case config:
-            raise ConfigError(f"model.head.kind={config.kind} is not built yet")
+            levels = experiment.task.levels if isinstance(experiment.task, SegmentationTask) else ()
+            return _segmentation_head(config, channels, experiment.num_classes, levels)
 
 
 def _faster_rcnn(config: FasterRCNNConfig, channels: int, num_classes: int) -> FasterRCNN:
@@ -46,3 +71,63 @@ def _faster_rcnn(config: FasterRCNNConfig, channels: int, num_classes: int) -> F
         max_detections=config.max_detections,
     )
     return FasterRCNN(rpn=rpn, roi_heads=roi_heads)
+
+
+def _segmentation_head(
+    config: MaskHeads, channels: Sequence[int], num_classes: int, levels: Sequence[Level]
+) -> SegmentationHead:
+    loss = build_loss(config.loss, num_classes=num_classes, levels=levels)
+    # The order matters: all draw from one random generator.
+    decoder = _decoder(config, channels, loss.num_outputs)
+    projection = None if config.projection is None else Projection(channels[LAST], config.projection)
+    auxiliary = None
+    if config.auxiliary_weight:
+        of_classes = build_loss(CrossEntropyLoss(), num_classes=num_classes, levels=())
+        auxiliary = Auxiliary(channels[THIRD], loss=of_classes, weight=config.auxiliary_weight)
+    triplet = config.loss.triplet if isinstance(config.loss, HierarchicalLoss) else None
+    return SegmentationHead(
+        decoder=decoder,
+        loss=loss,
+        projection=projection,
+        trains_projection=triplet is not None and triplet.weight > 0,
+        auxiliary=auxiliary,
+    )
+
+
+class _Sizes(TypedDict):
+    """What all decoders take."""
+
+    in_channels: Sequence[int]
+    num_outputs: int
+    dropout: float
+
+
+def _decoder(config: MaskHeads, channels: Sequence[int], num_outputs: int) -> Decoder:
+    sizes = _Sizes(in_channels=channels, num_outputs=num_outputs, dropout=config.dropout)
+    match config:
+        case ASPPConfig():
+            return ASPP(
+                **sizes,
+                channels=config.channels,
+                low_channels=config.low_channels,
+                dilations=config.dilations,
+            )
+        case SegFormerConfig():
+            return SegFormer(**sizes, channels=config.channels)
+        case UltraFastSegFormerConfig():
+            return UltraFastSegFormer(**sizes, channels=config.channels)
+        case ExtremelyFastSegFormerConfig():
+            return ExtremelyFastSegFormer(**sizes, channels=config.channels)
+        case DeepLabV3Config():
+            return DeepLabV3(**sizes, channels=config.channels, dilations=config.dilations)
+        case DeepLabV3PlusConfig():
+            return DeepLabV3Plus(
+                **sizes,
+                channels=config.channels,
+                low_channels=config.low_channels,
+                dilations=config.dilations,
+            )
+        case FCNConfig():
+            return FCN(**sizes)
+        case unreachable:
+            assert_never(unreachable)

@@ -18,7 +18,9 @@ from raydet.config import (
     DetectionTask,
     Experiment,
     Optimizer,
+    SegmentationTask,
     SGDConfig,
+    Task,
     TrainConfig,
 )
 from raydet.models.build import MakeHead, build_model
@@ -61,7 +63,7 @@ def canonical(experiment: Experiment) -> Experiment:
     data = experiment.data
     return Experiment(
         name="",
-        task=experiment.task if isinstance(experiment.task, CustomTask) else DetectionTask(),
+        task=_canonical_task(experiment.task),
         data=DataConfig(
             classes=data.classes,
             missing=data.missing,
@@ -77,6 +79,18 @@ def canonical(experiment: Experiment) -> Experiment:
             activation_checkpointing=experiment.train.activation_checkpointing,
         ),
     )
+
+
+def _canonical_task(task: Task) -> Task:
+    match task:
+        case DetectionTask():
+            return DetectionTask()
+        case SegmentationTask(levels=levels):
+            return SegmentationTask(levels=levels)  # the head has outputs for them
+        case CustomTask():
+            return task
+        case unreachable:
+            assert_never(unreachable)
 
 
 def parts_of(experiment: Experiment, make_head: MakeHead | None = None) -> tuple[Part, ...]:

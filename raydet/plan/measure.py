@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from raydet.config import MODALITY_CHANNELS, Experiment, MiTConfig, Precision
+from raydet.config import MODALITY_CHANNELS, Experiment, MaskHead, MiTConfig, Precision
 from raydet.models.backbones.mit import MIT_VARIANTS
 from raydet.models.backbones.stage import STRIDES
 from raydet.models.build import MakeHead, build_model
@@ -33,7 +33,7 @@ from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations
 from raydet.plan.counts import canonical
 from raydet.plan.live import LiveBytes, Tag
-from raydet.structures import Batch, BoxBatch
+from raydet.structures import Batch, BoxBatch, MaskBatch
 
 MANY = 16
 IMAGES = "images"
@@ -116,8 +116,10 @@ def _shallow(experiment: Experiment) -> Experiment:
 def _measure(
     experiment: Experiment, num_objects: int, device_type: DeviceType, make_head: MakeHead | None
 ) -> Measurement:
-    # Batch norm refuses a single value per channel, as of one image with a single cell in the last stage.
-    few = 2 if experiment.data.canvas_hw == (STRIDES[-1], STRIDES[-1]) else 1
+    # Batch norm refuses a single value per channel, as of one image with a single cell in the last stage, or pooled to
+    # one cell by a head for masks.
+    has_one_cell = experiment.data.canvas_hw == (STRIDES[-1], STRIDES[-1])
+    few = 2 if has_one_cell or isinstance(experiment.model.head, MaskHead) else 1
     first, last = (_run(experiment, images, num_objects, device_type, make_head) for images in (few, MANY))
 
     def line(first: Bytes, last: Bytes) -> LinearBytes:
@@ -208,13 +210,23 @@ def _images(experiment: Experiment, images: int, num_objects: int) -> Batch:
         },
         valid_hw=torch.empty(images, 2, dtype=torch.int64),
         source_hw=torch.empty(images, 2, dtype=torch.int64),
-        target=BoxBatch(
-            boxes_xyxy=torch.empty(images, max(1, num_objects), 4),
-            labels=torch.empty(images, max(1, num_objects), dtype=torch.int64),
-            counts=torch.empty(images, dtype=torch.int64),
-        ),
+        target=_masks(images, canvas_hw)
+        if isinstance(experiment.model.head, MaskHead)
+        else _boxes(images, max(1, num_objects)),
         image_ids=("",) * images,
     )
+
+
+def _boxes(images: int, num_objects: int) -> BoxBatch:
+    return BoxBatch(
+        boxes_xyxy=torch.empty(images, num_objects, 4),
+        labels=torch.empty(images, num_objects, dtype=torch.int64),
+        counts=torch.empty(images, dtype=torch.int64),
+    )
+
+
+def _masks(images: int, canvas_hw: tuple[int, int]) -> MaskBatch:
+    return MaskBatch(ids_BHW=torch.empty(images, *canvas_hw, dtype=torch.uint8))
 
 
 class _ScopeTracker:

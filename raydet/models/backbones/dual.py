@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raydet.models.backbones.stage import STRIDES, Stage
+from raydet.models.backbones.stage import STRIDES, Four, Stage
 from raydet.models.fusion.base import Fusion, Guides
 from raydet.models.init import init_segformer
 
@@ -26,7 +26,7 @@ Init = Literal["segformer", "fusions", "seed"]
 
 
 class EncoderOutput(NamedTuple):
-    """Fused maps at strides 4, 8, 16, 32, and the guides of the fusions that have losses of their own."""
+    """Fused maps, the finest first, and the guides of the fusions that have losses of their own."""
 
     maps: list[Tensor]
     guides: list[Guides]
@@ -39,6 +39,7 @@ class DualStreamEncoder(nn.Module):
         rgb_stages: four `Stage` modules, the first stream.
         aux_stages: `num_aux_stages(fusions)` `Stage` modules, the second stream.
         fusions: one per stage.
+        strides: pixels per cell of each map.
         init: "segformer" initialises the whole encoder as in the papers, "fusions" the fusions only, "seed" nothing
             (FFM always initialises itself).
     """
@@ -49,6 +50,7 @@ class DualStreamEncoder(nn.Module):
         rgb_stages: nn.ModuleList,
         aux_stages: nn.ModuleList,
         fusions: Sequence[Fusion],
+        strides: Four = STRIDES,
         init: Init = "segformer",
     ) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class DualStreamEncoder(nn.Module):
             fusion.fused_channels(stage.channels)
             for stage, fusion in zip(_each(rgb_stages), fusions, strict=True)
         )
-        self.strides = STRIDES
+        self.strides = strides
         self.rgb_stages = rgb_stages
         self.aux_stages = aux_stages
         self.fusions = nn.ModuleList(fusions)

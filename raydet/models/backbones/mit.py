@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raydet.models.backbones.stage import Stage
+from raydet.models.backbones.stage import STRIDES, Four, Stage
 from raydet.models.layout import as_map, as_tokens, hw_of
 
 NORM_EPS = 1e-6
@@ -38,6 +38,7 @@ class MiTVariant:
     num_heads: tuple[int, int, int, int] = (1, 2, 5, 8)
     sr_ratios: tuple[int, int, int, int] = (8, 4, 2, 1)
     """Factor per side by which the grid of keys and values is reduced."""
+    strides: Four = STRIDES
     mlp_ratio: int = 4
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 STRIDES = (4, 8, 16, 32)
-"""Pixels per map cell after each stage."""
+"""Pixels per map cell after each stage, unless later stages are dilated instead of halving the map."""
 
 Four = tuple[int, int, int, int]
 
@@ -19,6 +19,7 @@ Four = tuple[int, int, int, int]
 class StageSizes(Protocol):
     """The sizes that fusions are built from, one entry per stage.
 
+    `strides` are pixels per map cell.
     `num_heads` and `sr_ratios` are for attention between the streams: heads, which divide the channels, and the factor
     per side by which the grid of keys and values is reduced.
     """
@@ -29,6 +30,8 @@ class StageSizes(Protocol):
     def num_heads(self) -> Four: ...
     @property
     def sr_ratios(self) -> Four: ...
+    @property
+    def strides(self) -> Four: ...
 
 
 class Stage(nn.Module, ABC):
@@ -37,7 +40,7 @@ class Stage(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, channels, H', W']: half the size, a quarter in the first stage."""
+        """[B, C, H, W] -> [B, channels, H', W']: half the size, a quarter in the first stage, the same if dilated."""
 
     @abstractmethod
     def block_groups(self) -> list[list[nn.Module]]:

@@ -1,5 +1,8 @@
 """Backbones from timm (PyTorch Image Models), split into stages whose maps have strides 4, 8, 16 and 32.
 
+Dilated ones (Rethinking Atrous Convolution, arXiv 1706.05587) stop halving the map at a stride of 8 or 16: the stages
+after it have the same layers and weights, but take every second or fourth cell.
+
 ResNet: Deep Residual Learning for Image Recognition, arXiv 1512.03385. ConvNeXt: A ConvNet for the 2020s, arXiv
 2201.03545. EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, arXiv 1905.11946. The layers and
 their initial weights are timm's (Apache-2.0, imported).
@@ -45,11 +48,16 @@ _ADVICE = "choose another, such as resnet50 or convnext_tiny"
 
 @dataclass(frozen=True, slots=True)
 class TimmSizes:
-    """`stage.StageSizes` of a timm model; the reductions are MiT's, whose maps have the same sizes."""
+    """`stage.StageSizes` of a timm model.
+
+    The reductions are MiT's, whose maps have the same sizes: the grid of keys and values has a stride of 32. So it has
+    in a dilated model.
+    """
 
     channels: Four
     num_heads: Four
     sr_ratios: Four = (8, 4, 2, 1)
+    strides: Four = STRIDES
 
 
 class DropPath(nn.Dropout):
@@ -135,6 +143,7 @@ def timm_stages(
     name: str,
     in_channels: int,
     drop_path_rate: float = 0.0,
+    output_stride: int = 32,
     num_stages: int = 4,
     frozen_stages: int = 0,
     frozen_norms: bool = False,
@@ -142,12 +151,14 @@ def timm_stages(
     """The first `num_stages` stages of one stream; call `timm_sizes` first, which checks the model.
 
     Args:
+        output_stride: of the last map: 8, 16 or 32.
         frozen_stages: of the first so many stages nothing is trained.
         frozen_norms: of all stages the batch norms are not trained.
     """
     if num_stages == 0:
         return nn.ModuleList()
-    stages = _stages_of(_feature_net(name, in_channels, drop_path_rate))[:num_stages]
+    net = _feature_net(name, in_channels, drop_path_rate, output_stride)
+    stages = _stages_of(net, _last_layers(name, drop_path_rate))[:num_stages]
     for index, stage in enumerate(stages):
         if index < frozen_stages or frozen_norms:
             stage.freeze(norms_only=index >= frozen_stages)
@@ -155,24 +166,33 @@ def timm_stages(
 
 
 @lru_cache(maxsize=64)
-def timm_sizes(name: str, *, drop_path_rate: float = 0.0) -> TimmSizes:
+def timm_sizes(name: str, *, drop_path_rate: float = 0.0, output_stride: int = 32) -> TimmSizes:
     """Check a model on the meta device and return the sizes of its stages.
 
-    >>> timm_sizes("resnet50")
-    TimmSizes(channels=(256, 512, 1024, 2048), num_heads=(4, 8, 16, 32), sr_ratios=(8, 4, 2, 1))
+    >>> timm_sizes("resnet50", output_stride=8).strides
+    (4, 8, 8, 8)
+    >>> timm_sizes("resnet50").channels
+    (256, 512, 1024, 2048)
 
     Raises:
-        ConfigError: timm has no such model, or it cannot be split into stages at the four strides.
+        ConfigError: timm has no such model, or it cannot be split into stages at the four strides, or not be dilated.
     """
+    s1, s2, s3, s4 = (min(stride, output_stride) for stride in STRIDES)
+    strides = (s1, s2, s3, s4)
+    last_layers = _last_layers(name, drop_path_rate)
     with torch.device("meta"):
-        net = _feature_net(name, 3, drop_path_rate)
-        _check_strides(name, net)
-        _check_chain(name, net)
-        stages = _stages_of(net)
+        net = _feature_net(name, 3, drop_path_rate, output_stride)
+        _check_chain(name, net, last_layers)
+        stages = _stages_of(net, last_layers)
         _check_buffers(name, stages)
-        _check_maps(name, stages)
+        _check_maps(name, stages, strides)
     c1, c2, c3, c4 = (stage.channels for stage in stages)
-    return TimmSizes((c1, c2, c3, c4), (_num_heads(c1), _num_heads(c2), _num_heads(c3), _num_heads(c4)))
+    return TimmSizes(
+        channels=(c1, c2, c3, c4),
+        num_heads=(_num_heads(c1), _num_heads(c2), _num_heads(c3), _num_heads(c4)),
+        sr_ratios=(32 // s1, 32 // s2, 32 // s3, 32 // s4),
+        strides=strides,
+    )
 
 
 def _num_heads(channels: int) -> int:
@@ -216,31 +236,25 @@ def _check_name(name: str, where: str = "") -> None:
         raise ConfigError(f"{where}timm {timm.__version__} has no model {name!r}; {hint}")
 
 
-def _feature_net(name: str, in_channels: int, drop_path_rate: float) -> Any:
+def _feature_net(name: str, in_channels: int, drop_path_rate: float, output_stride: int) -> Any:
     _check_name(name, "model.backbone.name: ")
-    arguments = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    arguments: dict[str, float] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    if output_stride != STRIDES[-1]:
+        arguments["output_stride"] = output_stride
     try:
         return timm.create_model(name, features_only=True, in_chans=in_channels, **arguments)
     except Exception as error:  # any of a thousand models' own errors
         raise ConfigError(
             f"model.backbone: timm cannot build {name} as features ({type(error).__name__}: {error}); {_ADVICE}"
+            + (", or output_stride=32" if "output_stride" in arguments else "")
         ) from error
 
 
-def _check_strides(name: str, net: Any) -> None:
-    strides = net.feature_info.reduction()
-    if not {*STRIDES} <= {*strides}:
-        expected, found = (", ".join(map(str, x)) for x in (STRIDES, strides))
-        raise ConfigError(
-            f"model.backbone.name={name}: expected maps at strides {expected}, got {found}; {_ADVICE}"
-        )
-
-
-def _check_chain(name: str, net: Any) -> None:
+def _check_chain(name: str, net: Any, last_layers: tuple[str, ...]) -> None:
     """Watch timm's own forward pass of a meta tensor: is each layer called once, on the output of the one before?"""
-    layers = _layers_of(net)
+    layers = _layers_of(net, last_layers[-1])
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = []
-    for needed in _last_layers(net).values():
+    for needed in last_layers:
         if needed not in layers:
             raise ConfigError(
                 f"model.backbone.name={name} takes a map from {needed!r}, which is none of its layers "
@@ -282,7 +296,7 @@ def _check_buffers(name: str, stages: list[TimmStage]) -> None:
 
 
 @torch.enable_grad()
-def _check_maps(name: str, stages: list[TimmStage]) -> None:
+def _check_maps(name: str, stages: list[TimmStage], strides: Four) -> None:
     """Run a batch of meta tensors through the stages, forward and backward."""
 
     def run() -> list[tuple[int, ...]]:
@@ -294,7 +308,7 @@ def _check_maps(name: str, stages: list[TimmStage]) -> None:
         return [tuple(x_BCHW.shape) for x_BCHW in maps_BCHW]
 
     shapes = _or_refuse(name, run)
-    sides = [PROBE_PX // stride for stride in STRIDES]
+    sides = [PROBE_PX // stride for stride in strides]
     expected = [(2, stage.channels, side, side) for stage, side in zip(stages, sides, strict=True)]
     if shapes != expected:
         raise ConfigError(f"model.backbone.name={name}: expected maps of {expected}, got {shapes}; {_ADVICE}")
@@ -316,11 +330,28 @@ def _or_refuse(name: str, run: Callable[[], T]) -> T:
         ) from error
 
 
-def _last_layers(net: Any) -> dict[int, str]:
-    """The layer that returns the last map of every stride; of `stages.0` the name is `stages_0`, as in feature nets."""
-    info = net.feature_info
-    names = [name.replace(".", "_") for name in info.module_name()]
-    return {stride: name for name, stride in zip(names, info.reduction(), strict=True) if stride in STRIDES}
+@lru_cache(maxsize=64)
+def _last_layers(name: str, drop_path_rate: float) -> tuple[str, ...]:
+    """The layers that return the last map at strides 4, 8, 16 and 32; in a dilated model they end the stages, too.
+
+    Raises:
+        ConfigError: the model has no maps at these strides.
+    """
+    with torch.device("meta"):
+        info = _feature_net(name, 3, drop_path_rate, STRIDES[-1]).feature_info
+    strides = info.reduction()
+    if not {*STRIDES} <= {*strides}:
+        expected, found = (", ".join(map(str, x)) for x in (STRIDES, strides))
+        raise ConfigError(
+            f"model.backbone.name={name}: expected maps at strides {expected}, got {found}; {_ADVICE}"
+        )
+    layers = dict(zip(strides, _map_names(info), strict=True))
+    return tuple(layers[stride] for stride in STRIDES)
+
+
+def _map_names(info: Any) -> list[str]:
+    """The layers that return maps; of `stages.0` the name is `stages_0`, as in feature nets."""
+    return [name.replace(".", "_") for name in info.module_name()]
 
 
 def _wrapped(net: Any) -> nn.Module:
@@ -328,8 +359,8 @@ def _wrapped(net: Any) -> nn.Module:
     return getattr(net, "model", net)
 
 
-def _layers_of(net: Any) -> dict[str, nn.Module]:
-    """The layers up to the last map, in the order in which the model registers them.
+def _layers_of(net: Any, last: str) -> dict[str, nn.Module]:
+    """The layers up to the last map's, in the order in which the model registers them.
 
     Some feature nets have opened the model's containers, as in `stages.0` -> `stages_0`; those of the others are opened
     here.
@@ -344,27 +375,26 @@ def _layers_of(net: Any) -> dict[str, nn.Module]:
                 layers.update({f"{name}_{index}": part for index, part in child.named_children()})
             else:
                 layers[name] = child
-    names, last = list(layers), _last_layers(net)[STRIDES[-1]]
+    names = list(layers)
     return {name: layers[name] for name in names[: names.index(last) + 1]} if last in layers else layers
 
 
-def _stages_of(net: Any) -> list[TimmStage]:
-    """Split after the last map of every stride."""
-    last_layers = _last_layers(net)
-    channels = dict(zip(net.feature_info.reduction(), net.feature_info.channels(), strict=True))
+def _stages_of(net: Any, last_layers: tuple[str, ...]) -> list[TimmStage]:
+    """Split after each of the layers."""
+    channels = dict(zip(_map_names(net.feature_info), net.feature_info.channels(), strict=True))
     is_nhwc = Format(getattr(_wrapped(net), "output_fmt", "NCHW")) is Format.NHWC
-    layers, stages = iter(_layers_of(net).items()), []
-    for stride in STRIDES:
+    layers, stages = iter(_layers_of(net, last_layers[-1]).items()), list[TimmStage]()
+    for last in last_layers:
         stage_layers = {}
         for layer_name, layer in layers:
             stage_layers[layer_name] = layer
-            if layer_name == last_layers[stride]:
+            if layer_name == last:
                 break
         stages.append(
             TimmStage(
                 stage_layers,
-                channels=channels[stride],
-                takes_nhwc=is_nhwc and stride != STRIDES[0],
+                channels=channels[last],
+                takes_nhwc=is_nhwc and bool(stages),
                 gives_nhwc=is_nhwc,
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ class Head(nn.Module, ABC):
     """Its losses in the order of the columns of metrics_per_batch.csv."""
     last_row = "losses"
     """The plan's row for what runs last in its forward pass."""
+    least_images = 1
+    """Images that a micro-batch must have in training."""
+    levels_read: Collection[int] | None = None
+    """Indices of the encoder's maps that it reads, where there is no neck; None: all."""
 
     @abstractmethod
     def forward(self, pyramid: Mapping[str, Tensor], batch: Batch, *, want: Want) -> HeadOutput:

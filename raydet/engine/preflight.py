@@ -13,6 +13,7 @@ from raydet.data.split import split_indices
 from raydet.errors import ConfigError
 from raydet.metrics.names import VAL_LOSS, deciding_metric
 from raydet.models.build import build_model
+from raydet.models.heads.base import check_micro_batch
 from raydet.parallel.layout import layout_of
 from raydet.tasks.base import Task
 
@@ -22,19 +23,23 @@ def check(experiment: Experiment, task: Task, *, workers: int) -> None:
 
     Raises:
         DataError: the data are bad.
-        ConfigError: the batch does not divide, or is larger than the set; the strategy does not fit the workers; the
-            model cannot be built; the metric that decides is unknown.
+        ConfigError: the batch does not divide, or is larger than the set, or too small for the head; the strategy does
+            not fit the workers; the model cannot be built; the metric that decides is unknown.
     """
     deciding_metric(experiment.task)
     source = open_source(experiment.data)
     train = split_indices(source, experiment.data.split)["train"]
     task.check_training_images(source, train)
     micro_batch = experiment.train.micro_batch
-    batch_plan(experiment.train.global_batch, workers, None if micro_batch == "auto" else micro_batch)
+    size, _ = batch_plan(
+        experiment.train.global_batch, workers, None if micro_batch == "auto" else micro_batch
+    )
     make_sampler(experiment.data.sampling, source, train, experiment.train.global_batch, experiment.seed)
     layout_of(experiment.train.strategy, world_size=workers, shard_ranks=experiment.train.shard_ranks)
     with torch.device("meta"):
-        build_model(experiment, task.build_head)
+        model = build_model(experiment, task.build_head)
+    if not (experiment.train.sync_batch_norm and workers > 1):
+        check_micro_batch(size, least=model.head.least_images)
 
 
 def check_decidable(experiment: Experiment, task: Task) -> None:

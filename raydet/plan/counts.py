@@ -99,11 +99,23 @@ def parts_of(experiment: Experiment, make_head: MakeHead | None = None) -> tuple
     Raises:
         ConfigError: the model cannot be built.
     """
-    return _parts_of(canonical(experiment), make_head)
+    return _counts_of(canonical(experiment), make_head)[0]
+
+
+def least_images(experiment: Experiment, world_size: int, make_head: MakeHead | None = None) -> int:
+    """Images that a micro-batch must have: those that the head needs, unless its batch norms see all workers'.
+
+    Raises:
+        ConfigError: the model cannot be built.
+    """
+    if experiment.train.sync_batch_norm and world_size > 1:
+        return 1
+    return _counts_of(canonical(experiment), make_head)[1]
 
 
 @lru_cache(maxsize=64)
-def _parts_of(experiment: Experiment, make_head: MakeHead | None) -> tuple[Part, ...]:
+def _counts_of(experiment: Experiment, make_head: MakeHead | None) -> tuple[tuple[Part, ...], int]:
+    """The parts, and the least number of images in a micro-batch."""
     with torch.device("meta"):
         model = build_model(experiment, make_head)
     parts: list[Part] = []
@@ -120,7 +132,7 @@ def _parts_of(experiment: Experiment, make_head: MakeHead | None) -> tuple[Part,
     parts.append(Part(HEAD, _shapes(model.head.parameters())))
     total_bytes = PARAMETER_BYTES * sum(parameter.numel() for parameter in model.parameters())
     assert sum(part.whole_bytes for part in parts) == total_bytes, "a parameter is in no part or in two"
-    return tuple(parts)
+    return tuple(parts), model.head.least_images
 
 
 def _shapes(parameters: Iterable[nn.Parameter]) -> tuple[tuple[int, ...], ...]:

@@ -12,7 +12,8 @@ from typing import get_args
 from raydet.config import ActivationCheckpointing, Experiment, MiTConfig, MiTVariant, Strategy
 from raydet.data.sampler import batch_plan
 from raydet.models.build import MakeHead
-from raydet.models.heads.base import DeviceType
+from raydet.models.heads.base import DeviceType, check_micro_batch
+from raydet.plan.counts import least_images
 from raydet.plan.ledger import DEFAULT_OBJECTS, Ledger, check_numbers, ledger
 from raydet.plan.sizes import format_bytes
 
@@ -88,6 +89,17 @@ def rank_share(experiment: Experiment, world_size: int) -> int:
     check_numbers(world_size=world_size)
     micro_batch, accumulation = batch_plan(experiment.train.global_batch, world_size, None)
     return micro_batch * accumulation
+
+
+def micro_batches(experiment: Experiment, world_size: int, make_head: MakeHead | None = None) -> list[int]:
+    """The divisors of the rank's share that the head can be trained with, the largest first.
+
+    Raises:
+        ConfigError: the global batch does not divide among the ranks, or the share is too small for the head.
+    """
+    share, least = rank_share(experiment, world_size), least_images(experiment, world_size, make_head)
+    check_micro_batch(share, least=least)
+    return [size for size in divisors(share) if size >= least]
 
 
 def largest_micro_batch(
@@ -191,7 +203,7 @@ def _option(
     make_head: MakeHead | None = None,
 ) -> Option:
     mode = experiment.train.activation_checkpointing
-    for micro_batch in divisors(rank_share(experiment, world_size)):
+    for micro_batch in micro_batches(experiment, world_size, make_head):
         found = ledger(
             experiment,
             world_size=world_size,

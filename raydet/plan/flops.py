@@ -45,7 +45,7 @@ def _forward_flops(experiment: Experiment, make_head: MakeHead | None) -> dict[s
         maps, encoder = _counted(lambda: model.encoder(*streams).maps)
         pyramid, neck = _counted(lambda: model.neck(maps))
         head = {name: _counted(part)[1] for name, part in model.head.parts(pyramid).items()}
-    parts = {"encoder": encoder, "fpn": neck, **head}
+    parts = {"encoder": encoder, **({"fpn": neck} if neck else {}), **head}
     return {"total": sum(parts.values()), **parts}
 
 

@@ -9,9 +9,9 @@ from raydet.config import Experiment, Strategy
 from raydet.data.sampler import batch_plan
 from raydet.errors import ConfigError
 from raydet.models.build import MakeHead
-from raydet.models.heads.base import TARGETS, DeviceType
+from raydet.models.heads.base import TARGETS, DeviceType, check_micro_batch
 from raydet.parallel.layout import Layout, layout_of
-from raydet.plan.counts import parts_of, state_copies, update_copies
+from raydet.plan.counts import least_images, parts_of, state_copies, update_copies
 from raydet.plan.measure import GRADIENTS, WEIGHT_COPIES, WORKSPACE, Linear, measure
 from raydet.plan.moments import COMMUNICATION, STATE, WEIGHTS, Moment, Step
 from raydet.plan.sizes import MIB
@@ -96,12 +96,13 @@ def ledger(
         make_head: see `raydet.models.build.build_model`.
 
     Raises:
-        ConfigError: a number is not positive, the batch does not divide, the strategy does not fit the ranks, or the
-            model cannot be built.
+        ConfigError: a number is not positive, the batch does not divide, the strategy does not fit the ranks, the
+            micro-batch is too small for the head, or the model cannot be built.
     """
     check_numbers(world_size=world_size, micro_batch=micro_batch, num_objects=num_objects)
     layout = layout_of(strategy, world_size=world_size, shard_ranks=shard_ranks)
     _, accumulation = batch_plan(experiment.train.global_batch, world_size, micro_batch)
+    check_micro_batch(micro_batch, least=least_images(experiment, world_size, make_head))
     step = Step(
         parts=parts_of(experiment, make_head),
         measured=measure(experiment, num_objects=num_objects, device_type=device_type, make_head=make_head),

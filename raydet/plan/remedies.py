@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raydet.config import Experiment, SGDConfig, Strategy
 from raydet.models.heads.base import DeviceType
-from raydet.plan.fit import divisors, rank_share, with_train
+from raydet.plan.fit import micro_batches, with_train
 from raydet.plan.ledger import DEFAULT_OBJECTS, ledger
 
 NUM_REMEDIES = 3
@@ -74,7 +74,7 @@ def _changes(
         yield _Change("train.activation_checkpointing=block", recomputing, strategy, micro_batch)
     if train.precision == "fp32":
         yield _Change("train.precision=bf16", with_train(experiment, precision="bf16"), strategy, micro_batch)
-    halves = [size for size in divisors(rank_share(experiment, world_size)) if size <= micro_batch // 2]
+    halves = [size for size in micro_batches(experiment, world_size) if size <= micro_batch // 2]
     if halves:
         text = f"train.micro_batch={halves[0]} (accumulation follows; the global batch stays {train.global_batch})"
         yield _Change(text, experiment, strategy, halves[0])

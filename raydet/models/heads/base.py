@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from raydet.errors import ConfigError
 from raydet.structures import Batch, HeadOutput, Want
 
 DeviceType = Literal["cuda", "cpu"]
@@ -55,3 +56,20 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def parts(self, pyramid: Mapping[str, Tensor]) -> Mapping[str, Callable[[], object]]:
         """What an evaluation pass computes, by name, for counting operations on tensors without memory."""
+
+
+def check_micro_batch(micro_batch: int, *, least: int) -> None:
+    """Refuse a micro-batch that a head cannot be trained with.
+
+    Args:
+        least: see `Head.least_images`.
+
+    Raises:
+        ConfigError: it has fewer images.
+    """
+    if micro_batch < least:
+        raise ConfigError(
+            f"expected a micro-batch of at least {least} images, as a batch norm of the head sees each pooled to one "
+            f"cell, got {micro_batch}; set train.micro_batch or train.global_batch, or train.sync_batch_norm=true with "
+            "several workers, or take a head that pools no images, such as segformer"
+        )

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from raydet.errors import ConfigError
-from raydet.models.heads.base import DeviceType, Head
+from raydet.models.heads.base import DeviceType, Head, check_micro_batch
 from raydet.models.heads.masks.layers import conv_norm
 from raydet.models.layout import without_autocast
 from raydet.models.losses.base import PixelLoss
@@ -129,7 +128,7 @@ class SegmentationHead(Head):
             ConfigError: one image, where a batch norm of the decoder needs two.
         """
         if self.training:
-            check_micro_batch(self, batch.size)
+            check_micro_batch(batch.size, least=self.least_images)
         maps_BCHW = list(pyramid.values())
         logits_BNhw = self.decoder(maps_BCHW)
         losses: dict[str, Tensor] = {}
@@ -155,17 +154,3 @@ class SegmentationHead(Head):
     def parts(self, pyramid: Mapping[str, Tensor]) -> Mapping[str, Callable[[], object]]:
         """The decoder."""
         return {DECODER: lambda: self.decoder(list(pyramid.values()))}
-
-
-def check_micro_batch(head: Head, micro_batch: int) -> None:
-    """Refuse a micro-batch that a head cannot be trained with.
-
-    Raises:
-        ConfigError: it has too few images.
-    """
-    if micro_batch < head.least_images:
-        raise ConfigError(
-            f"expected a micro-batch of at least {head.least_images} images, as the head's batch norm sees each as one "
-            f"pooled cell, got {micro_batch}; set train.micro_batch or train.global_batch, train.sync_batch_norm=true "
-            "with several workers, or take a head without image pooling, such as segformer"
-        )

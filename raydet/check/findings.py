@@ -95,7 +95,7 @@ KINDS: dict[str, Kind] = {
     "mask_speckled": Kind(
         "warning",
         "masks with isolated pixels",
-        "labels at borders are noise: were the masks resized with interpolation, or stored with loss? Export them again",
+        "were the masks resized with interpolation, or stored with loss? Export them again, with the nearest value",
     ),
     "class_one_sided": Kind(
         "warning",

@@ -11,8 +11,8 @@
     causes            why images were left out: {cause: count}
     ignored           objects that are left out by a rule of the format or a setting: {rule: count}
     classes           [{"class", "small", "medium", "large", "train", "val", "all"}]: number of boxes
-                      of sets with masks: [{"class", "pixels", "share", "images", "train", "val"}], share of the labelled
-                      pixels, train and val in pixels
+                      of sets with masks: [{"class", "pixels", "share", "images", "train", "val"}], share of the
+                      labelled pixels, train and val in pixels
     masks             {"masks", "labelled", "unlabelled", "isolated", "border"}: pixels; null: the set has boxes
     size_edges        {"unit": "px" or "fraction", "edges": [end of small, start of large]}
     boxes_per_image   {number of boxes: images}

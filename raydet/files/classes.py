@@ -312,9 +312,10 @@ def _chains(kept: Sequence[Entry], groups: Mapping[str, str | None], where: str)
     longest = max(range(len(chains)), key=lambda row: len(chains[row]))
     for entry, chain in zip(kept, chains, strict=True):
         if len(chain) != len(chains[longest]):
+            plural = "s" if len(chains[longest]) > 1 else ""
             top = f"the group {chain[-1]!r}" if chain else "the class"
             raise DataError(
-                f"{where}, class {entry.name!r}: expected {len(chains[longest])} groups above it, as above "
+                f"{where}, class {entry.name!r}: expected {len(chains[longest])} group{plural} above it, as above "
                 f"{kept[longest].name!r}, got {len(chain)}; give {top} a parent"
             )
     return chains

@@ -57,6 +57,8 @@ class MaskSet:
     size_hw: tuple[int, int] = (40, 48)
     first: int = 0
     """Number of the first image's shapes."""
+    step: int = 1
+    """Between the numbers of images: larger ones resemble one another less."""
     classes: tuple[str, ...] = CLASSES
     modalities: tuple[str, ...] = ("rgb", "thermal")
 
@@ -72,7 +74,7 @@ class MaskSet:
         return self.num_images
 
     def read(self, index: int) -> Sample:
-        return painted(shapes(self.size_hw, self.first + index), self.image_ids[index])
+        return painted(shapes(self.size_hw, self.first + self.step * index), self.image_ids[index])
 
     def targets(self, index: int) -> Targets:
         return self.read(index).target, self.size_hw

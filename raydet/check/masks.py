@@ -15,8 +15,8 @@ from raydet.check.findings import Finding
 from raydet.structures import IGNORE
 
 SPECKLED_SHARE = 0.004
-"""Smallest share of isolated pixels of a speckled mask. The 130 masks of a part of CamVid have at most 0.0018, and 0.0029
-after halving with the nearest value; halved with interpolation they have 0.012 in the median, as JPEG 0.018."""
+"""Smallest share of isolated pixels of a speckled mask. 130 masks of CamVid have at most 0.0018, and 0.0029 after
+halving with the nearest value; halved with interpolation they have 0.012 in the median, as JPEG 0.018."""
 
 
 @dataclass(slots=True)

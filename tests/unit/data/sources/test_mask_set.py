@@ -192,8 +192,8 @@ def test_a_constant_transparency_is_no_thermal_image(tmp_path: Path) -> None:
         save(opaque, tmp_path / "images" / f"{name}.png")
     source = opened(str(tmp_path))
     assert source.modalities == ("rgb",)
+    save(pixels(3), tmp_path / "images" / "a.png")
     with pytest.raises(DataError, match=r"a\.png: expected 4 channels .*got 3"):
-        save(pixels(3), tmp_path / "images" / "a.png")
         opened(f"masks:{tmp_path}?rgbt=images")
 
 
@@ -276,11 +276,15 @@ def test_manifests_know_another_tree(tmp_path: Path) -> None:
         convert(data, str(tmp_path / "shards"))
 
 
+def read_all(spec: str) -> None:
+    source = opened(spec)
+    for index in range(len(source)):
+        source.read(index)
+
+
 def one_line_error(spec: str) -> str:
     with pytest.raises((DataError, ConfigError)) as caught:
-        source = opened(spec)
-        for index in range(len(source)):
-            source.read(index)
+        read_all(spec)
     text = str(caught.value)
     assert "\n" not in text
     return text

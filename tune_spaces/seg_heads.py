@@ -45,7 +45,7 @@ def study(base: Experiment) -> Study:
         hypotheses=(
             Hypothesis(
                 name="H1",
-                text="A sum of narrow maps (extremely_fast_segformer) is worse than the wide concatenation (segformer).",
+                text="A wide concatenation of maps (segformer) beats a narrow sum (extremely_fast_segformer).",
                 claims=(
                     Claim(
                         phase=PHASE,

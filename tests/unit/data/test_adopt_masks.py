@@ -15,9 +15,9 @@ from raydet.config import (
     SyntheticSource,
     TreeSource,
 )
+from raydet.config.tree import TREE_CLASSES, TREE_LEVELS
 from raydet.data.build import adopt_source, detect_source, open_source
 from raydet.data.convert import convert
-from raydet.data.tree import CLASSES, LEVELS
 from raydet.errors import ConfigError, DataError
 from raydet.recipes.demo import demo
 
@@ -31,9 +31,9 @@ def for_masks() -> Experiment:
 
 def test_classes_and_tree_are_adopted(tmp_path: Path) -> None:
     experiment = adopt_source(for_masks(), TreeSource(num_images=4))
-    assert experiment.data.classes == CLASSES
+    assert experiment.data.classes == TREE_CLASSES
     assert isinstance(experiment.task, SegmentationTask)
-    assert experiment.task.levels == LEVELS
+    assert experiment.task.levels == TREE_LEVELS
     assert Experiment.from_json(experiment.to_json(), where="here") == experiment
     convert(experiment.data, str(tmp_path / "shards"))
     again = adopt_source(for_masks(), detect_source(str(tmp_path / "shards")))
@@ -45,7 +45,7 @@ def test_a_trained_run_keeps_its_tree() -> None:
     """Its levels may be other ones than those of the set that it is evaluated on."""
     task = SegmentationTask(levels=(Level(name="one", groups=("all",), parents=(0,) * 9),))
     experiment = for_masks().model_copy(update={"task": task})
-    assert adopt_source(experiment, TreeSource(num_images=4), classes=CLASSES).task == task
+    assert adopt_source(experiment, TreeSource(num_images=4), classes=TREE_CLASSES).task == task
 
 
 def test_the_target_must_be_the_tasks(tmp_path: Path) -> None:

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from raydet.config import TreeSource
+from raydet.config.tree import TREE_CLASSES, TREE_LEVELS
 from raydet.data.build import adopt_source, colours_of, detect_source, levels_of, open_source
 from raydet.data.tree import (
     BUCKET_OF,
-    CLASSES,
     GROUND,
     HEAT,
     HUES,
     IS_WARM,
-    LEVELS,
     STRIPES,
     TEXTURES,
     THERMAL_TEXTURES,
@@ -62,8 +61,8 @@ def test_seeds_differ_and_images_do_not_depend_on_their_number() -> None:
 
 def test_the_tree() -> None:
     """Two roots, four buckets of contiguous leaves, one of them single, nine leaves."""
-    bucket, root = LEVELS
-    assert len(CLASSES) == len(bucket.parents) == 9
+    bucket, root = TREE_LEVELS
+    assert len(TREE_CLASSES) == len(bucket.parents) == 9
     assert list(bucket.parents) == sorted(bucket.parents)
     assert sorted(Counter(bucket.parents).values()) == [1, 2, 2, 4]
     assert (len(root.groups), len(root.parents)) == (2, 4)
@@ -178,11 +177,11 @@ def test_it_is_adopted_with_its_tree() -> None:
     config = detect_source("tree?thermal=true&num_images=7")
     assert config == TreeSource(num_images=7, thermal=True)
     data = adopt_source(demo(), config, any_task=True).data
-    assert (data.classes, data.missing) == (CLASSES, ("event",))
+    assert (data.classes, data.missing) == (TREE_CLASSES, ("event",))
     source = open_source(data)
     assert (len(source), source.modalities) == (7, ("rgb", "thermal"))
-    assert levels_of(source) == LEVELS
-    assert len(colours_of(source)) == len(CLASSES)
+    assert levels_of(source) == TREE_LEVELS
+    assert len(colours_of(source)) == len(TREE_CLASSES)
     only = open_source(data.model_copy(update={"missing": ("rgb", "event")}))
     assert only.read(0).modalities.keys() == {"thermal"}
     assert adopt_source(demo(), detect_source("tree"), any_task=True).data.missing == ("thermal", "event")

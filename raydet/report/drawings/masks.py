@@ -19,6 +19,7 @@ from torch import Tensor
 from raydet.data.build import palette_of
 from raydet.engine.open_run import TrainedRun, segmented
 from raydet.metrics.confusion import ConfusionRecords
+from raydet.metrics.names import metrics_of
 from raydet.metrics.records import score
 from raydet.ops.colours import as_colours, painted
 from raydet.report.drawings.panels import (
@@ -55,7 +56,8 @@ def mask_drawings(run: TrainedRun, records: ConfusionRecords, count: int) -> lis
     known = np.flatnonzero(~np.isnan(ious_I))
     best_first: list[int] = known[np.lexsort((records.image_ids[known], -ious_I[known]))].tolist()
     best, worst = best_and_worst(best_first, records.group_ids, count)
-    overall = f"{score(records, 'mIoU'):.3f}"
+    metric = metrics_of(run.experiment.task)[0]
+    overall = f"{score(records, metric.name):.3f}"
     drawings = []
     for kind, indices in (("best", best), ("worst", worst)):
         shown = replace(run, indices=[run.indices[index] for index in indices])
@@ -64,7 +66,7 @@ def mask_drawings(run: TrainedRun, records: ConfusionRecords, count: int) -> lis
         ):
             sample = run.source.read(source_index)
             caption = (
-                f"mIoU of this image {ious_I[index]:.3f}, of all {len(records.image_ids)} images together {overall}. "
+                f"{metric.label} of this image {ious_I[index]:.3f}, of all {len(records.image_ids)} images together {overall}. "
                 f"Red: wrong. Black: no label, not counted. {run.experiment.data.simulation_note}"
             ).rstrip()
             title = f"{kind.capitalize()} image {rank}: {sample.image_id}"

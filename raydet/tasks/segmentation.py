@@ -95,13 +95,18 @@ class SegmentationScorer:
                 valid_hw=_hw(batch.valid_hw, row),
                 source_hw=(truth_HW.shape[0], truth_HW.shape[1]),
             )
-            found = self._of_image(truth_HW.to(predictions.logits_BNHW.device), stripes)
-            rows.append(np.column_stack([np.full(len(found), float(position)), found]))
+            rows.append(self._of_image(position, truth_HW.to(predictions.logits_BNHW.device), stripes))
         return np.concatenate(rows)
 
     def finish(self, rows: NDArray[np.float64]) -> Scores:
+        """See `Scorer`. Images without rows are read, and counted as if the class of every pixel was left open."""
+        all_rows = [rows]
+        for position in sorted(set(range(len(self.indices))) - set(rows[:, 0].astype(int).tolist())):
+            truth_HW = _mask(self.source, self.indices[position])
+            open_LHW = torch.full((len(self.tree.sizes), *truth_HW.shape), UNDECIDED, dtype=torch.int16)
+            all_rows.append(self._compared(position, truth_HW, open_LHW, num_violations=0))
         records = ConfusionRecords.of_rows(
-            rows,
+            np.concatenate(all_rows),
             image_ids=np.array(self.image_ids, str),
             group_ids=np.array(self.group_ids, str),
             classes=np.array(self.classes, str),
@@ -117,11 +122,11 @@ class SegmentationScorer:
         names = [f"{PER_CLASS_IOU}{name}" for name in self.classes]
         return Scores(metrics, {name: _or_none(score(records, name)) for name in names}, records)
 
-    def _of_image(self, truth_HW: Tensor, stripes: Iterable[Tensor]) -> NDArray[np.float64]:
-        """The rows of one image without its position: [N, 4].
+    def _of_image(self, position: int, truth_HW: Tensor, stripes: Iterable[Tensor]) -> NDArray[np.float64]:
+        """The rows of one image.
 
         Args:
-            stripes: the logits at the same size, from top to bottom.
+            stripes: the logits at the size of the truth, from top to bottom.
         """
         tree, config, parts, is_violated = self.tree, self.config, [], []
         for stripe_1NHW in stripes:
@@ -129,8 +134,14 @@ class SegmentationScorer:
             if stripe_1NHW.shape[1] > tree.num_classes:
                 free_1LHW = decode(stripe_1NHW, tree, decoding="independent")
                 is_violated.append(contradictions(free_1LHW, tree)[0])
-        ids_LHW, is_labelled_HW = torch.cat(parts, dim=1), truth_HW != IGNORE
+        violations = (torch.cat(is_violated) & (truth_HW != IGNORE)).sum() if is_violated else 0
+        return self._compared(position, truth_HW, torch.cat(parts, dim=1), num_violations=int(violations))
 
+    def _compared(
+        self, position: int, truth_HW: Tensor, ids_LHW: Tensor, *, num_violations: int
+    ) -> NDArray[np.float64]:
+        """The rows of one image, given what `decode` made of it."""
+        tree, is_labelled_HW = self.tree, truth_HW != IGNORE
         ids_LP = ids_LHW[:, is_labelled_HW].long()
         truth_LP = tree.ancestors.to(truth_HW.device)[:, truth_HW[is_labelled_HW].long()]
         rows = []
@@ -142,18 +153,17 @@ class SegmentationScorer:
         for level in reversed(range(len(tree.sizes))):
             distances_P = distances_P.where(ids_LP[level] != truth_LP[level], level)
         rows.append(_sparse(DISTANCES, torch.bincount(distances_P)[:, None]))
-        if is_violated:
-            violations = (torch.cat(is_violated) & is_labelled_HW).sum()
-            rows.append(_sparse(VIOLATIONS, violations.reshape(1, 1)))
+        rows.append(_sparse(VIOLATIONS, torch.tensor([[num_violations]])))
         boundaries = boundary_counts(
             truth_HW,
             ids_LHW[0].where(ids_LHW[0] != UNDECIDED, UNDECIDED + 1),
             num_classes=tree.num_classes,
             ignore=IGNORE,
-            radius_px=config.boundary_px,
+            radius_px=self.config.boundary_px,
         )
         rows.append(_sparse(BOUNDARIES, torch.stack(boundaries, dim=1)))
-        return np.concatenate(rows)
+        table = np.concatenate(rows)
+        return np.column_stack([np.full(len(table), float(position)), table])
 
 
 def predicted_ids(
@@ -183,7 +193,7 @@ def predicted_ids(
 
 
 def _sparse(table: int, counts: Tensor) -> NDArray[np.float64]:
-    """Rows of a table [truth, predicted] without its zeros: [N, 4]."""
+    """The rows of a table [truth, predicted], without its zeros and without a position: [N, 4]."""
     dense = counts.cpu().numpy()
     truth, predicted = np.nonzero(dense)
     return np.column_stack([np.full(len(truth), table), truth, predicted, dense[truth, predicted]]).astype(

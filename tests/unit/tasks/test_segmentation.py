@@ -417,6 +417,18 @@ def test_odd_sizes_and_a_stride_that_does_not_divide_the_canvas() -> None:
     assert scores.metrics["boundary_F1"] == 1.0
 
 
+def test_images_without_predictions_count_as_left_open() -> None:
+    """What is asked before training: is the metric that decides defined on these images?"""
+    task = SegmentationTask(levels=LEVELS)
+    scores = scorer_of(random_masks(0), task).finish(np.zeros((0, 5)))
+    zeros = ("mIoU", "mIoU_kind", "pixel_accuracy", "boundary_F1", "per_batch_mIoU", "violation_rate")
+    assert {name: scores.metrics[name] for name in zeros} == dict.fromkeys(zeros, 0.0)
+    assert scores.metrics["tree_distance"] == 3
+    assert [*scores.per_class.values()] == [0.0] * 5 + [None]
+    unlabelled = scorer_of([np.full((4, 6), IGNORE)], task).finish(np.zeros((0, 5)))
+    assert set(unlabelled.metrics.values()) == {None}
+
+
 def test_a_batch_that_another_worker_has_gives_no_rows() -> None:
     masks = random_masks(0)
     scorer = scorer_of(masks, SegmentationTask())

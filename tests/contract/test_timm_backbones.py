@@ -316,6 +316,24 @@ def test_unsupported_models_are_refused(name: str, rate: float, message: str) ->
     assert name in str(error.value)
 
 
+def test_a_model_that_cannot_be_dilated_is_refused() -> None:
+    changes = {
+        "model.backbone.output_stride": 8,
+        "model.neck": {"kind": "none"},
+        "model.head": {"kind": "fcn"},
+    }
+    with pytest.raises(
+        ConfigError, match=r"timm cannot build densenet121 as features .* or output_stride=32"
+    ) as error:
+        build_model(experiment("densenet121", **changes, task={"kind": "segmentation"}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_pyramid_takes_no_dilated_maps() -> None:
+    with pytest.raises(ConfigError, match=r"expected backbone\.output_stride=32, got 16"):
+        experiment("resnet50", **{"model.backbone.output_stride": 16})
+
+
 def test_a_layer_that_is_called_twice_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     """timm has no such model among those with maps at all four strides."""
     forward = EfficientNetFeatures.forward

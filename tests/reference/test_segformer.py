@@ -1,4 +1,4 @@
-"""One MiT stream against another implementation of the same encoder: Transformers' SegFormer."""
+"""One MiT stream and the head against another implementation of both: Transformers' SegFormer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from raydet.models.backbones.mit import MIT_VARIANTS, Block, MiTStage, mit_stages
+from raydet.models.heads.masks.segformer import SegFormer
 
 segformer = pytest.importorskip(
     "transformers.models.segformer",
@@ -74,3 +75,22 @@ def test_features_are_equal(name: str, hw: tuple[int, int]) -> None:
         x, theirs = stage(x), source(theirs)
         assert x.shape == theirs.shape
         torch.testing.assert_close(x, theirs, atol=1e-10, rtol=0)
+
+
+def test_the_head() -> None:
+    """Theirs concatenates the maps, the coarsest first."""
+    channels = MIT_VARIANTS["b0"].channels
+    config = segformer.SegformerConfig(hidden_sizes=list(channels), decoder_hidden_size=24, num_labels=5)
+    theirs = segformer.modeling_segformer.SegformerDecodeHead(config).eval()
+    ours = SegFormer(in_channels=channels, num_outputs=5, channels=24).eval()
+    with torch.no_grad():
+        for linear, source in zip(ours.linears, theirs.linear_projections, strict=True):
+            linear.weight.copy_(source.proj.weight[..., None, None])
+            linear.bias.copy_(source.proj.bias.normal_())
+        ours.fuse.weight.copy_(torch.cat(theirs.linear_fuse.weight.chunk(4, dim=1)[::-1], dim=1))
+        theirs.batch_norm.running_mean.normal_()
+        ours.norm[0].load_state_dict(theirs.batch_norm.state_dict())
+        ours.classify[1].load_state_dict(theirs.classifier.state_dict())
+        sizes = zip(channels, ((25, 41), (13, 21), (7, 11), (4, 6)), strict=True)
+        maps = [torch.randn(2, count, *hw) for count, hw in sizes]
+        torch.testing.assert_close(ours(maps), theirs(maps), rtol=1e-4, atol=1e-5)

@@ -62,10 +62,15 @@ def test_a_config_of_an_older_raydet_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fingerprint"), [("demo", "6720db766a8d"), ("rgbte_mit_b0", "e21137c257b1")]
+    ("name", "fingerprint"),
+    [
+        ("demo", "6720db766a8d"),  # printed by commit ac6f741
+        ("rgbte_mit_b0", "e21137c257b1"),
+        ("small_lite0", "0b949ee0d8cc"),  # printed by commit 72bdc0a
+    ],
 )
 def test_a_config_that_older_versions_knew_keeps_its_fingerprint(name: str, fingerprint: str) -> None:
-    assert recipe(name).fingerprint() == fingerprint  # printed by commit ac6f741
+    assert recipe(name).fingerprint() == fingerprint
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,11 @@ class ASPP(Decoder):
             separable_conv(channels + low_channels, channels), separable_conv(channels, channels)
         )
         self.classify = classifier(channels, num_outputs, dropout=dropout)
-        pooled_norm = self.pool[1]
-        assert isinstance(pooled_norm, nn.BatchNorm2d)
-        self.pooled_norm = pooled_norm
+
+    @property
+    def pooled_norm(self) -> nn.Module:
+        """See `Decoder`."""
+        return self.pool[1]
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
         """Logits [B, N, H, W] of the first map's size."""

@@ -36,10 +36,13 @@ THIRD, LAST = 2, 3
 class Decoder(nn.Module, ABC):
     """From four maps to the logits of every class (and every group of a class tree)."""
 
-    pooled_norm: nn.BatchNorm2d | None = None
-    """A batch norm of whole images, each pooled to one cell: it has no statistics of a single image."""
     levels: tuple[int, ...] = (0, 1, 2, 3)
     """Indices of the maps that it reads."""
+
+    @property
+    def pooled_norm(self) -> nn.Module | None:
+        """A batch norm of whole images, each pooled to one cell: it has no statistics of a single image."""
+        return None
 
     @abstractmethod
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:

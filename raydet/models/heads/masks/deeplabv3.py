@@ -42,7 +42,11 @@ class DeepLabV3(Decoder):
         self.aspp = ASPP(in_channels[-1], dilations, channels)
         self.refine = conv_norm(channels, channels, kernel=3)
         self.classify = classifier(channels, num_outputs, dropout=dropout)
-        self.pooled_norm = pooled_norm_of(self.aspp)
+
+    @property
+    def pooled_norm(self) -> nn.Module:
+        """See `Decoder`."""
+        return pooled_norm_of(self.aspp)
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
         """Logits [B, N, H, W] of the last map's size."""
@@ -50,10 +54,8 @@ class DeepLabV3(Decoder):
         return logits_BNHW
 
 
-def pooled_norm_of(aspp: ASPP) -> nn.BatchNorm2d:
+def pooled_norm_of(aspp: ASPP) -> nn.Module:
     """The batch norm behind the pooling of whole images."""
     pooling = aspp.convs[-1]
     assert isinstance(pooling, ASPPPooling)
-    norm = pooling[2]
-    assert isinstance(norm, nn.BatchNorm2d)
-    return norm
+    return pooling[2]

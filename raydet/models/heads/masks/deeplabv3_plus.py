@@ -50,7 +50,11 @@ class DeepLabV3Plus(Decoder):
             conv_norm(channels + low_channels, channels, kernel=3), conv_norm(channels, channels, kernel=3)
         )
         self.classify = classifier(channels, num_outputs, dropout=dropout)
-        self.pooled_norm = pooled_norm_of(self.aspp)
+
+    @property
+    def pooled_norm(self) -> nn.Module:
+        """See `Decoder`."""
+        return pooled_norm_of(self.aspp)
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
         """Logits [B, N, H, W] of the first map's size."""

@@ -166,14 +166,23 @@ def test_cells_survive_json(seed_count: int) -> None:
         assert type(trial).from_json(trial.to_json(), where="test") == trial
 
 
-SLOW = ("backbones", "backbone_families", "cssa_phase1", "cssa_phase2", "gaff_extensions", "gaff_phase1")
+SLOW = (
+    *("backbones", "backbone_families", "cssa_phase1", "cssa_phase2", "gaff_extensions", "gaff_phase1"),
+    *("seg_fusion", "seg_heads"),
+)
+WITHOUT_CONTROLS = ("memory", "seg_heads", "seg_hierarchy", "seg_resolution")
+
+
+def base_of(space: str) -> Experiment:
+    """A small recipe of the space's task."""
+    return recipe("seg_demo" if space.startswith("seg_") else "demo")
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in space_names()]
 )
 def test_every_trial_of_every_space_can_be_built(name: str) -> None:
-    study = load_space(name, recipe("demo"), {})
+    study = load_space(name, base_of(name), {})
     trials = all_trials(study, Events([]), 1)
     assert len({trial.key for trial in trials}) == len({trial.name for trial in trials}) == len(trials)
     for factor in study.factors:
@@ -218,7 +227,7 @@ def test_arms_are_derived_from_the_overridden_base() -> None:
 
 @pytest.mark.parametrize("name", space_names())
 def test_studies_and_trials_survive_json(name: str) -> None:
-    study = load_space(name, recipe("demo"), {})
+    study = load_space(name, base_of(name), {})
     assert type(study).from_json(study.to_json(), where="test") == study
     trials = all_trials(study, Events([]), 1)
     assert all(type(trial).from_json(trial.to_json(), where="test") == trial for trial in trials)
@@ -240,9 +249,20 @@ def test_a_space_in_a_file(tmp_path: Path) -> None:
 
 def test_every_space_that_compares_fusions_has_controls() -> None:
     for name in space_names():
-        study = load_space(name, recipe("demo"), {"data.missing": ["event"]})
+        study = load_space(name, base_of(name), {"data.missing": ["event"]})
         codes = [trial.cell.code for trial in all_trials(study, Events([]), 1) if trial.cell.is_control]
-        assert codes[:2] == ([] if name == "memory" else ["rgb", "thermal"]), name
+        assert codes[:2] == ([] if name in WITHOUT_CONTROLS else ["rgb", "thermal"]), name
+
+
+@pytest.mark.parametrize("name", [name for name in space_names() if name.startswith("seg_")])
+def test_a_space_for_masks_asks_for_a_recipe_for_masks(name: str) -> None:
+    with pytest.raises(StudyError, match=rf"the space {name} expects a recipe for masks, got demo"):
+        load_space(name, recipe("demo"), {})
+
+
+def test_the_losses_of_seg_hierarchy_need_a_class_tree() -> None:
+    with pytest.raises(StudyError, match="the task has none"):
+        load_space("seg_hierarchy", apply_overrides(recipe("seg_demo"), {"task.levels": []}), {})
 
 
 def test_equivalent_cells_have_different_seeds_and_one_canonical_code() -> None:
@@ -317,4 +337,5 @@ def test_spaces_are_listed_with_their_cost(capsys: pytest.CaptureFixture[str]) -
     assert [line.split()[0] for line in lines[:-1]] == list(space_names())
     gaff = next(line for line in lines if line.startswith("gaff_phase2"))
     assert " 70 trials " in gaff  # two seeds of 4 controls, 29 cells and 2 confirmed cells
-    assert not any("not applicable" in line for line in lines)
+    not_applicable = [line.split()[0] for line in lines if "not applicable" in line]
+    assert not_applicable == [name for name in space_names() if name.startswith("seg_")]

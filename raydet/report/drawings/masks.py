@@ -66,8 +66,8 @@ def mask_drawings(run: TrainedRun, records: ConfusionRecords, count: int) -> lis
         ):
             sample = run.source.read(source_index)
             caption = (
-                f"{metric.label} of this image {ious_I[index]:.3f}, of all {len(records.image_ids)} images together {overall}. "
-                f"Red: wrong. Black: no label, not counted. {run.experiment.data.simulation_note}"
+                f"{metric.label} of this image {ious_I[index]:.3f}, of all {len(records.image_ids)} images together "
+                f"{overall}. Red: wrong. Black: no label, not counted. {run.experiment.data.simulation_note}"
             ).rstrip()
             title = f"{kind.capitalize()} image {rank}: {sample.image_id}"
             drawings.append(Drawing(f"{kind}-{rank}", title, caption, as_png(_draw(run, sample, ids_LHW[0]))))

@@ -316,22 +316,22 @@ def test_unsupported_models_are_refused(name: str, rate: float, message: str) ->
     assert name in str(error.value)
 
 
+def dilated(name: str, stride: int) -> dict[str, Any]:
+    return {"model.backbone": {"kind": "timm", "name": name, "output_stride": stride}}
+
+
 def test_a_model_that_cannot_be_dilated_is_refused() -> None:
-    changes = {
-        "model.backbone.output_stride": 8,
-        "model.neck": {"kind": "none"},
-        "model.head": {"kind": "fcn"},
-    }
+    masks = {"model.neck": {"kind": "none"}, "model.head": {"kind": "fcn"}, "task": {"kind": "segmentation"}}
     with pytest.raises(
         ConfigError, match=r"timm cannot build densenet121 as features .* or output_stride=32"
     ) as error:
-        build_model(experiment("densenet121", **changes, task={"kind": "segmentation"}))
+        build_model(experiment("densenet121", **dilated("densenet121", 8), **masks))
     assert "\n" not in str(error.value)
 
 
 def test_a_pyramid_takes_no_dilated_maps() -> None:
     with pytest.raises(ConfigError, match=r"expected backbone\.output_stride=32, got 16"):
-        experiment("resnet50", **{"model.backbone.output_stride": 16})
+        experiment("resnet50", **dilated("resnet50", 16))
 
 
 def test_a_layer_that_is_called_twice_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,9 @@ def run_of(head: dict[str, Any], backbone: dict[str, Any] | None = None, **chang
         "model.backbone": backbone or {"kind": "mit", "variant": "nano"},
         "model.neck": {"kind": "none"},
         "model.head": head,
+        # One stream: autograd's hooks would see what a fused map saves that no head reads, and that is freed at once.
+        "model.fusion_stages": [],
+        "model.elsewhere": {"kind": "identity"},
         "train.activation_checkpointing": "none",
         **changes,
     }

@@ -26,7 +26,7 @@ class PixelLoss(nn.Module, ABC):
         """Losses by name, already weighted: their sum is what training minimises. fp32 scalars (fp64 for fp64 logits),
         also under autocast.
 
-        They can be differentiated once; a second derivative is an error. A batch without any labelled pixel gives
+        They can be differentiated once: gradients of gradients are wrong. A batch without any labelled pixel gives
         exactly 0.
 
         Args:

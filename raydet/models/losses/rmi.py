@@ -23,6 +23,7 @@ H W canvas, I J grid of scores (canvas, or pooled), P positions, D = 9 neighbour
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -108,6 +109,7 @@ class _Grid:
 
     def __init__(self, ids_BHW: Tensor, *, pool: bool) -> None:
         self.pool = pool
+        self.memory = torch.empty(0, device=ids_BHW.device, dtype=torch.float64)
         self.is_labelled_BHW = ids_BHW != IGNORE
         self.ids_BHW = ids_BHW.long().where(self.is_labelled_BHW, 0)
         is_valid_B1IJ = self._pooled(self.is_labelled_BHW[:, None].float())
@@ -149,18 +151,24 @@ class _Grid:
         """float64 [N, C, 2 D, P]: the scores, then the labels of every neighbourhood; 0 where it does not count."""
         *outer, height, width = scores_NCIJ.shape
         rows, columns = height - RADIUS + 1, width - RADIUS + 1
-        vectors = scores_NCIJ.new_empty(*outer, 2 * RADIUS**2, rows, columns, dtype=torch.float64)
-        for half, x_NCIJ in enumerate((scores_NCIJ + SCORE_MIN, labels_NCIJ)):
-            for i in range(RADIUS**2):
-                y, x = divmod(i, RADIUS)
-                vectors[:, :, half * RADIUS**2 + i] = x_NCIJ[:, :, y : y + rows, x : x + columns]
-        vectors_NCP = vectors.flatten(3)
+        vectors = self._memory(*outer, 2 * RADIUS**2, rows, columns)
         counts_N1P = self.is_position_B1P[images, None]
-        vectors_NCP.mul_(counts_N1P)
+        counts = self.is_position_B1P[images].unflatten(2, (rows, columns))
+        for half, x_NCIJ in enumerate((scores_NCIJ + SCORE_MIN, labels_NCIJ)):
+            for i, part in enumerate(_neighbours(x_NCIJ.double())):
+                torch.mul(part, counts, out=vectors[:, :, half * RADIUS**2 + i])
+        vectors_NCP = vectors.flatten(3)
         if form == "hieraseg":
             means = vectors_NCP.sum(dim=-1, keepdim=True) / counts_N1P.sum(dim=-1, keepdim=True).clamp(min=1)
             vectors_NCP.sub_(means).mul_(counts_N1P)
         return vectors_NCP
+
+    def _memory(self, *shape: int) -> Tensor:
+        """float64, what it was filled with before: new pages of memory cost a CPU as much as filling them."""
+        size = math.prod(shape)
+        if self.memory.numel() < size:
+            self.memory = torch.empty(size, device=self.ids_BHW.device, dtype=torch.float64)
+        return self.memory[:size].view(shape)
 
     def _pooled(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, RADIUS, padding=1) if self.pool else x
@@ -191,9 +199,12 @@ def _log_det(products: Tensor) -> tuple[Tensor, Tensor]:
 def _added(slope_NCDP: Tensor, shape: torch.Size) -> Tensor:
     """[N, C, I, J]: the slopes of all neighbourhoods, added up at each score."""
     total = slope_NCDP.new_zeros(shape)
-    rows, columns = shape[-2] - RADIUS + 1, shape[-1] - RADIUS + 1
-    slopes = slope_NCDP.unflatten(3, (rows, columns))
-    for i in range(RADIUS**2):
-        y, x = divmod(i, RADIUS)
-        total[:, :, y : y + rows, x : x + columns] += slopes[:, :, i]
+    for part, slope_NCP in zip(_neighbours(total), slope_NCDP.unbind(2), strict=True):
+        part += slope_NCP.view(part.shape)
     return total
+
+
+def _neighbours(x: Tensor) -> list[Tensor]:
+    """Views of the D neighbours of all positions, in rows and columns."""
+    height, width = (size - RADIUS + 1 for size in x.shape[-2:])
+    return [x[..., i : i + height, j : j + width] for i in range(RADIUS) for j in range(RADIUS)]

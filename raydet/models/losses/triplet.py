@@ -78,17 +78,14 @@ class TreeTriplet(nn.Module):
         is_own_KP = (ids_P == classes_K1) & is_valid_P
         is_group_KP = (self.groups_K[ids_P] == self.groups_K[:, None]) & is_valid_P
 
-        ranks = [
-            chosen_KP.cumsum(dim=1)
-            for chosen_KP in (is_own_KP, is_group_KP & ~is_own_KP, ~is_group_KP & is_valid_P)
-        ]
-        counts_K = torch.stack([rank_KP[:, -1] for rank_KP in ranks]).amin(dim=0).clamp(max=self.most)
+        chosen = torch.stack((is_own_KP, is_group_KP & ~is_own_KP, ~is_group_KP & is_valid_P))
+        ranks = chosen.cumsum(dim=2)
+        counts_K = ranks[:, :, -1].amin(dim=0).clamp(max=self.most)
         rank_P = ranks[0].gather(0, ids_P[None])[0]  # from 1, of the anchor in its class
+        positions_2P = _positions(ranks[1:], ids_P, rank_P)
         embedding_PE = F.normalize(embedding_BEhw.to(wide), dim=1).movedim(1, -1).flatten(0, 2)
         # F.embedding, because its backward pass adds up the rows that are chosen often in a fixed order.
-        positive_PE, negative_PE = (
-            F.embedding(_position(rank_KP, ids_P, rank_P), embedding_PE) for rank_KP in ranks[1:]
-        )
+        positive_PE, negative_PE = F.embedding(positions_2P, embedding_PE)
         excess_P = (embedding_PE * (negative_PE - positive_PE)).sum(dim=1) + self.margin
         is_triplet_P = is_valid_P & (rank_P <= counts_K[ids_P])
         mean_K = is_own_KP.to(wide) @ (excess_P.relu() * is_triplet_P) / counts_K.clamp(min=1)
@@ -103,15 +100,16 @@ def _nearest(ids_BHW: Tensor, map_hw: Sequence[int]) -> Tensor:
     return ids_BHW
 
 
-def _position(rank_KP: Tensor, row_P: Tensor, wanted_P: Tensor) -> Tensor:
-    """int64 [P]: where the ranks in a row reach the wanted one; arbitrary if they do not.
+def _positions(ranks_2KP: Tensor, row_P: Tensor, wanted_P: Tensor) -> Tensor:
+    """int64 [2, P]: where the ranks in a row reach the wanted one; arbitrary if they do not.
 
     Args:
-        rank_KP: ascending from 0 or 1, at most P.
+        ranks_2KP: of two tables; ascending from 0 or 1, at most P.
     """
-    num_pixels = rank_KP.shape[1]
-    # All rows as one ascending sequence.
+    _, num_rows, num_pixels = ranks_2KP.shape
+    # All rows of both as one ascending sequence.
     step = num_pixels + 1
-    rows_K1 = torch.arange(len(rank_KP), device=rank_KP.device)[:, None]
-    found_P = torch.searchsorted((rank_KP + rows_K1 * step).flatten(), wanted_P + row_P * step)
-    return (found_P - row_P * num_pixels).clamp(0, num_pixels - 1)
+    offsets = torch.arange(2 * num_rows, device=ranks_2KP.device).view(2, num_rows, 1)
+    rows_2P = torch.stack((row_P, row_P + num_rows))
+    found_2P = torch.searchsorted((ranks_2KP + offsets * step).flatten(), wanted_P + rows_2P * step)
+    return (found_2P - rows_2P * num_pixels).clamp(0, num_pixels - 1)

@@ -21,11 +21,13 @@ class CrossEntropyLoss(Config):
 
 
 class RMIConfig(Config):
-    """Region mutual information (arXiv 1910.12037) of the probabilities and the labels in 3 x 3 neighbourhoods."""
+    """Region mutual information (arXiv 1910.12037) of the probabilities and the labels in 3 x 3 neighbourhoods. Its
+    values are negative as a rule; neighbourhoods with an ignored pixel do not count."""
 
     weight: Weight = 1.0
     form: Literal["seghiero", "hieraseg"] = "hieraseg"
-    """`hieraseg` pools both by 3 first and subtracts the mean over the positions; `seghiero` does neither."""
+    """`hieraseg` pools both by 3 first (a pooled cell is ignored if all of its pixels are) and subtracts the mean over
+    the positions; `seghiero` does neither, and takes several times as long."""
 
 
 class TripletConfig(Config):
@@ -34,7 +36,7 @@ class TripletConfig(Config):
     margin: Annotated[float, Field(gt=0)] = 0.6
     """In units of 1 - cosine."""
     most: Annotated[int, Field(ge=1)] = 200
-    """Triplets per class and batch."""
+    """Triplets per class and micro-batch."""
     weight: Weight = 0.5
     """Reached at the end of the warm-up, along half a cosine from 0."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -19,6 +19,7 @@ from raydet.cli.bench_checkpoint import checkpoint
 from raydet.cli.bench_evaluation import evaluation
 from raydet.cli.bench_inference import inference
 from raydet.cli.bench_loader import loader
+from raydet.cli.bench_losses import losses
 from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
@@ -51,6 +52,7 @@ for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, p
     app.command()(command)
 bench.command()(checkpoint)
 bench.command()(evaluation)
+bench.command()(losses)
 bench.command()(inference)
 bench.command()(loader)
 app.add_typer(bench, name="bench")

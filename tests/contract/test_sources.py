@@ -209,7 +209,8 @@ def test_several_label_sets_want_a_choice(shared_data: Path) -> None:
 
 
 def test_every_kind_is_tried_here() -> None:
-    assert set(KINDS) == {format_.name for format_ in FORMATS} | {"synthetic"}
+    """But those with masks, which tests/unit/data/sources/test_mask_set.py and tests/unit/data/test_tree.py try."""
+    assert set(KINDS) == {format_.name for format_ in FORMATS} | {"synthetic", "masks", "tree"}
 
 
 @pytest.mark.parametrize("format_", FILE_FORMATS, ids=lambda f: f.name)

@@ -163,8 +163,9 @@ class Hierarchical(PixelLoss):
         self.focal_gamma = focal_gamma
         self.rmi = rmi
         self.triplet = triplet
-        self.register_buffer("path_LK", torch.tensor(self.tree.paths), persistent=False)
-        self.register_buffer("order_V", torch.tensor(self.tree.order), persistent=False)
+        # On the CPU even if the weights are built on the meta device: no other worker sends what is not in the state.
+        self.register_buffer("path_LK", torch.tensor(self.tree.paths, device="cpu"), persistent=False)
+        self.register_buffer("order_V", torch.tensor(self.tree.order, device="cpu"), persistent=False)
         self.pixel_names = (
             *(("loss_hierarchy",) if weight else ()),
             "loss_ce",

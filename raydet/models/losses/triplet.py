@@ -55,8 +55,9 @@ class TreeTriplet(nn.Module):
         self.most = most
         self.weight = weight
         self.warmup_fraction = warmup_fraction
-        self.register_buffer("groups_K", torch.tensor(groups), persistent=False)
-        self.register_buffer("current_weight", torch.zeros(()), persistent=False)
+        # On the CPU even if the weights are built on the meta device: no other worker sends what is not in the state.
+        self.register_buffer("groups_K", torch.tensor(groups, device="cpu"), persistent=False)
+        self.register_buffer("current_weight", torch.zeros((), device="cpu"), persistent=False)
         self.set_progress(0.0)
 
     def set_progress(self, fraction: float) -> None:

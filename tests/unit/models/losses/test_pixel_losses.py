@@ -111,6 +111,17 @@ def test_names_and_sum(loss: PixelLoss, generator: torch.Generator) -> None:
     assert not loss.state_dict()
 
 
+def test_buffers_are_real_where_weights_are_not() -> None:
+    """All workers but one build the model on the meta device, and get what is in the state from that one."""
+    config = HierarchicalLoss(rmi=RMIConfig(), triplet=TripletConfig())
+    with torch.device("meta"):
+        built = build_loss(config, num_classes=CLASSES, levels=[KINDS, REALMS])
+    assert built.state_dict() == {}
+    buffers = {name: buffer.device.type for name, buffer in built.named_buffers()}
+    names = ("path_LK", "order_V", "triplet.groups_K", "triplet.current_weight")
+    assert buffers == dict.fromkeys(names, "cpu")
+
+
 def test_names_of_levels() -> None:
     loss = build_loss(CONFIGS["tree"], num_classes=CLASSES, levels=[KINDS, REALMS])
     expected = ("loss_hierarchy", "loss_ce", "loss_ce_kind", "loss_ce_realm", "loss_rmi", "loss_triplet")

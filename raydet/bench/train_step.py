@@ -23,9 +23,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raydet.bench.machine import device_name, matrix_peak, peak_process_bytes, synchronize
 from raydet.bench.plain import SEEDS_MIN_SIZE, PlainDetector
-from raydet.config import MODALITY_CHANNELS, AdamWConfig, Experiment, Precision, SGDConfig, apply_overrides
+from raydet.config import (
+    MODALITY_CHANNELS,
+    AdamWConfig,
+    Experiment,
+    FasterRCNNConfig,
+    Precision,
+    SGDConfig,
+    apply_overrides,
+)
 from raydet.engine.optim import build_optimizer
 from raydet.engine.step import seed_slot, train_step
+from raydet.errors import ConfigError
 from raydet.models.build import build_model
 from raydet.models.model import Model
 from raydet.parallel.collectives import World
@@ -110,8 +119,13 @@ def bench_train_step(
     """Measure the train step of an experiment on random images.
 
     Raises:
-        ConfigError: the settings do not fit one worker, or the device has no bf16.
+        ConfigError: the settings do not fit one worker, the device has no bf16, or the model is not for boxes.
     """
+    if not isinstance(experiment.model.head, FasterRCNNConfig):
+        raise ConfigError(
+            f"bench train-step takes a recipe for boxes, got {experiment.name} with the head "
+            f"{experiment.model.head.kind}; raydet bench losses measures what masks are trained with"
+        )
     world = World(device=device or torch.device("cpu"))
     for precision in precisions:
         check_precision(experiment.train.model_copy(update={"precision": precision}), world.device)

@@ -129,3 +129,8 @@ def test_the_report_as_text() -> None:
 def test_bad_choices_are_named(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(app, ["bench", "train-step", *arguments], catch_exceptions=False)
+
+
+def test_a_recipe_for_masks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="takes a recipe for boxes, got seg_demo with the head segformer"):
+        bench_train_step(recipe("seg_demo"), batch_size=1, precisions=["fp32"])

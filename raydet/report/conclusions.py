@@ -82,7 +82,7 @@ def _open_questions(analysis: Analysis) -> str:
     if any(_learning(analysis.results)):
         return "Undecided: whether any fusion helps; train for longer, on more images, or from pretrained weights."
     found = []
-    if analysis.best_control is None:
+    if analysis.best_control is None and analysis.results.study.needs_controls:
         found.append("whether fusion helps at all, as there are no controls")
     if unclear := [*_arms(analysis, "not distinguishable"), *_arms(analysis, "unknown")]:
         found.append(
@@ -295,7 +295,8 @@ def _images(analysis: Analysis) -> Iterator[str]:
 
 def _controls(analysis: Analysis) -> Iterator[str]:
     if not analysis.results.controls:
-        yield "There are no controls: fusion is not compared with a single sensor."
+        if analysis.results.study.needs_controls:
+            yield "There are no controls: fusion is not compared with a single sensor."
     elif len(analysis.results.controls) > 1:
         yield "The best of several controls is biased upwards by selection, which counts against the arms."
     for phase in analysis.results.study.phases:

@@ -121,9 +121,7 @@ def _gallery(analysis: Analysis) -> _Gallery:
         drawings = drawings_of_run(best.run_dirs[0], count=NUM_DRAWINGS)
     except RaydetError as error:
         return _Gallery((f"There are no images of {best.name}: {error}",))
-    return _Gallery(
-        (f"Detections and attention of {best.name}, the best arm (its first run).",), tuple(drawings)
-    )
+    return _Gallery((f"Images of {best.name}, the best arm (its first run).",), tuple(drawings))
 
 
 def _page(

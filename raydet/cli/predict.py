@@ -37,13 +37,14 @@ def predict(
 ) -> None:
     """Write detections of a run's newest checkpoint as COCO JSON, or its masks as PNG, in source pixels. The images of
     --data need no labels."""
-    from raydet.config import MaskHead
-
     opened = open_run(run, data=data, use_gpu=use_gpu, is_labelled=False)
     path = output_directory(output) / DETECTIONS
-    if isinstance(opened.experiment.model.head, MaskHead):
+    from raydet.config import SegmentationTask
+
+    if isinstance(opened.experiment.task, SegmentationTask):
         with interruptible("the same command restarts"):
-            _write_masks(opened, output, num_drawn=draw)
+            levels = [level.name for level in opened.experiment.task.levels]
+            _write_masks(opened, output, levels=levels, num_drawn=draw)
         return
     from raydet.engine.open_run import predicted
     from raydet.export.coco_results import category_ids_of, coco_results
@@ -62,15 +63,12 @@ def predict(
             _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
 
 
-def _write_masks(run: TrainedRun, output: Path, *, num_drawn: int) -> None:
+def _write_masks(run: TrainedRun, output: Path, *, levels: list[str], num_drawn: int) -> None:
     from raydet.data.build import palette_of
     from raydet.engine.open_run import segmented
     from raydet.export.masks import MaskFiles, overlay
-    from raydet.tasks.segmentation import Segmentation
 
-    assert isinstance(run.task, Segmentation)
     colours, image_ids = palette_of(run.source), [run.source.image_ids[index] for index in run.indices]
-    levels = [level.name for level in run.task.config.levels]
     files = MaskFiles(output, image_ids=image_ids, colours=colours, levels=levels)
     for position, (index, ids_LHW) in enumerate(segmented(run)):
         image_id = run.source.image_ids[index]

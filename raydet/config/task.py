@@ -81,8 +81,8 @@ class DetectionTask(Config):
 class Level(Config):
     """A level of a class tree: groups of what the level below has."""
 
-    name: Annotated[str, Field(min_length=1)]
-    """As metrics show it, e.g. `family`."""
+    name: Annotated[str, Field(pattern=r"^\w[\w-]*$")]
+    """A word, e.g. `family`: part of the names of metrics and of directories."""
     groups: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the groups."""
     parents: Annotated[tuple[int, ...], Field(min_length=1)]

@@ -20,6 +20,7 @@ SegHiero's YAML (`fine_names`, `coarse_names`, `coarse_to_fine_map` of [id] or i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -344,6 +345,12 @@ def _level_names(tree: Mapping[str, Any], depth: int, where: str) -> list[str]:
             f"{where}: expected {depth} different names under levels:, one for each level above the classes, got "
             f"{one_line(names)}; correct it"
         )
+    for name in names:
+        if not re.fullmatch(r"\w[\w-]*", name):
+            raise DataError(
+                f"{where}: expected words of letters, digits, _ and - under levels:, which become part of the names of "
+                f"metrics and directories, got {one_line(name)}; rename it"
+            )
     return names
 
 

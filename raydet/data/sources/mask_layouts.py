@@ -13,6 +13,7 @@ at all.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -55,10 +56,11 @@ def find_layout(root: Path, *, is_labelled: bool = True) -> Fields | None:
     Args:
         is_labelled: False: there may be no masks.
     """
-    found = next((fields for fields in _labelled_layouts(root) if fields is not None), None)
-    if found is None and not is_labelled:
-        forms = ((form, _images_of(root, form)) for form in FORMS)
-        found = next((_complete(root, images) for _, images in forms if images), None)
+    layouts = [_labelled_layouts(root)]
+    if not is_labelled:
+        images = (_images_of(root, form) for form in FORMS)
+        layouts.append(_complete(root, directories) for directories in images if directories)
+    found = next((fields for fields in itertools.chain(*layouts) if fields is not None), None)
     if found is not None and "classes" in found and (root / CLASSES).is_file():
         del found["classes"]  # the user's own
     return found

@@ -34,14 +34,12 @@ from raydet.report.drawings.panels import (
     font,
     is_stacked,
     panel_factor,
-    printable,
+    shortened,
 )
 from raydet.structures import Detections, Sample
 
 RIGHT: Colour = (60, 220, 110)
 WRONG: Colour = (255, 90, 70)
-LONGEST_NAME = 20
-"""Characters of a class name in a label."""
 NO_MATCH = -1
 """Marks a detection that is wrong (a false positive)."""
 EXPLANATION = (
@@ -111,7 +109,7 @@ def _marks(
     sample: Sample, found: Detections, truth_of_N: NDArray[np.int64], classes: Sequence[str], factor: float
 ) -> tuple[list[Mark], list[Mark]]:
     """True boxes, labelled if missed, and detections, best first."""
-    names = [_short(name) for name in classes]
+    names = [shortened(name) for name in classes]
     truths = [
         Mark(_on_panel(box, factor), DASHES, "" if truth in truth_of_N else f"missed: {names[label]}")
         for truth, (box, label) in enumerate(
@@ -130,11 +128,6 @@ def _marks(
 def _on_panel(box_xyxy: Sequence[float], factor: float) -> Box:
     left, top, right, bottom = (round(value * factor) for value in box_xyxy)
     return left, top, max(left, right - 1), max(top, bottom - 1)
-
-
-def _short(name: str) -> str:
-    name = printable(name[: LONGEST_NAME + 1])
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _legend(num_right: int, num_wrong: int, num_missed: int, *, score_threshold: float) -> Image.Image:

@@ -35,7 +35,7 @@ from raydet.report.drawings.panels import (
     font,
     is_stacked,
     panel_factor,
-    printable,
+    shortened,
     titled,
 )
 from raydet.report.drawings.ranking import best_and_worst
@@ -46,7 +46,6 @@ MISTAKES: tuple[Colour, Colour] = ((235, 235, 235), (200, 30, 30))
 MAX_CLASSES = 40
 """More would not be told apart in a heat map; those with the most pixels are shown."""
 MAX_IN_LEGEND = 24
-LONGEST_NAME = 20
 CELL_IN = 0.32
 
 
@@ -102,7 +101,7 @@ def _draw(run: TrainedRun, sample: Sample, ids_HW: Tensor) -> Image.Image:
 def _legend(names: Sequence[str], colours: Sequence[Colour]) -> Image.Image:
     """A strip with the names of the classes of an image."""
     face = font(13)
-    texts = [_short(name) for name in names[:MAX_IN_LEGEND]]
+    texts = [shortened(name) for name in names[:MAX_IN_LEGEND]]
     if len(names) > MAX_IN_LEGEND:
         texts.append(f"and {len(names) - MAX_IN_LEGEND} more")
     strip = Image.new("RGB", (sum(round(face.getlength(text)) + 36 for text in texts) + 1, LINE_PX), PAPER)
@@ -120,7 +119,7 @@ def _confusion(records: ConfusionRecords) -> Drawing:
     shown = np.sort(np.argsort(-counts_KK[:, :-1].sum(axis=1), kind="stable")[:MAX_CLASSES])
     truth_K = counts_KK.sum(axis=1)
     shares_KK = counts_KK / np.maximum(truth_K, 1)[:, None]
-    names = [_short(str(records.classes[label])) for label in shown]
+    names = [shortened(str(records.classes[label])) for label in shown]
     image = _heat_map(shares_KK[np.ix_(shown, shown)], names)
     left_out = len(records.classes) - len(shown)
     caption = (
@@ -149,8 +148,3 @@ def _heat_map(shares_KK: NDArray[np.float64], names: Sequence[str]) -> Image.Ima
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def _short(name: str) -> str:
-    name = printable(name[: LONGEST_NAME + 1])
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -25,6 +25,8 @@ second."""
 LONG_SIDE_STACKED_PX = (768, 1024)
 MIN_PANEL_PX = 160
 """Minimum width, for readable headings and labels."""
+LONGEST_NAME = 20
+"""Characters of a class name in a label."""
 MARGIN_PX = 8
 LINE_PX = 20
 
@@ -117,6 +119,12 @@ def printable(text: str) -> str:
     'a?b?c'
     """
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def shortened(name: str) -> str:
+    """A class name for a label."""
+    name = printable(name[: LONGEST_NAME + 1])
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def fitting(text: str, width_px: float, face: ImageFont.FreeTypeFont) -> str:

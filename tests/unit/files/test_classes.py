@@ -130,6 +130,10 @@ REFUSED = {
     "no classes": ("groups: [{name: a}]", r"expected a list under classes:, got None"),
     "a list": ("[1, 2]", r"expected classes, groups, ignore, levels, got \[1, 2\]"),
     "levels": (CLASSES + "levels: [a, b]", r"expected 1 different names under levels:, .* got \['a', 'b'\]"),
+    "a level that leads out of a directory": (
+        CLASSES + "levels: [../a]",
+        r"expected words of letters, digits, _ and - under levels:.* got '?\.\./a",
+    ),
     "broken": ("classes: [", r"expected a YAML file of classes, got a broken one"),
     "a key twice": ("classes: [{id: 1, id: 2, name: a}]", r"line 1: the key 'id' is given twice"),
     "aliases": ("classes: &a [*a]", r"aliases \(\*name\) are not allowed"),

@@ -14,7 +14,7 @@ import torch
 from raydet.check.examine import ImageRecord, Settings, examined
 from raydet.check.findings import DEFAULT_TOLERANCE
 from raydet.check.gather import Gathered, gather
-from raydet.config import DataConfig, DetectionTask, FirstSplit, FrameSplit, GroupSplit
+from raydet.config import DataConfig, DetectionTask, Split
 from raydet.data.build import ignored_in, left_out_of, notes_on
 from raydet.data.sources.base import Source
 from raydet.data.split import split_indices
@@ -46,7 +46,7 @@ def settings_of(
 
 def check_source(
     source: Source,
-    split: GroupSplit | FrameSplit | FirstSplit,
+    split: Split,
     settings: Settings,
     *,
     workers: int = 0,
@@ -75,7 +75,7 @@ def check_source(
     )
 
 
-def _sides(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> dict[int, str] | str:
+def _sides(source: Source, split: Split) -> dict[int, str] | str:
     """The part of each image, or the reason why there is no split."""
     try:
         parts = split_indices(source, split)

@@ -60,6 +60,27 @@ class FirstSplit(Config):
     """Validate on the training images: a check that the model can learn at all, not a result."""
 
 
+class NamedSplit(Config):
+    """The parts that the set itself has: the first directory of an image's id (`val/0001`) says which.
+
+    `--data` chooses it for sets with masks that come in such parts.
+    """
+
+    kind: Literal["named"] = "named"
+    train: tuple[str, ...] = ("train", "training")
+    val: tuple[str, ...] = ("val", "valid", "validation")
+    test: tuple[str, ...] = ("test", "testing")
+    """Never seen by a run, as `calibration`: `raydet evaluate --split test`."""
+    calibration: tuple[str, ...] = ("calibration",)
+
+    @model_validator(mode="after")
+    def _a_name_is_one_part(self) -> Self:
+        names = [*self.train, *self.val, *self.test, *self.calibration]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"data.split names {twice[0]!r} twice; a directory belongs to one part")
+        return self
+
+
 class Frames(Config):
     """Single images, in an order of their own in each pass through the data."""
 
@@ -77,7 +98,7 @@ class Clips(Config):
 
 
 Sampling = Annotated[Frames | Clips, Field(discriminator="kind")]
-Split = Annotated[GroupSplit | FrameSplit | FirstSplit, Field(discriminator="kind")]
+Split = Annotated[GroupSplit | FrameSplit | FirstSplit | NamedSplit, Field(discriminator="kind")]
 
 
 class EventSimulation(Config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never, get_args
@@ -16,6 +17,7 @@ from raydet.config import (
     Level,
     MasksSource,
     Modality,
+    NamedSplit,
     NpyYoloSource,
     SegmentationTask,
     ShardsSource,
@@ -38,6 +40,7 @@ from raydet.data.sources.voc import VocSet
 from raydet.data.sources.wrapped import unwrapped
 from raydet.data.sources.yolo import YoloSet, find_images
 from raydet.data.sources.yolo_rows import read_class_names
+from raydet.data.split import parts_of_ids
 from raydet.data.synthetic import SyntheticSet
 from raydet.data.tree import TreeSet
 from raydet.errors import ConfigError
@@ -46,6 +49,8 @@ from raydet.ops.colours import class_colours
 
 if TYPE_CHECKING:
     from raydet.data.shards.reader import ShardSet
+
+logger = logging.getLogger("raydet")
 
 __all__ = [
     "SourceConfig",
@@ -93,8 +98,9 @@ def adopt_source(
     on_bad: OnBad = "error",
     any_task: bool = False,
 ) -> Experiment:
-    """The experiment on another source, with that source's classes and missing modalities written to its config, and to
-    `task.levels` the class tree of a set with masks.
+    """The experiment on another source, with that source's classes and missing modalities written to its config. For a
+    set with masks also its class tree (`task.levels`) and, if it comes in parts to train and to validate, these
+    (`data.split`).
 
     Classes come from the annotations (in the order of a COCO json's ids, of `classes.txt`, or alphabetical), or for
     `npy_yolo` and `yolo` from `classes.txt` if it exists. Missing modalities are those without files; an empty channel
@@ -112,6 +118,7 @@ def adopt_source(
         ConfigError: the set has masks and the task needs boxes, or the other way round.
     """
     levels: tuple[Level, ...] = ()
+    image_ids: Sequence[str] = ()
     has_masks = isinstance(source_config, MasksSource | TreeSource)
     known, missing = classes, experiment.data.missing
     classes = known or experiment.data.classes
@@ -134,6 +141,7 @@ def adopt_source(
                 source_config, classes=known, missing=(), on_bad=on_bad, is_labelled=is_labelled
             )
             classes, levels, missing = masks.classes, masks.levels, _all_but(masks.modalities)
+            image_ids = masks.image_ids
         case TreeSource():
             tree = _open_tree(source_config)
             classes, levels, missing = tree.classes, tree.levels, _all_but(tree.modalities)
@@ -143,6 +151,7 @@ def adopt_source(
             source_config = source_config.model_copy(update=recorded)
             classes, missing = shards.classes, _all_but(shards.modalities)
             levels, has_masks = shards.manifest.levels, shards.manifest.target == "masks"
+            image_ids = shards.image_ids if has_masks else ()
         case unreachable:
             assert_never(unreachable)
     if not any_task:
@@ -151,6 +160,17 @@ def adopt_source(
     data = experiment.data.model_copy(
         update={"source": source_config, "classes": classes, "missing": missing}
     )
+    parts = parts_of_ids(image_ids)
+    if {"train", "val"} <= parts:
+        data = data.model_copy(update={"split": NamedSplit()})
+    elif len(parts) > 1:
+        logger.warning(
+            "The set comes as %s, without images to validate on: data.split (%s) mixes them. Take one part "
+            '(--data \'...?splits=["train"]\'), or validate on another (--set \'data.split={"kind": "named", '
+            '"val": ["test"], "test": []}\')',
+            " and ".join(sorted(parts)),
+            data.split.kind,
+        )
     if isinstance(experiment.task, SegmentationTask) and known is None:
         task = experiment.task.model_copy(update={"levels": levels})
         return experiment.model_copy(update={"data": data, "task": task})

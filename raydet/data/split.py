@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import assert_never
+from collections.abc import Iterator, Sequence
+from typing import assert_never, get_args
 
 import numpy as np
 
-from raydet.config import FirstSplit, FrameSplit, GroupSplit, SplitName
+from raydet.config import FirstSplit, FrameSplit, GroupSplit, NamedSplit, Split, SplitName
 from raydet.data.sources.base import Source
 from raydet.errors import DataError
 
 logger = logging.getLogger("raydet")
 
 
-def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -> dict[SplitName, list[int]]:
+def split_indices(source: Source, split: Split) -> dict[SplitName, list[int]]:
     """Indices of the images of every part, all four of them; `test` and `calibration` may be empty.
 
     Raises:
-        DataError: no image would train, no image would validate, or a part that was asked for would be empty.
+        DataError: no image would train, no image would validate, a part that was asked for would be empty, or the id of
+            an image does not say its part.
     """
     parts: dict[SplitName, list[int]] = {"train": [], "val": [], "test": [], "calibration": []}
     match split:
@@ -38,6 +39,9 @@ def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -
                 )
             val = range(num_train) if split.overfit else range(num_train, len(source))
             parts |= {"train": list(range(num_train)), "val": list(val)}
+        case NamedSplit():
+            for index, part in enumerate(_named_parts(source.image_ids, split)):
+                parts[part].append(index)
         case unreachable:
             assert_never(unreachable)
     optional: tuple[SplitName, ...] = ("test", "calibration")
@@ -52,7 +56,7 @@ def split_indices(source: Source, split: GroupSplit | FrameSplit | FirstSplit) -
     return parts
 
 
-def groups_of(group_ids: Sequence[str], split: GroupSplit | FrameSplit | FirstSplit) -> list[str]:
+def groups_of(group_ids: Sequence[str], split: Split) -> list[str]:
     """The group of each image, which images that resemble one another share.
 
     The source's sequences. If it names none: blocks of consecutive images for a `GroupSplit`, single images otherwise.
@@ -62,6 +66,29 @@ def groups_of(group_ids: Sequence[str], split: GroupSplit | FrameSplit | FirstSp
     if isinstance(split, GroupSplit):
         return [f"block {index * split.num_blocks // len(group_ids)}" for index in range(len(group_ids))]
     return [f"image {index}" for index in range(len(group_ids))]
+
+
+def parts_of_ids(image_ids: Sequence[str]) -> set[SplitName]:
+    """The parts of which every id says one, as `NamedSplit` has it by default; empty if some id says none."""
+    try:
+        return set(_named_parts(image_ids, NamedSplit()))
+    except DataError:
+        return set()
+
+
+def _named_parts(image_ids: Sequence[str], split: NamedSplit) -> Iterator[SplitName]:
+    """The part of each image."""
+    parts: dict[str, SplitName] = {}
+    for part in get_args(SplitName):
+        parts |= dict.fromkeys(getattr(split, part), part)
+    for image_id in image_ids:
+        name, slash, _ = image_id.partition("/")
+        if not slash or name not in parts:
+            raise DataError(
+                f"data.split (named): expected ids that begin with {', '.join(f'{name}/' for name in parts)}, got "
+                f"{image_id!r}; name its part in data.split, or choose data.split.kind=group"
+            )
+        yield parts[name]
 
 
 def _by_group(group_ids: Sequence[str], split: GroupSplit) -> dict[SplitName, list[int]]:

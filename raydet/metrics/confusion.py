@@ -144,6 +144,23 @@ class ConfusionRecords:
         members_BI = np.equal.outer(np.unique(batch_I), batch_I).astype(float)
         return float(_mean(_mean(self._ious(0, members_BI))[None])[0])
 
+    def constant_score(self, metric: str) -> float | None:
+        """The best score of an answer that is one class for all pixels; None for other metrics than mIoU and accuracy.
+
+        In mIoU, the share of the most frequent class divided by the number of classes that are there.
+        """
+        truth_K = self._marginals(0)[1].sum(axis=0)
+        num_classes = int((truth_K > 0).sum())
+        if num_classes == 0:
+            return None
+        share = float(truth_K.max() / truth_K.sum())
+        scores = {
+            "mIoU": share / num_classes,
+            "pixel_accuracy": share,
+            "mean_accuracy": 1 / num_classes,
+        }
+        return scores.get(metric)
+
     def is_comparable(self, other: object) -> bool:
         """Whether both are of the same images with the same classes and as many pixels of each, in the same order."""
         names = ("image_ids", "group_ids", "classes", "levels", "sizes")

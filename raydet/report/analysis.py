@@ -39,6 +39,8 @@ class Analysis:
     """Cells without scores on resampled images: their results hold for these images only."""
     num_groups: int
     num_images: int
+    constant: float | None
+    """The best score of an answer that is the same everywhere; None where the metric has none."""
 
 
 def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
@@ -75,4 +77,5 @@ def analyse(results: StudyResults, *, resamples: int = 200) -> Analysis:
         without_images=tuple(dict.fromkeys(without_images)),
         num_groups=compared.resamples.num_groups,
         num_images=compared.resamples.num_images,
+        constant=compared.resamples.constant,
     )

@@ -15,7 +15,7 @@ MAX_NAMED = 6
 """Names in one sentence; the rest are counted."""
 FEW_GROUPS = 30
 LEARNT = 0.05
-"""If the best mean score is below, the detectors have hardly learnt anything."""
+"""If the best mean score is less above that of a constant answer (0 where there is none), nothing has been learnt."""
 
 
 def summary(analysis: Analysis) -> tuple[str, str, str]:
@@ -30,7 +30,7 @@ def conclusions(analysis: Analysis, *, has_hypotheses: bool = True) -> list[str]
         has_hypotheses: whether those of single hypotheses are among them.
     """
     return [
-        *_learning(analysis.results),
+        *_learning(analysis),
         *_confirmation(analysis),
         *_fusion(analysis),
         *_baseline(analysis),
@@ -55,8 +55,8 @@ def _compared(analysis: Analysis) -> str:
 
 
 def _supported(analysis: Analysis) -> str:
-    if any(_learning(analysis.results)):
-        return "Found: nothing, as these detectors have hardly learnt anything."
+    if any(_learning(analysis)):
+        return "Found: nothing, as these models have hardly learnt anything."
     found, control = [], analysis.best_control
     if control is not None:
         rival = f"the best control {control.name} ({analysis.results.study.decider.name} {control.mean:.4f})"
@@ -79,8 +79,8 @@ def _supported(analysis: Analysis) -> str:
 
 
 def _open_questions(analysis: Analysis) -> str:
-    if any(_learning(analysis.results)):
-        return "Undecided: whether any fusion helps; train for longer, on more images, or from pretrained weights."
+    if any(_learning(analysis)):
+        return "Undecided: everything; train for longer, on more images, or from pretrained weights."
     found = []
     if analysis.best_control is None and analysis.results.study.needs_controls:
         found.append("whether fusion helps at all, as there are no controls")
@@ -123,15 +123,24 @@ def limits(analysis: Analysis) -> list[str]:
     ]
 
 
-def _learning(results: StudyResults) -> Iterator[str]:
+def _learning(analysis: Analysis) -> Iterator[str]:
+    results, decider = analysis.results, analysis.results.study.decider
     best = max((*results.controls, *results.arms), key=lambda cell: cell.utility, default=None)
-    decider = results.study.decider
-    if decider.is_resampleable and decider.higher_is_better and best is not None and best.mean < LEARNT:
+    floor = analysis.constant or 0.0
+    if (
+        decider.is_resampleable
+        and decider.higher_is_better
+        and best is not None
+        and best.mean < floor + LEARNT
+    ):
+        constant = f", one class everywhere has {floor:.4f}" if analysis.constant is not None else ""
         yield (
-            f"The best mean {results.study.decider.name} is {best.mean:.4f} ({best.name}): these detectors have hardly "
-            "learnt anything, and their differences say nothing about fusion. Train for longer, on more images, or "
+            f"The best mean {decider.name} is {best.mean:.4f} ({best.name}){constant}: these models have hardly "
+            "learnt anything, and their differences say nothing. Train for longer, on more images, or "
             "from pretrained weights."
         )
+    elif analysis.constant is not None:
+        yield f"One class everywhere has {decider.name} {floor:.4f}."
 
 
 def decisions(results: StudyResults) -> list[str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from raydet.config import Metric
 from raydet.errors import StudyError
+from raydet.metrics.confusion import ConfusionRecords
 from raydet.metrics.records import Records, has_records, read_records
 from raydet.runs.results import RunResults
 from raydet.runs.usage import Usage
@@ -202,6 +203,13 @@ class Resamples:
     def num_images(self) -> int:
         """Number of images of the set; 0 where it is unknown."""
         return 0 if self._images is None else len(self._images.image_ids)
+
+    @property
+    def constant(self) -> float | None:
+        """The best score of an answer that is the same everywhere; None where the metric has none."""
+        if not isinstance(self._images, ConfusionRecords):
+            return None
+        return self._images.constant_score(self.metric.name)
 
     def mean(self, cells: Sequence[CellRuns]) -> NDArray[np.float64] | None:
         """The mean score of some cells: [count]; None where a run has no records of the same images."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from raydet.config import (
     Experiment,
+    FrameSplit,
     Level,
+    NamedSplit,
     NoNeckConfig,
     SegFormerConfig,
     SegmentationTask,
     SyntheticSource,
     TreeSource,
+    apply_overrides,
 )
 from raydet.config.tree import TREE_CLASSES, TREE_LEVELS
 from raydet.data.build import adopt_source, detect_source, open_source
 from raydet.data.convert import convert
+from raydet.data.split import split_indices
 from raydet.errors import ConfigError, DataError
 from raydet.recipes.demo import demo
 
@@ -80,3 +86,38 @@ def test_camvid(shared_data: Path, tmp_path: Path) -> None:
         assert a.target.ids_HW.equal(b.target.ids_HW)
         assert a.modalities["rgb"].equal(b.modalities["rgb"])
         assert a.source_hw == (360, 480)
+
+
+def test_the_parts_of_a_set_are_adopted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Images of a set that its authors have split are not mixed; a split of one's own is set after that."""
+    root = tmp_path / "set"
+    for name in ("train/a", "train/b", "val/a", "test/a"):
+        for directory in (name.replace("/", "annot/"), name):
+            path = root / f"{directory}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L" if "annot" in directory else "RGB", (8, 8)).save(path)
+    (root / "classes.yaml").write_text("classes: [{id: 0, name: road}]")
+    experiment = adopt_source(for_masks(), detect_source(str(root)))
+    assert experiment.data.split == NamedSplit()
+    source = open_source(experiment.data)
+    parts = {
+        part: [source.image_ids[index] for index in indices]
+        for part, indices in split_indices(source, experiment.data.split).items()
+    }
+    assert parts == {
+        "train": ["train/a", "train/b"],
+        "val": ["val/a"],
+        "test": ["test/a"],
+        "calibration": [],
+    }
+    convert(experiment.data, str(tmp_path / "shards"))
+    again = adopt_source(for_masks(), detect_source(str(tmp_path / "shards")))
+    assert again.data.split == NamedSplit()
+    with caplog.at_level(logging.WARNING, logger="raydet"):
+        mixed = adopt_source(for_masks(), detect_source(f'{root}?splits=["train","test"]'))
+    assert mixed.data.split == for_masks().data.split
+    assert "comes as test and train, without images to validate on" in caplog.text
+    one_part = adopt_source(for_masks(), detect_source(f'{root}?splits=["val"]'))
+    assert one_part.data.split == for_masks().data.split
+    chosen = apply_overrides(experiment, {"data.split.kind": "frame"})
+    assert chosen.data.split == FrameSplit()

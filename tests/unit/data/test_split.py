@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 from sklearn.model_selection import train_test_split
 
-from raydet.config import FirstSplit, FrameSplit, GroupSplit
+from raydet.config import FirstSplit, FrameSplit, GroupSplit, NamedSplit, Split
 from raydet.data.sources.base import Targets
-from raydet.data.split import split_indices
+from raydet.data.split import parts_of_ids, split_indices
 from raydet.errors import DataError
 from raydet.structures import Sample
 
@@ -19,12 +19,13 @@ class Names:
     """A source of names alone: a split looks at nothing else."""
 
     group_ids: Sequence[str]
+    ids: Sequence[str] = ()
     classes: tuple[str, ...] = ("object",)
     modalities: tuple[str, ...] = ("rgb",)
 
     @property
     def image_ids(self) -> Sequence[str]:
-        return [str(index) for index in range(len(self.group_ids))]
+        return self.ids or [str(index) for index in range(len(self.group_ids))]
 
     def __len__(self) -> int:
         return len(self.group_ids)
@@ -40,7 +41,7 @@ def ungrouped(count: int) -> Names:
     return Names([""] * count)
 
 
-def sides(source: Names, split: GroupSplit | FrameSplit | FirstSplit) -> tuple[list[int], list[int]]:
+def sides(source: Names, split: Split) -> tuple[list[int], list[int]]:
     parts = split_indices(source, split)
     assert parts["test"] == parts["calibration"] == []
     return parts["train"], parts["val"]
@@ -112,6 +113,37 @@ def test_the_first_images() -> None:
     assert sides(ungrouped(5), FirstSplit(num_train=2, overfit=True)) == ([0, 1], [0, 1])
 
 
+def named(*ids: str) -> Names:
+    return Names([""] * len(ids), ids)
+
+
+def test_the_parts_that_a_set_has() -> None:
+    source = named("train/a", "test/a", "val/a", "train/b/c", "calibration/x")
+    expected = {"train": [0, 3], "val": [2], "test": [1], "calibration": [4]}
+    assert split_indices(source, NamedSplit()) == expected
+    assert parts_of_ids(source.image_ids) == {"train", "val", "test", "calibration"}
+    others = NamedSplit(train=("train", "calibration"), val=("test",), test=("val",), calibration=())
+    assert split_indices(source, others) == {"train": [0, 3, 4], "val": [1], "test": [2], "calibration": []}
+
+
+@pytest.mark.parametrize("ids", [("train/a", "a"), ("train/a", "extra/a"), ("train/a", "val")])
+def test_an_image_of_no_part_is_refused(ids: tuple[str, ...]) -> None:
+    assert parts_of_ids(ids) == set()
+    with pytest.raises(DataError, match=rf"named.*begin with train/.*got '{ids[1]}'"):
+        split_indices(named(*ids), NamedSplit())
+
+
+def test_a_directory_belongs_to_one_part() -> None:
+    with pytest.raises(ValueError, match="'test' twice"):
+        NamedSplit(val=("val", "test"))
+
+
+@pytest.mark.parametrize("ids", [("train/a",), ("val/a", "test/b"), ()])
+def test_a_set_without_a_part_to_train_or_to_validate(ids: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="must leave images in every part"):
+        split_indices(named(*ids), NamedSplit())
+
+
 @pytest.mark.parametrize(
     ("count", "split"),
     [
@@ -123,6 +155,6 @@ def test_the_first_images() -> None:
         (5, FirstSplit(num_train=6, overfit=True)),
     ],
 )
-def test_an_empty_side_is_refused(count: int, split: GroupSplit | FrameSplit | FirstSplit) -> None:
+def test_an_empty_side_is_refused(count: int, split: Split) -> None:
     with pytest.raises(DataError, match=r"data\.split"):
         split_indices(ungrouped(count), split)

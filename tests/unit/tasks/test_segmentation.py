@@ -285,6 +285,20 @@ def test_mean_over_images_leaves_out_those_without_labels() -> None:
     assert scores.metrics["per_image_mIoU"] == pytest.approx(np.mean(values), abs=1e-15)
 
 
+def test_the_best_constant_answer_is_the_best_of_all() -> None:
+    scores, masks, _ = measured(SegmentationTask())
+    scorer, constant = scorer_of(masks, SegmentationTask()), []
+    for label in range(len(CLASSES)):
+        logits_NHW = torch.zeros(len(CLASSES), *CANVAS)
+        logits_NHW[label] = 1
+        rows = rows_of(scorer, [logits_NHW] * len(masks), masks)
+        constant.append(scorer.finish(np.concatenate(rows)).metrics)
+    for metric in ("mIoU", "pixel_accuracy", "mean_accuracy"):
+        best = max(found[metric] or 0.0 for found in constant)
+        assert scores.records.constant_score(metric) == pytest.approx(best, abs=1e-15)  # type: ignore[attr-defined]
+    assert scores.records.constant_score("boundary_F1") is None  # type: ignore[attr-defined]
+
+
 def test_mean_over_batches_changes_with_the_batch() -> None:
     found = {}
     for size in (2, 3, 7):

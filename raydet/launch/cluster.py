@@ -23,14 +23,19 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydet.config import TrainConfig
-from raydet.cpu import has_gpu, num_cores
+from raydet.cpu import num_cores
 from raydet.errors import ConfigError
 from raydet.launch.autoscaler import DEFAULT_WAIT_S, current_capacity, wait_for_nodes
 from raydet.launch.capacity import Capacity, Request, nearest, refusal
 from raydet.launch.elastic import legal_sizes
-from raydet.launch.fork_server import warm_workers
+from raydet.launch.fork_client import SERVER
+from raydet.launch.fork_server import CLIENT, warm_workers
 from raydet.launch.head import find_head
-from raydet.launch.ray_private import available_resources_per_node, forget_token
+from raydet.launch.ray_private import (
+    available_resources_per_node,
+    forget_token,
+    starting_workers_with,
+)
 
 PING_TIMEOUT_S = 10.0
 """How long a node may take to answer; it may have to start a process for it."""
@@ -81,22 +86,22 @@ def cluster() -> Iterator[None]:
     """
     with ExitStack() as stack:
         if not ray.is_initialized():
-            py_executable = None
             if IS_LOCAL:
                 stack.enter_context(_own_temporary_directory())
                 stack.enter_context(_own_token())
-                if not has_gpu():  # a process that has touched CUDA must not be forked
-                    py_executable = stack.enter_context(warm_workers())
+                stack.enter_context(warm_workers())
+                if SERVER in os.environ:
+                    stack.enter_context(starting_workers_with(CLIENT))
             stack.callback(ray.shutdown)
             before = signal.getsignal(signal.SIGTERM)
-            _connect(py_executable)
+            _connect()
             # Ray's handler kills its processes and exits without a message.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)
         yield
 
 
-def _connect(py_executable: str | None) -> None:
+def _connect() -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     if address not in (None, "", "local"):  # for these Ray may start a cluster
@@ -109,7 +114,6 @@ def _connect(py_executable: str | None) -> None:
                 num_cpus=num_cores(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                runtime_env={"py_executable": py_executable} if py_executable else None,
             )
         else:
             ray.init(**quiet)

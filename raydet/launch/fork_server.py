@@ -1,9 +1,9 @@
 """Warm starts for the workers of a local Ray: they are forked from a process that has already imported everything.
 
 Importing torch and torchvision costs every fresh process several CPU seconds, and a trial takes three or more of them
-(trial, controller, workers). Ray lets a job name the program that starts its workers (`runtime_env["py_executable"]`);
-ours is `fork_client.py`, which asks the server of this module to fork instead. If no server answers, the client starts
-a plain Python, so a broken server costs time, never a trial.
+(trial, controller, workers). Ray starts its workers with a script; ours is `fork_client.py`, which asks the server of
+this module to fork instead. Without an answer the client starts a plain Python, so a broken server costs time, never
+a trial.
 
 Ray itself is not imported before the fork: its native part has random state that children must not share.
 """
@@ -30,6 +30,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+from raydet.cpu import has_gpu
+from raydet.launch.fork_client import SERVER
+from raydet.launch.ray_settings import IS_LOCAL
+
 PRELOADED = ("raydet.engine.process", "torch.distributed", "torch._dynamo", "pandas")
 REQUIRED_BY_RAY = ("click", "fsspec", "google.protobuf.json_format", "jsonschema", "msgpack", "requests")
 """What Ray itself imports in every worker; a third of the time of that."""
@@ -47,12 +51,16 @@ class Request(TypedDict):
 
 
 @contextmanager
-def warm_workers() -> Iterator[str]:
-    """Run a fork server while the block runs.
+def warm_workers() -> Iterator[None]:
+    """Run a fork server while the block runs, and name it to `CLIENT` in the environment.
 
-    Yields:
-        The value for `runtime_env["py_executable"]`. Workers start plainly until the server has finished importing.
+    Within another such block, and where workers cannot be forked, nothing happens. A cluster starts its own server; a
+    command that has something else to do first can start it earlier.
     """
+    # A process that has touched CUDA must not be forked.
+    if not IS_LOCAL or has_gpu() or SERVER in os.environ:
+        yield
+        return
     with tempfile.TemporaryDirectory(prefix="raydet-warm-") as directory:  # readable by this user only
         path = Path(directory) / "socket"
         server = subprocess.Popen(
@@ -60,9 +68,11 @@ def warm_workers() -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C goes to the driver
         )
+        os.environ[SERVER] = f"{server.pid}:{path}"
         try:
-            yield f"{sys.executable} -I -S {CLIENT} {path}"
+            yield
         finally:
+            del os.environ[SERVER]
             server.terminate()
             server.wait()
 

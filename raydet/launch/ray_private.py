@@ -6,7 +6,9 @@ feature needs each. pyproject.toml keeps Ray below the first untested release.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import raydet.launch.ray_settings  # noqa: F401  # isort: skip  -- before ray, which reads the environment at import
@@ -86,6 +88,21 @@ def keep_keys_out_of_trials() -> None:
 
     names = class_cache.ENV_VARS_TO_PROPAGATE
     names.difference_update({name for name in names if name.startswith("AWS_")})
+
+
+@contextmanager
+def starting_workers_with(script: Path) -> Iterator[None]:
+    """Have a Ray that is started within the block set its workers up with a script instead of its own."""
+    from ray._private import ray_constants
+
+    own = ray_constants.SETUP_WORKER_FILENAME
+    ray_constants.SETUP_WORKER_FILENAME = str(
+        script
+    )  # joined to Ray's directory, of which an absolute path takes none
+    try:
+        yield
+    finally:
+        ray_constants.SETUP_WORKER_FILENAME = own
 
 
 def torch_backend() -> type[Any]:

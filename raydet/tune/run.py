@@ -17,6 +17,7 @@ from raydet.config import apply_overrides
 from raydet.cpu import refuse_slow_bf16
 from raydet.data.sampler import batch_plan
 from raydet.errors import EXIT_BUDGET_SPENT, EXIT_OK, EXIT_TRIALS_FAILED, StudyError
+from raydet.launch.fork_server import warm_workers
 from raydet.redact import RedactingFormatter
 from raydet.runs.run_dir import finished_results
 from raydet.runs.terminal import exclusive_terminal
@@ -106,16 +107,18 @@ def run_study(study: Study, options: StudyOptions) -> int:
     """
     study = _with_micro_batch(study, options.worker_options.workers)
     _refuse_slow_bf16(study, options)
-    check_in_subprocess(
-        study.base, workers=options.worker_options.workers, task_code=options.task_code
-    )  # before Ray starts
-    _check_early_stopping(study, options)
-    # Before the journal is created: a tracker that cannot be used leaves no study behind.
-    tracker = open_tracker(
-        options.tracking_uri, directory=options.storage, experiment=study.name, command="raydet tune"
-    )
-    root = options.storage / study.name
     with ExitStack() as stack:
+        if not is_complete(study, options):
+            stack.enter_context(warm_workers())  # it imports while the following is checked
+        check_in_subprocess(
+            study.base, workers=options.worker_options.workers, task_code=options.task_code
+        )  # before Ray starts
+        _check_early_stopping(study, options)
+        # Before the journal is created: a tracker that cannot be used leaves no study behind.
+        tracker = open_tracker(
+            options.tracking_uri, directory=options.storage, experiment=study.name, command="raydet tune"
+        )
+        root = options.storage / study.name
         journal = stack.enter_context(Journal(root))
         phases.remember_study(study, journal)
         deviation = remember_protocol(journal, protocol_of(study, options))

@@ -19,6 +19,7 @@ import ray.tune
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from raydet.cpu import has_gpu
 from raydet.launch import ray_private
 from raydet.launch.cluster import cluster
 
@@ -179,3 +180,15 @@ def test_workers_of_one_machine_meet_on_the_loopback() -> None:
     assert address
     assert function.__name__ in inspect.getsource(sys.modules[backend.__module__])
     assert "execute_single" in inspect.getsource(backend.on_start)
+
+
+@ray.remote
+def _parent() -> list[str]:
+    parent = psutil.Process().parent()
+    return parent.cmdline() if parent else []
+
+
+@pytest.mark.skipif(has_gpu(), reason="workers are not forked on a machine with a GPU")
+def test_workers_of_a_local_ray_are_forked(local_ray: None) -> None:
+    """`ray_private.starting_workers_with`: without it a worker imports Ray once more, to set itself up, and then torch."""
+    assert "raydet.launch.fork_server" in ray.get(_parent.remote())

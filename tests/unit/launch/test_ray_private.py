@@ -190,5 +190,5 @@ def _parent() -> list[str]:
 
 @pytest.mark.skipif(has_gpu(), reason="workers are not forked on a machine with a GPU")
 def test_workers_of_a_local_ray_are_forked(local_ray: None) -> None:
-    """`ray_private.starting_workers_with`: without it a worker imports Ray once more, to set itself up, and then torch."""
+    """`ray_private.starting_workers_with`: without it every worker imports Ray twice, and torch."""
     assert "raydet.launch.fork_server" in ray.get(_parent.remote())

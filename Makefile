@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 
 # Tests with a Ray of their own want the machine for themselves.
 QUICK := not slow and not compile and not exhaustive
@@ -11,10 +12,11 @@ QUICK := not slow and not compile and not exhaustive
 # Compiled files are written once, at installation: every Ray worker imports them.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: help setup demo demo-full test test-slow test-compile test-exhaustive lint format clean
+.PHONY: help setup setup-dev demo demo-full test test-slow test-compile test-exhaustive lint format clean
 
 help:
-	@echo "make setup      make .venv with everything in it"
+	@echo "make setup      make .venv with raydet in it"
+	@echo "make setup-dev  also what tests and lint need"
 	@echo "make demo       a small two-phase GAFF study on the embedded synthetic set, on a local Ray: minutes"
 	@echo "make demo-full  the GAFF study with all of its cells, on the same set: a quarter of an hour"
 	@echo "make test       lint, types and tests"
@@ -24,11 +26,21 @@ help:
 
 setup: $(STAMP)
 
+setup-dev: $(DEV_STAMP)
+
+define install
+$(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+$(BIN)/uv pip install --quiet --python $(BIN)/python -e "$(1)"
+endef
+
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev]"
+	$(call install,.)
 	@touch $(STAMP)
+
+$(DEV_STAMP): pyproject.toml
+	$(call install,.[dev])
+	@touch $(STAMP) $(DEV_STAMP)
 
 demo: setup
 	$(BIN)/python -m raydet.tune --space gaff_demo --recipe tiny --seeds 3 --concurrency 2 --storage runs/demo
@@ -37,28 +49,28 @@ demo-full: setup
 	$(BIN)/python -m raydet.tune --space gaff_phase2 --recipe demo --concurrency 2 --storage runs/demo-full
 
 # Both halves run, whatever becomes of the first.
-test: setup lint
+test: setup-dev lint
 	@$(BIN)/python -m pytest -m "$(QUICK) and not ray" --numprocesses auto --maxprocesses 4 --dist loadfile; first=$$?; \
 	$(BIN)/python -m pytest -m "$(QUICK) and ray"; second=$$?; \
 	echo "exit codes: without Ray $$first, on Ray $$second"; [ $$first -eq 0 ] && [ $$second -eq 0 ]
 
 # PART=3/6: the third of six parts that take about as long as one another, see tests/README.md. MINUTES=30: what has not
 # begun by then is skipped.
-test-slow: setup
+test-slow: setup-dev
 	$(BIN)/python -m pytest -m "slow and not exhaustive" -rs $(if $(PART),--part $(PART)) $(if $(MINUTES),--minutes $(MINUTES))
 
-test-compile: setup
+test-compile: setup-dev
 	$(BIN)/python -m pytest -m compile
 
-test-exhaustive: setup
+test-exhaustive: setup-dev
 	$(BIN)/python -m pytest -m exhaustive
 
-lint: setup
+lint: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: setup
+format: setup-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

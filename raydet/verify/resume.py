@@ -32,6 +32,8 @@ ELASTIC_STEPS = 5
 """Relative tolerance of the losses over the first steps after a change of workers: other numbers of workers add in
 another order. Later, rounding differences may grow without bound: one proposal on the other side of a threshold is
 enough. The same number of workers gives the same bits, to the end."""
+LINES_SHOWN = 10
+"""Of the log of a run that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,12 @@ class ResumeCheck:
                 command, env={**os.environ, **environment}, stdout=output, stderr=output, check=False
             )
         if result.returncode != 0 and not environment:
-            raise TrainingError(f"the run {name} failed with exit code {result.returncode}, see {log}")
+            said = (
+                log.read_text(errors="replace").strip().splitlines()[-LINES_SHOWN:]
+            )  # it goes with the directory
+            raise TrainingError(
+                "\n".join([f"the run {name} failed with exit code {result.returncode}:", *said])
+            )
 
     def _compare(self, phase: Phase, name: str) -> Outcome:
         straight, killed = self.directory / "straight", self.directory / name

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from raydet.cli import main
 from raydet.cpu import num_cores
+from raydet.errors import TrainingError
+from raydet.recipes import recipe
 from raydet.resilience.fault_injection import FAULT_PHASES
+from raydet.verify.resume import ResumeCheck
 from tests.numerics.conftest import busy_core
 
 pytestmark = pytest.mark.slow
@@ -91,3 +95,11 @@ def test_other_numbers_of_workers_see_the_same_samples_and_losses(capsys: pytest
     assert outcome["steps"] >= 50
     assert outcome["is_digest_right"]
     assert 0 < outcome["max_relative"] <= 1e-5
+
+
+def test_a_run_that_fails_is_quoted(tmp_path: Path) -> None:
+    """Its log is deleted with the directory."""
+    check = ResumeCheck(recipe("demo"), steps=4, workers=[1], directory=tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"exit code 2:\n(.*\n)*.*config\.json"):
+        check.run_undisturbed()

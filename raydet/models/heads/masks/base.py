@@ -24,6 +24,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from raydet.models.heads.base import DeviceType, Head, check_micro_batch
 from raydet.models.heads.masks.layers import conv_norm
+from raydet.models.heads.targets import full_precision
 from raydet.models.layout import without_autocast
 from raydet.models.losses.base import PixelLoss
 from raydet.structures import Batch, HeadOutput, LogitMaps, Want
@@ -54,7 +55,7 @@ class Decoder(nn.Module, ABC):
 
 
 class Projection(nn.Sequential):
-    """[B, C, H, W] -> embedding [B, E, H, W], float32, of unit length in every cell."""
+    """[B, C, H, W] -> embedding [B, E, H, W], float32 (float64 for float64 maps), of unit length in every cell."""
 
     def __init__(self, in_channels: int, embedding: int) -> None:
         super().__init__(
@@ -64,7 +65,7 @@ class Projection(nn.Sequential):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BEHW = super().forward(x_BCHW)
         with without_autocast(x_BEHW.device):
-            return F.normalize(x_BEHW.float(), dim=1)
+            return F.normalize(full_precision(x_BEHW), dim=1)
 
 
 class Auxiliary(nn.Module):

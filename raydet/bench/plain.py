@@ -74,7 +74,7 @@ class PlainDetector(nn.Module):
 
     def forward(self, batch: Batch, carry: Carry | None = None, *, want: Want = "losses") -> Output:
         """The losses; called as the model itself."""
-        unpadded = _unpadded(self.parts, batch)
+        unpadded = normalised(self.parts, batch)
         targets = [
             {"boxes": boxes[:count], "labels": labels[:count] + 1}
             for boxes, labels, count in zip(
@@ -84,11 +84,10 @@ class PlainDetector(nn.Module):
         if self.resize:
             images, targets = self.resize(unpadded, targets)
         else:
-            height, width = batch.canvas_hw
-            padded = [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in unpadded]
-            images = ImageList(torch.stack(padded), [(x.shape[1], x.shape[2]) for x in unpadded])
-        num_rgb = sum(self.parts.rgb_input.num_channels.values())
-        maps, guides = _encode(self.parts, images.tensors[:, :num_rgb], images.tensors[:, num_rgb:])
+            images = ImageList(
+                padded(unpadded, batch.canvas_hw), [(x.shape[1], x.shape[2]) for x in unpadded]
+            )
+        maps, guides = encode(self.parts, images.tensors)
         neck = self.parts.neck
         assert isinstance(neck, FPN)
         pyramid = neck.fpn(OrderedDict(zip(LEVELS, maps, strict=False)))
@@ -101,8 +100,8 @@ class PlainDetector(nn.Module):
 # --- images
 
 
-def _unpadded(parts: Model, batch: Batch) -> list[Tensor]:
-    """One normalised image [C, H, W] per row, without padding."""
+def normalised(parts: Model, batch: Batch) -> list[Tensor]:
+    """One normalised image [C, H, W] per row, without padding; the channels of both streams."""
     mean = torch.cat([parts.rgb_input.mean, parts.aux_input.mean])
     std = torch.cat([parts.rgb_input.std, parts.aux_input.std])
     is_present = torch.cat([parts.rgb_input.is_present, parts.aux_input.is_present])
@@ -120,11 +119,20 @@ def _unpadded(parts: Model, batch: Batch) -> list[Tensor]:
     return unpadded
 
 
+def padded(images: list[Tensor], canvas_hw: tuple[int, int]) -> Tensor:
+    """[B, C, H, W], the images with zeros to the right and below."""
+    height, width = canvas_hw
+    return torch.stack([F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in images])
+
+
 # --- encoder
 
 
-def _encode(parts: Model, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> tuple[list[Tensor], list[Guides]]:
+def encode(parts: Model, images_BCHW: Tensor) -> tuple[list[Tensor], list[Guides]]:
+    """The encoder's four maps, and the guides of its fusions."""
     encoder, outputs = parts.encoder, []
+    num_rgb = sum(parts.rgb_input.num_channels.values())
+    rgb_BCHW, aux_BCHW = images_BCHW[:, :num_rgb], images_BCHW[:, num_rgb:]
     for stage, fusion in enumerate(encoder.fusions):
         assert isinstance(fusion, Fusion)
         rgb_BCHW = _stage(encoder.rgb_stages[stage], rgb_BCHW)

@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from raydet.config.task import Level
 from raydet.models.losses.build import build_loss
 from raydet.models.losses.triplet import TreeTriplet
 from raydet.plan.live import LiveBytes
+from raydet.structures import IGNORE
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From logits, embedding and ids to a scalar."""
@@ -132,11 +132,20 @@ def _inputs(size: LossSize, num_outputs: int, device: torch.device) -> tuple[Ten
     map_hw = (-(-height // size.stride), -(-width // size.stride))
     logits = torch.randn(size.batch, num_outputs, *map_hw, generator=generator)
     embedding = torch.randn(size.batch, *size.embedding, generator=generator)
-    bands = torch.tensor([*accumulate([1] * height)]) * CLASSES // (height + 1)
-    ids = bands[None, :, None].repeat(size.batch, 1, width).to(torch.uint8)
-    ids[torch.rand(ids.shape, generator=generator) < size.ignored] = 255
     embedding = torch.nn.functional.normalize(embedding, dim=1)
+    ids = banded_ids(size.batch, size.canvas_hw, CLASSES, ignored=size.ignored, generator=generator)
     return logits.to(device), embedding.to(device), ids.to(device)
+
+
+def banded_ids(
+    batch: int, canvas_hw: tuple[int, int], num_classes: int, *, ignored: float, generator: torch.Generator
+) -> Tensor:
+    """uint8 [B, H, W]: every class in a horizontal band, and a part of the pixels ignored."""
+    height, width = canvas_hw
+    bands = torch.arange(1, height + 1) * num_classes // (height + 1)
+    ids = bands[None, :, None].repeat(batch, 1, width).to(torch.uint8)
+    ids[torch.rand(ids.shape, generator=generator) < ignored] = IGNORE
+    return ids
 
 
 def _measured(

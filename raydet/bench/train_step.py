@@ -23,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raydet.bench.machine import device_name, matrix_peak, peak_process_bytes, synchronize
 from raydet.bench.plain import SEEDS_MIN_SIZE, PlainDetector
+from raydet.bench.plain_masks import PlainSegmenter
+from raydet.bench.segmentation_losses import banded_ids
 from raydet.config import (
     MODALITY_CHANNELS,
     AdamWConfig,
@@ -42,16 +44,17 @@ from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import parallelize
 from raydet.parallel.precision import autocast, check_precision
 from raydet.plan.ledger import ledger
-from raydet.structures import Batch, BoxBatch
+from raydet.structures import Batch, BoxBatch, MaskBatch
 
 Baseline = Literal["plain", "seeds"]
-"""plain: the plain implementation in fp32. seeds: the same, after the published runs' resize to 800 pixels."""
+"""plain: the plain implementation in fp32. seeds: the same, after the published runs' resize to 800 pixels; for boxes
+only."""
 
 BACKWARD_FLOPS = 2
 """Relative to the forward pass; PyTorch's counter overstates depthwise convolutions by an order of magnitude."""
 NUM_OPERATORS = 8
 GRADIENT_FLOOR = 1e-9
-"""Relative to the largest gradient; smaller ones are rounding errors of zero (a bias before a batch norm)."""
+"""Relative to the largest gradient; what is smaller in both is rounding errors of zero (a bias before a batch norm)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,17 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Largest relative differences to the plain implementation on one image.
+    """Largest relative differences to the plain implementation.
 
-    In fp64, because in fp32 a ReLU near zero or two near-equal proposals may fall to either side.
+    In fp64, because in fp32 a ReLU near zero or two near-equal proposals may fall to either side. Without dropout of
+    single values, which draws by their place in memory, where the two implementations differ.
     """
 
+    images: int
+    """One, or as many as a batch norm of the head needs."""
     loss: float
     gradient: float
-    """Relative to each tensor's largest gradient."""
+    """Relative to each tensor's largest gradient; without tensors whose gradient is zero but for rounding."""
     fp32_loss: float
 
 
@@ -93,7 +99,8 @@ class StepReport:
     experiment: str
     canvas_hw: tuple[int, int]
     batch: int
-    objects: int
+    objects: int | None
+    """Boxes per image; None: masks."""
     repeats: int
     device: str
     torch_version: str
@@ -119,25 +126,34 @@ def bench_train_step(
     """Measure the train step of an experiment on random images.
 
     Raises:
-        ConfigError: the settings do not fit one worker, the device has no bf16, or the model is not for boxes.
+        ConfigError: the settings do not fit one worker, the device has no bf16, the head needs more images, or a
+            baseline is not for masks.
     """
-    if not isinstance(experiment.model.head, FasterRCNNConfig):
+    has_boxes = isinstance(experiment.model.head, FasterRCNNConfig)
+    if "seeds" in against and not has_boxes:
         raise ConfigError(
-            f"bench train-step takes a recipe for boxes, got {experiment.name} with the head "
-            f"{experiment.model.head.kind}; raydet bench losses measures what masks are trained with"
+            f"--against seeds: expected a recipe for boxes, whose published runs resize images to {SEEDS_MIN_SIZE} "
+            f"pixels, got {experiment.name} with the head {experiment.model.head.kind}; use --against plain"
         )
     world = World(device=device or torch.device("cpu"))
     for precision in precisions:
         check_precision(experiment.train.model_copy(update={"precision": precision}), world.device)
     torch.manual_seed(experiment.seed)
-    detector = build_model(experiment)
+    model = build_model(experiment)
+    least = model.head.least_images
+    if batch_size < least:
+        raise ConfigError(
+            f"--batch: expected at least {least} images, as a batch norm of the head {experiment.model.head.kind} sees "
+            f"each pooled to one cell, got {batch_size}; set --batch {least}"
+        )
+    model.set_progress(1.0)  # losses with a schedule have their whole weight
     batch = random_batch(experiment, batch_size, num_objects).to(world.device)
-    agreement = _agreement(detector, experiment, batch) if "plain" in against else None
-    flops = _forward_flops(detector, experiment, batch)
-    baselines = [_baseline(name, detector, experiment, world) for name in against]
-    model = parallelize(detector, world, units=detector.units(), train=experiment.train)
-    optimizer = build_optimizer(experiment.optim, model.parameters())
-    ours = [Candidate(precision, precision, model, optimizer) for precision in precisions]
+    agreement = agreement_with_plain(model, experiment, batch) if "plain" in against else None
+    flops = _forward_flops(model, experiment, batch)
+    baselines = [_baseline(name, model, experiment, world) for name in against]
+    parallel = parallelize(model, world, units=model.units(), train=experiment.train)
+    optimizer = build_optimizer(experiment.optim, parallel.parameters())
+    ours = [Candidate(precision, precision, parallel, optimizer) for precision in precisions]
     candidates = [*ours, *baselines]
     with deterministic_kernels(world.device, exact=experiment.train.exact):  # as in training
         turns = _take_turns(candidates, batch, world, repeats)
@@ -161,7 +177,7 @@ def bench_train_step(
                 mfu=(1 + BACKWARD_FLOPS) * flops * batch_size / step_s / peaks[candidate.precision],
                 planned_bytes=_planned_bytes(experiment, candidate.precision, batch_size, num_objects, world),
                 faster_than={name: statistics.median(values) for name, values in ratios.items()},
-                phases_s=_phases(candidate, detector, batch, world),
+                phases_s=_phases(candidate, model, batch, world),
                 operators=_operators(candidate, batch, world),
             )
         runs.append(run)
@@ -169,7 +185,7 @@ def bench_train_step(
         experiment=experiment.name,
         canvas_hw=experiment.data.canvas_hw,
         batch=batch_size,
-        objects=num_objects,
+        objects=num_objects if has_boxes else None,
         repeats=repeats,
         device=device_name(world.device),
         torch_version=torch.__version__,
@@ -207,32 +223,46 @@ class Candidate:
 
 
 def random_batch(experiment: Experiment, size: int, num_objects: int, *, seed: int = 0) -> Batch:
-    """Noise on the whole canvas, with boxes from 16 pixels to a third of each side long."""
+    """Noise on the whole canvas, with boxes from 16 pixels to a third of each side long, or with masks: every class in
+    a horizontal band, and a tenth of the pixels ignored."""
     generator = torch.Generator().manual_seed(seed)
     height, width = canvas_hw = experiment.data.canvas_hw
     modalities = {
         name: torch.randint(0, 256, (size, channels, height, width), generator=generator, dtype=torch.uint8)
         for name, channels in MODALITY_CHANNELS.items()
     }
-    canvas_wh = torch.tensor([width, height])
-    sides = 16 + torch.rand(size, num_objects, 2, generator=generator) * (canvas_wh / 3 - 16)
-    corners = torch.rand(size, num_objects, 2, generator=generator) * (canvas_wh - sides)
+    target: BoxBatch | MaskBatch
+    if isinstance(experiment.model.head, FasterRCNNConfig):
+        canvas_wh = torch.tensor([width, height])
+        sides = 16 + torch.rand(size, num_objects, 2, generator=generator) * (canvas_wh / 3 - 16)
+        corners = torch.rand(size, num_objects, 2, generator=generator) * (canvas_wh - sides)
+        target = BoxBatch(
+            boxes_xyxy=torch.cat((corners, corners + sides), dim=2),
+            labels=torch.randint(0, experiment.num_classes, (size, num_objects), generator=generator),
+            counts=torch.full((size,), num_objects),
+        )
+    else:
+        target = MaskBatch(
+            banded_ids(size, canvas_hw, experiment.num_classes, ignored=0.1, generator=generator)
+        )
     return Batch(
         modalities=modalities,
         valid_hw=torch.tensor([canvas_hw] * size),
         source_hw=torch.tensor([canvas_hw] * size),
-        target=BoxBatch(
-            boxes_xyxy=torch.cat((corners, corners + sides), dim=2),
-            labels=torch.randint(0, experiment.num_classes, (size, num_objects), generator=generator),
-            counts=torch.full((size,), num_objects),
-        ),
+        target=target,
         image_ids=tuple(f"random{index}" for index in range(size)),
     )
 
 
-def _baseline(name: Baseline, detector: Model, experiment: Experiment, world: World) -> Candidate:
+def _plain(model: Model, experiment: Experiment, *, min_size: int | None = None) -> nn.Module:
+    if isinstance(experiment.model.head, FasterRCNNConfig):
+        return PlainDetector(model, experiment, min_size=min_size)
+    return PlainSegmenter(model, experiment)
+
+
+def _baseline(name: Baseline, model: Model, experiment: Experiment, world: World) -> Candidate:
     min_size = SEEDS_MIN_SIZE if name == "seeds" else None
-    plain = PlainDetector(detector, experiment, min_size=min_size).to(world.device)
+    plain = _plain(model, experiment, min_size=min_size).to(world.device)
     parameters = plain.parameters()
     optimizer: torch.optim.Optimizer
     match experiment.optim:
@@ -300,14 +330,14 @@ def _planned_bytes(
     ).allocated_bytes
 
 
-def _forward_flops(detector: Model, experiment: Experiment, batch: Batch) -> int:
-    plain = PlainDetector(detector, experiment).to(batch.counts.device)
+def _forward_flops(model: Model, experiment: Experiment, batch: Batch) -> int:
+    plain = _plain(model, experiment).to(batch.valid_hw.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         plain(batch)
     return int(counter.get_total_flops()) // batch.size
 
 
-def _phases(candidate: Candidate, detector: Model, batch: Batch, world: World) -> dict[str, float]:
+def _phases(candidate: Candidate, model: Model, batch: Batch, world: World) -> dict[str, float]:
     """Seconds of the phases of one step."""
     marks: list[tuple[str, float]] = []
 
@@ -317,10 +347,10 @@ def _phases(candidate: Candidate, detector: Model, batch: Batch, world: World) -
         marks.append((phase, time.perf_counter()))
 
     hooks = [
-        detector.encoder.register_forward_pre_hook(partial(mark, "forward: images")),
-        detector.encoder.register_forward_hook(partial(mark, "forward: encoder")),
-        detector.neck.register_forward_hook(partial(mark, "forward: neck")),
-        detector.head.register_forward_hook(partial(mark, "forward: head")),
+        model.encoder.register_forward_pre_hook(partial(mark, "forward: images")),
+        model.encoder.register_forward_hook(partial(mark, "forward: encoder")),
+        model.neck.register_forward_hook(partial(mark, "forward: neck")),
+        model.head.register_forward_hook(partial(mark, "forward: head")),
         candidate.optimizer.register_step_pre_hook(partial(mark, "backward")),
         candidate.optimizer.register_step_post_hook(partial(mark, "optimizer")),
     ]
@@ -348,31 +378,39 @@ def _operators(candidate: Candidate, batch: Batch, world: World) -> dict[str, fl
 # --- equality
 
 
-def _agreement(detector: Model, experiment: Experiment, batch: Batch) -> Agreement:
-    detector = copy.deepcopy(detector).to(batch.counts.device)
-    plain = PlainDetector(detector, experiment).to(batch.counts.device)
-    one = replace(
+def agreement_with_plain(model: Model, experiment: Experiment, batch: Batch) -> Agreement:
+    """See `Agreement`."""
+    model = copy.deepcopy(model).to(batch.valid_hw.device)
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.p = 0.0
+    plain = _plain(model, experiment).to(batch.valid_hw.device)
+    size = model.head.least_images
+    few = replace(
         batch,
-        modalities={name: images[:1] for name, images in batch.modalities.items()},
-        valid_hw=batch.valid_hw[:1],
-        source_hw=batch.source_hw[:1],
-        target=BoxBatch(batch.boxes_xyxy[:1], batch.labels[:1], batch.counts[:1]),
-        image_ids=batch.image_ids[:1],
+        modalities={name: images[:size] for name, images in batch.modalities.items()},
+        valid_hw=batch.valid_hw[:size],
+        source_hw=batch.source_hw[:size],
+        target=type(batch.target)(*(x[:size] for x in batch.target)),
+        image_ids=batch.image_ids[:size],
     )
-    fp32 = _relative(_losses(detector, one)[0], _losses(plain, one)[0])
+    fp32 = _relative(_losses(model, few)[0], _losses(plain, few)[0])
     exact = replace(
-        one,
-        modalities={name: images.double() / 255 for name, images in one.modalities.items()},
-        target=BoxBatch(one.boxes_xyxy.double(), one.labels, one.counts),
+        few,
+        modalities={name: images.double() / 255 for name, images in few.modalities.items()},
+        target=type(few.target)(*(x.double() if x.is_floating_point() else x for x in few.target)),
     )
-    losses, gradients = _losses(detector.double(), exact)
+    losses, gradients = _losses(model.double(), exact)
     plain_losses, plain_gradients = _losses(plain.double(), exact)
-    floor = GRADIENT_FLOOR * max(gradient.abs().max().item() for gradient in plain_gradients.values())
+    largest = {name: theirs.abs().max().item() for name, theirs in plain_gradients.items()}
+    floor = GRADIENT_FLOOR * max(largest.values())
     return Agreement(
+        images=size,
         loss=_relative(losses, plain_losses),
         gradient=max(
-            ((gradients[name] - theirs).abs().max() / theirs.abs().max().clamp(min=floor)).item()
+            (gradients[name] - theirs).abs().max().item() / max(largest[name], floor)
             for name, theirs in plain_gradients.items()
+            if max(largest[name], gradients[name].abs().max().item()) > floor
         ),
         fp32_loss=fp32,
     )

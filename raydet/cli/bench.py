@@ -31,7 +31,7 @@ def train_step(
     backbone: options.BackboneOption = None,
     sets: options.SetOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per step.")] = 4,
-    objects: Annotated[int, typer.Option(min=0, help="Boxes per image.")] = 8,
+    objects: Annotated[int, typer.Option(min=0, help="Boxes per image; masks have none.")] = 8,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -42,7 +42,7 @@ def train_step(
         str | None,
         typer.Option(
             help="plain: a plain fp32 implementation of the step; seeds: the same, resized to 800 pixels as in the "
-            "published runs; or both, separated by a comma."
+            "published runs, for boxes only; or both, separated by a comma."
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps per implementation.")] = 5,
@@ -50,7 +50,8 @@ def train_step(
     use_gpu: options.DeviceOption = None,
     as_json: options.AsJsonOption = False,
 ) -> None:
-    """Time a training step on random images: images/s, memory, operations, and a breakdown of the time."""
+    """Time a training step on random images, with boxes or masks: images/s, memory, operations, and a breakdown of the
+    time."""
     experiment = adjusted(starting_experiment(recipe, config), backbone=backbone, sets=sets)
     precisions: Any = _choices("--precision", precision or "fp32,bf16", ("fp32", "bf16"))
     opponents: Any = _choices("--against", against, ("plain", "seeds")) if against else []
@@ -92,8 +93,9 @@ def _choices(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
 
 def lines_of(report: StepReport) -> Iterator[str]:
     height, width = report.canvas_hw
+    target = "masks" if report.objects is None else f"{report.objects} objects"
     yield (
-        f"{report.experiment}: {report.batch} x {height} x {width}, {report.objects} objects, "
+        f"{report.experiment}: {report.batch} x {height} x {width}, {target}, "
         f"checkpointing {report.activation_checkpointing}; {report.device}, torch {report.torch_version}"
     )
     peaks = ", ".join(f"{name} {flops / 1e9:,.0f} GFLOP/s" for name, flops in report.peak_flops.items())
@@ -119,7 +121,7 @@ def lines_of(report: StepReport) -> Iterator[str]:
         yield ""
         yield (
             f"largest relative difference to plain: losses {found.loss:.1e}, gradients {found.gradient:.1e} "
-            f"(fp64, one image); losses {found.fp32_loss:.1e} (fp32)"
+            f"(fp64, {found.images} image{'s' if found.images > 1 else ''}); losses {found.fp32_loss:.1e} (fp32)"
         )
 
 

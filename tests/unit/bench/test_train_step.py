@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,35 @@ def test_bad_choices_are_named(arguments: list[str], message: str) -> None:
         CliRunner().invoke(app, ["bench", "train-step", *arguments], catch_exceptions=False)
 
 
-def test_a_recipe_for_masks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="takes a recipe for boxes, got seg_demo with the head segformer"):
-        bench_train_step(recipe("seg_demo"), batch_size=1, precisions=["fp32"])
+def test_masks_on_the_command_line() -> None:
+    text = "bench train-step --recipe seg_demo --set data.canvas_hw=[64,64] --batch 1 --precision fp32"
+    text += f" --against plain --repeats 1 --threads {torch.get_num_threads()} --cpu"
+    result = CliRunner().invoke(app, text.split(), catch_exceptions=False)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("seg_demo: 1 x 64 x 64, masks, checkpointing none; ")
+    assert [line for line in lines if line.startswith("fp32 ") and line.endswith(" plain")]
+    assert [line.split("  ")[1] for line in lines if line.startswith("  forward: ")] == [
+        "forward: images",
+        "forward: encoder",
+        "forward: neck",
+        "forward: head",
+    ]
+    assert lines[-1].startswith("largest relative difference to plain: losses ")
+    assert "(fp64, 1 image); " in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        (
+            ["plain", "seeds"],
+            "--against seeds: expected a recipe for boxes, .* got seg_demo with the head aspp; use ",
+        ),
+        (["plain"], "--batch: expected at least 2 images, .* the head aspp .* got 1; set --batch 2"),
+    ],
+)
+def test_what_is_refused_for_masks(against: list[Any], message: str) -> None:
+    experiment = apply_overrides(recipe("seg_demo"), {"model.head": {"kind": "aspp"}})
+    with pytest.raises(ConfigError, match=message):
+        bench_train_step(experiment, batch_size=1, precisions=["fp32"], against=against)

@@ -9,9 +9,6 @@ DEV_STAMP := $(VENV)/.installed-dev
 # Tests with a Ray of their own want the machine for themselves.
 QUICK := not slow and not compile and not exhaustive
 
-# Compiled files are written once, at installation: every Ray worker imports them.
-export UV_COMPILE_BYTECODE := 1
-
 .PHONY: help setup setup-dev demo demo-full test test-slow test-compile test-exhaustive lint format clean
 
 help:

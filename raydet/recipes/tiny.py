@@ -25,6 +25,6 @@ def tiny() -> Experiment:
                     "split": GroupSplit(val_fraction=0.3),
                 }
             ),
-            "train": base.train.model_copy(update={"epochs": 5}),
+            "train": base.train.model_copy(update={"epochs": 5, "eval_every": 3}),
         }
     )

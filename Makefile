@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
+# Every Ray worker imports these. They are compiled once; to compile all that is installed takes longer, and is for tests.
+IMPORTED := raydet.engine.process, raydet.launch.ray_train, raydet.report.write, raydet.track.mlflow, \
+            raydet.tune.ray_tune, pandas, torch._dynamo
+
 # Tests with a Ray of their own want the machine for themselves.
 QUICK := not slow and not compile and not exhaustive
 
@@ -28,15 +32,16 @@ setup-dev: $(DEV_STAMP)
 define install
 $(PYTHON) -m venv $(VENV)
 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-$(BIN)/uv pip install --quiet --python $(BIN)/python -e "$(1)"
+$(BIN)/uv pip install --quiet --python $(BIN)/python $(1)
 endef
 
 $(STAMP): pyproject.toml
-	$(call install,.)
+	$(call install,-e .)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import $(IMPORTED)"
 	@touch $(STAMP)
 
 $(DEV_STAMP): pyproject.toml
-	$(call install,.[dev])
+	$(call install,--compile-bytecode -e ".[dev]")
 	@touch $(STAMP) $(DEV_STAMP)
 
 demo: setup

@@ -41,7 +41,9 @@ def conclusions(analysis: Analysis, *, has_hypotheses: bool = True) -> list[str]
 
 def _compared(analysis: Analysis) -> str:
     results = analysis.results
-    arms, controls = _count(len(results.arms), "arm"), _count(len(results.controls), "control")
+    cells = _count(len(results.arms), "arm")
+    if results.controls or results.study.needs_controls:
+        cells += f" and {_count(len(results.controls), 'control')}"
     images = f", on {_count(analysis.num_images, 'test image')}" if analysis.num_images else ""
     if images and analysis.num_groups:
         images += f" in {_count(analysis.num_groups, 'group')}"
@@ -49,13 +51,13 @@ def _compared(analysis: Analysis) -> str:
     left = f"; {_count(len(results.unfinished), 'run')} without a result" if results.unfinished else ""
     seeds, epochs = _count(results.num_seeds, "seed"), _count(results.study.base.train.epochs, "epoch")
     return (
-        f"{arms} and {controls} {verb} compared by {results.study.decider.name}, with {seeds} each{images}, after "
+        f"{cells} {verb} compared by {results.study.decider.name}, with {seeds} each{images}, after "
         f"{epochs}{left}."
     )
 
 
 def _supported(analysis: Analysis) -> str:
-    if any(_learning(analysis)):
+    if not _has_learnt(analysis):
         return "Found: nothing, as these models have hardly learnt anything."
     found, control = [], analysis.best_control
     if control is not None:
@@ -79,7 +81,7 @@ def _supported(analysis: Analysis) -> str:
 
 
 def _open_questions(analysis: Analysis) -> str:
-    if any(_learning(analysis)):
+    if not _has_learnt(analysis):
         return "Undecided: everything; train for longer, on more images, or from pretrained weights."
     found = []
     if analysis.best_control is None and analysis.results.study.needs_controls:
@@ -123,24 +125,25 @@ def limits(analysis: Analysis) -> list[str]:
     ]
 
 
-def _learning(analysis: Analysis) -> Iterator[str]:
+def _has_learnt(analysis: Analysis) -> bool:
+    """Whether the best models are better than a constant answer; where that cannot be said, they are taken to be."""
     results, decider = analysis.results, analysis.results.study.decider
     best = max((*results.controls, *results.arms), key=lambda cell: cell.utility, default=None)
-    floor = analysis.constant or 0.0
-    if (
-        decider.is_resampleable
-        and decider.higher_is_better
-        and best is not None
-        and best.mean < floor + LEARNT
-    ):
-        constant = f", one class everywhere has {floor:.4f}" if analysis.constant is not None else ""
+    if best is None or not decider.is_resampleable or not decider.higher_is_better:
+        return True
+    return best.mean >= (analysis.constant or 0.0) + LEARNT
+
+
+def _learning(analysis: Analysis) -> Iterator[str]:
+    name, constant = analysis.results.study.decider.name, analysis.constant
+    if not _has_learnt(analysis):
+        best = max((*analysis.results.controls, *analysis.results.arms), key=lambda cell: cell.utility)
         yield (
-            f"The best mean {decider.name} is {best.mean:.4f} ({best.name}){constant}: these models have hardly "
-            "learnt anything, and their differences say nothing. Train for longer, on more images, or "
-            "from pretrained weights."
+            f"The best mean {name} is {best.mean:.4f} ({best.name}): these models have hardly learnt anything, and "
+            "their differences say nothing. Train for longer, on more images, or from pretrained weights."
         )
-    elif analysis.constant is not None:
-        yield f"One class everywhere has {decider.name} {floor:.4f}."
+    if constant is not None:
+        yield f"The same class for all pixels would have {name} {constant:.4f}."
 
 
 def decisions(results: StudyResults) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,17 @@ def test_detectors_that_have_hardly_learnt_are_reported(level: float, is_said: b
     found = analysed(simulate(study, tmp_path, lambda trial: level, seeds=1))
     assert ("hardly learnt" in conclusions(found)[0]) == is_said
     assert ("hardly learnt" in summary(found)[1]) == is_said
+
+
+@pytest.mark.parametrize(("margin", "is_said"), [(0.04, True), (0.06, False)])
+def test_a_constant_answer_is_what_models_must_beat(margin: float, is_said: bool, tmp_path: Path) -> None:
+    study = METHODS.model_copy(update={"factors": (), "phases": METHODS.phases[:1]})
+    found = analysed(simulate(study, tmp_path, lambda trial: 0.3, seeds=1))
+    constant = max(cell.mean for cell in found.results.controls) - margin
+    found = replace(found, constant=constant)
+    told = conclusions(found)
+    assert f"The same class for all pixels would have mAP {constant:.4f}." in told
+    assert ("hardly learnt" in told[0]) == ("hardly learnt" in summary(found)[1]) == is_said
 
 
 def test_with_one_group_of_images_nothing_is_distinguishable(tmp_path: Path) -> None:

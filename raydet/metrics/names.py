@@ -99,6 +99,12 @@ LEVEL_IOU = "mIoU_"
 PER_CLASS_IOU = "IoU/"
 """Prefix of the IoU of one class."""
 
+AUROC, AP, FPR95 = "AUROC", "AP", "FPR95"
+"""Metrics of anomaly maps over all pixels, see `raydet.metrics.anomaly`; of FPR95, lower is better."""
+PER_IMAGE_AUROC, PER_IMAGE_AP = f"per_image_{AUROC}", f"per_image_{AP}"
+PER_IMAGE_FPR95, OFFICIAL_FPR95 = f"per_image_{FPR95}", f"official_{FPR95}"
+"""The same as means over the images with pixels of both kinds; `official_FPR95` is the one of StreetHazards' code."""
+
 MASK_NAMES = tuple(metric.name for metric in (*MASK_METRICS, *TREE_METRICS))
 TREE_DISTANCES = ("tree_distance", "tree_distance_all")
 FRACTIONS = (*METRIC_NAMES, MISS_RATE, *(metric.name for metric in MASK_METRICS), "violation_rate")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydet.errors import DataError
+from raydet.metrics.anomaly_records import AnomalyRecords
 from raydet.metrics.confusion import ConfusionRecords
 from raydet.metrics.matches import MatchRecords
 
@@ -91,10 +92,11 @@ class MeanRecords:
         return cls(arrays["image_ids"], arrays["group_ids"], values)  # type: ignore[arg-type]
 
 
-KINDS: dict[str, type[MatchRecords] | type[MeanRecords] | type[ConfusionRecords]] = {
+KINDS: dict[str, type[MatchRecords | MeanRecords | ConfusionRecords | AnomalyRecords]] = {
     "match": MatchRecords,
     "mean": MeanRecords,
     "confusion": ConfusionRecords,
+    "anomaly": AnomalyRecords,
 }
 
 

@@ -11,8 +11,9 @@ Legend: I images, B weightings, N counted scores of images, V distinct scores of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Self
 
 import numpy as np
@@ -102,6 +103,27 @@ class AnomalyRecords:
             image_metrics_IM,
             code.astype(np.uint16),
             *(column.astype(np.int32) for column in (index, normal, anomalous)),
+        )
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Self]) -> Self:
+        """Records of the images of all parts (at least one), in their order: rows of a few images at a time take less
+        memory than those of all.
+        """
+        starts = accumulate((len(part.image_ids) for part in parts), initial=0)
+        index_N = np.concatenate(
+            [part.image_index_N + start for part, start in zip(parts, starts, strict=False)]
+        )
+        code_N, normal_N, anomalous_N = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("code_N", "normal_N", "anomalous_N")
+        )
+        by_code_N = np.argsort(code_N, kind="stable")
+        return cls(
+            np.concatenate([part.image_ids for part in parts]),
+            np.concatenate([part.group_ids for part in parts]),
+            np.concatenate([part.image_metrics_IM for part in parts]),
+            *(column[by_code_N] for column in (code_N, index_N, normal_N, anomalous_N)),
         )
 
     def scores(self, metric: str, weights_BI: Floats) -> Floats:

@@ -104,16 +104,31 @@ AUROC, AP, FPR95 = "AUROC", "AP", "FPR95"
 PER_IMAGE_AUROC, PER_IMAGE_AP = f"per_image_{AUROC}", f"per_image_{AP}"
 PER_IMAGE_FPR95, OFFICIAL_FPR95 = f"per_image_{FPR95}", f"official_{FPR95}"
 """The same as means over the images with pixels of both kinds; `official_FPR95` is the one of StreetHazards' code."""
+ANOMALY_METRICS = (
+    Metric(name=AUROC, label=AUROC, is_resampleable=True),
+    Metric(name=AP, label=AP, is_resampleable=True),
+    Metric(name=FPR95, label=FPR95, higher_is_better=False, is_resampleable=True),
+    Metric(name=PER_IMAGE_AUROC, label="AUROC per image", is_resampleable=True),
+    Metric(name=PER_IMAGE_AP, label="AP per image", is_resampleable=True),
+    Metric(name=PER_IMAGE_FPR95, label="FPR95 per image", higher_is_better=False, is_resampleable=True),
+    Metric(name=OFFICIAL_FPR95, label="FPR95 official", higher_is_better=False, is_resampleable=True),
+)
+"""Pooled over all pixels, then per image."""
 
 MASK_NAMES = tuple(metric.name for metric in (*MASK_METRICS, *TREE_METRICS))
 TREE_DISTANCES = ("tree_distance", "tree_distance_all")
-FRACTIONS = (*METRIC_NAMES, MISS_RATE, *(metric.name for metric in MASK_METRICS), "violation_rate")
+FRACTIONS = (
+    *METRIC_NAMES,
+    MISS_RATE,
+    *(metric.name for metric in (*MASK_METRICS, *ANOMALY_METRICS)),
+    "violation_rate",
+)
 
 
 def bounds_of(metric: Metric) -> tuple[float, float]:
-    """The smallest and the largest value of a metric: 0 and 1 for AP, recall, miss rate, IoU, accuracy and other
-    fractions; 0 and infinity for distances on a class tree; infinite for losses and for metrics of custom tasks, whose
-    range is unknown.
+    """The smallest and the largest value of a metric: 0 and 1 for AP, AUROC, recall, miss rate, IoU, accuracy and
+    other fractions; 0 and infinity for distances on a class tree; infinite for losses and for metrics of custom tasks,
+    whose range is unknown.
     """
     if metric.name in FRACTIONS or metric.name.startswith((PER_CLASS, PER_CLASS_IOU, LEVEL_IOU)):
         return (0.0, 1.0)

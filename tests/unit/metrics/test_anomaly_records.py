@@ -114,6 +114,20 @@ def test_records_come_back_from_a_file(tmp_path: Path) -> None:
         assert array.dtype == again.arrays()[name].dtype
 
 
+def test_records_of_parts_are_those_of_all_images() -> None:
+    images = random_images(8)
+    whole = records_of(images).arrays()
+    parts = [
+        AnomalyRecords.of_rows(
+            image_rows(0, *image), image_ids=np.array([f"image{i}"]), group_ids=np.array([f"town{i // 2}"])
+        )
+        for i, image in enumerate(images)
+    ]
+    for name, array in AnomalyRecords.of_parts(parts).arrays().items():
+        np.testing.assert_array_equal(array, whole[name])
+        assert array.dtype == whole[name].dtype
+
+
 def test_records_of_the_same_truth_are_comparable() -> None:
     images = random_images(6)
     records = records_of(images)

@@ -9,6 +9,7 @@ import pytest
 from raydet.config import CustomTask, DetectionTask, Level, Metric, SegmentationTask, Task
 from raydet.errors import ConfigError
 from raydet.metrics.names import (
+    ANOMALY_METRICS,
     MISS_RATE,
     bounds_of,
     deciding_metric,
@@ -41,6 +42,7 @@ CUSTOM = CustomTask(name="count", metrics=(Metric(name="count_error", label="err
             "mIoU_kind",
             "IoU/a class",
         ),
+        *(metric.name for metric in ANOMALY_METRICS),
     ],
 )
 def test_fractions_have_a_range(name: str) -> None:

@@ -1,4 +1,4 @@
-"""`raydet score`: score detections of any tool like those of a run."""
+"""`raydet score`: score detections and anomaly maps of any tool like those of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raydet.cli.options import AsJsonOption, SetOption, parse_overrides
+from raydet.cli.score_anomaly import anomaly
 from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Score the detections of any tool, from files.",
+    help="Score the detections or the anomaly maps of any tool, from files.",
 )
+app.command()(anomaly)
 
 
 @app.command()

@@ -89,12 +89,16 @@ class Root:
         return path
 
 
-def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str, Path | DataError]:
+def files_in(
+    root: Root, directory: Path, suffixes: Collection[str], *, by_path: bool = False
+) -> dict[str, Path | DataError]:
     """The files in a directory tree by stem, sorted. Hidden ones, and those of `JUNK`, are passed over.
 
     Args:
         directory: below `root`.
         suffixes: in lower case; other files are ignored.
+        by_path: by the path below `directory` without the suffix, so that files of different directories may have the
+            same stem.
 
     Returns:
         A path, or the `DataError` of a file that must not be read: its name or that of a parent directory has control
@@ -130,6 +134,8 @@ def files_in(root: Root, directory: Path, suffixes: Collection[str]) -> dict[str
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in suffixes and not is_passed_over(name):
                 file = _checked_file(root, directory, Path(parent, name))
+                if by_path:
+                    stem = Path(parent, stem).relative_to(directory).as_posix()
                 if stem in found:
                     first, second = sorted(one_line(each) for each in (found[stem], file))
                     file = DataError(

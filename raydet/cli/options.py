@@ -249,7 +249,19 @@ def adjusted(
         flags["name"] = experiment.name.replace(experiment.model.backbone.label, label)
     if epochs is not None:
         flags["train.epochs"] = epochs
-    return apply_overrides(apply_overrides(experiment, flags), parse_overrides(sets))
+    experiment = apply_overrides(apply_overrides(experiment, flags), parse_overrides(sets))
+    return _with_absolute_weights(experiment)
+
+
+def _with_absolute_weights(experiment: Experiment) -> Experiment:
+    """A relative path of published weights is from here; workers run in other directories."""
+    from raydet.config import apply_overrides
+
+    path = experiment.model.backbone.pretrained.path
+    if path is None or "://" in path:
+        return experiment
+    path = os.path.abspath(os.path.expanduser(path))
+    return apply_overrides(experiment, {"model.backbone.pretrained.path": path})
 
 
 def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, Mapping[str, object]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -40,6 +42,19 @@ def check(experiment: Experiment, task: Task, *, workers: int) -> None:
         model = build_model(experiment, task.build_head)
     if not (experiment.train.sync_batch_norm and workers > 1):
         check_micro_batch(size, least=model.head.least_images)
+
+
+def check_weights(experiment: Experiment) -> None:
+    """Check that the file of published weights is there; for runs on this machine.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    path = experiment.model.backbone.pretrained.path
+    if path is not None and "://" not in path and not Path(path).is_file():
+        raise ConfigError(
+            f"model.backbone.pretrained.path: expected a file of weights, {path} does not exist; check the path"
+        )
 
 
 def check_decidable(experiment: Experiment, task: Task) -> None:

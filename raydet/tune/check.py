@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,10 +37,12 @@ def check_in_subprocess(experiment: Experiment, *, workers: int, task_code: Path
 
 
 def _check(text: str, workers: int, task_code: Path | None) -> None:
-    from raydet.engine.preflight import check, check_decidable
+    from raydet.engine.preflight import check, check_decidable, check_weights
     from raydet.tasks.build import build_task
 
     experiment = Experiment.from_json(text, where="the driver's config")
     task = build_task(experiment, code=task_code)
+    if "RAY_ADDRESS" not in os.environ:  # the workers of a cluster have files of their own
+        check_weights(experiment)
     check(experiment, task, workers=workers)
     check_decidable(experiment, task)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 
+from raydet.cli.options import adjusted
 from raydet.config import apply_overrides
 from raydet.errors import ConfigError, OutOfMemoryError
 from raydet.recipes import recipe
@@ -30,3 +32,17 @@ def test_a_killed_process_is_reported() -> None:
     with pytest.raises(OutOfMemoryError, match="was killed; is there enough memory"):
         check_in_subprocess(recipe("demo"), workers=1)
     assert active_children() == []
+
+
+def test_weights_that_are_not_there_are_refused_before_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path is from where the command was given: workers run in other directories."""
+    monkeypatch.chdir(tmp_path)
+    experiment = adjusted(recipe("small_lite0"), sets=["model.backbone.pretrained.path=lite0.safetensors"])
+    path = tmp_path / "lite0.safetensors"
+    assert experiment.model.backbone.pretrained.path == str(path)
+    with pytest.raises(
+        ConfigError, match=rf"pretrained\.path: expected a file of weights, {path} does not exist"
+    ):
+        check_in_subprocess(experiment, workers=1)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Choice = TypeVar("Choice", bound=str)
 
 DEFAULT_RECIPE = "rgbte_mit_b1"
+WEIGHTS = "model.backbone.pretrained.path"
 
 RecipeOption = Annotated[
     str | None,
@@ -249,19 +250,7 @@ def adjusted(
         flags["name"] = experiment.name.replace(experiment.model.backbone.label, label)
     if epochs is not None:
         flags["train.epochs"] = epochs
-    experiment = apply_overrides(apply_overrides(experiment, flags), parse_overrides(sets))
-    return _with_absolute_weights(experiment)
-
-
-def _with_absolute_weights(experiment: Experiment) -> Experiment:
-    """A relative path of published weights is from here; workers run in other directories."""
-    from raydet.config import apply_overrides
-
-    path = experiment.model.backbone.pretrained.path
-    if path is None or "://" in path:
-        return experiment
-    path = os.path.abspath(os.path.expanduser(path))
-    return apply_overrides(experiment, {"model.backbone.pretrained.path": path})
+    return apply_overrides(apply_overrides(experiment, flags), parse_overrides(sets))
 
 
 def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, Mapping[str, object]]:
@@ -277,10 +266,15 @@ def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, Mapping[
 
 
 def parse_overrides(sets: Sequence[str] | None) -> dict[str, object]:
-    """Overrides by config path, from `--set` options."""
+    """Overrides by config path, from `--set` options. A relative path of weights is from here: workers run in other
+    directories."""
     from raydet.config import parse_override
 
-    return dict(parse_override(text) for text in sets or ())
+    overrides = dict(parse_override(text) for text in sets or ())
+    weights = overrides.get(WEIGHTS)
+    if isinstance(weights, str) and "://" not in weights:
+        overrides[WEIGHTS] = os.path.abspath(os.path.expanduser(weights))
+    return overrides
 
 
 def parse_choices(text: str, known: Sequence[Choice], flag: str) -> list[Choice]:

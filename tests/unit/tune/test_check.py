@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raydet.cli.options import adjusted
+from raydet.cli.options import parse_overrides
 from raydet.config import apply_overrides
 from raydet.errors import ConfigError, OutOfMemoryError
 from raydet.recipes import recipe
@@ -39,10 +39,12 @@ def test_weights_that_are_not_there_are_refused_before_the_first_trial(
 ) -> None:
     """The path is from where the command was given: workers run in other directories."""
     monkeypatch.chdir(tmp_path)
-    experiment = adjusted(recipe("small_lite0"), sets=["model.backbone.pretrained.path=lite0.safetensors"])
+    overrides = parse_overrides(["model.backbone.pretrained.path=lite0.safetensors", "seed=7"])
     path = tmp_path / "lite0.safetensors"
-    assert experiment.model.backbone.pretrained.path == str(path)
+    assert overrides == {"model.backbone.pretrained.path": str(path), "seed": 7}
     with pytest.raises(
         ConfigError, match=rf"pretrained\.path: expected a file of weights, {path} does not exist"
     ):
-        check_in_subprocess(experiment, workers=1)
+        check_in_subprocess(apply_overrides(recipe("small_lite0"), overrides), workers=1)
+    by_name = {"model.backbone.pretrained.path": "timm://resnet50"}
+    assert parse_overrides(["model.backbone.pretrained.path=timm://resnet50"]) == by_name

@@ -29,19 +29,20 @@ setup: $(STAMP)
 
 setup-dev: $(DEV_STAMP)
 
-define install
+define make_venv
 $(PYTHON) -m venv $(VENV)
 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-$(BIN)/uv pip install --quiet --python $(BIN)/python $(1)
 endef
 
 $(STAMP): pyproject.toml
-	$(call install,-e .)
+	$(make_venv)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e .
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import $(IMPORTED)"
 	@touch $(STAMP)
 
 $(DEV_STAMP): pyproject.toml
-	$(call install,--compile-bytecode -e ".[dev]")
+	$(make_venv)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -e ".[dev]"
 	@touch $(STAMP) $(DEV_STAMP)
 
 demo: setup

@@ -270,9 +270,9 @@ def parse_overrides(sets: Sequence[str] | None) -> dict[str, object]:
     directories."""
     from raydet.config import parse_override
 
-    overrides = dict(parse_override(text) for text in sets or ())
+    overrides: dict[str, object] = dict(parse_override(text) for text in sets or ())
     weights = overrides.get(WEIGHTS)
-    if isinstance(weights, str) and "://" not in weights:
+    if isinstance(weights, str) and weights and "://" not in weights:
         overrides[WEIGHTS] = os.path.abspath(os.path.expanduser(weights))
     return overrides
 

@@ -71,9 +71,8 @@ def cross_entropies(
     losses = []
     for x, y in pairs:
         costs_BHW = F.cross_entropy(x, y, ignore_index=IGNORE, reduction="none")
-        costs_BHW = costs_BHW.where(
-            is_valid_BHW, 1.0
-        )  # at 0 the power's slope is infinite if gamma is less than 1
+        # At 0 the slope of the power is infinite if gamma is less than 1.
+        costs_BHW = costs_BHW.where(is_valid_BHW, 1.0)
         losses.append(((1 - (-costs_BHW).exp()) ** focal_gamma * costs_BHW * is_valid_BHW).sum() / count)
     return losses
 

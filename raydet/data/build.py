@@ -109,7 +109,7 @@ def adopt_source(
 
     Args:
         classes: names in label order, where they are known, e.g. those of a trained run: the set may lack objects of
-            some, and must not have objects of others. `task.levels` is kept.
+            some, and must not have objects of others. `task.levels` and `data.split` are kept.
         is_labelled: False: annotations are not read, and may be missing.
         any_task: only the data of the experiment are of interest, whatever its task is.
 
@@ -160,10 +160,20 @@ def adopt_source(
     data = experiment.data.model_copy(
         update={"source": source_config, "classes": classes, "missing": missing}
     )
+    if known is None:  # otherwise all images are of interest, not a part
+        data = _with_own_split(data, image_ids)
+    if isinstance(experiment.task, SegmentationTask) and known is None:
+        task = experiment.task.model_copy(update={"levels": levels})
+        return experiment.model_copy(update={"data": data, "task": task})
+    return experiment.model_copy(update={"data": data})
+
+
+def _with_own_split(data: DataConfig, image_ids: Sequence[str]) -> DataConfig:
+    """The split that a set has itself, if images of it are there to train and to validate."""
     parts = parts_of_ids(image_ids)
     if {"train", "val"} <= parts:
-        data = data.model_copy(update={"split": NamedSplit()})
-    elif len(parts) > 1:
+        return data.model_copy(update={"split": NamedSplit()})
+    if len(parts) > 1:
         logger.warning(
             "The set comes as %s, without images to validate on: data.split (%s) mixes them. Take one part "
             '(--data \'...?splits=["train"]\'), or validate on another (--set \'data.split={"kind": "named", '
@@ -171,10 +181,7 @@ def adopt_source(
             " and ".join(sorted(parts)),
             data.split.kind,
         )
-    if isinstance(experiment.task, SegmentationTask) and known is None:
-        task = experiment.task.model_copy(update={"levels": levels})
-        return experiment.model_copy(update={"data": data, "task": task})
-    return experiment.model_copy(update={"data": data})
+    return data
 
 
 def _check_target(experiment: Experiment, source: SourceConfig, has_masks: bool) -> None:

@@ -96,9 +96,8 @@ def starting_workers_with(script: Path) -> Iterator[None]:
     from ray._private import ray_constants
 
     own = ray_constants.SETUP_WORKER_FILENAME
-    ray_constants.SETUP_WORKER_FILENAME = str(
-        script
-    )  # joined to Ray's directory, of which an absolute path takes none
+    # Ray joins it to a directory of its own, of which an absolute path leaves nothing.
+    ray_constants.SETUP_WORKER_FILENAME = str(script)
     try:
         yield
     finally:

@@ -117,6 +117,11 @@ def test_the_parts_of_a_set_are_adopted(tmp_path: Path, caplog: pytest.LogCaptur
         mixed = adopt_source(for_masks(), detect_source(f'{root}?splits=["train","test"]'))
     assert mixed.data.split == for_masks().data.split
     assert "comes as test and train, without images to validate on" in caplog.text
+    caplog.clear()
+    trained = adopt_source(
+        for_masks(), detect_source(f'{root}?splits=["train","test"]'), classes=experiment.data.classes
+    )
+    assert (trained.data.split, caplog.text) == (for_masks().data.split, "")  # all images are evaluated
     one_part = adopt_source(for_masks(), detect_source(f'{root}?splits=["val"]'))
     assert one_part.data.split == for_masks().data.split
     chosen = apply_overrides(experiment, {"data.split.kind": "frame"})

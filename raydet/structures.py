@@ -26,6 +26,9 @@ ANY_CLASS = -1
 """Label of an ignored region that is ignored for every class."""
 IGNORE = 255
 """Id of the pixels of a mask that have no label: padding, and what the annotation leaves open. It is never a class."""
+ANOMALY = 254
+"""Id of the pixels of a mask that show what no class describes. Only sources have it: in batches these pixels have no
+label. What they are good for is to measure anomaly scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,11 @@ class Mask:
     """The class of every pixel of an image."""
 
     ids_HW: Tensor
-    """uint8 or int16 [H, W], 0..K-1 or IGNORE."""
+    """uint8 or int16 [H, W], 0..K-1, IGNORE or ANOMALY."""
+
+    def labelled(self) -> Tensor:
+        """The ids that a model may learn and be measured by: 0..K-1 or IGNORE, [H, W]."""
+        return self.ids_HW.masked_fill(self.ids_HW == ANOMALY, IGNORE)
 
 
 Target = Boxes | Mask
@@ -131,7 +138,7 @@ class MaskBatch(NamedTuple):
     """The masks of a batch."""
 
     ids_BHW: Tensor
-    """uint8 or int16 [B, H, W], see `Mask`."""
+    """uint8 or int16 [B, H, W], 0..K-1 or IGNORE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +341,7 @@ def _stacked_targets(samples: Sequence[Sample]) -> BoxBatch | MaskBatch:
                 labels[row, : len(sample.labels)] = sample.labels
             return BoxBatch(boxes_xyxy, labels, counts)
         case Mask(first_HW):
-            ids = [mask_of(s.target, s.image_id).ids_HW for s in samples]
+            ids = [mask_of(s.target, s.image_id).labelled() for s in samples]
             if any(ids_HW.dtype != first_HW.dtype for ids_HW in ids):
                 raise ValueError(f"masks of one batch must have the same type, got {[x.dtype for x in ids]}")
             return MaskBatch(default_collate(ids))

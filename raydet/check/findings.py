@@ -92,6 +92,12 @@ KINDS: dict[str, Kind] = {
         "check exposure, or the scaling of 16-bit values",
     ),
     "class_unused": Kind("warning", "classes that never occur", "check the labels, or remove the class"),
+    "anomaly_outside_test": Kind(
+        "warning",
+        "anomalies outside the test images",
+        "a model must not know them: training gives these pixels no label, but sees them; move the images to the test "
+        "part",
+    ),
     "mask_speckled": Kind(
         "warning",
         "masks with isolated pixels",

@@ -22,6 +22,12 @@ ODD_SHAPE_SHARE = 0.05
 """A shape is odd if at most this share of the images has it, and `PREVAILING_SHARE` have the most common one."""
 PREVAILING_SHARE = 0.8
 ASPECT_SLACK = 0.1
+SIDE_PURPOSES = {
+    "train": "train",
+    "val": "validate",
+    "calibration": "calibrate",
+    "both": "train and validate",
+}
 OFFSET_MIN_PX = 2.0
 OFFSET_MIN_PAIRS = 20
 OFFSET_SHARE = 0.8
@@ -221,6 +227,9 @@ def _add(all_: Gathered, record: ImageRecord, side: str) -> None:
     if record.mask is None:
         all_.boxes_per_image[record.boxes.total()] += 1
     else:
+        if record.mask.anomalous and side != "test":
+            detail = f"{record.mask.anomalous} pixels, to {SIDE_PURPOSES[side]} on"
+            all_.findings.append(Finding("anomaly_outside_test", record.image_id, detail, record.index))
         all_.masks = all_.masks or no_masks(len(all_.classes))
         all_.masks.add(record.mask, sides)
     for each in sides:

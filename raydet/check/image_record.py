@@ -13,7 +13,8 @@
     classes           [{"class", "small", "medium", "large", "train", "val", "all"}]: number of boxes
                       of sets with masks: [{"class", "pixels", "share", "images", "train", "val"}], share of the
                       labelled pixels, train and val in pixels
-    masks             {"masks", "labelled", "unlabelled", "isolated", "border"}: pixels; null: the set has boxes
+    masks             {"masks", "labelled", "unlabelled", "anomalous", "isolated", "border"}: pixels; null: the set has
+                      boxes
     size_edges        {"unit": "px" or "fraction", "edges": [end of small, start of large]}
     boxes_per_image   {number of boxes: images}
     image_sizes       {"640 x 480": images}, width x height
@@ -77,6 +78,7 @@ def as_json(found: Gathered, settings: Settings, source: Mapping[str, object]) -
             "masks": found.masks.masks,
             "labelled": found.masks.labelled,
             "unlabelled": found.masks.unlabelled,
+            "anomalous": found.masks.anomalous,
             "isolated": found.masks.isolated,
             "border": found.masks.border,
         },

@@ -27,7 +27,7 @@ from raydet.data.shards.target import kind_of
 from raydet.data.sources.base import Source
 from raydet.errors import DataError
 from raydet.ops.colours import as_colours
-from raydet.structures import IGNORE, Sample, mask_of
+from raydet.structures import ANOMALY, IGNORE, Sample, mask_of
 
 PANEL_PX = 320
 """Longer side of a panel."""
@@ -120,7 +120,7 @@ def mask_panel(sample: Sample, colours: Sequence[tuple[int, int, int] | None]) -
     for label, colour in enumerate(colours):
         if colour is not None:
             table[label] = colour
-    table[IGNORE] = 0
+    table[IGNORE], table[ANOMALY] = 0, 255
     return _reduced(Image.fromarray(table.astype(np.uint8)[ids_HW]), Image.Resampling.NEAREST)
 
 

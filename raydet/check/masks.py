@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydet.check.findings import Finding
-from raydet.structures import IGNORE
+from raydet.structures import ANOMALY, IGNORE
 
 SPECKLED_SHARE = 0.004
 """Smallest share of isolated pixels of a speckled mask. 130 masks of CamVid have at most 0.0018, and 0.0029 after
@@ -28,6 +28,7 @@ class MaskCounts:
     images_K: NDArray[np.int64]
     """Masks in which the class occurs."""
     unlabelled: int = 0
+    anomalous: int = 0
     isolated: int = 0
     """Pixels of a class that none of the four neighbours has, though all of these are labelled."""
     border: int = 0
@@ -45,6 +46,7 @@ class MaskCounts:
         self.pixels_K += other.pixels_K
         self.images_K += other.images_K
         self.unlabelled += other.unlabelled
+        self.anomalous += other.anomalous
         self.isolated += other.isolated
         self.border += other.border
         self.masks += other.masks
@@ -61,14 +63,14 @@ def mask_counts(ids_HW: NDArray[np.integer], num_classes: int) -> MaskCounts:
     """The counts of a mask.
 
     Args:
-        ids_HW: 0..K-1 or IGNORE.
+        ids_HW: 0..K-1, IGNORE or ANOMALY.
     """
     counts = np.bincount(ids_HW.ravel(), minlength=IGNORE + 1)
     pixels_K = counts[:num_classes].astype(np.int64)
     has_other = np.zeros(ids_HW.shape, bool)
     differs_down = ids_HW[1:] != ids_HW[:-1]
     differs_right = ids_HW[:, 1:] != ids_HW[:, :-1]
-    is_labelled = ids_HW != IGNORE
+    is_labelled = (ids_HW != IGNORE) & (ids_HW != ANOMALY)
     has_other[:-1] |= differs_down & is_labelled[1:]
     has_other[:, :-1] |= differs_right & is_labelled[:, 1:]
     # Only pixels with four neighbours: at the rim of an image, thin things are cut off.
@@ -84,6 +86,7 @@ def mask_counts(ids_HW: NDArray[np.integer], num_classes: int) -> MaskCounts:
         pixels_K=pixels_K,
         images_K=(pixels_K > 0).astype(np.int64),
         unlabelled=int(counts[IGNORE]),
+        anomalous=int(counts[ANOMALY]),
         isolated=int(is_alone.sum()),
         border=int((has_other & is_labelled).sum()),
     )
@@ -91,7 +94,7 @@ def mask_counts(ids_HW: NDArray[np.integer], num_classes: int) -> MaskCounts:
 
 def mask_findings(counts: MaskCounts, index: int, image_id: str) -> Iterator[Finding]:
     """Findings about one mask."""
-    if not counts.labelled:
+    if not counts.labelled and not counts.anomalous:
         yield Finding("mask_empty", image_id, "no pixel has a label", index)
     elif counts.isolated > SPECKLED_SHARE * counts.labelled:
         detail = (

@@ -58,10 +58,11 @@ def _mask_lines(found: Gathered) -> Iterator[str]:
     shares = ", ".join(f"{printable(row['class'])} {row['share']:.2%}" for row in rows[:NUM_CLASSES])
     more = f" and {len(rows) - NUM_CLASSES} more" if len(rows) > NUM_CLASSES else ""
     yield f"{found.masks.masks} masks, {len(rows)} classes: {shares}{more} of the labelled pixels"
-    total = found.masks.labelled + found.masks.unlabelled
+    total = found.masks.labelled + found.masks.unlabelled + found.masks.anomalous
     isolated = found.masks.isolated / max(1, found.masks.labelled)
+    anomalous = f", {found.masks.anomalous / total:.2%} anomalies" if found.masks.anomalous else ""
     yield (
-        f"{found.masks.unlabelled / max(1, total):.2%} of the pixels without a label, "
+        f"{found.masks.unlabelled / max(1, total):.2%} of the pixels without a label{anomalous}, "
         f"{found.masks.border / max(1, found.masks.labelled):.2%} at borders, {isolated:.3%} isolated"
     )
 

@@ -74,12 +74,21 @@ from raydet.config.sources import (
     NpyYoloSource,
     ShardsSource,
     Source,
+    StrangeSource,
+    StreetHazardsSource,
     SyntheticSource,
     TreeSource,
     VocSource,
     YoloSource,
 )
-from raydet.config.task import CustomTask, DetectionTask, Level, Metric, SegmentationTask, Task
+from raydet.config.task import (
+    CustomTask,
+    DetectionTask,
+    Level,
+    Metric,
+    SegmentationTask,
+    Task,
+)
 from raydet.config.train import (
     ActivationCheckpointing,
     AdamWConfig,
@@ -170,7 +179,9 @@ __all__ = [
     "Split",
     "SplitName",
     "StepSchedule",
+    "StrangeSource",
     "Strategy",
+    "StreetHazardsSource",
     "SyntheticSource",
     "Task",
     "ThermalPhotometric",

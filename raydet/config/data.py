@@ -61,9 +61,10 @@ class FirstSplit(Config):
 
 
 class NamedSplit(Config):
-    """The parts that the set itself has: the first directory of an image's id (`val/0001`) says which.
+    """The parts that the set itself has: the directories of an image's id (`val/0001`) say which.
 
-    `--data` chooses it for sets with masks that come in such parts.
+    Of several names the longest counts: with `train: ["training"], calibration: ["training/t3"]`, images of the town
+    `t3` calibrate. `--data` chooses this split for sets with masks that come in such parts.
     """
 
     kind: Literal["named"] = "named"

@@ -205,6 +205,19 @@ class MasksSource(ImageFiles):
         return self
 
 
+class StreetHazardsSource(ImageFiles):
+    """StreetHazards: `train/images/training/TOWN/*.png`, annotations likewise. See
+    `raydet.data.sources.streethazards`.
+    """
+
+    kind: Literal["streethazards"] = "streethazards"
+    root: str
+    lists: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Files with the images to take (`train/train.odgt`); null: all that are in the directories."""
+    classes: str = "streethazards"
+    """As in `MasksSource`."""
+
+
 class TreeSource(Config):
     """An embedded set with masks and a class tree, the same bytes on every machine: see `raydet.data.tree`."""
 
@@ -212,6 +225,20 @@ class TreeSource(Config):
     num_images: Annotated[int, Field(ge=2)] = 240
     thermal: bool = False
     """A second modality, and nights: classes of which RGB tells a part, thermal another, and only both all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class StrangeSource(Config):
+    """An embedded set with masks whose test images show what no class describes: see `raydet.data.strange`.
+
+    Its parts are told by `data.split.kind=named`.
+    """
+
+    kind: Literal["strange"] = "strange"
+    num_train: Annotated[int, Field(ge=1)] = 200
+    num_val: Annotated[int, Field(ge=1)] = 40
+    num_calibration: Annotated[int, Field(ge=0)] = 40
+    num_test: Annotated[int, Field(ge=0)] = 60
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -236,7 +263,9 @@ Source = Annotated[
     | FlirSource
     | KaistSource
     | MasksSource
+    | StreetHazardsSource
     | TreeSource
+    | StrangeSource
     | ShardsSource,
     Field(discriminator="kind"),
 ]

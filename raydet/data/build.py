@@ -21,26 +21,32 @@ from raydet.config import (
     NpyYoloSource,
     SegmentationTask,
     ShardsSource,
+    StrangeSource,
+    StreetHazardsSource,
     SyntheticSource,
     TreeSource,
     VocSource,
     YoloSource,
 )
 from raydet.data.layouts import SourceConfig, detect_source
-from raydet.data.sources.bad_samples import LeftOut, OnBad
+from raydet.data.sources.bad_samples import BadSamples, LeftOut, OnBad
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
+from raydet.data.sources.files import Root
 from raydet.data.sources.flir import FlirSet
 from raydet.data.sources.kaist import KaistSet
-from raydet.data.sources.masks import MASK, MaskSet
+from raydet.data.sources.mask_files import MASK, files_in_directories
+from raydet.data.sources.masks import MaskSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
 from raydet.data.sources.paired_images import PairedImages
 from raydet.data.sources.simulated import SimulatedEvents
+from raydet.data.sources.streethazards import street_hazards_files
 from raydet.data.sources.voc import VocSet
 from raydet.data.sources.wrapped import unwrapped
 from raydet.data.sources.yolo import YoloSet, find_images
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.split import parts_of_ids
+from raydet.data.strange import StrangeSet
 from raydet.data.synthetic import SyntheticSet
 from raydet.data.tree import TreeSet
 from raydet.errors import ConfigError
@@ -119,7 +125,7 @@ def adopt_source(
     """
     levels: tuple[Level, ...] = ()
     image_ids: Sequence[str] = ()
-    has_masks = isinstance(source_config, MasksSource | TreeSource)
+    has_masks = isinstance(source_config, MasksSource | StreetHazardsSource | TreeSource | StrangeSource)
     known, missing = classes, experiment.data.missing
     classes = known or experiment.data.classes
     match source_config:
@@ -136,15 +142,16 @@ def adopt_source(
                 source_config, classes=known, missing=(), on_bad=on_bad, is_labelled=is_labelled
             )
             classes, missing = opened.classes, _all_but(opened.modalities)
-        case MasksSource():
+        case MasksSource() | StreetHazardsSource():
             masks = _open_masks(
                 source_config, classes=known, missing=(), on_bad=on_bad, is_labelled=is_labelled
             )
             classes, levels, missing = masks.classes, masks.levels, _all_but(masks.modalities)
             image_ids = masks.image_ids
-        case TreeSource():
+        case TreeSource() | StrangeSource():
             tree = _open_tree(source_config)
             classes, levels, missing = tree.classes, tree.levels, _all_but(tree.modalities)
+            image_ids = tree.image_ids
         case ShardsSource():
             shards = _open_shards(source_config)
             recorded = {"sha256": shards.manifest.sha256, "simulated": shards.manifest.simulated}
@@ -282,7 +289,7 @@ def _open(config: DataConfig, on_bad: OnBad, is_labelled: bool) -> Source:
                 links_into=source.follow_links,
                 on_bad=on_bad,
             )
-        case MasksSource() as source:
+        case (MasksSource() | StreetHazardsSource()) as source:
             return _open_masks(
                 source,
                 classes=config.classes,
@@ -290,7 +297,7 @@ def _open(config: DataConfig, on_bad: OnBad, is_labelled: bool) -> Source:
                 on_bad=on_bad,
                 is_labelled=is_labelled,
             )
-        case TreeSource() as source:
+        case (TreeSource() | StrangeSource()) as source:
             return _open_tree(source, config.missing)
         case ShardsSource() as source:
             shards = _open_shards(source, config.missing)
@@ -395,7 +402,7 @@ def _open_files(
 
 
 def _open_masks(
-    source: MasksSource,
+    source: MasksSource | StreetHazardsSource,
     *,
     classes: Sequence[str] | None,
     missing: Collection[str],
@@ -403,33 +410,46 @@ def _open_masks(
     is_labelled: bool,
 ) -> MaskSet:
     """A set with masks; without `classes`, those of its classes.yaml."""
-    suffixes = {
-        "rgb": source.rgb_suffix,
-        "rgbt": source.rgb_suffix,
-        "thermal": source.thermal_suffix,
-        "event": source.event_suffix,
-        MASK: source.mask_suffix,
-    }
+    root, bad_samples = Root(Path(source.root), source.follow_links), BadSamples(on_bad)
+    match source:
+        case MasksSource():
+            masks = source.masks if is_labelled else None
+            directories = _named_only(
+                rgb=source.rgb, thermal=source.thermal, event=source.event, rgbt=source.rgbt, mask=masks
+            )
+            suffixes = {
+                "rgb": source.rgb_suffix,
+                "rgbt": source.rgb_suffix,
+                "thermal": source.thermal_suffix,
+                "event": source.event_suffix,
+                MASK: source.mask_suffix,
+            }
+            files = files_in_directories(
+                root,
+                {kind: directory for kind, directory in directories.items() if kind not in missing},
+                suffixes=suffixes,
+                splits=source.splits,
+                group_prefix=source.group_prefix,
+                bad_samples=bad_samples,
+            )
+        case StreetHazardsSource():
+            files = street_hazards_files(root, source.lists, is_labelled=is_labelled, bad_samples=bad_samples)
     return MaskSet(
-        source.root,
-        directories={
-            **_named_only(rgb=source.rgb, thermal=source.thermal, event=source.event, rgbt=source.rgbt),
-            MASK: source.masks,
-        },
-        suffixes=suffixes,
-        splits=source.splits,
+        root,
+        files,
         table=source.classes,
         classes=classes,
         missing=missing,
-        group_prefix=source.group_prefix,
         thermal_range=source.thermal_range,
         is_labelled=is_labelled,
-        links_into=source.follow_links,
-        on_bad=on_bad,
+        bad_samples=bad_samples,
     )
 
 
-def _open_tree(source: TreeSource, missing: Collection[str] = ()) -> TreeSet:
+def _open_tree(source: TreeSource | StrangeSource, missing: Collection[str] = ()) -> TreeSet:
+    if isinstance(source, StrangeSource):
+        sizes = (source.num_train, source.num_val, source.num_calibration, source.num_test)
+        return StrangeSet(sizes, seed=source.seed, missing=missing)
     return TreeSet(
         num_images=source.num_images, has_thermal=source.thermal, seed=source.seed, missing=missing
     )

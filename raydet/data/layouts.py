@@ -24,6 +24,8 @@ from raydet.config import (
     NpyYoloSource,
     ShardsSource,
     Source,
+    StrangeSource,
+    StreetHazardsSource,
     SyntheticSource,
     TreeSource,
     VocSource,
@@ -33,6 +35,7 @@ from raydet.config.base import describe
 from raydet.data.shards.manifest import MANIFEST
 from raydet.data.sources.kaist import sets_directory
 from raydet.data.sources.mask_layouts import find_layout
+from raydet.data.sources.streethazards import is_street_hazards
 from raydet.data.sources.yolo import SETS_OF, find_images, find_labels
 from raydet.errors import ConfigError, DataError
 
@@ -45,16 +48,18 @@ SourceConfig = (
     | FlirSource
     | KaistSource
     | MasksSource
+    | StreetHazardsSource
     | TreeSource
+    | StrangeSource
     | ShardsSource
 )
 
 ANNOTATIONS = "annotations.json"
 KINDS = tuple(member.model_fields["kind"].default for member in get_args(SourceConfig))
-MADE_KINDS = ("synthetic", "tree")
+MADE_KINDS = ("synthetic", "tree", "strange")
 """Sets that have no files."""
 FILE_KINDS = tuple(kind for kind in KINDS if kind not in MADE_KINDS)
-SPEC_FORMS = f"synthetic, tree, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or a path"
+SPEC_FORMS = f"{', '.join(MADE_KINDS)}, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or a path"
 
 
 def detect_source(spec: str, *, is_labelled: bool = True) -> SourceConfig:
@@ -124,6 +129,8 @@ def _kind_of(path: Path, is_labelled: bool) -> str:
         return "coco"
     if (path / MANIFEST).is_file():
         return "shards"
+    if is_street_hazards(path):
+        return "streethazards"
     has_masks = find_layout(path) is not None
     has = {name: (path / name).is_dir() for name in ("Annotations", "JPEGImages", "visible", "infrared")}
     fits = {
@@ -145,8 +152,8 @@ def _kind_of(path: Path, is_labelled: bool) -> str:
     raise ConfigError(
         f"--data {path}: expected a .json file or a directory with {ANNOTATIONS} (coco), {MANIFEST} (shards), images/ "
         "and labels/ (npy_yolo), visible/, infrared/ and Annotations/ (voc), images and labels per modality "
-        "(yolo), JPEGImages/ and Annotations/ (flir), set00/ (kaist) or images/ and masks/ (masks), found none of "
-        "them; name the format, for example coco:PATH"
+        "(yolo), JPEGImages/ and Annotations/ (flir), set00/ (kaist), train/images/training/ (streethazards) or "
+        "images/ and masks/ (masks), found none of them; name the format, for example coco:PATH"
     )
 
 
@@ -159,8 +166,8 @@ def _configured(
             fields = {"annotations": str(path / ANNOTATIONS if path.is_dir() else path)}
             if isinstance(settings.get("root"), str):
                 settings = {**settings, "root": str(_existing(settings["root"]))}
-        case "masks":
-            fields |= _mask_fields(path, settings, is_labelled)
+        case "masks" | "streethazards":
+            fields |= _mask_fields(path, settings, is_labelled) if kind == "masks" else {}
             if isinstance(settings.get("classes"), str) and os.path.isfile(settings["classes"]):
                 settings = {**settings, "classes": os.path.abspath(settings["classes"])}
         case "shards":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import assert_never, get_args
 
 import numpy as np
@@ -82,8 +83,9 @@ def _named_parts(image_ids: Sequence[str], split: NamedSplit) -> Iterator[SplitN
     for part in get_args(SplitName):
         parts |= dict.fromkeys(getattr(split, part), part)
     for image_id in image_ids:
-        name, slash, _ = image_id.partition("/")
-        if not slash or name not in parts:
+        directories = [str(directory) for directory in PurePosixPath(image_id).parents]  # the longest first
+        name = next((directory for directory in directories if directory in parts), None)
+        if name is None:
             raise DataError(
                 f"data.split (named): expected ids that begin with {', '.join(f'{name}/' for name in parts)}, got "
                 f"{image_id!r}; name its part in data.split, or choose data.split.kind=group"

@@ -152,13 +152,16 @@ class TreeSet:
         )
 
     def targets(self, index: int) -> Targets:
+        ids_HW = self.ids(index)
+        ids_HW[seams(ids_HW)] = IGNORE
+        return Mask(torch.from_numpy(ids_HW)), SIZE_HW
+
+    def ids(self, index: int) -> NDArray[np.uint8]:
+        """The leaf of every pixel, at seams as well: uint8 [H, W]."""
         ids_HW = np.full(SIZE_HW, GROUND, np.uint8)
         for each in self._objects(index):
             ids_HW[each.place][each.shape] = each.leaf
-        # A pixel is at a seam if the square around it has more than one id.
-        around = np.lib.stride_tricks.sliding_window_view(np.pad(ids_HW, 1, mode="edge"), (3, 3))
-        ids_HW[(around != ids_HW[..., None, None]).any(axis=(2, 3))] = IGNORE
-        return Mask(torch.from_numpy(ids_HW)), SIZE_HW
+        return ids_HW
 
     def is_far(self, index: int) -> Bools:
         """bool [H, W]: pixels of far objects, with their seams."""
@@ -188,24 +191,29 @@ class TreeSet:
         return placed
 
     def _render(self, index: int) -> dict[str, Tensor]:
+        rgb_3HW, thermal_HW = self.scene(index)
+        noise = Draws(self._seed, index, "noise")
+        return {
+            "rgb": as_image(rgb_3HW + sensor_noise(noise, rgb_3HW.shape)),
+            "thermal": as_image((thermal_HW + sensor_noise(noise, SIZE_HW))[None]),
+        }
+
+    def scene(self, index: int) -> tuple[Ints, Ints]:
+        """RGB [3, H, W] and thermal [H, W] without noise."""
         draws = Draws(self._seed, index, "ground")
         rgb_3HW = 112 + np.stack([smooth_texture(draws, SIZE_HW, 24) * 20 // 256 - 10] * 3)
         thermal_HW = 110 + smooth_texture(draws, SIZE_HW, 32) * 24 // 256 - 12
         textures = THERMAL_TEXTURES if self._has_thermal else TEXTURES
         for each in self._objects(index):
             hue_3 = np.add(HUES[BUCKET_OF[each.leaf]], each.tint)[:, None, None]
-            stripes = 0 if each.is_far else _stripes(textures[each.leaf], each.shape.shape, each.phase)
+            texture = 0 if each.is_far else stripes(textures[each.leaf], each.shape.shape, each.phase)
             rgb_3HW[:, each.place[0], each.place[1]] = np.where(
-                each.shape, hue_3 + stripes, rgb_3HW[:, each.place[0], each.place[1]]
+                each.shape, hue_3 + texture, rgb_3HW[:, each.place[0], each.place[1]]
             )
             thermal_HW[each.place] += np.where(each.shape, HEAT if IS_WARM[each.leaf] else -HEAT, 0)
         if self.is_night(index):
             rgb_3HW = np.full_like(rgb_3HW, 8)
-        noise = Draws(self._seed, index, "noise")
-        return {
-            "rgb": as_image(rgb_3HW + sensor_noise(noise, rgb_3HW.shape)),
-            "thermal": as_image((thermal_HW + sensor_noise(noise, SIZE_HW))[None]),
-        }
+        return rgb_3HW, thermal_HW
 
 
 def _draw_object(draws: Draws) -> _Object:
@@ -246,7 +254,14 @@ def _draw_shape(draws: Draws, bucket: int) -> Bools:
             return np.ones((length, width) if draws.chance(50) else (width, length), bool)
 
 
-def _stripes(texture: Texture, size_hw: tuple[int, ...], phase: int) -> Ints:
+def seams(ids_HW: NDArray[np.uint8]) -> Bools:
+    """bool [H, W]: pixels around which, in the square of nine, there is more than one id."""
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(ids_HW, 1, mode="edge"), (3, 3))
+    at_seam: Bools = (around != ids_HW[..., None, None]).any(axis=(2, 3))
+    return at_seam
+
+
+def stripes(texture: Texture, size_hw: tuple[int, ...], phase: int) -> Ints:
     """[H, W]: plus and minus `STRIPES`, each for half a period."""
     period, direction = texture
     position = np.arange(size_hw[0])[:, None] if direction == "rows" else np.arange(size_hw[1])[None]

@@ -4,13 +4,15 @@
       - {id: 0, name: road, parent: flat, color: [128, 64, 128]}
       - {id: [26, 27], name: car, parent: vehicle}     # several values of the masks, one class
       - {id: 7, name: void, ignore: true}              # pixels without a label
+      - {id: 14, name: anomaly, anomaly: true}         # what no class describes, in test images only
     ignore: [255]             # optional: more values without a label
     groups:                   # optional: parents of parents; a group without a parent is a root
       - {name: flat, parent: ground}
       - {name: vehicle, parent: movable}
     levels: [category, realm] # optional: names of the levels above the classes, finest first
 
-Classes are labelled 0, 1, ... in the order of their (lowest) ids. Either no class has a parent, or all of them have the
+Classes are labelled 0, 1, ... in the order of their (lowest) ids. Models do not know anomalies: their pixels count for
+anomaly scores, and have no label elsewhere. Either no class has a parent, or all of them have the
 same number of groups above them. `colour` is read like `color`.
 
 SegHiero's YAML (`fine_names`, `coarse_names`, `coarse_to_fine_map` of [id] or inclusive [first, last], and the same for
@@ -24,7 +26,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -38,22 +40,26 @@ Colour = tuple[int, int, int]
 EXPECTED = "a YAML file of classes"
 MAX_VALUE = 65535
 """The largest value of a mask: they have at most 16 bits."""
-MAX_CLASSES = 255
-"""Labels are stored in 8 bits, in which 255 is "no label"."""
-CLASS_KEYS = frozenset({"id", "name", "parent", "ignore", "color", "colour"})
+MAX_CLASSES = 254
+"""Labels are stored in 8 bits, in which 254 is "anomaly" and 255 is "no label"."""
+CLASS_KEYS = frozenset({"id", "name", "parent", "ignore", "anomaly", "color", "colour"})
 GROUP_KEYS = frozenset({"name", "parent", "color", "colour"})
 FILE_KEYS = frozenset({"classes", "ignore", "groups", "levels"})
 
 
+Unlabelled = Literal["ignored", "anomaly"]
+"""Pixels of no class: without a label, or showing what no class describes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A class, or values without a label."""
+    """A class, or values without one."""
 
     name: str
     values: tuple[int, ...]
     parent: str | None
     colour: Colour | None
-    is_ignored: bool
+    no_class: Unlabelled | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +70,8 @@ class ClassTable:
     """The file, for messages."""
     classes: tuple[str, ...]
     """Names in label order."""
-    labels: Mapping[int, int | None]
-    """Label by the value of a mask; None: no label."""
+    labels: Mapping[int, int | Unlabelled]
+    """Label by the value of a mask."""
     entries: tuple[Entry, ...]
     levels: tuple[Level, ...]
     """The class tree above `classes`, see `raydet.config.SegmentationTask`."""
@@ -73,16 +79,16 @@ class ClassTable:
     @property
     def colours(self) -> tuple[Colour | None, ...]:
         """By label; None where the file has none."""
-        known = {entry.name: entry.colour for entry in self.entries if not entry.is_ignored}
+        known = {entry.name: entry.colour for entry in self.entries if entry.no_class is None}
         return tuple(known.get(name) for name in self.classes)
 
-    def label_of_colour(self) -> dict[Colour, int | None]:
-        """Label by colour; None: no label. Empty if the file has no colours.
+    def label_of_colour(self) -> dict[Colour, int | Unlabelled]:
+        """Label by colour; empty if the file has no colours.
 
         Raises:
             DataError: one colour has two meanings.
         """
-        found: dict[Colour, int | None] = {}
+        found: dict[Colour, int | Unlabelled] = {}
         names: dict[Colour, str] = {}
         for entry in self.entries:
             if entry.colour is None:
@@ -110,7 +116,9 @@ class ClassTable:
                 "correct data.classes, or ignore the class in a file of your own"
             )
         place = [list(classes).index(name) for name in self.classes]
-        labels = {value: None if label is None else place[label] for value, label in self.labels.items()}
+        labels = {
+            value: place[label] if isinstance(label, int) else label for value, label in self.labels.items()
+        }
         levels: tuple[Level, ...] = ()
         if self.levels and len(classes) == len(self.classes):
             first = self.levels[0]
@@ -129,16 +137,16 @@ def read_classes(path: Path) -> ClassTable:
     tree = _mapping(read_yaml(path), where, FILE_KEYS)
     entries = [_class_entry(item, where) for item in _items(tree, "classes", where)]
     entries += [
-        Entry(f"ignore {value}", (value,), None, None, True)
+        Entry(f"ignore {value}", (value,), None, None, "ignored")
         for value in _values(tree.get("ignore") or [], f"{where}, ignore")
     ]
     entries.sort(key=lambda entry: min(entry.values))
-    kept = [entry for entry in entries if not entry.is_ignored]
+    kept = [entry for entry in entries if entry.no_class is None]
     classes = tuple(entry.name for entry in kept)
     if not 1 <= len(classes) <= MAX_CLASSES:
         raise DataError(
-            f"{where}: expected 1 to {MAX_CLASSES} classes that are not ignored, got {len(classes)}; list them under "
-            "classes:, or ignore or merge some"
+            f"{where}: expected 1 to {MAX_CLASSES} classes that are neither ignored nor anomalies, got {len(classes)}; "
+            "list them under classes:, or ignore or merge some"
         )
     _check_once([entry.name for entry in entries], "class", where)
     groups = _groups(tree, where)
@@ -216,15 +224,19 @@ def _class_entry(item: object, where: str) -> Entry:
     name = _name(found.get("name"), f"{where}, classes, id {one_line(repr(found.get('id')))}")
     here = f"{where}, class {name!r}"
     values = _values(found.get("id"), here)
-    is_ignored = found.get("ignore", False)
-    if not isinstance(is_ignored, bool):
-        raise DataError(
-            f"{here}: expected ignore true or false, got {one_line(repr(is_ignored))}; correct it"
-        )
+    kinds: dict[str, Unlabelled] = {"ignore": "ignored", "anomaly": "anomaly"}
+    for key in kinds:
+        if not isinstance(found.get(key, False), bool):
+            raise DataError(
+                f"{here}: expected {key} true or false, got {one_line(repr(found[key]))}; correct it"
+            )
+    chosen = [kind for key, kind in kinds.items() if found.get(key, False)]
+    if len(chosen) > 1:
+        raise DataError(f"{here}: expected ignore or anomaly, got both; choose one of them")
     if not values:
         raise DataError(f"{here}: expected an id, or a list of them, got none; give one")
     parent = None if found.get("parent") is None else _name(found["parent"], f"{here}, parent")
-    return Entry(name, values, parent, _colour(found, here), is_ignored)
+    return Entry(name, values, parent, _colour(found, here), chosen[0] if chosen else None)
 
 
 def _values(found: object, where: str) -> tuple[int, ...]:
@@ -264,14 +276,18 @@ def _check_once(names: Sequence[str], what: str, where: str) -> None:
         )
 
 
-def _labels(entries: Sequence[Entry], classes: Sequence[str], where: str) -> dict[int, int | None]:
-    labels: dict[int, int | None] = {}
+def _labels(entries: Sequence[Entry], classes: Sequence[str], where: str) -> dict[int, int | Unlabelled]:
+    labels: dict[int, int | Unlabelled] = {}
     owner: dict[int, Entry] = {}
     for entry in entries:
         for value in entry.values:
             other = owner.get(value)
-            if other is not None and other.is_ignored != entry.is_ignored:
-                name = entry.name if other.is_ignored else other.name
+            if (
+                other is not None
+                and "ignored" in (roles := {other.no_class, entry.no_class})
+                and len(roles) == 2
+            ):
+                name = entry.name if other.no_class == "ignored" else other.name
                 raise DataError(
                     f"{where}, class {name!r}: id {value} is ignored and a class, too; choose one of them"
                 )
@@ -280,7 +296,7 @@ def _labels(entries: Sequence[Entry], classes: Sequence[str], where: str) -> dic
                     f"{where}, class {entry.name!r}: id {value} is that of {other.name!r}, too; a value has one class"
                 )
             owner[value] = entry
-            labels[value] = None if entry.is_ignored else list(classes).index(entry.name)
+            labels[value] = entry.no_class or list(classes).index(entry.name)
     return labels
 
 

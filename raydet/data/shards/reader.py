@@ -32,7 +32,7 @@ from raydet.data.shards.target import are_ids, restored_boxes
 from raydet.data.sources.base import Targets
 from raydet.data.storage import Store
 from raydet.errors import DataError
-from raydet.structures import IGNORE, Boxes, Mask, Sample
+from raydet.structures import ANOMALY, IGNORE, Boxes, Mask, Sample
 
 MAX_OPEN_SHARDS = 256
 """Limit per process: each is an open file, of which many systems allow 1,024."""
@@ -268,8 +268,8 @@ class _Shard:
         ids_HW = self.pixels(MASK, row, size_hw)[0]
         if not are_ids(ids_HW, self._num_classes):
             raise DataError(
-                f"{self.where}, row {row}: expected ids in 0..{self._num_classes - 1} or {IGNORE} in the mask, got "
-                "others; convert the set again"
+                f"{self.where}, row {row}: expected ids in 0..{self._num_classes - 1}, {ANOMALY} or {IGNORE} in the "
+                "mask, got others; convert the set again"
             )
         return Mask(ids_HW)
 

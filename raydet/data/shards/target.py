@@ -8,7 +8,7 @@ from torch import Tensor
 from raydet.data.shards.layout import MASK, MASK_TYPES
 from raydet.data.shards.manifest import TargetKind
 from raydet.errors import DataError
-from raydet.structures import ANY_CLASS, IGNORE, Boxes, Mask, Sample, Target
+from raydet.structures import ANOMALY, ANY_CLASS, IGNORE, Boxes, Mask, Sample, Target
 
 
 def kind_of(target: Target) -> TargetKind:
@@ -50,8 +50,8 @@ def target_bytes(target: Target) -> bytes:
 
 
 def are_ids(ids_HW: Tensor, num_classes: int) -> bool:
-    """Whether all ids of a mask are of classes, or IGNORE."""
-    ids = ids_HW[ids_HW != IGNORE]
+    """Whether all ids of a mask are of classes, IGNORE or ANOMALY."""
+    ids = ids_HW[(ids_HW != IGNORE) & (ids_HW != ANOMALY)]
     return not len(ids) or bool(ids.min() >= 0 and int(ids.max()) < num_classes)
 
 
@@ -91,6 +91,6 @@ def check_target(sample: Sample, num_classes: int) -> None:
                 )
             if not are_ids(ids_HW, num_classes):
                 raise DataError(
-                    f"{sample.image_id}: expected ids in 0..{num_classes - 1} or {IGNORE} (no label) in the mask, got "
-                    f"{ids_HW.unique().tolist()}; correct the annotations"
+                    f"{sample.image_id}: expected ids in 0..{num_classes - 1}, {ANOMALY} (anomaly) or {IGNORE} (no "
+                    f"label) in the mask, got {ids_HW.unique().tolist()}; correct the annotations"
                 )

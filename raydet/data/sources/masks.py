@@ -1,23 +1,18 @@
-"""A directory of images per modality and one of masks, whose values `classes.yaml` names.
+"""Images with masks, whose values `classes.yaml` names.
 
     images/a.png   masks/a.png   classes.yaml
 
-Other layouts are in `raydet.data.sources.mask_layouts`. Directories are searched recursively; files are paired by their
-stems without the suffixes of the config. A mask has the size of its image, and one channel (ids of up to 16 bits, or a
-palette, of which the indices count) or the colours of `classes.yaml`. Labels are those of `classes.yaml` in the order
-of its ids; a value that it does not name is an error.
+The files are found by `raydet.data.sources.mask_files`, or in the way of a certain set. A mask has the size of its
+image, and one channel (ids of up to 16 bits, or a palette, of which the indices count) or the colours of
+`classes.yaml`. Labels are those of `classes.yaml` in the order of its ids; a value that it does not name is an error.
 
 **Orientation.** Images are read upright, as everywhere. A mask is read upright by its own metadata, if it has any, and
 belongs to the upright image, like boxes: one that was drawn on the stored pixels of an image that lies on its side has
 another size and is refused. Where the sizes cannot tell (upside down, mirrored, square), a note says so.
-
-**Groups.** The sequence of an image is said by the first letters of its name (`group_prefix`), by a name of Cityscapes
-(city and sequence), or else by the subdirectory in which it lies.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -28,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydet.data.sources.bad_samples import BadSamples, OnBad
+from raydet.data.sources.bad_samples import BadSamples
 from raydet.data.sources.base import Targets
-from raydet.data.sources.files import IMAGES, Root, files_in
+from raydet.data.sources.files import Root
 from raydet.data.sources.images import (
     MODALITY_NAMES,
     ThermalRange,
@@ -40,17 +35,14 @@ from raydet.data.sources.images import (
     read_header,
     read_mask_header,
 )
-from raydet.data.sources.mask_layouts import CLASSES, SPLIT, split_names
+from raydet.data.sources.mask_files import MASK, RGBT, MaskFiles
+from raydet.data.sources.mask_layouts import CLASSES
 from raydet.data.sources.paired_images import Image, PairedImages, check_some_left
-from raydet.data.sources.pairs import Files, paired
-from raydet.errors import ConfigError, DataError
-from raydet.files.classes import MAX_VALUE, ClassTable, Colour, built_in_tables, read_classes
+from raydet.errors import DataError
+from raydet.files.classes import MAX_VALUE, ClassTable, Colour, Unlabelled, built_in_tables, read_classes
 from raydet.files.text import one_line
-from raydet.structures import IGNORE, Mask
+from raydet.structures import ANOMALY, IGNORE, Mask
 
-MASK = "mask"
-RGBT = "rgbt"
-CITYSCAPES_NAME = re.compile(r"([a-z-]+_\d{6})_\d{6}")
 UNKNOWN = -1
 NUM_SAMPLED = 5
 """Masks whose values are told where there is no classes.yaml."""
@@ -58,53 +50,40 @@ NUM_SHOWN = 12
 
 
 class MaskSet(PairedImages):
-    """The images of such a directory, sorted by split and name.
+    """The images of such a set.
 
     Args:
-        directories: by modality, or "rgbt"; and "mask". One `{split}` in each, or in none.
-        suffixes: of stems, by the same keys.
-        splits: what `{split}` stands for; None: every name for which all directories exist.
+        root: the set's directory.
+        files: of each image, by its id.
         table: name of a built-in table, or path of a file of classes, see `raydet.files.classes`.
         classes: names in label order; default: those of the table.
         missing: modalities to leave out.
-        group_prefix: number of leading characters of a name that identify the sequence.
         thermal_range: see `raydet.data.sources.images`.
         is_labelled: False: masks are not read, and may be missing; every pixel has no label.
-        links_into: as in `CocoSet`.
-        on_bad: "skip" leaves out an image with a bad or a missing file.
+        bad_samples: the images that were left out; those with a bad file follow.
 
     Raises:
-        DataError: a directory or a file is not as described above.
-        ConfigError: a name in `splits` does not exist.
+        DataError: there is no image, or a file is not as described above.
     """
 
     def __init__(
         self,
-        root: str | Path,
+        root: Root,
+        files: Mapping[str, MaskFiles],
         *,
-        directories: Mapping[str, str],
-        suffixes: Mapping[str, str] | None = None,
-        splits: Sequence[str] | None = None,
         table: str = CLASSES,
         classes: Sequence[str] | None = None,
         missing: Collection[str] = (),
-        group_prefix: int = 0,
         thermal_range: ThermalRange | None = None,
         is_labelled: bool = True,
-        links_into: str | None = None,
-        on_bad: OnBad = "error",
+        bad_samples: BadSamples,
     ) -> None:
-        base, bad_samples = Root(Path(root), links_into), BadSamples(on_bad)
-        kinds = [name for name in (*MODALITY_NAMES, RGBT) if name in directories and name not in missing]
+        check_some_left(len(files), root.path, bad_samples)
+        kinds = next(iter(files.values())).paths.keys()
         modalities = [name for name in MODALITY_NAMES if name in kinds or (RGBT in kinds and name != "event")]
         modalities = [name for name in modalities if name not in missing]
-        kinds += [MASK] if is_labelled else []
-        files = _paired_files(
-            base, {kind: directories[kind] for kind in kinds}, suffixes or {}, splits, bad_samples
-        )
-        check_some_left(len(files), base.path, bad_samples)
-        masks = [paths[MASK] for paths in files.values() if is_labelled]
-        known = _table_of(base, table, masks) if is_labelled or classes is None else None
+        masks = [each.paths[MASK] for each in files.values() if is_labelled]
+        known = _table_of(root, table, masks) if is_labelled or classes is None else None
         if known is not None and classes is not None:
             known = known.in_order(classes)
         self.levels = () if known is None else known.levels
@@ -113,8 +92,8 @@ class MaskSet(PairedImages):
         unclear: list[str] = []
 
         def read_image(key: str) -> Image:
-            where, paths = f"{base.path}, image {key}", files[key]
-            pixels = {name: paths.get(name, paths.get(RGBT, base.path)) for name in modalities}
+            where, paths = f"{root.path}, image {key}", files[key].paths
+            pixels = {name: paths.get(name, paths.get(RGBT, root.path)) for name in modalities}
             size_hw = check_sizes(pixels, where, thermal_range=thermal_range)
             if RGBT in paths and read_header(paths[RGBT], where).channels != 4:
                 raise DataError(
@@ -123,14 +102,12 @@ class MaskSet(PairedImages):
                 )
             if is_labelled and _check_mask(paths[MASK], pixels, size_hw, where):
                 unclear.append(key)
-            first = next(iter(pixels.values()))
-            group = _group_of(key, first, directories, base.path, group_prefix)
-            return Image(key, group, pixels, size_hw, mask=paths.get(MASK))
+            return Image(key, files[key].group_id, pixels, size_hw, mask=paths.get(MASK))
 
         images = bad_samples.read_all((key, partial(read_image, key)) for key in files)
         super().__init__(
             images,
-            where=base.path,
+            where=root.path,
             classes=known.classes if known is not None else classes or (),
             modalities=modalities,
             thermal_range=thermal_range,
@@ -150,7 +127,7 @@ class MaskSet(PairedImages):
         return {name: found[name] for name in image.files}
 
     def targets(self, index: int) -> Targets:
-        """The mask of an image: uint8, 0..K-1 or IGNORE.
+        """The mask of an image: uint8, 0..K-1, IGNORE or ANOMALY.
 
         Raises:
             DataError: the mask cannot be read, or has a value that is not in the table.
@@ -175,7 +152,7 @@ class _Labels:
         self._table = table
         self._label_of_value = np.full(MAX_VALUE + 1, UNKNOWN, np.int16)
         for value, label in table.labels.items():
-            self._label_of_value[value] = IGNORE if label is None else label
+            self._label_of_value[value] = _stored(label)
 
     def of(self, path: Path) -> NDArray[np.uint8]:
         values = decode_values(path)
@@ -204,7 +181,7 @@ class _Labels:
             )
         packed = np.array([[1 << 16], [1 << 8], [1]])
         known = np.array([list(colour) for colour in label_of_colour]) @ packed[:, 0]
-        labels = np.array([IGNORE if x is None else x for x in label_of_colour.values()], np.int16)
+        labels = np.array([_stored(label) for label in label_of_colour.values()], np.int16)
         order = np.argsort(known)
         codes_HW = (colours_HW3.astype(np.int64) @ packed)[..., 0]
         place_HW = np.searchsorted(known[order], codes_HW).clip(max=len(known) - 1)
@@ -212,47 +189,8 @@ class _Labels:
         return np.where(is_known_HW, labels[order][place_HW], np.int16(UNKNOWN))
 
 
-def _paired_files(
-    base: Root,
-    directories: Mapping[str, str],
-    suffixes: Mapping[str, str],
-    splits: Sequence[str] | None,
-    bad_samples: BadSamples,
-) -> dict[str, dict[str, Path]]:
-    """The files of each image by kind; ids are stems, below the name of the split if there are several."""
-    templates = list(directories.values())
-    has_splits = any(SPLIT in template for template in templates)
-    names = split_names(base.path, templates) if has_splits else [""]
-    if has_splits and splits is not None:
-        if unknown := [name for name in splits if name not in names]:
-            raise ConfigError(
-                f"data.source.splits: expected some of {', '.join(names) or 'none'}, for which "
-                f"{' and '.join(templates)} exist in {base.path}, got {unknown[0]!r}"
-            )
-        names = list(splits)
-    if not names:
-        raise DataError(
-            f"{base.path}: expected {' and '.join(templates)} for some split, found no name for which all exist; check "
-            "the directories"
-        )
-    files: dict[str, dict[str, Path]] = {}
-    for split in names:
-        listings: dict[str, Files] = {}
-        for kind, template in directories.items():
-            found = files_in(base, base.directory(template.replace(SPLIT, split)), IMAGES)
-            suffix = suffixes.get(kind, "")
-            listings[kind] = {
-                stem.removesuffix(suffix): file for stem, file in found.items() if stem.endswith(suffix)
-            }
-        pairs = paired(
-            listings,
-            where=base.path / split,
-            remedy="add the files or delete the rest of the image; data.source.mask_suffix and its like pair names "
-            "that differ",
-            bad_samples=bad_samples,
-        )
-        files |= {f"{split}/{key}" if has_splits else key: paths for key, paths in pairs.items()}
-    return files
+def _stored(label: int | Unlabelled) -> int:
+    return {"ignored": IGNORE, "anomaly": ANOMALY}[label] if isinstance(label, str) else label
 
 
 def _table_of(base: Root, table: str, masks: Sequence[Path]) -> ClassTable:
@@ -305,23 +243,6 @@ def _orientation_notes(keys: Sequence[str]) -> list[str]:
         f"{len(keys)} images (the first is {one_line(keys[0])}) are turned or mirrored by their metadata, their masks "
         "are not: these are taken as drawn on the upright image"
     ]
-
-
-def _group_of(key: str, path: Path, directories: Mapping[str, str], root: Path, prefix: int) -> str:
-    split, _, name = key.rpartition("/")
-    if prefix:
-        return name[:prefix]
-    if found := CITYSCAPES_NAME.match(name):
-        return found[1]
-    below = next(
-        (
-            path.parent.relative_to(directory)
-            for template in directories.values()
-            if path.is_relative_to(directory := root / template.replace(SPLIT, split))
-        ),
-        Path(),
-    )
-    return "" if below == Path() else str(below)
 
 
 def _counts(values: NDArray[np.integer], num_channels: int) -> Counter[tuple[int, ...]]:

@@ -75,7 +75,7 @@ def mask_drawings(run: TrainedRun, records: ConfusionRecords, count: int) -> lis
 
 def _draw(run: TrainedRun, sample: Sample, ids_HW: Tensor) -> Image.Image:
     """A panel per modality, the true mask, the predicted one, and the mistakes."""
-    truth_HW = mask_of(sample.target, sample.image_id).ids_HW
+    truth_HW = mask_of(sample.target, sample.image_id).labelled()
     colours, factor = palette_of(run.source), panel_factor(sample.valid_hw)
     panels = [
         Panel(

@@ -22,7 +22,7 @@ from raydet.check.run import check_source
 from raydet.check.summary import summary_lines
 from raydet.cli import main
 from raydet.config import FirstSplit
-from raydet.structures import IGNORE, Mask, Sample, mask_of
+from raydet.structures import ANOMALY, IGNORE, Mask, Sample, mask_of
 from tests.unit.check.planted import kinds_of
 from tests.unit.data.masks import CLASSES, MaskSet
 
@@ -90,6 +90,23 @@ def changed(change: Change) -> Gathered:
             return replace(sample, target=Mask(change(mask_of(sample.target, "").ids_HW, index)))
 
     return checked(Changed(num_images=4, size_hw=(90, 120), step=13))
+
+
+def test_anomalies_belong_to_test_images() -> None:
+    def with_anomalies(ids: Tensor, index: int) -> Tensor:
+        if index == 1:
+            ids[2:5, 2:4] = ANOMALY
+        return ids
+
+    found = changed(with_anomalies)
+    [finding] = found.findings
+    assert (finding.kind, finding.index) == ("anomaly_outside_test", 1)
+    assert finding.detail == "6 pixels, to train on"
+    assert found.masks is not None
+    assert found.masks.anomalous == 6
+    total = 4 * 90 * 120
+    assert found.masks.labelled + found.masks.unlabelled + 6 == total
+    assert any(f"{6 / total:.2%} anomalies" in line for line in summary_lines(found))
 
 
 def test_a_class_on_one_side_of_the_split() -> None:

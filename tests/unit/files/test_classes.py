@@ -44,7 +44,7 @@ def written(tmp_path: Path, text: str) -> Path:
 def test_classes_are_in_the_order_of_their_ids(tmp_path: Path) -> None:
     table = read_classes(written(tmp_path, GOOD))
     assert table.classes == ("road", "walk", "car")
-    assert table.labels == {0: 0, 3: 1, 26: 2, 27: 2, 7: None, 255: None}
+    assert table.labels == {0: 0, 3: 1, 26: 2, 27: 2, 7: "ignored", 255: "ignored"}
     assert table.colours == ((128, 64, 128), None, (0, 0, 142))
     assert table.label_of_colour() == {(128, 64, 128): 0, (0, 0, 142): 2}
     assert table.levels == (
@@ -62,10 +62,26 @@ def test_groups_need_no_list_and_levels_no_names(tmp_path: Path) -> None:
     assert (flat.classes, flat.levels) == (("b", "a"), ())
 
 
+def test_anomalies_are_no_class(tmp_path: Path) -> None:
+    text = """
+classes:
+  - {id: 3, name: a, parent: x, color: [1, 1, 1]}
+  - {id: 1, name: odd, anomaly: true, color: [2, 2, 2]}
+  - {id: [4, 5], name: strange, anomaly: true}
+"""
+    table = read_classes(written(tmp_path, text))
+    assert table.classes == ("a",)
+    assert table.labels == {3: 0, 1: "anomaly", 4: "anomaly", 5: "anomaly"}
+    assert table.label_of_colour() == {(1, 1, 1): 0, (2, 2, 2): "anomaly"}
+    assert table.colours == ((1, 1, 1),)
+    assert table.levels[0].groups == ("x",)
+    assert table.in_order(("b", "a")).labels == {3: 1, 1: "anomaly", 4: "anomaly", 5: "anomaly"}
+
+
 def test_another_order_of_the_classes(tmp_path: Path) -> None:
     table = read_classes(written(tmp_path, GOOD))
     other = table.in_order(("car", "walk", "road"))
-    assert other.labels == {0: 2, 3: 1, 26: 0, 27: 0, 7: None, 255: None}
+    assert other.labels == {0: 2, 3: 1, 26: 0, 27: 0, 7: "ignored", 255: "ignored"}
     assert other.levels[0].parents == (1, 0, 0)
     assert other.colours == ((0, 0, 142), None, (128, 64, 128))
     more = table.in_order(("tree", "road", "walk", "car"))
@@ -125,8 +141,24 @@ REFUSED = {
     "colour": ("classes: [{id: 1, name: a, color: [1, 2]}]", r"class 'a': expected a color .* got \[1, 2\]"),
     "colour out of range": ("classes: [{id: 1, name: a, color: [1, 2, 256]}]", r"expected a color"),
     "ignore": ("classes: [{id: 1, name: a, ignore: 1}]", r"class 'a': expected ignore true or false, got 1"),
+    "anomaly": (
+        "classes: [{id: 1, name: a, anomaly: 1}]",
+        r"class 'a': expected anomaly true or false, got 1",
+    ),
+    "ignored and an anomaly": (
+        "classes: [{id: 1, name: a, ignore: true, anomaly: true}]",
+        r"class 'a': expected ignore or anomaly, got both; choose one",
+    ),
+    "ignore value that is an anomaly": (
+        "classes: [{id: 0, name: a}, {id: 255, name: b, anomaly: true}]\nignore: [255]",
+        r"class 'b': id 255 is ignored and a class, too",
+    ),
+    "anomaly value that is a class": (
+        "classes: [{id: 0, name: a}, {id: 0, name: b, anomaly: true}]",
+        r"class 'b': id 0 is that of 'a', too",
+    ),
     "unknown key": ("classes: [{id: 1, name: a, parents: b}]", r"expected the keys .*, got 'parents'"),
-    "all ignored": ("classes: [{id: 1, name: a, ignore: true}]", r"expected 1 to 255 classes"),
+    "all ignored": ("classes: [{id: 1, name: a, ignore: true}]", r"expected 1 to 254 classes"),
     "no classes": ("groups: [{name: a}]", r"expected a list under classes:, got None"),
     "a list": ("[1, 2]", r"expected classes, groups, ignore, levels, got \[1, 2\]"),
     "levels": (CLASSES + "levels: [a, b]", r"expected 1 different names under levels:, .* got \['a', 'b'\]"),
@@ -153,8 +185,10 @@ def test_what_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_more_classes_than_labels(tmp_path: Path) -> None:
-    lines = "\n".join(f"  - {{id: {number}, name: c{number}}}" for number in range(256))
-    with pytest.raises(DataError, match="expected 1 to 255 classes that are not ignored, got 256"):
+    lines = "\n".join(f"  - {{id: {number}, name: c{number}}}" for number in range(255))
+    with pytest.raises(
+        DataError, match="expected 1 to 254 classes that are neither ignored nor anomalies, got 255"
+    ):
         read_classes(written(tmp_path, f"classes:\n{lines}"))
 
 
@@ -168,7 +202,12 @@ def test_a_colour_with_two_meanings_is_only_wrong_for_masks_of_colours(tmp_path:
 @pytest.mark.parametrize("name", built_in_tables())
 def test_built_in_tables_are_good(name: str) -> None:
     table = read_classes(built_in_tables()[name])
-    assert len(table.classes) == {"camvid": 11}.get(name, 19)
+    assert len(table.classes) == {"camvid": 11, "streethazards": 13}.get(name, 19)
+    if name == "streethazards":
+        assert table.labels == {value: value - 1 for value in range(1, 14)} | {14: "anomaly"}
+        assert len(table.label_of_colour()) == 14  # each its own
+        assert not table.levels
+        return
     assert SegmentationTask(levels=table.levels).levels
     assert len(table.levels[0].parents) == len(table.classes)
     for below, above in pairwise(table.levels):
@@ -193,7 +232,7 @@ def test_the_example_of_seghiero(tmp_path: Path) -> None:
     assert coarse.parents == (0, 0, 0, 0, 1, 1, 1, 2, 3)
     assert [above.parents[parent] for parent in coarse.parents] == [0] * 8 + [1]
     assert (coarse.name, above.groups) == ("coarse", ("plant", "fungus"))
-    assert table.labels[255] is None
+    assert table.labels[255] == "ignored"
 
 
 @pytest.mark.parametrize(

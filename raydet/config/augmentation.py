@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydet.config.base import Config
 
@@ -22,6 +22,17 @@ class Crop(Config):
     far as the canvas is large enough."""
 
 
+class NativeCrop(Config):
+    """A window of the image at its own resolution, as large as the canvas; what lies beyond the image has no label."""
+
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    """Range of the factor by which the image is resized before the window is taken."""
+    window: Literal["fixed", "scaled"] = "fixed"
+    """fixed: the window is as large as the canvas, and shows canvas / factor pixels of the image: things differ in
+    size. scaled: the window grows with the factor and is resized to the canvas, as in a published StreetHazards
+    comparison. It always shows as many pixels of the image as the canvas has: the factor cancels, and only blurs."""
+
+
 class RgbPhotometric(Config):
     """Factors are drawn from 1 - x .. 1 + x for each image."""
 
@@ -31,6 +42,9 @@ class RgbPhotometric(Config):
     saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Largest turn of the hue to either side, in turns; 0.5 is the opposite colour."""
+    blur: Probability = 0.0
+    """Probability of a Gaussian blur over 5 x 5 pixels of the canvas."""
+    blur_sigma_px: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.1, 2.0)
 
 
 class ThermalPhotometric(Config):
@@ -87,6 +101,10 @@ class Augmentation(Config):
     min_box_kept: Share = 0.0
     """Boxes of which less than this share of the area is left after all cuts are dropped."""
     crop: Crop = Crop()
+    native_crop: NativeCrop | None = None
+    """Instead of the letterboxed image, of `scale_jitter` and of `crop`; null: off."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """The angle is drawn from -x .. x; corners that open have no label. For masks only: boxes would not fit."""
     mosaic: Probability = 0.0
     """Probability of four images around a point of the canvas: the image itself and three drawn from all that
     train. Each fills its quarter, at its own scale or larger, around one of its boxes; `crop` does not apply."""
@@ -95,3 +113,11 @@ class Augmentation(Config):
     boxes stay where rgb shows the objects. Without rgb the first modality stays."""
     photometric: Photometric = Photometric()
     modality_dropout: ModalityDropout = ModalityDropout()
+
+    @model_validator(mode="after")
+    def _one_way_to_crop(self) -> Self:
+        if self.native_crop is not None and (self.mosaic > 0 or self.crop.min_fraction < 1):
+            raise ValueError(
+                "augmentation.native_crop replaces crop and mosaic; leave them at their defaults"
+            )
+        return self

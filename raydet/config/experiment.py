@@ -56,6 +56,10 @@ class Experiment(Config):
     def _task_and_head_fit(self) -> Self:
         has_masks = isinstance(self.model.head, MaskHead)
         match self.task:
+            case DetectionTask() if self.data.augmentation.rotation_degrees > 0:
+                raise ValueError(
+                    "data.augmentation.rotation_degrees turns masks; boxes would no longer fit: set it to 0"
+                )
             case DetectionTask() if has_masks:
                 raise ValueError(
                     f"task.kind=detection needs boxes, model.head.kind={self.model.head.kind} gives masks"

@@ -9,6 +9,8 @@ from typing import Any
 
 MOVED = {"evaluate": "task"}
 """Sections by their old path."""
+_NEW_OF_AUGMENTATION = {"native_crop": None, "rotation_degrees": 0.0}
+_NEW_OF_RGB = {"blur": 0.0, "blur_sigma_px": [0.1, 2.0]}
 _NEW_OF_TIMM = {"frozen_stages": 0, "frozen_norms": False, "output_stride": 32}
 """Later fields with their defaults."""
 
@@ -41,11 +43,11 @@ def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
     """The JSON of an experiment as the oldest version that knew all of it would have written it: what fingerprints are
     made of. New fields are left out where they have their defaults."""
     tree = tree | {name: dict(tree[name]) for name in ("data", "model", "train")}
-    tree["model"]["backbone"] = {
-        name: value
-        for name, value in tree["model"]["backbone"].items()
-        if name not in _NEW_OF_TIMM or value != _NEW_OF_TIMM[name]
-    }
+    tree["model"]["backbone"] = _without(tree["model"]["backbone"], _NEW_OF_TIMM)
+    augmentation = _without(tree["data"]["augmentation"], _NEW_OF_AUGMENTATION)
+    photometric = augmentation["photometric"]
+    photometric = photometric | {"rgb": _without(photometric["rgb"], _NEW_OF_RGB)}
+    tree["data"]["augmentation"] = augmentation | {"photometric": photometric}
     tree["data"]["source"] = source_as_first_written(tree["data"]["source"])
     if tree["data"]["sampling"] == {"kind": "frames"}:
         del tree["data"]["sampling"]
@@ -55,10 +57,17 @@ def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
         tree["data"]["split"] = {name: value for name, value in split.items() if value or name not in new}
     if tree["train"]["steps_per_epoch"] is None:
         del tree["train"]["steps_per_epoch"]
+    if tree["task"].get("anomaly", True) is None:
+        tree["task"] = {name: value for name, value in tree["task"].items() if name != "anomaly"}
     if tree["task"]["kind"] == "detection" and tree["task"]["metric"] is None:
         task = tree.pop("task")
         tree["evaluate"] = {name: value for name, value in task.items() if name not in ("kind", "metric")}
     return tree
+
+
+def _without(tree: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The fields without the later ones that have their defaults."""
+    return {name: value for name, value in tree.items() if name not in new or value != new[name]}
 
 
 def source_as_first_written(tree: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Geometric transforms: resize, cut, flip, shift, pad. Modalities and target are transformed together.
+"""Geometric transforms: resize, cut, flip, rotate, shift, pad. Modalities and target are transformed together.
 
 Flip, cut and pad are torchvision's v2 kernels: bit-identical to plain torch, and as fast. Masks are resampled to the
 nearest pixel centre, which is where boxes and bilinear pixels are, too.
@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from raydet.structures import IGNORE, Boxes, Mask, Sample, Target, mask_of
@@ -68,6 +69,22 @@ def flip_horizontally(sample: Sample) -> Sample:
 
     target = _changed(sample.target, boxes=flipped_boxes, ids=flipped)
     return replace(on_pixels(sample, flipped), target=target)
+
+
+def rotate(sample: Sample, degrees: float) -> Sample:
+    """Turn an unpadded sample with a mask about its centre, counter-clockwise; corners that open are zero in images and
+    IGNORE in the mask.
+
+    Raises:
+        DataError: the target is boxes.
+    """
+    ids_HW = mask_of(sample.target, sample.image_id).ids_HW
+    turned = on_pixels(
+        sample,
+        lambda x_CHW: functional.rotate_image(x_CHW, degrees, interpolation=InterpolationMode.BILINEAR),
+    )
+    ids_1HW = functional.rotate_image(ids_HW[None], degrees, fill=[float(IGNORE)])
+    return replace(turned, target=Mask(ids_1HW[0]))
 
 
 def pad(sample: Sample, canvas_hw: tuple[int, int]) -> Sample:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from raydet.config import EventPhotometric, Photometric, RgbPhotometric, ThermalPhotometric
 from raydet.data.randomness import Key, random_bits, random_stream
@@ -26,6 +27,8 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey, Rec. 601."""
 YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], dtype=torch.float64)
 FOUR_BYTES_MEAN, FOUR_BYTES_STD = 4 * 127.5, math.sqrt(4 * (256**2 - 1) / 12)
+
+BLUR_PX = 5
 
 OFF = Photometric()
 
@@ -47,7 +50,9 @@ def with_other_values(sample: Sample, photometric: Photometric, key: tuple[Key, 
 
 
 def recoloured(x_CHW: Tensor, change: RgbPhotometric, key: tuple[Key, ...]) -> Tensor:
-    """Random brightness, contrast, saturation and hue; without three channels, brightness and contrast only."""
+    """Random blur, brightness, contrast, saturation and hue; without three channels, no saturation and no hue."""
+    if change.blur:
+        x_CHW = blurred(x_CHW, change, (*key, "blur"))
     brightness, contrast, saturation, turn = 2 * random_stream(*key, "rgb").random_sample(4) - 1
     brightness, contrast = 1 + change.brightness * brightness, 1 + change.contrast * contrast
     gain = brightness * contrast
@@ -59,6 +64,16 @@ def recoloured(x_CHW: Tensor, change: RgbPhotometric, key: tuple[Key, ...]) -> T
         return _on_values(x_CHW, lambda x: x.mul_(gain).add_(offset))
     matrix = gain * colour_matrix(1 + change.saturation * float(saturation), change.hue * float(turn))
     return _on_values(x_CHW, lambda x: torch.addmm(x.new_tensor(offset), matrix, x.flatten(1)).view_as(x))
+
+
+def blurred(x_CHW: Tensor, change: RgbPhotometric, key: tuple[Key, ...]) -> Tensor:
+    """The image or, with the probability of `change.blur`, a blurred one."""
+    chance, share = random_stream(*key).random_sample(2)
+    if chance >= change.blur:
+        return x_CHW
+    low, high = change.blur_sigma_px
+    sigma = low + (high - low) * float(share)
+    return functional.gaussian_blur_image(x_CHW, kernel_size=[BLUR_PX, BLUR_PX], sigma=[sigma, sigma])
 
 
 def colour_matrix(saturation: float, turn: float) -> Tensor:

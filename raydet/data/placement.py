@@ -1,6 +1,7 @@
-"""Augment one image: sensor shift, crop, resize, flip, photometric changes; or a mosaic of four such images.
+"""Augment one image: sensor shift, crop, resize, flip, rotation, photometric changes; or a mosaic of four such images.
 
-The image is first shifted and cropped by whole source pixels, then resampled once, to its final size.
+The image is first shifted and cropped by whole source pixels, then resampled once, to its final size. A rotation
+resamples it again, and so does the published form of `native_crop`.
 
 Legend: C channels, H W height and width, N boxes.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raydet.config import Augmentation
+from raydet.config import Augmentation, NativeCrop
 from raydet.data.geometry import (
     cut,
     flip_horizontally,
@@ -22,6 +23,7 @@ from raydet.data.geometry import (
     letterboxed_hw,
     object_boxes,
     resize,
+    rotate,
     shifted,
     with_rows,
 )
@@ -62,15 +64,53 @@ def placed(sample: Sample, augmentation: Augmentation, room: Room, key: tuple[Ke
     elif augmentation.crop.min_fraction < 1:
         kept_N = _rows_to_keep(sample, augmentation.crop.keep, key)
         sample = random_crop(sample, augmentation.crop.min_fraction, kept_N, key)
-    low, high = augmentation.scale_jitter
-    before_hw, after_hw = sample.canvas_hw, _size(sample, room, low + (high - low) * scale)
-    sample = _cut_to(resize(sample, after_hw), room.hw, kept_N, down=down, right=right)
+    before_hw = sample.canvas_hw
+    if augmentation.native_crop is not None:
+        low, high = augmentation.native_crop.scale
+        after_hw = _scaled(before_hw, low + (high - low) * scale)
+        sample = native_window(
+            sample, augmentation.native_crop, room.canvas_hw, after_hw, down=down, right=right
+        )
+        if augmentation.native_crop.window == "scaled":
+            after_hw = before_hw  # the factor has cancelled
+    else:
+        low, high = augmentation.scale_jitter
+        after_hw = _size(sample, room, low + (high - low) * scale)
+        sample = _cut_to(resize(sample, after_hw), room.hw, kept_N, down=down, right=right)
     if flip < augmentation.flip_probability:
         sample = flip_horizontally(sample)
+    if augmentation.rotation_degrees:
+        share = 2 * random_stream(*key, "rotation").random_sample() - 1
+        sample = rotate(sample, share * augmentation.rotation_degrees)
     sample = with_other_values(sample, augmentation.photometric, (*key, "photometric"))
     whole_N = areas_N * (math.prod(after_hw) / math.prod(before_hw))
     is_cropped_N = _areas(sample) < (augmentation.min_box_kept - 1e-4) * whole_N
     return with_rows(sample, ~is_cropped_N)
+
+
+def native_window(
+    sample: Sample,
+    config: NativeCrop,
+    canvas_hw: tuple[int, int],
+    after_hw: tuple[int, int],
+    *,
+    down: float,
+    right: float,
+) -> Sample:
+    """A window of an unpadded sample, no larger than the canvas.
+
+    Args:
+        after_hw: size to which the sample is resized before.
+        down, right: where the window lies, 0..1.
+    """
+    before_hw, resized = sample.canvas_hw, resize(sample, after_hw)
+    if config.window == "fixed":
+        return _cut_to(resized, canvas_hw, None, down=down, right=right)
+    factors = [after / before for after, before in zip(after_hw, before_hw, strict=True)]
+    window_h, window_w = (max(1, int(side * factor)) for side, factor in zip(canvas_hw, factors, strict=True))
+    window = _cut_to(resized, (window_h, window_w), None, down=down, right=right)
+    height, width = window.canvas_hw
+    return resize(window, (round(height * canvas_hw[0] / window_h), round(width * canvas_hw[1] / window_w)))
 
 
 def mosaic(
@@ -208,6 +248,10 @@ def _size(sample: Sample, room: Room, factor: float) -> tuple[int, int]:
         return height, width
     enlargement = max(1.0, room.hw[0] / height, room.hw[1] / width)
     return max(room.hw[0], round(height * enlargement)), max(room.hw[1], round(width * enlargement))
+
+
+def _scaled(size_hw: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, int(size_hw[0] * factor)), max(1, int(size_hw[1] * factor))
 
 
 def _areas(sample: Sample) -> Tensor:

@@ -33,7 +33,20 @@ class CosineSchedule(Config):
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
-Schedule = Annotated[ConstantSchedule | StepSchedule | CosineSchedule, Field(discriminator="kind")]
+class PlateauSchedule(Config):
+    """Times `factor` whenever more than `patience` evaluations in a row have not improved the deciding metric, as
+    PyTorch's ReduceLROnPlateau does it (relative threshold 1e-4). The validation images have a say in training then.
+    """
+
+    kind: Literal["plateau"] = "plateau"
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    patience: Annotated[int, Field(ge=0)] = 5
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+Schedule = Annotated[
+    ConstantSchedule | StepSchedule | CosineSchedule | PlateauSchedule, Field(discriminator="kind")
+]
 
 
 EmaDecay = Annotated[float, Field(gt=0, lt=1)] | None

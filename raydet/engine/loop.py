@@ -14,6 +14,7 @@ from raydet.engine.optim import learning_rate
 from raydet.engine.state import TrainState
 from raydet.engine.step import images_of, train_step
 from raydet.errors import NonFiniteLossError
+from raydet.metrics.names import deciding_metric
 from raydet.parallel.collectives import World
 from raydet.parallel.parallelize import unwrapped
 from raydet.resilience.current_phase import CURRENT, enter
@@ -104,6 +105,8 @@ def _train_epoch(
     state.model.train()
     CURRENT.step = state.step
     log.start_epoch()
+    metric = deciding_metric(experiment.task)
+    utilities = [metric.utility(row[metric.name]) for row in state.history if row.metrics]
     batches = loader.epoch(state.epoch, state.epoch_step)
     while state.epoch_step < loader.steps_per_epoch:
         enter("load")
@@ -112,7 +115,11 @@ def _train_epoch(
             _advance(state, loader, micro_batches)
             continue
         lr = learning_rate(
-            optim, step=state.step, steps_per_epoch=loader.steps_per_epoch, total_steps=log.total_steps
+            optim,
+            step=state.step,
+            steps_per_epoch=loader.steps_per_epoch,
+            total_steps=log.total_steps,
+            utilities=utilities,
         )
         unwrapped(state.model).set_progress(state.step / log.total_steps)  # type: ignore[operator]
         losses, is_updated, state.carry = train_step(

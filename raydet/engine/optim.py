@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 import torch
@@ -15,10 +15,14 @@ from raydet.config import (
     ConstantSchedule,
     CosineSchedule,
     Optimizer,
+    PlateauSchedule,
     Schedule,
     SGDConfig,
     StepSchedule,
 )
+
+PLATEAU_THRESHOLD = 1e-4
+"""PyTorch's: relative to the best value."""
 
 
 def build_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -49,15 +53,28 @@ def build_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> to
             assert_never(config)
 
 
-def learning_rate(config: Optimizer, *, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """The learning rate of optimizer step 0..total_steps-1: a pure function, so a resume needs no schedule state."""
+def learning_rate(
+    config: Optimizer,
+    *,
+    step: int,
+    steps_per_epoch: int,
+    total_steps: int,
+    utilities: Sequence[float] = (),
+) -> float:
+    """The learning rate of optimizer step 0..total_steps-1: a pure function, so a resume needs no schedule state.
+
+    Args:
+        utilities: of the deciding metric in each evaluation so far (see `Metric.utility`).
+    """
     schedule = config.schedule
     if step < schedule.warmup_steps:
         return config.lr * (step + 1) / schedule.warmup_steps
-    return config.lr * _factor(schedule, step, steps_per_epoch, total_steps)
+    return config.lr * _factor(schedule, step, steps_per_epoch, total_steps, utilities)
 
 
-def _factor(schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int) -> float:
+def _factor(
+    schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int, utilities: Sequence[float]
+) -> float:
     match schedule:
         case ConstantSchedule():
             return 1.0
@@ -67,5 +84,24 @@ def _factor(schedule: Schedule, step: int, steps_per_epoch: int, total_steps: in
             progress = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)
             cosine = (1 + math.cos(math.pi * progress)) / 2
             return schedule.final_fraction + (1 - schedule.final_fraction) * cosine
+        case PlateauSchedule():
+            return float(schedule.factor ** _plateaus(utilities, schedule.patience))
         case _:
             assert_never(schedule)
+
+
+def _plateaus(utilities: Sequence[float], patience: int) -> int:
+    """How often more than `patience` values in a row were no better than the best before them; counted anew each time.
+
+    >>> _plateaus([0.1, 0.3, 0.3, 0.2], patience=1), _plateaus([0.1, 0.3, 0.3, 0.2, 0.1, 0.1], patience=1)
+    (1, 2)
+    """
+    best, num_bad, found = -math.inf, 0, 0
+    for value in utilities:
+        if value > (best + PLATEAU_THRESHOLD * abs(best) if math.isfinite(best) else best):
+            best, num_bad = value, 0
+        else:
+            num_bad += 1
+        if num_bad > patience:
+            num_bad, found = 0, found + 1
+    return found

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from raydet.config import AdamWConfig, ConstantSchedule, CosineSchedule, Schedule, SGDConfig, StepSchedule
+from raydet.config import (
+    AdamWConfig,
+    ConstantSchedule,
+    CosineSchedule,
+    PlateauSchedule,
+    Schedule,
+    SGDConfig,
+    StepSchedule,
+)
 from raydet.engine.optim import build_optimizer, learning_rate
 
 
@@ -36,6 +44,30 @@ def test_cosine_halves_in_the_middle_and_ends_near_its_fraction() -> None:
     assert values[50] == pytest.approx(0.5)
     assert values[99] == pytest.approx(0.0, abs=1e-3)
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_plateaus_are_those_of_pytorch(seed: int, patience: int) -> None:
+    """The rate of each epoch, from the evaluations before it alone."""
+    torch.manual_seed(seed)
+    scores = (torch.rand(40).cumsum(0).log() + 0.3 * torch.randn(40)).tolist()
+    scores[10] = scores[9] * (1 + 5e-5)  # better, but by less than the threshold
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    witness = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", factor=0.5, patience=patience, min_lr=0.0, eps=0.0
+    )
+    config = SGDConfig(lr=1.0, schedule=PlateauSchedule(factor=0.5, patience=patience))
+    cuts = set()
+    for epoch, value in enumerate(scores, 1):
+        witness.step(value)
+        expected = optimizer.param_groups[0]["lr"]
+        found = learning_rate(
+            config, step=epoch * 10, steps_per_epoch=10, total_steps=400, utilities=scores[:epoch]
+        )
+        assert found == pytest.approx(expected, rel=1e-12)
+        cuts.add(expected)
+    assert len(cuts) > 2
 
 
 def test_adamw_spares_vectors_from_decay_and_sgd_does_not() -> None:

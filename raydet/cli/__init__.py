@@ -14,12 +14,15 @@ from typing import Annotated
 import typer
 
 from raydet import __version__
+from raydet.cli.anomalies import anomalies
 from raydet.cli.bench import bench
+from raydet.cli.bench_anomaly import anomaly
 from raydet.cli.bench_checkpoint import checkpoint
 from raydet.cli.bench_evaluation import evaluation
 from raydet.cli.bench_inference import inference
 from raydet.cli.bench_loader import loader
 from raydet.cli.bench_losses import losses
+from raydet.cli.calibrate import calibrate
 from raydet.cli.chaos import chaos
 from raydet.cli.ckpt import app as ckpt
 from raydet.cli.compare import compare
@@ -48,8 +51,12 @@ app = typer.Typer(
     help="Distributed multi-modal object detection on Ray: fusion comparisons that can be trusted.",
 )
 
-for command in (recipes, spaces, plan, train, tune, report, compare, evaluate, predict, robustness, doctor):
+for command in (
+    *(recipes, spaces, plan, train, tune, report, compare),
+    *(evaluate, predict, robustness, calibrate, anomalies, doctor),
+):
     app.command()(command)
+bench.command()(anomaly)
 bench.command()(checkpoint)
 bench.command()(evaluation)
 bench.command()(losses)

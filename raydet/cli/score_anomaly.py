@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raydet.metrics.anomaly import BestF1
     from raydet.metrics.anomaly_records import AnomalyRecords
     from raydet.metrics.components import ComponentMetrics
+    from raydet.stats.measured import Measured
 
 GroupBy = Literal["directory", "image"]
 
@@ -31,7 +32,6 @@ NUM_VALUES = 1 << 16
 """Values that a mask can have."""
 LARGEST_SCORE = 65535.0
 """Larger ones become infinite in float16, hence equal."""
-RESAMPLES = 200
 SHOWN_VALUES = 20
 
 
@@ -76,7 +76,9 @@ def anomaly(
     The default value of anomalies is that of StreetHazards' files.
     """
     from raydet.data.sources.score_maps import pair_files
+    from raydet.metrics.names import ANOMALY_METRICS
     from raydet.metrics.records import write_records
+    from raydet.stats.measured import measured
 
     roles = Roles(_values(anomaly, "--anomaly"), _values(ignore, "--ignore"))
     if not roles.anomalous or set(roles.anomalous) & set(roles.ignored):
@@ -96,14 +98,14 @@ def anomaly(
                 f"are {_listed(card.normal_values) or 'none'}; correct the options, or choose other masks"
             )
         best = found.histogram().best_f1()
-        measured = _components(files, card, best.threshold) if components else None
-        scores = _scores(found)
+        overlaps = _components(files, card, best.threshold) if components else None
+        scores = measured(found, ANOMALY_METRICS)
     if records is not None:
         write_records(records, found)
     if as_json:
-        typer.echo(json.dumps(_as_json(card, scores, best, measured), allow_nan=False))
+        typer.echo(json.dumps(_as_json(card, scores, best, overlaps), allow_nan=False))
         return
-    typer.echo("\n".join(_lines(card, scores, best, measured)))
+    typer.echo("\n".join(_lines(card, scores, best, overlaps)))
     if records is not None:
         typer.echo(f"written: {records}")
 
@@ -151,15 +153,6 @@ class Card:
     def prevalence(self) -> float:
         """The share of anomalous pixels, ignored ones left out."""
         return self.num_anomalous / (self.num_anomalous + self.num_normal)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A metric; NaN where it is undefined."""
-
-    value: float
-    interval: tuple[float, float] | None
-    """At 95 %; None: unknown, because there are too few groups."""
 
 
 def _values(text: str, flag: str) -> list[int]:
@@ -229,7 +222,7 @@ def _read(
         group_by=group_by,
         num_groups=len(set(group_ids)),
         num_images=len(files),
-        num_mixed=int((~np.isnan(found.image_metrics_IM[:, 0])).sum()),
+        num_mixed=found.num_mixed,
         num_resized=num_resized,
         sizes_hw=sorted(sizes),
         normal_values=np.flatnonzero(is_normal_V).tolist(),
@@ -259,30 +252,6 @@ def _check_scores(scores_N: NDArray[np.floating], path: Path) -> None:
         )
 
 
-def _scores(records: AnomalyRecords) -> dict[str, Score]:
-    import numpy as np
-
-    from raydet.metrics.names import ANOMALY_METRICS, bounds_of
-    from raydet.metrics.records import score
-    from raydet.stats.bootstrap import resampled_scores
-    from raydet.stats.comparison import Spread, interval
-
-    num_groups = len(set(records.group_ids.tolist()))
-    no_seeds = Spread(0.0, 1)  # the maps are there: nothing is trained again
-    found = {}
-    for metric in ANOMALY_METRICS:
-        value, ends = score(records, metric.name), None
-        if num_groups > 1 and not math.isnan(value):
-            resampled = resampled_scores(records, metric.name, count=RESAMPLES)
-            known = resampled[~np.isnan(resampled)]
-            if len(known) > 1:
-                ends = interval(
-                    [[value]], known, num_groups=num_groups, spread=no_seeds, bounds=bounds_of(metric)
-                )
-        found[metric.name] = Score(value, ends)
-    return found
-
-
 def _components(files: Sequence[MaskAndMap], card: Card, threshold: float) -> ComponentMetrics:
     """Of the pixels that `threshold` calls anomalous, compared in float16 like pooled scores."""
     import numpy as np
@@ -307,10 +276,11 @@ def _components(files: Sequence[MaskAndMap], card: Card, threshold: float) -> Co
 
 
 def _lines(
-    card: Card, scores: dict[str, Score], best: BestF1, components: ComponentMetrics | None
+    card: Card, scores: dict[str, Measured], best: BestF1, components: ComponentMetrics | None
 ) -> Iterator[str]:
     """The protocol above each table, so that a line can be quoted with it."""
     from raydet.metrics.anomaly_records import IMAGE_METRICS, POOLED
+    from raydet.stats.measured import RESAMPLES
 
     num_counted = card.num_anomalous + card.num_normal
     yield (
@@ -344,7 +314,7 @@ def _lines(
             yield f"{name:{width}}  {'undefined' if value is None else f'{value:.4f}'}"
 
 
-def _table(scores: dict[str, Score], names: Iterable[str], width: int) -> Iterator[str]:
+def _table(scores: dict[str, Measured], names: Iterable[str], width: int) -> Iterator[str]:
     for name in names:
         score = scores[name]
         ends = "" if score.interval is None else "  [{:.4f}, {:.4f}]".format(*score.interval)
@@ -352,9 +322,11 @@ def _table(scores: dict[str, Score], names: Iterable[str], width: int) -> Iterat
 
 
 def _as_json(
-    card: Card, scores: dict[str, Score], best: BestF1, components: ComponentMetrics | None
+    card: Card, scores: dict[str, Measured], best: BestF1, components: ComponentMetrics | None
 ) -> dict[str, object]:
     """What `_lines` says; null for undefined and for infinite numbers."""
+    from raydet.stats.measured import RESAMPLES
+
     return {
         "protocol": {
             "images": card.num_images,

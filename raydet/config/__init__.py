@@ -83,6 +83,8 @@ from raydet.config.sources import (
     YoloSource,
 )
 from raydet.config.task import (
+    AnomalyConfig,
+    AnomalyScore,
     CustomTask,
     DetectionTask,
     Level,
@@ -112,6 +114,8 @@ __all__ = [
     "ActivationCheckpointing",
     "AdamWConfig",
     "AddFusion",
+    "AnomalyConfig",
+    "AnomalyScore",
     "Augmentation",
     "Backbone",
     "CMXFusion",

@@ -27,6 +27,8 @@ class Metric(Config):
     """Decimals in tables."""
     is_resampleable: bool = False
     """The records of an evaluation tell its value on any resampled set of images."""
+    is_final: bool = False
+    """Measured at the end of a run only, so that it cannot choose checkpoints."""
 
     def utility(self, value: float | None) -> float:
         """A number that is the larger the better the value is; -inf if there is no value.
@@ -103,6 +105,28 @@ class Level(Config):
         return self
 
 
+AnomalyScore = Literal[
+    "max_softmax",
+    "max_logit",
+    "energy",
+    "entropy",
+    "standardised_max_logit",
+    "smoothed_max_logit",
+    "mahalanobis",
+    "heat",
+]
+"""Scores of pixels, see `raydet.ops.anomaly_scores`; `smoothed_max_logit` is the standardised one with its boundary
+suppression and its smoothing."""
+
+
+class AnomalyConfig(Config):
+    """Measure at the end of a run how well a score finds the anomalies in the test images of `data.split`. Nothing is
+    chosen by it: neither a checkpoint nor a threshold."""
+
+    score: AnomalyScore = "energy"
+    """The last four are fitted on the calibration images of `data.split`."""
+
+
 class SegmentationTask(Config):
     """The class of every pixel; mIoU and others, on every level of a class tree if there is one."""
 
@@ -120,6 +144,8 @@ class SegmentationTask(Config):
     back_off: Annotated[float, Field(gt=0, lt=1)] | None = None
     """A pixel whose class has less than this probability gets its lowest group that has it, in predictions; null:
     always a class."""
+    anomaly: AnomalyConfig | None = None
+    """null: nothing about anomalies is measured at the end of a run; `raydet anomalies` can do it later."""
 
     @model_validator(mode="after")
     def _levels_fit(self) -> Self:

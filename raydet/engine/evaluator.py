@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +17,14 @@ from raydet.engine.averaging import averaged_weights
 from raydet.engine.state import TrainState
 from raydet.engine.system_metrics import system_metrics
 from raydet.metrics.names import VAL_LOSS
+from raydet.models.model import Model
 from raydet.parallel.collectives import World, average_statistics, gather_rows
 from raydet.parallel.parallelize import layout_of_run, unwrapped
 from raydet.resilience.current_phase import enter
 from raydet.resilience.out_of_memory import during
 from raydet.runs.results import Number
 from raydet.structures import Batch
-from raydet.tasks.base import Scorer, Scores, Task
+from raydet.tasks.base import FinalEvaluation, Scorer, Scores, Task
 
 
 class Predictions(NamedTuple):
@@ -71,10 +72,18 @@ class Evaluator:
 
     Args:
         indices: the images, by their index in the source.
+        final: what is measured at the end of a run, too.
     """
 
     def __init__(
-        self, task: Task, experiment: Experiment, source: Source, indices: Sequence[int], world: World
+        self,
+        task: Task,
+        experiment: Experiment,
+        source: Source,
+        indices: Sequence[int],
+        world: World,
+        *,
+        final: FinalEvaluation | None = None,
     ) -> None:
         self.loader = EvalLoader(
             source,
@@ -87,14 +96,19 @@ class Evaluator:
         )
         self.scorer = task.scorer(experiment, source, indices)
         self.world = world
+        self.final, self.epochs = final, experiment.train.epochs
         self.scores: Scores | None = None
         """Outcome of the newest evaluation."""
+        self.final_scores: Scores | None = None
+        """Outcome of the final one."""
 
     def __call__(self, state: TrainState) -> dict[str, Number]:
         """The metrics of a training state by name: validation loss, the task's, and the load of the machine."""
         with during("evaluate", (), self.world.device), averaged_weights(state.optimizer):
             scores, loss = self.evaluate(unwrapped(state.model))
-        metrics = {VAL_LOSS.name: loss, **scores.metrics, **scores.per_class}
+            metrics = {VAL_LOSS.name: loss, **scores.metrics, **scores.per_class}
+            if self.final is not None and state.epoch == self.epochs:
+                metrics |= self._evaluate_finally(unwrapped(state.model))
         return {**metrics, **system_metrics(self.world.device)}
 
     def evaluate(self, model: nn.Module) -> tuple[Scores, float | None]:
@@ -104,6 +118,16 @@ class Evaluator:
         loss = mean_loss(gather_rows(losses, self.world))
         self.scores = self.scorer.finish(gather_rows(rows, self.world))
         return self.scores, loss
+
+    def _evaluate_finally(self, model: nn.Module) -> Mapping[str, Number]:
+        assert self.final is not None
+        assert isinstance(model, Model)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            self.final_scores = self.final(model, self.world)
+        model.train(was_training)
+        return self.final_scores.metrics
 
     def _batches(self) -> Iterator[tuple[Batch, list[int]]]:
         for batch, positions in self.loader:

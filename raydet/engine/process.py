@@ -124,7 +124,8 @@ def run_process(
                 for note in notes_on(source):
                     logger.info("%s: %s", experiment.name, note)
             dry_run_if_long(experiment, task, state, source, train_indices, loader, world)
-            evaluator = Evaluator(task, experiment, source, val_indices, world)
+            final = task.final_evaluation(experiment, source, parts)
+            evaluator = Evaluator(task, experiment, source, val_indices, world, final=final)
             stop = stop or StopRequest()
             control = Control(world, run_dir, fault_tolerance, stop, ask_cluster)
             keep = experiment.train.keep_checkpoints
@@ -150,6 +151,8 @@ def run_process(
                     evaluator(state)
         assert evaluator.scores is not None
         record.records(evaluator.scores.records)
+        if evaluator.final_scores is not None:
+            record.records(evaluator.final_scores.records, is_final=True)
         peak = largest_over_ranks(peak_memory() or 0, world) or None
         results = _results(experiment, task, state, info, peak)
         record.results(results)

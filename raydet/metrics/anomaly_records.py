@@ -142,6 +142,11 @@ class AnomalyRecords:
         sums_B = weights_BI @ np.where(is_known_I, values_I, 0.0)
         return np.where(totals_B > 0, sums_B / np.maximum(totals_B, 1e-300), np.nan)
 
+    @property
+    def num_mixed(self) -> int:
+        """Number of images with pixels of both kinds."""
+        return int((~np.isnan(self.image_metrics_IM[:, 0])).sum())
+
     def histogram(self) -> ScoreHistogram:
         """All pixels of all images: for thresholds and curves."""
         normal_V, anomalous_V = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from raydet.config import CustomTask, DetectionTask, Metric, SegmentationTask, Task
+from raydet.config import AnomalyScore, CustomTask, DetectionTask, Metric, SegmentationTask, Task
 from raydet.errors import ConfigError
 
 VAL_LOSS = Metric(name="val_loss", label="val loss", higher_is_better=False)
@@ -105,15 +105,31 @@ PER_IMAGE_AUROC, PER_IMAGE_AP = f"per_image_{AUROC}", f"per_image_{AP}"
 PER_IMAGE_FPR95, OFFICIAL_FPR95 = f"per_image_{FPR95}", f"official_{FPR95}"
 """The same as means over the images with pixels of both kinds; `official_FPR95` is the one of StreetHazards' code."""
 ANOMALY_METRICS = (
-    Metric(name=AUROC, label=AUROC, is_resampleable=True),
-    Metric(name=AP, label=AP, is_resampleable=True),
-    Metric(name=FPR95, label=FPR95, higher_is_better=False, is_resampleable=True),
-    Metric(name=PER_IMAGE_AUROC, label="AUROC per image", is_resampleable=True),
-    Metric(name=PER_IMAGE_AP, label="AP per image", is_resampleable=True),
-    Metric(name=PER_IMAGE_FPR95, label="FPR95 per image", higher_is_better=False, is_resampleable=True),
-    Metric(name=OFFICIAL_FPR95, label="FPR95 official", higher_is_better=False, is_resampleable=True),
+    Metric(name=AUROC, label=AUROC, is_resampleable=True, is_final=True),
+    Metric(name=AP, label=AP, is_resampleable=True, is_final=True),
+    Metric(name=FPR95, label=FPR95, higher_is_better=False, is_resampleable=True, is_final=True),
+    Metric(name=PER_IMAGE_AUROC, label="AUROC per image", is_resampleable=True, is_final=True),
+    Metric(name=PER_IMAGE_AP, label="AP per image", is_resampleable=True, is_final=True),
+    Metric(
+        name=PER_IMAGE_FPR95,
+        label="FPR95 per image",
+        higher_is_better=False,
+        is_resampleable=True,
+        is_final=True,
+    ),
+    Metric(
+        name=OFFICIAL_FPR95,
+        label="FPR95 official",
+        higher_is_better=False,
+        is_resampleable=True,
+        is_final=True,
+    ),
 )
 """Pooled over all pixels, then per image."""
+
+ANOMALY_SCORES: tuple[AnomalyScore, ...] = get_args(AnomalyScore)
+CALIBRATED_SCORES = ANOMALY_SCORES[4:]
+"""Those that need statistics of the run's own images."""
 
 MASK_NAMES = tuple(metric.name for metric in (*MASK_METRICS, *TREE_METRICS))
 TREE_DISTANCES = ("tree_distance", "tree_distance_all")
@@ -142,14 +158,13 @@ def metrics_of(task: Task) -> tuple[Metric, ...]:
             return (*COCO_METRICS, Metric(name=MISS_RATE, label=MISS_RATE, higher_is_better=False), VAL_LOSS)
         case DetectionTask():
             return (*COCO_METRICS, VAL_LOSS)
-        case SegmentationTask(levels=()):
-            return (*MASK_METRICS, VAL_LOSS)
-        case SegmentationTask(levels=levels):
+        case SegmentationTask(levels=levels, anomaly=anomaly):
             of_levels = (
                 Metric(name=f"{LEVEL_IOU}{level.name}", label=f"mIoU {level.name}", is_resampleable=True)
                 for level in levels
             )
-            return (*MASK_METRICS, *of_levels, *TREE_METRICS, VAL_LOSS)
+            of_tree = (*of_levels, *TREE_METRICS) if levels else ()
+            return (*MASK_METRICS, *of_tree, *(ANOMALY_METRICS if anomaly is not None else ()), VAL_LOSS)
         case CustomTask(metrics=metrics):
             return (*metrics, VAL_LOSS)
 
@@ -182,9 +197,15 @@ def deciding_metric(task: Task) -> Metric:
     """The metric by which checkpoints, epochs and runs are ranked: `task.metric`, else the task's first.
 
     Raises:
-        ConfigError: the task has no metric of that name.
+        ConfigError: the task has no metric of that name, or it is measured at the end only.
     """
-    return metrics_of(task)[0] if task.metric is None else metric_named(task, task.metric)
+    metric = metrics_of(task)[0] if task.metric is None else metric_named(task, task.metric)
+    if metric.is_final:
+        raise ConfigError(
+            f"task.metric={metric.name} is measured at the end of a run, on test images, and cannot choose its "
+            f"checkpoints; leave it at {metrics_of(task)[0].name}"
+        )
+    return metric
 
 
 def leading_metrics(task: Task, decider: Metric, count: int = 3) -> list[Metric]:

@@ -23,6 +23,8 @@ from raydet.metrics.matches import MatchRecords
 
 RECORDS = "records.npz"
 OLDER_RECORDS = "match_records.npz"
+FINAL_RECORDS = "final_records.npz"
+"""Of what was measured at the end of the run only, see `Metric.is_final`."""
 KIND = "kind"
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -118,19 +120,25 @@ def write_records(path: Path, records: Records) -> None:
     draft.replace(path)
 
 
-def has_records(run_dir: Path) -> bool:
-    """Whether a run has records of its last evaluation."""
+def has_records(run_dir: Path, *, is_final: bool = False) -> bool:
+    """Whether a run has records of its last evaluation.
+
+    Args:
+        is_final: of metrics that are measured at the end of a run only.
+    """
+    if is_final:
+        return (run_dir / FINAL_RECORDS).is_file()
     return any((run_dir / name).is_file() for name in (RECORDS, OLDER_RECORDS))
 
 
-def read_records(run_dir: Path) -> Records:
-    """The records of a run's last evaluation.
+def read_records(run_dir: Path, *, is_final: bool = False) -> Records:
+    """The records of a run's last evaluation, see `has_records`.
 
     Raises:
         DataError: there are none, or the file cannot be read.
     """
-    path = run_dir / RECORDS
-    if not path.exists() and (run_dir / OLDER_RECORDS).exists():
+    path = run_dir / (FINAL_RECORDS if is_final else RECORDS)
+    if not is_final and not path.exists() and (run_dir / OLDER_RECORDS).exists():
         path = run_dir / OLDER_RECORDS
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:

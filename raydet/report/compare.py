@@ -105,7 +105,7 @@ def compared_metric(task: Task) -> Metric:
         ConfigError: the task has no such metric.
     """
     for metric in (deciding_metric(task), *metrics_of(task)):
-        if metric.is_resampleable:
+        if metric.is_resampleable and not metric.is_final:
             return metric
     raise ConfigError("the task has no metric that can be computed on resampled images")
 

@@ -234,9 +234,10 @@ class Resamples:
         return self._scores[run_dir]
 
     def _resampled(self, run_dir: Path) -> NDArray[np.float64] | None:
-        if not self.metric.is_resampleable or not has_records(run_dir):
+        is_final = self.metric.is_final
+        if not self.metric.is_resampleable or not has_records(run_dir, is_final=is_final):
             return None
-        records = read_records(run_dir)
+        records = read_records(run_dir, is_final=is_final)
         if self._images is None:
             self._images, self.num_groups = records, len(set(records.group_ids.tolist()))
         if not self._images.is_comparable(records):

@@ -9,6 +9,7 @@ metrics_per_batch.csv  losses of every optimizer step
 metrics_per_epoch.csv  losses, metrics and times of every epoch
 records.npz            what the last evaluation's metrics can be computed from again, for comparisons; see
                        `raydet.metrics.records`
+final_records.npz      the same of what was measured at the end only, such as anomalies
 final_results.json     metrics of the last epoch, the best epoch, AP per class, their cost
 non_finite_step_...    inputs of a step whose loss was not finite, and the diagnosis
 checkpoints/           see `raydet.checkpoint.load`
@@ -216,12 +217,12 @@ class RunRecord:
             self._last_progress = now
             self._write_json(PROGRESS, values)
 
-    def records(self, records: Records) -> None:
-        """Write records.npz."""
+    def records(self, records: Records, *, is_final: bool = False) -> None:
+        """Write records.npz, or final_records.npz."""
         if self.enabled:
-            from raydet.metrics.records import RECORDS, write_records
+            from raydet.metrics.records import FINAL_RECORDS, RECORDS, write_records
 
-            write_records(self.run_dir / RECORDS, records)
+            write_records(self.run_dir / (FINAL_RECORDS if is_final else RECORDS), records)
 
     def results(self, results: RunResults) -> None:
         """Write final_results.json, which marks the run as finished."""

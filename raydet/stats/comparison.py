@@ -132,16 +132,18 @@ def compare(
     """Compare two sides by the scores of their runs.
 
     Args:
-        a, b: scores on the same images.
+        a, b: scores on the same images. Where both sides are of the same runs, `a` has the differences run by run, and
+            `b` is empty.
         resampled: differences of the sides' mean scores on resampled sets of these images; None: unknown.
         num_groups: groups of images drawn for each of these sets.
         spread: over seeds, pooled over the study that these scores are part of.
         family: number of comparisons that are corrected together; `seeds_needed` grows with it.
         bounds: of a score; the interval of the difference ends where no difference can be larger.
     """
-    mean_a, mean_b = _mean(a), _mean(b)
+    mean_a, mean_b = _mean(a), _mean(b) if b else 0.0
     sd_images = None if resampled is None else _sd_images(resampled, num_groups)
-    noise = _Noise.of(a, b, pooled=spread, sd_images=sd_images, num_groups=num_groups)
+    sides = (a, b) if b else (a,)
+    noise = _Noise.of(*sides, pooled=spread, sd_images=sd_images, num_groups=num_groups)
     if noise is None:
         return Comparison(mean_a, mean_b, None, None, None, None, sd_images, num_groups, None)
     difference, half = mean_a - mean_b, noise.quantile(1 - LEVEL) * noise.error
@@ -160,7 +162,7 @@ def compare(
             spread=noise.spread,
             sd_images=sd_images or 0.0,
             num_groups=num_groups,
-            num_cells=(len(a), len(b)),
+            num_cells=tuple(map(len, sides)),
             at_least=min(map(len, (*a, *b))) + 1,
             level=(1 - LEVEL) / family,
         ),
@@ -260,7 +262,7 @@ def seeds_needed(
     spread: Spread,
     sd_images: float,
     num_groups: int,
-    num_cells: tuple[int, int] = (1, 1),
+    num_cells: tuple[int, ...] = (1, 1),
     at_least: int = 2,
     level: float = 1 - LEVEL,
 ) -> int | None:

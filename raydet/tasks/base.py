@@ -9,10 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.config import Experiment
+from raydet.config import Experiment, SplitName
 from raydet.data.sources.base import Source
 from raydet.metrics.records import Records
 from raydet.models.heads.base import Head
+from raydet.models.model import Model
+from raydet.parallel.collectives import World
 from raydet.structures import Batch
 
 
@@ -49,6 +51,13 @@ class Scorer(Protocol):
         """The metrics of all rows, which do not depend on their order."""
 
 
+class FinalEvaluation(Protocol):
+    """Measures a model once, at the end of its run, on images that the run has not seen."""
+
+    def __call__(self, model: Model, world: World) -> Scores:
+        """The same on every worker; all of them call it, with the model in evaluation mode."""
+
+
 class Task(Protocol):
     """What is learnt, and how well."""
 
@@ -71,6 +80,18 @@ class Task(Protocol):
 
     def scorer(self, experiment: Experiment, source: Source, indices: Sequence[int]) -> Scorer:
         """The scorer of an evaluation set, given by indices into the source."""
+
+    def final_evaluation(
+        self, experiment: Experiment, source: Source, parts: Mapping[SplitName, Sequence[int]]
+    ) -> FinalEvaluation | None:
+        """What is measured at the end of a run only; None: nothing.
+
+        Args:
+            parts: of the source's images, by `data.split`.
+
+        Raises:
+            ConfigError: the images for it are missing.
+        """
 
     def results(self, experiment: Experiment) -> Mapping[str, Any]:
         """What final_results.json says of how the task was measured (plain JSON)."""

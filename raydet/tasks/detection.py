@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydet.config import DetectionTask, Experiment
+from raydet.config import DetectionTask, Experiment, SplitName
 from raydet.data.build import ignored_in
 from raydet.data.sources.base import Source
 from raydet.data.split import groups_of
@@ -49,6 +49,11 @@ class Detection:
 
     def scorer(self, experiment: Experiment, source: Source, indices: Sequence[int]) -> DetectionScorer:
         return DetectionScorer(self.config, experiment, source, indices)
+
+    def final_evaluation(
+        self, experiment: Experiment, source: Source, parts: Mapping[SplitName, Sequence[int]]
+    ) -> None:
+        """Nothing."""
 
     def results(self, experiment: Experiment) -> Mapping[str, Any]:
         return {"size_bins": SizeBins.of(self.config).as_json()}

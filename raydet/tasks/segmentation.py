@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydet.config import Experiment, SegmentationTask
+from raydet.config import Experiment, SegmentationTask, SplitName
 from raydet.data.sources.base import Source
 from raydet.data.split import groups_of
 from raydet.errors import DataError
@@ -27,7 +27,8 @@ from raydet.models.heads.base import Head
 from raydet.ops.class_tree import UNDECIDED, ClassTree, contradictions, decode
 from raydet.ops.upsample import source_stripes
 from raydet.structures import IGNORE, Batch, LogitMaps, mask_of
-from raydet.tasks.base import Scores
+from raydet.tasks.anomaly_evaluation import AnomalyEvaluation
+from raydet.tasks.base import FinalEvaluation, Scores
 
 
 class Segmentation:
@@ -54,6 +55,12 @@ class Segmentation:
     def scorer(self, experiment: Experiment, source: Source, indices: Sequence[int]) -> SegmentationScorer:
         return SegmentationScorer(self.config, experiment, source, indices)
 
+    def final_evaluation(
+        self, experiment: Experiment, source: Source, parts: Mapping[SplitName, Sequence[int]]
+    ) -> FinalEvaluation | None:
+        anomaly = self.config.anomaly
+        return None if anomaly is None else AnomalyEvaluation(anomaly.score, experiment, source, parts)
+
     def results(self, experiment: Experiment) -> Mapping[str, Any]:
         config = self.config
         return {
@@ -61,6 +68,7 @@ class Segmentation:
             "decoding": config.decoding,
             "back_off": config.back_off,
             "boundary_px": config.boundary_px,
+            "anomaly_score": None if config.anomaly is None else config.anomaly.score,
         }
 
 
@@ -115,7 +123,7 @@ class SegmentationScorer:
         )
         metrics: dict[str, float | None] = {}
         for metric in metrics_of(self.config):
-            if metric.is_resampleable:
+            if metric.is_resampleable and not metric.is_final:
                 metrics[metric.name] = _or_none(score(records, metric.name))
             elif metric.name == PER_BATCH_IOU:
                 metrics[metric.name] = _or_none(records.batch_iou(self.eval_batch))
@@ -202,8 +210,8 @@ def _sparse(table: int, counts: Tensor) -> NDArray[np.float64]:
 
 
 def _mask(source: Source, index: int) -> Tensor:
-    """The true ids of an image: [H, W]."""
-    return mask_of(source.targets(index)[0], source.image_ids[index]).ids_HW
+    """The true ids of an image, 0..K-1 or IGNORE: [H, W]."""
+    return mask_of(source.targets(index)[0], source.image_ids[index]).labelled()
 
 
 def _or_none(value: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from raydet.config import Experiment, MaskHead, MaskHeads, apply_overrides
+from raydet.config import Experiment, MaskHead, MaskHeads, SegmentationTask, apply_overrides
 from raydet.errors import StudyError
 from raydet.metrics.names import deciding_metric, metric_named, metrics_of
 from raydet.tune.controls import with_controls
@@ -46,7 +46,8 @@ def study_of(
     is_set = "task.metric" in overrides or study.metric is None
     decider = deciding_metric(base.task) if is_set else metric_named(base.task, str(study.metric))
     # Trials keep their checkpoints by the metric that decides the study.
-    name_or_default = None if decider == metrics_of(base.task)[0] else decider.name
+    is_default = decider == metrics_of(base.task)[0] or decider.is_final
+    name_or_default = None if is_default else decider.name
     base = apply_overrides(base, {"task.metric": name_or_default})
     study = study.model_copy(update={"base": base, "metric": decider.name})
     return with_controls(study if arms is None else with_arms(study, arms))
@@ -64,6 +65,21 @@ def require_masks(base: Experiment, space: str) -> MaskHeads:
     raise StudyError(
         f"the space {space} expects a recipe for masks, got {base.name} with the head {head.kind}; take --recipe "
         "seg_demo, or another one that `raydet recipes` lists with a head for masks"
+    )
+
+
+def require_anomalies(base: Experiment, space: str) -> MaskHeads:
+    """The base's head, for a space that compares how well models find anomalies.
+
+    Raises:
+        StudyError: it is a head for boxes, or anomalies are not measured.
+    """
+    head = require_masks(base, space)
+    if isinstance(base.task, SegmentationTask) and base.task.anomaly is not None:
+        return head
+    raise StudyError(
+        f"the space {space} measures anomalies, which the recipe {base.name} does not; take --recipe anomaly_demo or "
+        'streethazards_deeplabv3_resnet50, or set task.anomaly (--set \'task.anomaly={"score": "energy"}\')'
     )
 
 

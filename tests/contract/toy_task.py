@@ -77,6 +77,9 @@ class Majority:
     def scorer(self, experiment: Experiment, source: Source, indices: Sequence[int]) -> MajorityScorer:
         return MajorityScorer(experiment, source, indices)
 
+    def final_evaluation(self, *arguments: object) -> None:
+        """Nothing."""
+
     def results(self, experiment: Experiment) -> Mapping[str, Any]:
         return {}
 

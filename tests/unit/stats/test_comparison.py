@@ -45,6 +45,24 @@ def test_equal_arms_are_called_different_in_at_most_one_of_twenty_studies(
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
+def test_two_sides_of_the_same_runs(seeds: int) -> None:
+    """What a seed does to both sides alike is no noise of their difference; the rest is that of a paired t test."""
+    generator = np.random.default_rng(7)
+    num_wrong = num_found = 0
+    for _ in range(NUM_STUDIES):
+        differences = generator.normal(0, SD_SEED, seeds)
+        images = generator.normal(0, 1e-9, 200)
+        equal = compare([differences.tolist()], (), images, num_groups=NUM_IMAGES)
+        assert equal.p_value == pytest.approx(stats.ttest_1samp(differences, 0.0).pvalue, abs=1e-4)
+        num_wrong += equal.verdict != "not distinguishable"
+        gained = compare([(differences + 0.03).tolist()], (), images + 0.03, num_groups=NUM_IMAGES)
+        num_found += gained.verdict == "A is better"
+        assert gained.mean_b == 0.0
+    assert num_wrong <= stats.binom.ppf(0.99, NUM_STUDIES, 0.05)
+    assert num_found >= 0.9 * NUM_STUDIES
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
 def test_a_gain_of_three_points_is_found(seeds: int) -> None:
     generator = np.random.default_rng(seeds)
     found = [simulated(generator, gain=0.03, seeds=seeds).verdict for _ in range(NUM_STUDIES)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from raydet.cli import options
-from raydet.cli.options import describe_run, interruptible, open_run, output_directory, parse_choices
+from raydet.cli.options import describe_run, interruptible, one_of, open_run, output_directory, parse_choices
 from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ def anomalies(
     if data is not None and split != "test":
         raise ConfigError("--split is a part of the run's own images; leave it or --data out")
     metrics = {each.name: each for each in ANOMALY_METRICS}
-    [compared] = parse_choices(metric, [*metrics], "--metric")
+    compared = one_of(metric, [*metrics], "--metric")
     opened = [open_run(run, data=data, use_gpu=use_gpu, split="val" if data else split) for run in runs]
     calibrations = [read_calibration(run) for run in opened]
     if scores == "plain" or (not scores and None in calibrations):
         chosen = [name for name in ANOMALY_SCORES if name not in CALIBRATED_SCORES]
     else:
         chosen = parse_choices(scores or "all", ANOMALY_SCORES, "--scores")
-    [base] = parse_choices(reference, chosen, "--reference")
+    base = one_of(reference, chosen, "--reference")
     directories = [output_directory(run.run_dir / ANOMALIES) for run in opened]
     with interruptible("the same command restarts"):
         found = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -12,14 +11,12 @@ import typer
 
 from raydet.cli.options import (
     AsJsonOption,
-    Choice,
     SetOption,
     adjusted,
     interruptible,
-    parse_choices,
+    one_of,
     starting_experiment,
 )
-from raydet.errors import ConfigError
 
 if TYPE_CHECKING:
     from raydet.data.shards.manifest import Manifest
@@ -64,8 +61,8 @@ def convert(
     from raydet.data.shards.manifest import Encoding
     from raydet.data.sources.bad_samples import OnBad
 
-    chosen = _one_of(encoding, get_args(Encoding), "--encoding")
-    policy = _one_of(on_bad, get_args(OnBad), "--on-bad")
+    chosen = one_of(encoding, get_args(Encoding), "--encoding")
+    policy = one_of(on_bad, get_args(OnBad), "--on-bad")
     experiment = adjusted(starting_experiment(None, None), data=spec, sets=sets, on_bad=policy, any_task=True)
     from raydet.data.convert import convert as convert_source
 
@@ -99,13 +96,6 @@ def _cluster() -> AbstractContextManager[None]:
     from raydet.launch.cluster import cluster
 
     return cluster()
-
-
-def _one_of(text: str, known: Sequence[Choice], flag: str) -> Choice:
-    chosen = parse_choices(text, known, flag)
-    if len(chosen) != 1:
-        raise ConfigError(f"{flag} must be one of {', '.join(known)}, got {text!r}")
-    return chosen[0]
 
 
 def _text(manifest: Manifest, destination: str, size_bytes: int) -> str:

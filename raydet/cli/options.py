@@ -290,3 +290,15 @@ def parse_choices(text: str, known: Sequence[Choice], flag: str) -> list[Choice]
     if unknown:
         raise ConfigError(f"{flag}: unknown {unknown[0]!r}; known: {', '.join(by_name)}, all")
     return [by_name[name] for name in text.split(",")]
+
+
+def one_of(text: str, known: Sequence[Choice], flag: str) -> Choice:
+    """Parse one name of `known`.
+
+    >>> one_of("load", ("load", "forward"), "--phase")
+    'load'
+    """
+    for choice in known:
+        if text == choice:
+            return choice
+    raise ConfigError(f"{flag} must be one of {', '.join(known)}, got {text!r}")

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from raydet.checkpoint.manifest import MANIFEST
 from raydet.config import AnomalyScore, SplitName
-from raydet.engine.open_run import TrainedRun
+from raydet.engine.open_run import TrainedRun, require_masks
 from raydet.errors import ConfigError, DataError
 from raydet.metrics.anomaly import ScoreHistogram
 from raydet.metrics.names import ANOMALY_SCORES
@@ -102,11 +102,16 @@ def calibrate(run: TrainedRun, split: SplitName, *, mapper: Mapper | None = None
         ConfigError: the run's task is not segmentation.
         DataError: an image shows an anomaly, or has no labelled pixel; or an output is not finite.
     """
+    require_masks(run)
     mapper = mapper or (lambda work, blocks: (work(run, block) for block in blocks))
     starts = range(0, len(run.indices), BLOCK_IMAGES)
     blocks = [tuple(run.indices[start : start + BLOCK_IMAGES]) for start in starts]
-    first: list[FirstPass] = list(mapper(first_pass, blocks))
-    moments = reduce(OutputMoments.merge, (part.moments for part in first))
+    hashes: list[str] = []
+    channels = run.model.encoder.channels[FEATURE_MAP]
+    moments = OutputMoments.empty(run.experiment.num_classes, channels)
+    for part in mapper(first_pass, blocks):
+        hashes += part.pixels_sha256
+        moments = moments.merge(part.moments)
     statistics = AnomalyStatistics.of(moments.logits, moments.features)
     heat = ClassMoments.empty(1)
     histograms = {name: ScoreHistogram.empty() for name in ANOMALY_SCORES}
@@ -126,8 +131,7 @@ def calibrate(run: TrainedRun, split: SplitName, *, mapper: Mapper | None = None
         features_per_class=FEATURES_PER_CLASS,
         false_positive_rate=FALSE_POSITIVE_RATE,
     )
-    hashes = frozenset(name for part in first for name in part.pixels_sha256)
-    return Calibration(card, hashes, statistics, thresholds)
+    return Calibration(card, frozenset(hashes), statistics, thresholds)
 
 
 def read_calibration(run: TrainedRun) -> Calibration | None:
@@ -173,7 +177,7 @@ def first_pass(run: TrainedRun, block: Block) -> FirstPass:
     hashes: list[str] = []
 
     def outputs() -> Iterator[PixelOutputs]:
-        for each in pixel_outputs(run.model, run.source, block, run.experiment):
+        for each in _outputs(run, block):
             hashes.append(each.pixels_sha256)
             yield each
 
@@ -187,7 +191,7 @@ def second_pass(
     """The moments of HEAT before its normalisation, and all scores, counted, of a block."""
     heat = ClassMoments.empty(1)
     histograms = {name: ScoreHistogram.empty() for name in ANOMALY_SCORES}
-    for outputs in pixel_outputs(run.model, run.source, block, run.experiment):
+    for outputs in _outputs(run, block):
         counted_HW = outputs.truth_HW != IGNORE
         for name, histogram in histograms.items():
             scores_N = anomaly_map(name, outputs, statistics).cpu()[counted_HW]
@@ -196,6 +200,13 @@ def second_pass(
             found = ScoreHistogram.of(scores_N.numpy(), np.zeros(len(scores_N), bool))
             histograms[name] = histogram.merge(found)
     return heat, histograms
+
+
+def _outputs(run: TrainedRun, block: Block) -> Iterator[PixelOutputs]:
+    """Read in this process: starting others for every block would take longer than a block."""
+    data = run.experiment.data.model_copy(update={"loader_threads": 0})
+    experiment = run.experiment.model_copy(update={"data": data})
+    return pixel_outputs(run.model, run.source, block, experiment)
 
 
 def _threshold(histogram: ScoreHistogram) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raydet.checkpoint.load import load_checkpoint
 from raydet.checkpoint.retention import newest_checkpoint
-from raydet.config import Experiment, SplitName
+from raydet.config import Experiment, SegmentationTask, SplitName
 from raydet.data.build import SourceConfig, adopt_source, open_source
 from raydet.data.loader import EvalLoader
 from raydet.data.sources.base import Source
@@ -30,7 +30,7 @@ from raydet.parallel.collectives import World
 from raydet.runs.run_dir import CONFIG
 from raydet.tasks.base import Scores, Task
 from raydet.tasks.build import build_task
-from raydet.tasks.segmentation import Segmentation, predicted_ids
+from raydet.tasks.segmentation import predicted_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +135,30 @@ def segmented(run: TrainedRun) -> Iterator[tuple[int, Tensor]]:
         ConfigError: the run's task is not segmentation.
         DataError: an image cannot be read.
     """
-    data, config = run.experiment.data, run.experiment.task
-    if not isinstance(run.task, Segmentation):
-        raise ConfigError(f"{run.run_dir} predicts no masks: its task is {config.kind}")
-    tree = ClassTree(run.experiment.num_classes, run.task.config.levels)
-    loader = EvalLoader(run.source, run.indices, data=data, batch_size=run.experiment.train.eval_batch)
+    config = require_masks(run)
+    tree = ClassTree(run.experiment.num_classes, config.levels)
+    loader = EvalLoader(
+        run.source, run.indices, data=run.experiment.data, batch_size=run.experiment.train.eval_batch
+    )
     for batch, positions in loader:
         with torch.no_grad():
             logits = run.model(batch.to(run.device), want="predictions").predictions
             for row, position in enumerate(positions):
                 height, width = batch.source_hw[row].tolist()
-                ids_LHW = predicted_ids(
-                    logits, row, batch, (height, width), tree=tree, config=run.task.config
-                )
+                ids_LHW = predicted_ids(logits, row, batch, (height, width), tree=tree, config=config)
                 yield run.indices[position], ids_LHW.cpu()
+
+
+def require_masks(run: TrainedRun) -> SegmentationTask:
+    """The task of a run that predicts masks.
+
+    Raises:
+        ConfigError: its task is another.
+    """
+    task = run.experiment.task
+    if isinstance(task, SegmentationTask):
+        return task
+    raise ConfigError(f"{run.run_dir} predicts no masks: its task is {task.kind}")
 
 
 def _on_other_data(

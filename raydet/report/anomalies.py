@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raydet.config import AnomalyScore, Metric, SegmentationTask
+from raydet.config import AnomalyScore, Metric
 from raydet.data.split import groups_of
 from raydet.engine.calibration import Calibration
-from raydet.engine.open_run import TrainedRun
+from raydet.engine.open_run import TrainedRun, require_masks
 from raydet.errors import ConfigError, DataError
 from raydet.metrics.anomaly import AtThreshold, BestF1
 from raydet.metrics.anomaly_records import AnomalyRecords, image_rows
@@ -77,10 +77,7 @@ def measure_anomalies(
             f"{run.run_dir}: {', '.join(needy)} need statistics: run raydet calibrate {run.run_dir} first, or choose "
             "others with --scores"
         )
-    if not isinstance(run.experiment.task, SegmentationTask):
-        raise ConfigError(
-            f"{run.run_dir} has no scores of pixels: expected a run of segmentation, got {run.experiment.task.kind}"
-        )
+    require_masks(run)
     groups = groups_of(run.source.group_ids, run.experiment.data.split)
     parts: dict[AnomalyScore, list[AnomalyRecords]] = {name: [] for name in names}
     for done, outputs in enumerate(pixel_outputs(run.model, run.source, run.indices, run.experiment), 1):

@@ -79,7 +79,7 @@ class AnomalyEvaluation:
     def _fitted(self, model: Model, world: World) -> AnomalyStatistics:
         num_classes, channels = self.experiment.num_classes, model.encoder.channels[FEATURE_MAP]
         own = output_moments(self._outputs(model, world, "calibration"), self.source, channels)
-        moments = OutputMoments(ClassMoments.empty(num_classes), FeatureMoments.empty(num_classes, channels))
+        moments = OutputMoments.empty(num_classes, channels)
         for row in gather_rows(_packed(own)[None], world):
             moments = moments.merge(_unpacked(row, num_classes, channels))
         statistics = AnomalyStatistics.of(moments.logits, moments.features)

@@ -79,6 +79,11 @@ class OutputMoments(NamedTuple):
     logits: ClassMoments
     features: FeatureMoments
 
+    @classmethod
+    def empty(cls, num_classes: int, num_channels: int) -> OutputMoments:
+        """No images."""
+        return cls(ClassMoments.empty(num_classes), FeatureMoments.empty(num_classes, num_channels))
+
     def merge(self, other: OutputMoments) -> OutputMoments:
         """The moments of both sets of images."""
         return OutputMoments(self.logits.merge(other.logits), self.features.merge(other.features))
@@ -95,7 +100,7 @@ def output_moments(outputs: Iterable[PixelOutputs], source: Source, num_channels
         DataError: an image shows an anomaly, or an output is not finite.
     """
     num_classes = len(source.classes)
-    found = OutputMoments(ClassMoments.empty(num_classes), FeatureMoments.empty(num_classes, num_channels))
+    found = OutputMoments.empty(num_classes, num_channels)
     for each in outputs:
         image_id = source.image_ids[each.index]
         if num_anomalous := int((each.truth_HW == ANOMALY).sum()):

@@ -12,6 +12,9 @@ from raydet.tasks.code import load_module
 from raydet.tasks.detection import Detection
 from raydet.tasks.segmentation import Segmentation
 
+METHODS = tuple(name for name in vars(Task) if not name.startswith("_"))
+"""What a task has to offer."""
+
 
 def build_task(experiment: Experiment, *, code: Path | None = None) -> Task:
     """The task of an experiment.
@@ -34,6 +37,11 @@ def build_task(experiment: Experiment, *, code: Path | None = None) -> Task:
                     "`task(experiment)`; name it with --space, or pass the task to run_process"
                 )
             task: Task = load_module(code, function="task").task(experiment)
+            if missing := [method for method in METHODS if not hasattr(task, method)]:
+                raise ConfigError(
+                    f"{code}: expected a task with the methods {', '.join(METHODS)}, got one without "
+                    f"{', '.join(missing)}; add it (see docs/contributing.md)"
+                )
             return task
         case unreachable:
             assert_never(unreachable)

@@ -25,7 +25,7 @@ from raydet.data.sources.images import decode_rgbt
 from raydet.errors import DataError
 
 SPLIT = "{split}"
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing", "calibration")
 """Subdirectories that are taken for parts of a split without being named."""
 IMAGE_DIRECTORIES: Mapping[str, tuple[str, ...]] = {
     "rgb": ("rgb", "images", "visible", "vi"),

@@ -41,6 +41,23 @@ def test_a_plain_gaff_differs_from_the_published_one() -> None:
     assert study(plain).base.model.flow == "fused"
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("deeplabv3_resnet50", 41_999_962),
+        ("deeplabv3_resnet101", 60_992_090),
+        ("segformer_b5", 84_603_341),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "_published"])
+def test_parameters_of_the_streethazards_comparison(name: str, suffix: str, expected: int) -> None:
+    """T6.1, with the 13 classes of the set; the embedded one has other classes."""
+    classes = [f"class {number}" for number in range(13)]
+    run = recipe(f"streethazards_{name}{suffix}")
+    run = apply_overrides(run, {"data.classes": classes, "task.levels": []})
+    assert describe_parameters(run)["total"] == expected
+
+
 def test_recipes_are_listed_with_fusion_flow_and_drop_path(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["recipes"])

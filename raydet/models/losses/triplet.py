@@ -70,7 +70,11 @@ class TreeTriplet(nn.Module):
         return self.current_weight * self.unweighted(embedding_BEhw, ids_BHW)
 
     def unweighted(self, embedding_BEhw: Tensor, ids_BHW: Tensor) -> Tensor:
-        """See the class."""
+        """See the class.
+
+        Args:
+            embedding_BEhw: of length 1 in every cell, as `Projection` gives it: its products are cosines.
+        """
         wide = wide_dtype(embedding_BEhw.dtype)
         ids_P = _nearest(ids_BHW, embedding_BEhw.shape[2:]).flatten()
         is_valid_P = ids_P != IGNORE
@@ -84,7 +88,7 @@ class TreeTriplet(nn.Module):
         counts_K = ranks[:, :, -1].amin(dim=0).clamp(max=self.most)
         rank_P = ranks[0].gather(0, ids_P[None])[0]  # from 1, of the anchor in its class
         positions_2P = _positions(ranks[1:], ids_P, rank_P)
-        embedding_PE = F.normalize(embedding_BEhw.to(wide), dim=1).movedim(1, -1).flatten(0, 2)
+        embedding_PE = embedding_BEhw.to(wide).movedim(1, -1).flatten(0, 2)
         # F.embedding, because its backward pass adds up the rows that are chosen often in a fixed order.
         positive_PE, negative_PE = F.embedding(positions_2P, embedding_PE)
         excess_P = (embedding_PE * (negative_PE - positive_PE)).sum(dim=1) + self.margin

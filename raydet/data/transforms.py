@@ -1,6 +1,7 @@
 """From source pixels to the fixed canvas: letterboxed for evaluation, augmented for training.
 
-Every image is resampled at most once, each of a mosaic's four as well. What is random depends on (seed, epoch, image
+Every image is resampled at most once, each of a mosaic's four as well, but for a rotation and for the published form of
+`native_crop`, which resample it again. What is random depends on (seed, epoch, image
 id) alone, so an image is augmented alike on every number of workers; each change has a stream of its own, so
 switching one on leaves the others as they are.
 """

@@ -20,12 +20,22 @@ from raydet.engine.calibration import Calibration
 from raydet.engine.open_run import TrainedRun
 from raydet.metrics.anomaly import image_metrics
 from raydet.ops.colours import as_colours, painted
-from raydet.report.drawings.panels import Colour, Panel, arranged, as_png, enlarged, is_stacked, panel_factor
+from raydet.report.drawings.panels import (
+    PAPER,
+    Colour,
+    Panel,
+    arranged,
+    as_png,
+    enlarged,
+    is_stacked,
+    panel_factor,
+)
 from raydet.structures import ANOMALY, IGNORE, mask_of
 from raydet.tasks.anomaly_maps import anomaly_map
 from raydet.tasks.pixel_outputs import PixelOutputs, pixel_outputs
 
 ANOMALY_COLOUR: Colour = (60, 250, 240)
+PANELS_PER_ROW = 4
 SHOWN_SHARE = (1.0, 99.0)
 """Percentiles of an image's scores at the ends of the colour scale."""
 
@@ -82,12 +92,20 @@ def _page(
         scores_HW = anomaly_map(name, outputs, statistics).cpu()
         auroc = image_metrics(scores_HW[counted_HW].numpy(), is_anomalous_N).auroc
         panels.append(Panel(f"{name}: AUROC {auroc:.3f}", enlarged(_coloured(scores_HW.numpy()), factor)))
-    return arranged(
-        panels,
-        title=f"image {sample.image_id}",
-        legend=Image.new("RGB", (1, 1), (255, 255, 255)),
-        stacked=is_stacked(sample.valid_hw),
-    )
+    no_legend = Image.new("RGB", (1, 1), PAPER)
+    rows = [
+        arranged(
+            panels[start : start + PANELS_PER_ROW],
+            title="" if start else f"image {sample.image_id}",
+            legend=no_legend,
+            stacked=is_stacked(sample.valid_hw),
+        )
+        for start in range(0, len(panels), PANELS_PER_ROW)
+    ]
+    page = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
+    for number, row in enumerate(rows):
+        page.paste(row, (0, sum(above.height for above in rows[:number])))
+    return page
 
 
 def _coloured(scores_HW: NDArray[np.float32]) -> NDArray[np.uint8]:

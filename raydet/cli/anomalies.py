@@ -42,7 +42,9 @@ def anomalies(
     split: Annotated[
         Literal["test", "val", "train"], typer.Option(help="Part of the run's own images.")
     ] = "test",
-    draw: Annotated[int, typer.Option(min=0, help="Number of images to draw with their maps.")] = 0,
+    draw: Annotated[
+        int, typer.Option(min=0, help="Number of images to draw with their maps, beside the curves.")
+    ] = 0,
     use_gpu: options.DeviceOption = None,
     as_json: options.AsJsonOption = False,
 ) -> None:
@@ -75,10 +77,13 @@ def anomalies(
             for run, results in zip(opened, found, strict=True)
         ]
         if draw:
-            from raydet.report.drawings.anomalies import draw_anomalies
+            from raydet.report.drawings.anomalies import draw_anomalies, draw_curves
 
-            for run, calibration, directory in zip(opened, calibrations, directories, strict=True):
+            for run, calibration, results, directory in zip(
+                opened, calibrations, found, directories, strict=True
+            ):
                 draw_anomalies(run, chosen, calibration, directory, count=draw)
+                draw_curves({name: result.records for name, result in results.items()}, directory)
     if as_json:
         verdicts = {
             name: {**asdict(each), "corrected_p_value": p_value, "verdict": each.verdict_at(p_value)}

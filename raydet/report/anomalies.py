@@ -164,19 +164,32 @@ def write_anomalies(
     return content
 
 
+SWEEP = (-1.0, -0.75, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Relative changes of the calibrated threshold, as a published comparison swept its own."""
+
+
 def _as_json(result: ScoreResult) -> dict[str, object]:
     """The metrics with intervals, and the thresholds; null for undefined numbers."""
-    at = result.at_threshold
+    histogram = result.records.histogram()
+    sweep = (
+        [] if result.threshold is None else [(change, result.threshold * (1 + change)) for change in SWEEP]
+    )
     return {
         "metrics": {
             name: {"value": _finite(each.value), "interval": each.interval}
             for name, each in measured(result.records, ANOMALY_METRICS).items()
         },
         "best_f1": {"f1": _finite(result.best.f1), "threshold": _finite(result.best.threshold)},
-        "at_calibrated_threshold": None
-        if at is None
-        else {"threshold": result.threshold, **{name: _finite(x) for name, x in at._asdict().items()}},
+        "calibrated_threshold": result.threshold,
+        "sweep": [
+            {"change": change, "threshold": threshold} | _known(histogram.at_threshold(threshold)._asdict())
+            for change, threshold in sweep
+        ],
     }
+
+
+def _known(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in values.items()}
 
 
 def _finite(value: float) -> float | None:

@@ -18,6 +18,7 @@ from raydet.errors import ConfigError, RaydetError
 from raydet.report.analysis import Analysis, analyse
 from raydet.report.conclusions import conclusions, decisions, limits, summary
 from raydet.report.drawings.run import Drawing, drawings_of_run
+from raydet.report.figures.anomalies import anomaly_figures
 from raydet.report.figures.effects import effect_figures
 from raydet.report.figures.robustness import robustness_figures
 from raydet.report.figures.scores import AGAINST_CONTROL, score_figures
@@ -35,6 +36,7 @@ PAGE = "report.html"
 
 FIGURES: dict[str, Callable[[Analysis], Iterable[Figure]]] = {
     "scores": score_figures,
+    "anomalies": anomaly_figures,
     "effects": effect_figures,
     "training": curve_figures,
     "costs": cost_figures,
@@ -150,6 +152,7 @@ def _page(
         Section("factors", "Factors", tables=named("effects"), images=images["effects"]),
         Section("noise", "Noise", tables=named("equivalent_cells")),
         Section("training", "Training", images=images["training"]),
+        Section("anomalies", "Anomalies", images=images["anomalies"]),
         Section("costs", "Costs", images=images["costs"]),
         Section("robustness", "Robustness", tables=named("robustness"), images=images["robustness"]),
         Section(

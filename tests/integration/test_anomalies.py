@@ -195,10 +195,13 @@ def test_the_table(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     energy = content["scores"]["energy"]
     final = json.loads((run_dir / "final_results.json").read_text())["final"]
     assert energy["metrics"]["AUROC"]["value"] == pytest.approx(final["AUROC"], abs=1e-6)
-    assert energy["at_calibrated_threshold"]["f1"] <= energy["best_f1"]["f1"] + 1e-9
+    [kept] = [row for row in energy["sweep"] if row["change"] == 0]
+    assert kept["threshold"] == energy["calibrated_threshold"]
+    assert kept["f1"] <= energy["best_f1"]["f1"] + 1e-9
+    assert len(energy["sweep"]) == 11
     assert len(list(directory.glob("*.npz"))) == len(ANOMALY_SCORES)
-    drawn = sorted(directory.glob("*.png"))
-    assert len(drawn) == 2
+    *drawn, curves = sorted(directory.glob("*.png"))
+    assert (len(drawn), curves.name) == (2, "curves.png")
     with Image.open(drawn[0]) as image:
         assert image.size[0] > 1000
 

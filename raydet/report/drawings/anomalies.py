@@ -6,7 +6,7 @@ Legend: H W image.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +19,7 @@ from raydet.data.build import palette_of
 from raydet.engine.calibration import Calibration
 from raydet.engine.open_run import TrainedRun
 from raydet.metrics.anomaly import image_metrics
+from raydet.metrics.anomaly_records import AnomalyRecords
 from raydet.ops.colours import as_colours, painted
 from raydet.report.drawings.panels import (
     PAPER,
@@ -30,6 +31,8 @@ from raydet.report.drawings.panels import (
     is_stacked,
     panel_factor,
 )
+from raydet.report.figures.anomalies import curves
+from raydet.report.figures.style import figure_style
 from raydet.structures import ANOMALY, IGNORE, mask_of
 from raydet.tasks.anomaly_maps import anomaly_map
 from raydet.tasks.pixel_outputs import PixelOutputs, pixel_outputs
@@ -68,6 +71,14 @@ def draw_anomalies(
         path.write_bytes(as_png(_page(run, outputs, names, calibration)))
         paths.append(path)
     return paths
+
+
+def draw_curves(found: Mapping[str, AnomalyRecords], directory: Path) -> Path:
+    """Write `curves.png`: ROC and precision-recall curves of the scores."""
+    path = directory / "curves.png"
+    with figure_style():
+        path.write_bytes(curves(found).png())
+    return path
 
 
 def _page(

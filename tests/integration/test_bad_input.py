@@ -162,9 +162,12 @@ def test_bad_data(
         (["ckpt", "ls", "nowhere"], "no checkpoints in nowhere"),
         (
             ["data", "convert", "synthetic", "x", "--encoding", "jpeg"],
-            "--encoding: unknown 'jpeg'; known: raw",
+            "--encoding must be one of raw, zstd, got 'jpeg'",
         ),
-        (["data", "convert", "synthetic", "x", "--on-bad", "keep"], "--on-bad: unknown 'keep'; known: error"),
+        (
+            ["data", "convert", "synthetic", "x", "--on-bad", "keep"],
+            "--on-bad must be one of error, skip, got 'keep'",
+        ),
         (["data", "convert", "synthetic", "ftp://host/x"], "expected a directory, file://PATH, s3://"),
         (["data", "convert", "synthetic", "s3://KEY:SECRET@bucket/x"], "expected a URI without keys"),
         (["bench", "train-step", "--precision", "fp8"], "--precision must be"),

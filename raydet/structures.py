@@ -28,7 +28,7 @@ IGNORE = 255
 """Id of the pixels of a mask that have no label: padding, and what the annotation leaves open. It is never a class."""
 ANOMALY = 254
 """Id of the pixels of a mask that show what no class describes. Only sources have it: in batches these pixels have no
-label. What they are good for is to measure anomaly scores."""
+label. Anomaly scores are measured on them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ NONE, ALL = "none", "all"
 OFF: dict[str, Any] = {
     "data.augmentation.flip_probability": 0.0,
     "data.augmentation.native_crop": None,
-    "data.augmentation.scale_jitter": (1.0, 1.0),
+    "data.augmentation.scale_jitter": [1.0, 1.0],
     "data.augmentation.rotation_degrees": 0.0,
     "data.augmentation.photometric.rgb": {},
 }
 COMPONENTS: dict[str, dict[str, Any]] = {
     "flip": {"data.augmentation.flip_probability": 0.5},
-    "scale": {"data.augmentation.native_crop": {"scale": (0.5, 2.0), "window": "fixed"}},
+    "scale": {"data.augmentation.native_crop": {"scale": [0.5, 2.0], "window": "fixed"}},
     "rotation": {"data.augmentation.rotation_degrees": 10.0},
     "colour": {
         "data.augmentation.photometric.rgb": {

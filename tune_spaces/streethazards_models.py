@@ -16,7 +16,7 @@ BASE_NETWORK = "base"
 CNNS = ("deeplabv3_resnet50", "deeplabv3_resnet101")
 SCALES: dict[str, dict[str, Any]] = {
     "letterbox": {"data.augmentation.native_crop": None},
-    "multi_scale": {"data.augmentation.native_crop": {"scale": (0.5, 2.0), "window": "fixed"}},
+    "multi_scale": {"data.augmentation.native_crop": {"scale": [0.5, 2.0], "window": "fixed"}},
 }
 
 

@@ -20,7 +20,7 @@ def study(base: Experiment) -> Study:
     require_anomalies(base, "streethazards_scales")
     names = [f"{low:g}-{high:g}" for low, high in RANGES]
     arms: dict[str, dict[str, Any]] = {
-        f"{window}_{name}": {"data.augmentation.native_crop": {"scale": scale, "window": window}}
+        f"{window}_{name}": {"data.augmentation.native_crop": {"scale": list(scale), "window": window}}
         for window in WINDOWS
         for name, scale in zip(names, RANGES, strict=True)
     }

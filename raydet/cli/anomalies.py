@@ -52,13 +52,20 @@ def anomalies(
     again. Writes anomalies/ into each run's directory."""
     from raydet.engine.calibration import read_calibration
     from raydet.metrics.names import ANOMALY_METRICS, ANOMALY_SCORES, CALIBRATED_SCORES
-    from raydet.report.anomalies import ANOMALIES, compare_scores, measure_anomalies, write_anomalies
+    from raydet.report.anomalies import (
+        ANOMALIES,
+        check_repeats,
+        compare_scores,
+        measure_anomalies,
+        write_anomalies,
+    )
 
     if data is not None and split != "test":
         raise ConfigError("--split is a part of the run's own images; leave it or --data out")
     metrics = {each.name: each for each in ANOMALY_METRICS}
     compared = one_of(metric, [*metrics], "--metric")
     opened = [open_run(run, data=data, use_gpu=use_gpu, split="val" if data else split) for run in runs]
+    check_repeats(opened)
     calibrations = [read_calibration(run) for run in opened]
     if scores == "plain" or (not scores and None in calibrations):
         chosen = [name for name in ANOMALY_SCORES if name not in CALIBRATED_SCORES]

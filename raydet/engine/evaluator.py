@@ -125,7 +125,9 @@ class Evaluator:
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            self.final_scores = self.final(model, self.world)
+            self.final_scores = self.final(
+                model, self.world, tell=lambda image_id: enter("evaluate", (image_id,))
+            )
         model.train(was_training)
         return self.final_scores.metrics
 

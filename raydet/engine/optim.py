@@ -91,7 +91,8 @@ def _factor(
 
 
 def _plateaus(utilities: Sequence[float], patience: int) -> int:
-    """How often more than `patience` values in a row were no better than the best before them; counted anew each time.
+    """How often more than `patience` values in a row were no better than the best before them; the count restarts each
+    time.
 
     >>> _plateaus([0.1, 0.3, 0.3, 0.2], patience=1), _plateaus([0.1, 0.3, 0.3, 0.2, 0.1, 0.1], patience=1)
     (1, 2)

@@ -44,7 +44,7 @@ def _data(*, size: int, thermal: bool = False, num_images: int = 240) -> DataCon
     )
 
 
-def _one_stream(backbone: Backbone, head: MaskHeads) -> ModelConfig:
+def one_stream(backbone: Backbone, head: MaskHeads) -> ModelConfig:
     """RGB alone."""
     return ModelConfig(
         backbone=backbone,
@@ -86,7 +86,7 @@ def seg_resnet101_aspp() -> Experiment:
         name="seg_resnet101_aspp",
         task=SegmentationTask(levels=TREE_LEVELS),
         data=_data(size=160),
-        model=_one_stream(
+        model=one_stream(
             TimmConfig(name="resnet101"),
             ASPPConfig(
                 loss=HierarchicalLoss(depth=1, triplet=TripletConfig()), projection=256, auxiliary_weight=0.4
@@ -103,7 +103,7 @@ def seg_mit_b0_extremely_fast() -> Experiment:
         name="seg_mit_b0_extremely_fast",
         task=SegmentationTask(levels=TREE_LEVELS),
         data=_data(size=512),
-        model=_one_stream(MiTConfig(variant="b0"), ExtremelyFastSegFormerConfig()),
+        model=one_stream(MiTConfig(variant="b0"), ExtremelyFastSegFormerConfig()),
         optim=SEGFORMER,
         train=TrainConfig(epochs=50, global_batch=16),
     )
@@ -115,7 +115,7 @@ def seg_mit_b5_segformer() -> Experiment:
         name="seg_mit_b5_segformer",
         task=SegmentationTask(levels=TREE_LEVELS),
         data=_data(size=640),
-        model=_one_stream(MiTConfig(variant="b5"), SegFormerConfig()),
+        model=one_stream(MiTConfig(variant="b5"), SegFormerConfig()),
         optim=SEGFORMER,
         train=TrainConfig(epochs=50, global_batch=16, activation_checkpointing="block"),
     )

@@ -17,13 +17,10 @@ from raydet.config import (
     DeepLabV3Config,
     DeepLabV3PlusConfig,
     Experiment,
-    IdentityFusion,
     MaskHeads,
     MiTConfig,
-    ModelConfig,
     NamedSplit,
     NativeCrop,
-    NoNeckConfig,
     Photometric,
     PlateauSchedule,
     RgbPhotometric,
@@ -34,16 +31,27 @@ from raydet.config import (
     TrainConfig,
 )
 from raydet.config.tree import TREE_CLASSES, TREE_LEVELS
+from raydet.recipes.segmentation import one_stream
 
 StreetHazardsModel = Literal[
     "deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_plus_resnet50", "segformer_b5"
 ]
 
 STREETHAZARDS_MODELS: tuple[StreetHazardsModel, ...] = get_args(StreetHazardsModel)
-CANVAS_HW = (512, 512)
 PUBLISHED_RGB = RgbPhotometric(
     brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1, blur=0.5, blur_sigma_px=(0.1, 2.0)
 )
+
+
+def _data(size: int, augmentation: Augmentation) -> DataConfig:
+    return DataConfig(
+        source=StrangeSource(),
+        split=NamedSplit(),
+        classes=TREE_CLASSES,
+        missing=("thermal", "event"),
+        canvas_hw=(size, size),
+        augmentation=augmentation,
+    )
 
 
 def anomaly_demo() -> Experiment:
@@ -51,22 +59,9 @@ def anomaly_demo() -> Experiment:
     return Experiment(
         name="anomaly_demo",
         task=SegmentationTask(levels=TREE_LEVELS, anomaly=AnomalyConfig()),
-        data=DataConfig(
-            source=StrangeSource(),
-            split=NamedSplit(),
-            classes=TREE_CLASSES,
-            missing=("thermal", "event"),
-            canvas_hw=(96, 96),
-            augmentation=Augmentation(flip_probability=0.5, scale_jitter=(1.0, 1.0)),
-        ),
-        model=ModelConfig(
-            backbone=MiTConfig(variant="nano", drop_path_rate=0.0),
-            aux_modalities=(),
-            fusion=IdentityFusion(),
-            elsewhere=IdentityFusion(),
-            fusion_stages=(),
-            neck=NoNeckConfig(),
-            head=SegFormerConfig(channels=48, dropout=0.0),
+        data=_data(96, Augmentation(flip_probability=0.5, scale_jitter=(1.0, 1.0))),
+        model=one_stream(
+            MiTConfig(variant="nano", drop_path_rate=0.0), SegFormerConfig(channels=48, dropout=0.0)
         ),
         optim=AdamWConfig(lr=3e-3, weight_decay=0.01, schedule=CosineSchedule(warmup_steps=10)),
         train=TrainConfig(epochs=10, global_batch=8, eval_batch=8, eval_every=2),
@@ -107,27 +102,11 @@ def streethazards(model: StreetHazardsModel, *, published: bool = False) -> Expe
         optim = AdamWConfig(
             lr=lr, weight_decay=0.01, schedule=CosineSchedule(warmup_steps=1500, final_fraction=0.0)
         )
-    backbone, head = _parts(model)
     return Experiment(
         name=f"streethazards_{model}" + ("_published" if published else ""),
         task=SegmentationTask(levels=TREE_LEVELS, anomaly=AnomalyConfig()),
-        data=DataConfig(
-            source=StrangeSource(),
-            split=NamedSplit(),
-            classes=TREE_CLASSES,
-            missing=("thermal", "event"),
-            canvas_hw=CANVAS_HW,
-            augmentation=augmentation,
-        ),
-        model=ModelConfig(
-            backbone=backbone,
-            aux_modalities=(),
-            fusion=IdentityFusion(),
-            elsewhere=IdentityFusion(),
-            fusion_stages=(),
-            neck=NoNeckConfig(),
-            head=head,
-        ),
+        data=_data(512, augmentation),
+        model=one_stream(*_parts(model)),
         optim=optim,
         train=TrainConfig(epochs=40, global_batch=4),
     )

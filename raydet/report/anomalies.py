@@ -2,8 +2,6 @@
 
 Runs that differ in their seed alone are repeats. Scores are compared on the same runs and images, so a difference has
 no noise but that of the difference itself.
-
-Legend: H W image, S scores.
 """
 
 from __future__ import annotations
@@ -113,6 +111,21 @@ def measure_anomalies(
     return found
 
 
+def check_repeats(runs: Sequence[TrainedRun]) -> None:
+    """Refuse runs that are no repeats of one another.
+
+    Raises:
+        ConfigError: more than the seed differs.
+    """
+    first, *others = (run.experiment.model_copy(update={"seed": 0, "name": ""}) for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if other != first:
+            raise ConfigError(
+                f"{run.run_dir} is not a repeat of {runs[0].run_dir}: expected runs that differ in their seed alone; "
+                "give them one by one"
+            )
+
+
 def compare_scores(
     runs: Sequence[Mapping[AnomalyScore, ScoreResult]], reference: AnomalyScore, metric: Metric
 ) -> dict[AnomalyScore, tuple[Comparison, float | None]]:
@@ -182,7 +195,7 @@ def _as_json(result: ScoreResult) -> dict[str, object]:
         "best_f1": {"f1": _finite(result.best.f1), "threshold": _finite(result.best.threshold)},
         "calibrated_threshold": result.threshold,
         "sweep": [
-            {"change": change, "threshold": threshold} | _known(histogram.at_threshold(threshold)._asdict())
+            {"change": change, "threshold": threshold, **_known(histogram.at_threshold(threshold)._asdict())}
             for change, threshold in sweep
         ],
     }

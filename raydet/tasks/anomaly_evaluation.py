@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,10 +57,10 @@ class AnomalyEvaluation:
                 )
         self.name, self.experiment, self.source, self.parts = name, experiment, source, parts
 
-    def __call__(self, model: Model, world: World) -> Scores:
-        statistics = self._fitted(model, world) if self.name in CALIBRATED_SCORES else None
+    def __call__(self, model: Model, world: World, *, tell: Callable[[str], None]) -> Scores:
+        statistics = self._fitted(model, world, tell) if self.name in CALIBRATED_SCORES else None
         rows = [np.zeros((0, ROW_WIDTH))]
-        for outputs in self._outputs(model, world, "test"):
+        for outputs in self._outputs(model, world, "test", tell):
             counted_HW = outputs.truth_HW != IGNORE
             scores_N = anomaly_map(self.name, outputs, statistics).cpu()[counted_HW]
             is_anomalous_N = (outputs.truth_HW == ANOMALY)[counted_HW]
@@ -76,9 +76,9 @@ class AnomalyEvaluation:
         metrics = {name: None if math.isnan(value) else value for name, value in values.items()}
         return Scores(metrics, {}, records)
 
-    def _fitted(self, model: Model, world: World) -> AnomalyStatistics:
+    def _fitted(self, model: Model, world: World, tell: Callable[[str], None]) -> AnomalyStatistics:
         num_classes, channels = self.experiment.num_classes, model.encoder.channels[FEATURE_MAP]
-        own = output_moments(self._outputs(model, world, "calibration"), self.source, channels)
+        own = output_moments(self._outputs(model, world, "calibration", tell), self.source, channels)
         moments = OutputMoments.empty(num_classes, channels)
         for row in gather_rows(_packed(own)[None], world):
             moments = moments.merge(_unpacked(row, num_classes, channels))
@@ -86,7 +86,7 @@ class AnomalyEvaluation:
         if self.name != "heat":
             return statistics
         heat = ClassMoments.empty(1)
-        for outputs in self._outputs(model, world, "calibration"):
+        for outputs in self._outputs(model, world, "calibration", tell):
             scores_HW = anomaly_map(self.name, outputs, statistics).cpu()
             heat = heat.merge(moments_of_scores(scores_HW[outputs.truth_HW != IGNORE]))
         total = ClassMoments.empty(1)
@@ -98,8 +98,10 @@ class AnomalyEvaluation:
             )
         return statistics.with_heat(total)
 
-    def _outputs(self, model: Model, world: World, part: SplitName) -> Iterator[PixelOutputs]:
-        return pixel_outputs(
+    def _outputs(
+        self, model: Model, world: World, part: SplitName, tell: Callable[[str], None]
+    ) -> Iterator[PixelOutputs]:
+        for outputs in pixel_outputs(
             model,
             self.source,
             self.parts[part],
@@ -107,7 +109,9 @@ class AnomalyEvaluation:
             rank=world.rank,
             world_size=world.world_size,
             in_step=layout_of_run(self.experiment.train, world).is_sharded,
-        )
+        ):
+            tell(self.source.image_ids[outputs.index])
+            yield outputs
 
 
 def _packed(moments: OutputMoments) -> NDArray[np.float64]:

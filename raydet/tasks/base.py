@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,8 +54,12 @@ class Scorer(Protocol):
 class FinalEvaluation(Protocol):
     """Measures a model once, at the end of its run, on images that the run has not seen."""
 
-    def __call__(self, model: Model, world: World) -> Scores:
-        """The same on every worker; all of them call it, with the model in evaluation mode."""
+    def __call__(self, model: Model, world: World, *, tell: Callable[[str], None]) -> Scores:
+        """The same on every worker; all of them call it, with the model in evaluation mode.
+
+        Args:
+            tell: takes the id of every image that comes next, as a sign of progress.
+        """
 
 
 class Task(Protocol):

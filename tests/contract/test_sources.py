@@ -209,8 +209,9 @@ def test_several_label_sets_want_a_choice(shared_data: Path) -> None:
 
 
 def test_every_kind_is_tried_here() -> None:
-    """But those with masks, which tests/unit/data/sources/test_mask_set.py and tests/unit/data/test_tree.py try."""
-    assert set(KINDS) == {format_.name for format_ in FORMATS} | {"synthetic", "masks", "tree"}
+    """But those with masks: see test_mask_set.py, test_street_hazards.py, test_tree.py and test_strange.py."""
+    with_masks = {"masks", "streethazards", "tree", "strange"}
+    assert set(KINDS) == {format_.name for format_ in FORMATS} | {"synthetic"} | with_masks
 
 
 @pytest.mark.parametrize("format_", FILE_FORMATS, ids=lambda f: f.name)

@@ -238,6 +238,18 @@ def altered(run_dir: Path, directory: Path, **overrides: object) -> Path:
     return directory
 
 
+def test_only_repeats_are_taken_together(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = altered(run_dir, tmp_path / "other", optim__lr=1e-4)
+    assert exit_code("anomalies", run_dir, other, "--scores", "energy") == 2
+    assert "is not a repeat of" in capsys.readouterr().err
+    repeat = altered(run_dir, tmp_path / "repeat", seed=43)
+    both = ("--scores", "energy,max_logit", "--reference", "energy")
+    assert not exit_code("anomalies", run_dir, repeat, *both)
+    assert "2 runs, 9 images" in capsys.readouterr().out
+
+
 def test_images_with_anomalies_are_not_calibrated_on(run_dir: Path, tmp_path: Path) -> None:
     other = altered(
         run_dir,

@@ -41,10 +41,16 @@ SMALL_MASKS: dict[str, Any] = {
     "data.canvas_hw": [64, 96],
     "train.global_batch": 2,
 }
-RECIPE_CASES = {
-    name: ({} if name == "demo" else SMALL_MASKS if name.startswith("seg_") else SMALL_CANVAS)
-    for name in RECIPES
+SMALL_SETS: dict[str, dict[str, Any]] = {
+    "synthetic": SMALL_CANVAS,
+    "tree": SMALL_MASKS,
+    "strange": {
+        "data.source.num_train": 16,
+        "data.canvas_hw": [64, 96],
+        "train.global_batch": 2,
+    },
 }
+RECIPE_CASES = {name: {} if name == "demo" else SMALL_SETS[recipe(name).data.source.kind] for name in RECIPES}
 GUIDED = {"kind": "gaff", "gated": True, "guide_intra": True, "guide_inter": True}
 FUSION_CASES: dict[str, dict[str, Any]] = {
     "add": {"kind": "add"},

@@ -168,13 +168,18 @@ def test_cells_survive_json(seed_count: int) -> None:
 
 SLOW = (
     *("backbones", "backbone_families", "cssa_phase1", "cssa_phase2", "gaff_extensions", "gaff_phase1"),
-    *("seg_fusion", "seg_heads"),
+    *("seg_fusion", "seg_heads", "streethazards_models"),
 )
-WITHOUT_CONTROLS = ("memory", "seg_heads", "seg_hierarchy", "seg_resolution")
+WITHOUT_CONTROLS = (
+    *("memory", "seg_heads", "seg_hierarchy", "seg_resolution"),
+    *("streethazards_augmentation", "streethazards_models", "streethazards_scales"),
+)
 
 
 def base_of(space: str) -> Experiment:
     """A small recipe of the space's task."""
+    if space.startswith("streethazards_"):
+        return recipe("anomaly_demo")
     return recipe("seg_demo" if space.startswith("seg_") else "demo")
 
 

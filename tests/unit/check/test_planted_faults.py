@@ -69,7 +69,7 @@ def test_every_kind_is_planted_somewhere() -> None:
     elsewhere = {
         "no_boxes", "dead_channel", "bad_split", "class_unused", "class_one_sided", "offset", "cannot_tell",
         "odd_shape", "no_events", "grey_rgb", "left_out_annotation", "ignored", "understood",
-        "no_labels", "mask_empty", "mask_speckled",  # in test_check_masks.py
+        "no_labels", "mask_empty", "mask_speckled", "anomaly_outside_test",  # in test_check_masks.py
     }  # fmt: skip
     assert set(KINDS) == set(FAULTS) | elsewhere
 

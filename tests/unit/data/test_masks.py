@@ -115,7 +115,8 @@ def test_where_an_image_has_the_colour_of_a_class_the_mask_has_its_id(
         is_pure_HW = (rgb == COLOURS[value][:, None, None]).all(dim=0)
         assert (ids_HW[is_pure_HW] == value).all()
         num_pure += int(is_pure_HW.sum())
-    assert num_pure > 0.2 * height * width  # the others are blends
+    if min(height, width) >= 8:  # a narrower image is all blends
+        assert num_pure > 0.2 * height * width
 
 
 @settings(max_examples=40)

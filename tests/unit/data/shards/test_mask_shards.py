@@ -172,9 +172,9 @@ def test_a_source_with_boxes_and_masks_is_refused(tmp_path: Path, monkeypatch: p
         (lambda ids_HW: ids_HW.long(), r"expected a uint8 or int16 mask 24 x 32, got torch\.int64"),
         (
             lambda ids_HW: ids_HW.clamp(max=3),
-            r"expected ids in 0\.\.2 or 255 \(no label\) .* got \[0, 1, 2, 3\]",
+            r"expected ids in 0\.\.2, 254 \(anomaly\) or 255 \(no label\) .* got \[0, 1, 2, 3\]",
         ),
-        (lambda ids_HW: ids_HW.short() - 1, r"expected ids in 0\.\.2 or 255 .* got \[-1, 0, 1, 254\]"),
+        (lambda ids_HW: ids_HW.short() - 1, r"expected ids in 0\.\.2, 254 .* got \[-1, 0, 1, 254\]"),
     ],
 )
 def test_a_mask_that_is_none_is_refused(change: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
@@ -196,7 +196,7 @@ def test_another_kind_of_target_is_refused() -> None:
     ("name", "values", "message"),
     [
         (MASK, [bytes(24 * 32)] * 2, None),
-        (MASK, [bytes(24 * 32), b"\x03" * (24 * 32)], r"expected ids in 0\.\.2 or 255"),
+        (MASK, [bytes(24 * 32), b"\x03" * (24 * 32)], r"expected ids in 0\.\.2, 254 or 255"),
         (MASK, [bytes(24 * 32), bytes(24 * 32 - 1)], "767 bytes, not 768"),
         (f"{MASK}.channels", [1, 2], "2 channels of 1-byte values"),
         (f"{MASK}.value_bytes", [1, 4], "1 channels of 4-byte values"),

@@ -84,7 +84,8 @@ class _RMI(torch.autograd.Function):
             logits_NCHW = upsampling.rows(logits_BVhw[images, outputs].to(wide), slice(0, height))
             scores_NCIJ, source_NCIJ = grid.scores(logits_NCHW, images)
             vectors_NCP = grid.vectors(scores_NCIJ, grid.labels(images, outputs, path_LK), images, form)
-            value_NC, factors = _log_det(vectors_NCP @ vectors_NCP.mT)
+            scores_NCP, labels_NCP = vectors_NCP.split(RADIUS**2, dim=2)
+            value_NC, factors = _log_det(scores_NCP @ vectors_NCP.mT, labels_NCP @ labels_NCP.mT)
             total += (value_NC.sum(dim=1) * share_B[images]).sum()
             if gradient_BVhw is None:
                 continue
@@ -174,23 +175,20 @@ class _Grid:
         return F.max_pool2d(x, RADIUS, padding=1) if self.pool else x
 
 
-def _log_det(products: Tensor) -> tuple[Tensor, Tensor]:
+def _log_det(products: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """[N, C]: the loss; and [N, C, D, 2 D]: what the vectors are to be multiplied by for its gradient with respect to
     the scores.
 
     Args:
-        products: float64 [N, C, 2 D, 2 D], S_pp, S_py, S_yp, S_yy.
+        products: float64 [N, C, D, 2 D], S_pp and S_py.
+        labels: float64 [N, C, D, D], S_yy.
     """
     size = RADIUS**2
     ridge = ALPHA * torch.eye(size, device=products.device, dtype=products.dtype)
-    scores, mixed, labels = (
-        products[..., :size, :size] + ridge,
-        products[..., :size, size:],  # S_py
-        products[..., size:, size:] + ridge,
-    )
+    scores, mixed = products.split(size, dim=-1)
     # The forms without checks, because a check would be a host sync; the ridge keeps both matrices regular.
-    explained = torch.cholesky_solve(mixed, torch.linalg.cholesky_ex(scores).L)  # X'
-    root = torch.linalg.cholesky_ex(labels - mixed.mT @ explained).L
+    explained = torch.cholesky_solve(mixed, torch.linalg.cholesky_ex(scores + ridge).L)  # X'
+    root = torch.linalg.cholesky_ex(labels + ridge - mixed.mT @ explained).L
     value = root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1) / size
     weighted = torch.cholesky_solve(explained.mT, root).mT / size  # X' (M + a I)^-1 / 9
     return value, torch.cat((weighted @ explained.mT, -weighted), dim=-1)

@@ -14,6 +14,7 @@ from raydet.tune.study import Claim, Factor, GridPhase, Hypothesis, Study, Value
 PHASE = "models"
 BASE_NETWORK = "base"
 CNNS = ("deeplabv3_resnet50", "deeplabv3_resnet101")
+TRANSFORMERS = ("segformer_b5", "hiera_small", "hiera_base_plus", "hiera_large")
 SCALES: dict[str, dict[str, Any]] = {
     "letterbox": {"data.augmentation.native_crop": None},
     "multi_scale": {"data.augmentation.native_crop": {"scale": [0.5, 2.0], "window": "fixed"}},
@@ -35,7 +36,7 @@ def study(base: Experiment) -> Study:
         return (Claim(phase=PHASE, better={factor.path: better}, worse={factor.path: worse}),)
 
     scales = claim(crop, ("multi_scale",), ("letterbox",))
-    families = claim(network, CNNS, ("segformer_b5",))
+    families = claim(network, CNNS, TRANSFORMERS)
     return Study(
         name="streethazards_models",
         base=base,
@@ -55,12 +56,12 @@ def study(base: Experiment) -> Study:
             ),
             Hypothesis(
                 name="H3",
-                text="On so little data, convolutional networks beat the transformer.",
+                text="On so little data, convolutional networks beat the transformers.",
                 claims=families,
             ),
             Hypothesis(
                 name="H4",
-                text="Convolutional networks find anomalies better than the transformer.",
+                text="Convolutional networks find anomalies better than the transformers.",
                 claims=families,
                 metric=AUROC,
             ),

@@ -22,7 +22,7 @@ from raydet.recipes.segmentation import (
     seg_resnet101_aspp,
     seg_rgbt_mit_b1,
 )
-from raydet.recipes.streethazards import anomaly_demo, streethazards
+from raydet.recipes.streethazards import STREETHAZARDS_MODELS, anomaly_demo, streethazards
 from raydet.recipes.tiny import tiny
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
@@ -42,17 +42,11 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "seg_mit_b5_segformer": seg_mit_b5_segformer,
     "seg_resnet101_aspp": seg_resnet101_aspp,
     "anomaly_demo": anomaly_demo,
-    "streethazards_deeplabv3_resnet50": partial(streethazards, "deeplabv3_resnet50"),
-    "streethazards_deeplabv3_resnet101": partial(streethazards, "deeplabv3_resnet101"),
-    "streethazards_deeplabv3_plus_resnet50": partial(streethazards, "deeplabv3_plus_resnet50"),
-    "streethazards_segformer_b5": partial(streethazards, "segformer_b5"),
-    "streethazards_deeplabv3_resnet50_published": partial(
-        streethazards, "deeplabv3_resnet50", published=True
-    ),
-    "streethazards_deeplabv3_resnet101_published": partial(
-        streethazards, "deeplabv3_resnet101", published=True
-    ),
-    "streethazards_segformer_b5_published": partial(streethazards, "segformer_b5", published=True),
+    **{
+        f"streethazards_{model}{suffix}": partial(streethazards, model, published=bool(suffix))
+        for suffix in ("", "_published")
+        for model in STREETHAZARDS_MODELS
+    },
 }
 
 

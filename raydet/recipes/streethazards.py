@@ -34,7 +34,13 @@ from raydet.config.tree import TREE_CLASSES, TREE_LEVELS
 from raydet.recipes.segmentation import one_stream
 
 StreetHazardsModel = Literal[
-    "deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_plus_resnet50", "segformer_b5"
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "deeplabv3_plus_resnet50",
+    "segformer_b5",
+    "hiera_small",
+    "hiera_base_plus",
+    "hiera_large",
 ]
 
 STREETHAZARDS_MODELS: tuple[StreetHazardsModel, ...] = get_args(StreetHazardsModel)
@@ -71,8 +77,11 @@ def anomaly_demo() -> Experiment:
 def streethazards(model: StreetHazardsModel, *, published: bool = False) -> Experiment:
     """A network of the comparison.
 
-    With 13 classes: deeplabv3_resnet50 41,999,962 parameters, deeplabv3_resnet101 60,992,090, segformer_b5 84,603,341.
-    The comparison's "DeepLabV3+" is DeepLabV3; deeplabv3_plus_resnet50 is what the name says.
+    With 13 classes: deeplabv3_resnet50 41,999,962 parameters, deeplabv3_resnet101 60,992,090, segformer_b5 84,603,341,
+    hiera_small 34,582,989, hiera_base_plus 69,372,813, hiera_large 212,969,277.
+    The comparison's "DeepLabV3+" is DeepLabV3; deeplabv3_plus_resnet50 is what the name says. Its Hiera takes images of
+    224 x 224 only, and has weights for non-commercial use; hiera_* are those of Segment Anything 2 (Apache-2.0), which
+    take sides that are multiples of 32, such as 736 x 1280.
 
     Args:
         published: as the comparison has trained it: Adam, a rate that falls on plateaus of the validation, the crop
@@ -81,7 +90,7 @@ def streethazards(model: StreetHazardsModel, *, published: bool = False) -> Expe
     Departures of the published form: validation images are letterboxed, not squashed; the backbone starts from what
     `--weights` names, not from weights of COCO.
     """
-    is_transformer = model == "segformer_b5"
+    is_transformer = not model.startswith("deeplabv3")
     window: Literal["fixed", "scaled"] = "scaled" if published else "fixed"
     augmentation = Augmentation(
         flip_probability=0.5,
@@ -122,3 +131,5 @@ def _parts(model: StreetHazardsModel) -> tuple[Backbone, MaskHeads]:
             return TimmConfig(name="resnet50", output_stride=8), DeepLabV3PlusConfig()
         case "segformer_b5":
             return MiTConfig(variant="b5"), SegFormerConfig(channels=768)
+        case "hiera_small" | "hiera_base_plus" | "hiera_large":
+            return TimmConfig(name=f"sam2_{model}"), SegFormerConfig(channels=256)

@@ -298,11 +298,7 @@ def test_attention_heads_follow_mits_rule() -> None:
         ("visformer_tiny", 0.0, "expected maps at strides 4, 8, 16, 32, got 8, 16, 32"),
         ("hrnet_w18_small", 0.0, "takes a map from 'stage1', which is none of its layers"),
         ("xception41", 0.0, "takes a map from 'blocks_1_stack_act3', which is none of its layers"),
-        (
-            "hieradet_small",
-            0.0,
-            "is not a chain of layers: blocks_0 must take the output of the layer before it",
-        ),
+        ("hiera_tiny_224", 0.0, "fails on an image of 128 x 128"),
         ("resnetblur18", 0.0, "keeps 'filt' out of its state"),
         ("halonet26t", 0.0, "fails on an image of 128 x 128"),
         ("inception_v3", 0.0, "expected maps of"),
@@ -349,4 +345,15 @@ def test_a_layer_that_is_called_twice_is_no_chain(monkeypatch: pytest.MonkeyPatc
         ConfigError, match="conv_stem is called more than once, so its stages cannot be told apart"
     ):
         timm_sizes("test_efficientnet")
+    timm_sizes.cache_clear()
+
+
+def test_a_layer_that_takes_another_input_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As timm has it, this model adds positions between two layers."""
+    monkeypatch.setattr("raydet.models.backbones.timm.make_chain", lambda model: None)
+    timm_sizes.cache_clear()
+    with pytest.raises(
+        ConfigError, match="is not a chain of layers: blocks_0 must take the output of the layer before it"
+    ):
+        timm_sizes("sam2_hiera_tiny")
     timm_sizes.cache_clear()

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.numerics.conftest import busy_core
 from tests.numerics.step_hashes import CASES, FUSION_CASES, experiment_of, hashes_of, micro_batches
 
-LARGE = ("mit_b2", "mit_b3", "mit_b4", "mit_b5", "resnet101", "segformer_b5")
+LARGE = ("mit_b2", "mit_b3", "mit_b4", "mit_b5", "resnet101", "segformer_b5", "hiera_base", "hiera_large")
 """Of the operations of smaller ones."""
 SMALL_CASES = [
     case

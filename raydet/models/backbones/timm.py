@@ -11,7 +11,7 @@ timm's `features_only` lists the layers of a model that return a map. A stage is
 that a fusion may change the input of the next one. This needs a chain: each layer is called once, and takes the output
 of the layer before it and nothing else. No list of models says which are chains; timm's own forward pass is watched
 once, on tensors without memory. Models that are not chains, and those that need one image size, are refused with a
-reason.
+reason; `hiera` makes one a chain.
 
 Departures from timm:
 1. Stochastic depth is our own module with the same random draws, which activation checkpointing can replay.
@@ -34,9 +34,11 @@ import timm
 import torch
 from timm.layers import DropPath as TimmDropPath
 from timm.layers import Format
+from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
 from raydet.errors import ConfigError
+from raydet.models.backbones.hiera import make_chain
 from raydet.models.backbones.stage import STRIDES, Four, Stage
 
 HEAD_CHANNELS = 64
@@ -242,12 +244,15 @@ def _feature_net(name: str, in_channels: int, drop_path_rate: float, output_stri
     if output_stride != STRIDES[-1]:
         arguments["output_stride"] = output_stride
     try:
-        return timm.create_model(name, features_only=True, in_chans=in_channels, **arguments)
+        net = timm.create_model(name, features_only=True, in_chans=in_channels, **arguments)
     except Exception as error:  # any of a thousand models' own errors
         raise ConfigError(
             f"model.backbone: timm cannot build {name} as features ({type(error).__name__}: {error}); {_ADVICE}"
             + (", or output_stride=32" if "output_stride" in arguments else "")
         ) from error
+    if isinstance(model := _wrapped(net), HieraDet):
+        make_chain(model)
+    return net
 
 
 def _check_chain(name: str, net: Any, last_layers: tuple[str, ...]) -> None:

@@ -160,6 +160,8 @@ MIT_NAMINGS = (
 def timm_naming(layers: Sequence[Collection[str]], *, licence: str) -> Naming:
     """timm's names; a feature net joins the first two parts, as in `stages.0.` -> `stages_0.`.
 
+    Positions, which belong to no layer in timm, belong to the first one here.
+
     >>> naming = timm_naming([["stem_0", "stages_0"], ["stages_1"]], licence="mine")
     >>> naming.translate("stages.1.blocks.0.norm.weight"), naming.translate("head.fc.weight")
     ('1.layers.stages_1.blocks.0.norm.weight', None)
@@ -170,6 +172,8 @@ def timm_naming(layers: Sequence[Collection[str]], *, licence: str) -> Naming:
     stage_of = {layer: stage for stage, names in enumerate(layers) for layer in names}
 
     def translate(name: str) -> str | None:
+        if name in ("pos_embed", "pos_embed_window"):
+            return f"0.layers.{next(iter(layers[0]))}.{name}"
         parts = name.split(".")
         for joined in (1, 2):
             layer = "_".join(parts[:joined])

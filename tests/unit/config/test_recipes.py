@@ -47,11 +47,14 @@ def test_a_plain_gaff_differs_from_the_published_one() -> None:
         ("deeplabv3_resnet50", 41_999_962),
         ("deeplabv3_resnet101", 60_992_090),
         ("segformer_b5", 84_603_341),
+        ("hiera_small", 34_582_989),
+        ("hiera_base_plus", 69_372_813),
+        ("hiera_large", 212_969_277),
     ],
 )
 @pytest.mark.parametrize("suffix", ["", "_published"])
 def test_parameters_of_the_streethazards_comparison(name: str, suffix: str, expected: int) -> None:
-    """T6.1, with the 13 classes of the set; the embedded one has other classes."""
+    """T6.1, and our own for Hiera, with the 13 classes of the set; the embedded one has other classes."""
     classes = [f"class {number}" for number in range(13)]
     run = recipe(f"streethazards_{name}{suffix}")
     run = apply_overrides(run, {"data.classes": classes, "task.levels": []})

@@ -115,7 +115,7 @@ def check_repeats(runs: Sequence[TrainedRun]) -> None:
     """Refuse runs that are no repeats of one another.
 
     Raises:
-        ConfigError: more than the seed differs.
+        ConfigError: more than the seed differs, or it does not.
     """
     first, *others = (run.experiment.model_copy(update={"seed": 0, "name": ""}) for run in runs)
     for run, other in zip(runs[1:], others, strict=True):
@@ -123,6 +123,13 @@ def check_repeats(runs: Sequence[TrainedRun]) -> None:
             raise ConfigError(
                 f"{run.run_dir} is not a repeat of {runs[0].run_dir}: expected runs that differ in their seed alone; "
                 "give them one by one"
+            )
+    by_seed: dict[int, TrainedRun] = {}
+    for run in runs:
+        if (same := by_seed.setdefault(run.experiment.seed, run)) is not run:
+            raise ConfigError(
+                f"{same.run_dir} and {run.run_dir} have the same seed, {run.experiment.seed}: expected repeats with "
+                "seeds of their own"
             )
 
 

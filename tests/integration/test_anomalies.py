@@ -244,6 +244,8 @@ def test_only_repeats_are_taken_together(
     other = altered(run_dir, tmp_path / "other", optim__lr=1e-4)
     assert exit_code("anomalies", run_dir, other, "--scores", "energy") == 2
     assert "is not a repeat of" in capsys.readouterr().err
+    assert exit_code("anomalies", run_dir, run_dir, "--scores", "energy") == 2
+    assert "have the same seed, 42" in capsys.readouterr().err
     repeat = altered(run_dir, tmp_path / "repeat", seed=43)
     both = ("--scores", "energy,max_logit", "--reference", "energy")
     assert not exit_code("anomalies", run_dir, repeat, *both)

@@ -27,13 +27,16 @@ def compare(
     as_json: AsJsonOption = False,
 ) -> None:
     """Test whether one detector is better than another, or the difference is noise of images and seeds."""
-    from raydet.report.compare import compare_arms, compared_metric, open_arm
+    from raydet.report.compare import compare_arms, compare_sequences, compared_metric, open_arm
 
     arms = open_arm(a.absolute()), open_arm(b.absolute())
     found = compare_arms(*arms, count=resamples, is_forced=anyway)
+    by_sequence = compare_sequences(*arms)
     if as_json:
         names = {"a": [str(run) for run in arms[0].runs], "b": [str(run) for run in arms[1].runs]}
         content = {**names, **asdict(found), "difference": found.difference, "verdict": found.verdict}
+        if by_sequence is not None:
+            content["by_sequence"] = asdict(by_sequence)
         typer.echo(json.dumps(content))
         return
     metric = compared_metric(arms[0].experiment.task)
@@ -41,6 +44,8 @@ def compare(
         runs = f"{len(arm.runs)} {'run' if len(arm.runs) == 1 else 'runs'}"
         typer.echo(f"{label}  {metric.label} {metric.text(mean)}  {arm.name}, {runs}")
     typer.echo(_in_words(found))
+    if by_sequence is not None:
+        typer.echo(str(by_sequence))
 
 
 def _in_words(found: Comparison) -> str:

@@ -51,6 +51,7 @@ def predict(
 
     with interruptible("the same command restarts"):
         rows = predicted(opened)
+        rows = rows[rows[:, 6] >= 0]  # a run with task.event also notes which frames have events
         results = coco_results(
             rows,
             image_ids=[opened.source.image_ids[index] for index in opened.indices],

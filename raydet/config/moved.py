@@ -57,8 +57,8 @@ def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
         tree["data"]["split"] = {name: value for name, value in split.items() if value or name not in new}
     if tree["train"]["steps_per_epoch"] is None:
         del tree["train"]["steps_per_epoch"]
-    if tree["task"].get("anomaly", True) is None:
-        tree["task"] = {name: value for name, value in tree["task"].items() if name != "anomaly"}
+    later = [name for name in ("anomaly", "event") if tree["task"].get(name, True) is None]
+    tree["task"] = {name: value for name, value in tree["task"].items() if name not in later}
     if tree["task"]["kind"] == "detection" and tree["task"]["metric"] is None:
         task = tree.pop("task")
         tree["evaluate"] = {name: value for name, value in task.items() if name not in ("kind", "metric")}

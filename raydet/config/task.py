@@ -49,6 +49,41 @@ class Metric(Config):
         return "-" if value is None else f"{value:.{self.digits}f}"
 
 
+EventCamera = Literal["gen1", "gen4"]
+"""Prophesee's sensors of 304 x 240 and of 1280 x 720 pixels."""
+
+
+class EventProtocol(Config):
+    """How detections in recordings of an event camera are measured, see `raydet.metrics.event_filter`; the defaults are
+    those of Prophesee's toolbox. Runs with different protocols are not compared."""
+
+    camera: EventCamera = "gen4"
+    """Whose smallest boxes count: gen4 has diagonals of 60 and sides of 20 pixels, gen1 half of that."""
+    is_halved: bool = False
+    """The recordings have half of the sensor's resolution: halves these two."""
+    min_diagonal_px: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Boxes with a shorter diagonal do not count, in source pixels; null: the camera's."""
+    min_side_px: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Boxes with a shorter side do not count, in source pixels; null: the camera's."""
+    skip_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 500.0
+    """Boxes up to this time from the start of their sequence do not count."""
+    window_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
+    """Length of a frame's window; a frame's time is the end of its window, the first one's `window_ms`."""
+    tolerance_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 50.0
+    """A detection counts for the labels whose time differs from its own by this or less, even for several. Labels in
+    every window need less than `window_ms`, e.g. 0."""
+    silence_bins: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 3, 5, 9)
+    """Bins of AP50 by the number of windows since the last event in the box: the smallest number of each; (): not
+    measured."""
+
+    @model_validator(mode="after")
+    def _bins_begin_at_zero(self) -> Self:
+        bins = self.silence_bins
+        if bins and (bins[0] != 0 or any(low >= high for low, high in pairwise(bins))):
+            raise ValueError(f"task.event.silence_bins must ascend from 0, got {list(bins)}")
+        return self
+
+
 class DetectionTask(Config):
     """Boxes and labels; COCO's metrics and others."""
 
@@ -68,6 +103,9 @@ class DetectionTask(Config):
     miss_rate_min_height_px: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 55.0
     """Lower objects (source pixels) need not be found for LAMR, and finding them is no mistake. KAIST's "reasonable"
     set has 55."""
+    event: EventProtocol | None = None
+    """The protocol for recordings of an event camera; adds class-agnostic AP, and AP against silence. null: every box
+    of every image counts."""
 
     @model_validator(mode="after")
     def _bins_ascend(self) -> Self:
@@ -77,6 +115,10 @@ class DetectionTask(Config):
                 raise ValueError(f"task.{name} must be two ascending numbers, got {list(edges)}")
         if self.size_bins_fraction is not None and self.size_bins_px != COCO_BINS_PX:
             raise ValueError("task.size_bins_px and task.size_bins_fraction exclude one another; set one")
+        if self.event is not None and self.miss_rate:
+            raise ValueError(
+                "task.miss_rate counts mistakes per image, and task.event leaves images out; set one of them"
+            )
         return self
 
 

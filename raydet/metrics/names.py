@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple, get_args
 
-from raydet.config import AnomalyScore, CustomTask, DetectionTask, Metric, SegmentationTask, Task
+from raydet.config import (
+    AnomalyScore,
+    CustomTask,
+    DetectionTask,
+    EventProtocol,
+    Metric,
+    SegmentationTask,
+    Task,
+)
 from raydet.errors import ConfigError
 
 VAL_LOSS = Metric(name="val_loss", label="val loss", higher_is_better=False)
@@ -69,6 +78,15 @@ MISS_RATE = "LAMR"
 """Log-average miss rate, see `raydet.metrics.miss_rate`: in 0..1, and lower is better."""
 PER_CLASS = "AP/"
 """Prefix of AP at IoU .5:.95 of one class."""
+
+AGNOSTIC = "agnostic_"
+"""Prefix of AP with all classes taken for one, see `raydet.metrics.event_evaluation`."""
+AGNOSTIC_METRICS = tuple(
+    metric.model_copy(update={"name": f"{AGNOSTIC}{metric.name}", "label": f"{metric.label} (any class)"})
+    for metric in COCO_METRICS[:6]
+)
+SILENT = "mAP_50_silent_"
+"""Prefix of AP50 of the objects of one bin of silent ages, see `raydet.metrics.silence`; the smallest age follows."""
 
 PER_BATCH_IOU = "per_batch_mIoU"
 MASK_METRICS = (
@@ -139,6 +157,21 @@ FRACTIONS = (
     *(metric.name for metric in (*MASK_METRICS, *ANOMALY_METRICS)),
     "violation_rate",
 )
+PREFIXES_OF_FRACTIONS = (PER_CLASS, PER_CLASS_IOU, LEVEL_IOU, AGNOSTIC, SILENT)
+
+
+def silence_metrics(protocol: EventProtocol) -> tuple[Metric, ...]:
+    """AP50 by the number of windows since the last event in the box.
+
+    >>> [metric.label for metric in silence_metrics(EventProtocol(silence_bins=(0, 1, 3)))]
+    ['AP50 silent 0', 'AP50 silent 1-2', 'AP50 silent 3+']
+    """
+    bins = protocol.silence_bins
+    lasts = [f"-{end - 1}" if end - 1 > start else "" for start, end in pairwise(bins)] + ["+"]
+    return tuple(
+        Metric(name=f"{SILENT}{start}", label=f"AP50 silent {start}{last}", is_resampleable=True)
+        for start, last in zip(bins, lasts, strict=False)
+    )
 
 
 def bounds_of(metric: Metric) -> tuple[float, float]:
@@ -146,7 +179,7 @@ def bounds_of(metric: Metric) -> tuple[float, float]:
     other fractions; 0 and infinity for distances on a class tree; infinite for losses and for metrics of custom tasks,
     whose range is unknown.
     """
-    if metric.name in FRACTIONS or metric.name.startswith((PER_CLASS, PER_CLASS_IOU, LEVEL_IOU)):
+    if metric.name in FRACTIONS or metric.name.startswith(PREFIXES_OF_FRACTIONS):
         return (0.0, 1.0)
     return (0.0 if metric.name in TREE_DISTANCES else -math.inf, math.inf)
 
@@ -156,6 +189,8 @@ def metrics_of(task: Task) -> tuple[Metric, ...]:
     match task:
         case DetectionTask(miss_rate=True):
             return (*COCO_METRICS, Metric(name=MISS_RATE, label=MISS_RATE, higher_is_better=False), VAL_LOSS)
+        case DetectionTask(event=EventProtocol() as protocol):
+            return (*COCO_METRICS, *AGNOSTIC_METRICS, *silence_metrics(protocol), VAL_LOSS)
         case DetectionTask():
             return (*COCO_METRICS, VAL_LOSS)
         case SegmentationTask(levels=levels, anomaly=anomaly):
@@ -217,6 +252,20 @@ def leading_metrics(task: Task, decider: Metric, count: int = 3) -> list[Metric]
 def groups_of(task: Task) -> tuple[MetricGroup, ...]:
     """The groups of metrics that a report compares in figures of their own."""
     match task:
+        case DetectionTask(event=EventProtocol() as protocol) if protocol.silence_bins:
+            silence = MetricGroup(
+                "silence",
+                "AP against silence",
+                "AP50 by the number of windows since the last event in an object's box: what is found without any "
+                "is remembered. In the order of the figure above.",
+                "AP50",
+                {
+                    metric.name: metric.label.removeprefix("AP50 silent ")
+                    for metric in silence_metrics(protocol)
+                },
+                is_ordered=True,
+            )
+            return (*COCO_GROUPS, silence)
         case DetectionTask():
             return COCO_GROUPS
         case SegmentationTask(levels=levels) if levels:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raydet.errors import DataError
 from raydet.metrics.anomaly_records import AnomalyRecords
 from raydet.metrics.confusion import ConfusionRecords
+from raydet.metrics.event_records import EventRecords
 from raydet.metrics.matches import MatchRecords
 
 RECORDS = "records.npz"
@@ -49,7 +50,8 @@ class Records(Protocol):
         """
 
     def is_comparable(self, other: Records) -> bool:
-        """Whether the other evaluation was on the same images with the same truth, in the same order."""
+        """Whether the other evaluation was on the same images with the same truth, in the same order,
+        and by the same protocol."""
 
     def arrays(self) -> Arrays:
         """All contents by name, for a file."""
@@ -94,8 +96,9 @@ class MeanRecords:
         return cls(arrays["image_ids"], arrays["group_ids"], values)  # type: ignore[arg-type]
 
 
-KINDS: dict[str, type[MatchRecords | MeanRecords | ConfusionRecords | AnomalyRecords]] = {
+KINDS: dict[str, type[MatchRecords | EventRecords | MeanRecords | ConfusionRecords | AnomalyRecords]] = {
     "match": MatchRecords,
+    "event": EventRecords,
     "mean": MeanRecords,
     "confusion": ConfusionRecords,
     "anomaly": AnomalyRecords,

@@ -11,11 +11,13 @@ from raydet.config import Experiment, Metric, Task
 from raydet.config.base import Config
 from raydet.engine.open_run import recorded_experiment
 from raydet.errors import ConfigError
+from raydet.metrics.event_records import EventRecords, protocol_differences
 from raydet.metrics.names import bounds_of, deciding_metric, metrics_of
 from raydet.metrics.records import RECORDS, Records, has_records, read_records, score
 from raydet.runs.run_dir import FINAL_RESULTS, recorded_model_info
 from raydet.stats.bootstrap import paired_differences
 from raydet.stats.comparison import Comparison, compare
+from raydet.stats.sign_flip import SignFlip, sequence_differences, sign_flip
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,12 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
     """
     if a.runs == b.runs:
         raise ConfigError(f"{a.name} is compared with itself; choose another run")
+    for other in (*a.records, *b.records):
+        if protocols := protocol_differences(a.records[0], other):
+            raise ConfigError(
+                f"{a.name} and {b.name} cannot be compared: they were measured by different protocols, "
+                f"{'; '.join(protocols)}; evaluate both by one"
+            )
     differences = _differences(a, b)
     if differences and not is_forced:
         raise ConfigError(
@@ -96,6 +104,17 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
         raise ConfigError(f"{a.name} and {b.name} cannot be compared: their images have no objects")
     num_groups = len(set(a.records[0].group_ids.tolist()))
     return compare([scores_a], [scores_b], resampled, num_groups=num_groups, bounds=bounds_of(metric))
+
+
+def compare_sequences(a: Arm, b: Arm) -> SignFlip | None:
+    """Compare two arms that `compare_arms` accepts, sequence by sequence; None where no protocol for events says that
+    groups of images are sequences.
+    """
+    if not all(isinstance(records, EventRecords) for records in (*a.records, *b.records)):
+        return None
+    metric = compared_metric(a.experiment.task)
+    differences = sequence_differences(a.records, b.records, metric.name)
+    return sign_flip(differences if metric.higher_is_better else -differences) if len(differences) else None
 
 
 def compared_metric(task: Task) -> Metric:

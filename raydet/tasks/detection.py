@@ -14,14 +14,16 @@ from raydet.data.build import ignored_in
 from raydet.data.sources.base import Source
 from raydet.data.split import groups_of
 from raydet.errors import DataError
-from raydet.metrics.coco import ROW_WIDTH, GroundTruth
+from raydet.metrics.coco import ROW_WIDTH, CocoResult, GroundTruth
 from raydet.metrics.measure import measure
 from raydet.metrics.names import PER_CLASS
+from raydet.metrics.records import Records
 from raydet.metrics.sizes import SizeBins
 from raydet.models.build_heads import build_head
 from raydet.models.heads.base import Head
 from raydet.structures import ANY_CLASS, Batch, Boxes, Detections, boxes_of
 from raydet.tasks.base import Scores
+from raydet.tasks.event_evaluation import EventEvaluation
 
 
 class Detection:
@@ -73,11 +75,16 @@ class DetectionScorer:
         self.image_ids = [source.image_ids[index] for index in indices]
         groups = groups_of(source.group_ids, experiment.data.split)
         self.group_ids = [groups[index] for index in indices]
+        self.events = None
+        if config.event is not None:
+            self.events = EventEvaluation(
+                config, config.event, experiment, self.truth, group_ids=source.group_ids, indices=indices
+            )
 
     def rows(
         self, predictions: Sequence[Detections], batch: Batch, positions: Sequence[int]
     ) -> NDArray[np.float64]:
-        """The detections of a batch in source pixels."""
+        """The detections of a batch in source pixels; with `task.event` also rows of `EventEvaluation`."""
         rows = [np.zeros((0, ROW_WIDTH))]
         for row, position in enumerate(positions):
             found = predictions[row].rescaled(_hw(batch.valid_hw, row), _hw(batch.source_hw, row))
@@ -88,12 +95,18 @@ class DetectionScorer:
                 found.labels.cpu().numpy(),
             ]
             rows.append(np.column_stack(columns))
+        if self.events is not None:
+            rows.append(self.events.rows(batch, positions))
         return np.concatenate(rows)
 
     def finish(self, rows: NDArray[np.float64]) -> Scores:
-        result, records = measure(
-            self.config, self.truth, rows, self.classes, image_ids=self.image_ids, group_ids=self.group_ids
-        )
+        ids = {"image_ids": self.image_ids, "group_ids": self.group_ids}
+        result: CocoResult
+        records: Records
+        if self.events is None:
+            result, records = measure(self.config, self.truth, rows, self.classes, **ids)
+        else:
+            result, records = self.events.finish(rows, **ids)
         per_class = {f"{PER_CLASS}{name}": value for name, value in result.per_class_ap.items()}
         return Scores(result.metrics, per_class, records)
 

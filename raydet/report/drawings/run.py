@@ -10,6 +10,7 @@ from raydet.data.transforms import eval_transform
 from raydet.engine.open_run import TrainedRun, open_trained
 from raydet.errors import ConfigError, DataError
 from raydet.metrics.confusion import ConfusionRecords
+from raydet.metrics.event_records import EventRecords
 from raydet.metrics.matches import MatchRecords
 from raydet.metrics.records import RECORDS, has_records, read_records
 from raydet.report.drawings.attention import Attention, attention_maps
@@ -45,6 +46,8 @@ def drawings_of_run(run_dir: Path, *, count: int = 3) -> list[Drawing]:
     match records:
         case MatchRecords():
             return _detection_drawings(run, records, count)
+        case EventRecords(by_class=matches):
+            return _detection_drawings(run, matches, count)
         case ConfusionRecords():
             return mask_drawings(run, records, count)
         case _:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from raydet.cli import main
-from raydet.config import Experiment, apply_overrides
+from raydet.config import DetectionTask, Experiment, apply_overrides
 from raydet.metrics.coco import GroundTruth, evaluate_coco
+from raydet.metrics.event_evaluation import measure_events
 from raydet.metrics.records import RECORDS, write_records
 from raydet.recipes import recipe
+from raydet.tasks.event_evaluation import card_of, frame_times
 
 EXPERIMENT = recipe("demo")
 
@@ -36,6 +38,38 @@ def finished_run(
         experiment.data.classes,
         image_ids=names,
         group_ids=[name[:-1] for name in names],
+    )
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text(experiment.to_json())
+    write_records(run_dir / RECORDS, records)
+    return run_dir
+
+
+def event_run(
+    run_dir: Path, *, noise: float, seed: int, protocol: dict[str, Any], head: float = 0.05
+) -> Path:
+    """A finished run on eight sequences of an event camera."""
+    experiment = apply_overrides(
+        EXPERIMENT, {"task.event": protocol, "model.head.score_threshold": head, "seed": seed}
+    )
+    assert isinstance(experiment.task, DetectionTask)
+    assert experiment.task.event is not None
+    truths, generator = np.random.default_rng(0), np.random.default_rng(seed)
+    images, labels = np.repeat(np.arange(96), 4), truths.integers(0, 3, 384)
+    boxes = np.concatenate([truths.uniform(0, 60, (384, 2)), truths.uniform(15, 60, (384, 2))], axis=1)
+    found = boxes + generator.normal(0, noise, boxes.shape)
+    groups = [f"recording {image // 12}" for image in range(96)]
+    truth = GroundTruth(96, images, boxes, labels, sizes_hw=np.tile([96, 128], (96, 1)))
+    frames, _ = frame_times(groups, range(96), window_ms=50)
+    _, records = measure_events(
+        experiment.task,
+        experiment.task.event,
+        truth,
+        np.column_stack([images, found, generator.random(384), labels]),
+        experiment.data.classes,
+        frames=frames,
+        card=card_of(experiment.task, experiment.task.event, experiment, truth),
+        group_ids=groups,
     )
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text(experiment.to_json())
@@ -159,3 +193,59 @@ def test_runs_that_are_not_repeats_are_not_pooled(tmp_path: Path, capsys: pytest
 def test_an_arm_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = arm(tmp_path, "a", noise=3.0, seeds=2)
     assert "a is compared with itself" in compared(capsys, a, a.with_name("a_seed1"), code=2)
+
+
+PROTOCOL: dict[str, Any] = {"min_diagonal_px": 30, "min_side_px": 10, "tolerance_ms": 0}
+
+
+def test_runs_of_one_protocol_are_compared_by_sequence_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(3):
+        suffix = f"_seed{seed}" if seed else ""
+        event_run(tmp_path / f"good{suffix}", noise=2.0, seed=seed, protocol=PROTOCOL)
+        event_run(tmp_path / f"worse{suffix}", noise=6.0, seed=seed + 10, protocol=PROTOCOL)
+    good, worse = tmp_path / "good", tmp_path / "worse"
+    *_, verdict, by_sequence = compared(capsys, good, worse).splitlines()
+    assert verdict == "A is better"
+    assert by_sequence.startswith("8 sequences: A higher in 8, mean difference +0.")
+    assert by_sequence.endswith("sign-flip p 0.0078 (with 8 sequences p cannot fall below .0078)")
+    found = json.loads(compared(capsys, worse, good, "--json"))
+    assert found["num_groups"] == found["by_sequence"]["num_sequences"] == 8
+    assert found["by_sequence"]["num_better"] == 0
+
+
+@pytest.mark.parametrize(
+    ("protocol", "head", "message"),
+    [
+        ({**PROTOCOL, "tolerance_ms": 25}, 0.05, "tolerance_ms is 0 against 25"),
+        (
+            {**PROTOCOL, "min_side_px": 12, "skip_ms": 400},
+            0.05,
+            "skip_ms is 500 against 400; min_side_px is 10 against 12",
+        ),
+        (PROTOCOL, 0.001, "confidence_threshold is 0.05 against 0.001"),
+    ],
+)
+def test_runs_of_different_protocols_are_never_compared(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    protocol: dict[str, Any],
+    head: float,
+    message: str,
+) -> None:
+    a = event_run(tmp_path / "a", noise=2.0, seed=0, protocol=PROTOCOL)
+    b = event_run(tmp_path / "b", noise=2.0, seed=1, protocol=protocol, head=head)
+    for options in ((), ("--anyway",)):
+        refusal = compared(capsys, a, b, *options, code=2)
+        assert f"they were measured by different protocols, {message}; evaluate both by one" in refusal
+        assert refusal.count("\n") == 1
+
+
+def test_a_run_without_a_protocol_is_not_compared_with_one_that_has_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = event_run(tmp_path / "event", noise=2.0, seed=0, protocol=PROTOCOL)
+    plain = arm(tmp_path, "plain", noise=2.0, seeds=1)
+    assert "the second was measured without any" in compared(capsys, event, plain, "--anyway", code=2)
+    assert "the first was measured without any" in compared(capsys, plain, event, "--anyway", code=2)

@@ -80,10 +80,26 @@ def test_a_config_that_older_versions_knew_keeps_its_fingerprint(name: str, fing
         {"data.sampling.kind": "clips"},
         {"task.metric": "mAP_50"},
         {"task.miss_rate": True},
+        {"task.event": {}},
     ],
 )
 def test_a_new_setting_has_a_fingerprint_of_its_own(change: dict[str, object]) -> None:
     assert apply_overrides(BASE, change).fingerprint() != BASE.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task.event": {"silence_bins": [1, 3]}}, "must ascend from 0, got [1, 3]"),
+        ({"task.event": {"silence_bins": [0, 3, 3]}}, "must ascend from 0, got [0, 3, 3]"),
+        ({"task.event": {}, "task.miss_rate": True}, "task.event leaves images out; set one of them"),
+        ({"task.event": {"camera": "gen3"}}, "camera"),
+    ],
+)
+def test_protocols_for_events_that_make_no_sense_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(BASE, change)
+    assert message in str(caught.value)
 
 
 def test_a_path_that_has_moved_is_answered_with_the_new_one(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from raydet.config import CustomTask, DetectionTask, Level, Metric, SegmentationTask, Task
+from raydet.config import CustomTask, DetectionTask, EventProtocol, Level, Metric, SegmentationTask, Task
 from raydet.errors import ConfigError
 from raydet.metrics.names import (
     ANOMALY_METRICS,
@@ -26,13 +26,14 @@ TREE = SegmentationTask(
         Level(name="realm", groups=("plant",), parents=(0, 0)),
     )
 )
+EVENT = DetectionTask(event=EventProtocol(silence_bins=(0, 4)))
 CUSTOM = CustomTask(name="count", metrics=(Metric(name="count_error", label="error"),))
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("mAP", "AR_small", "AP/a class", MISS_RATE),
+        *("mAP", "AR_small", "AP/a class", MISS_RATE, "agnostic_mAP_75", "mAP_50_silent_9"),
         *(
             "mIoU",
             "pixel_accuracy",
@@ -64,6 +65,20 @@ def test_a_class_tree_adds_its_levels_and_what_is_measured_on_it() -> None:
     assert flat[0] == "mIoU"
     added = ["mIoU_kind", "mIoU_realm", "tree_distance", "tree_distance_all", "violation_rate"]
     assert tree == [*flat[:-1], *added, "val_loss"]
+
+
+def test_a_protocol_for_events_adds_class_agnostic_ap_and_silence() -> None:
+    plain, event = ([metric.name for metric in metrics_of(task)] for task in (DetectionTask(), EVENT))
+    agnostic = [f"agnostic_{name}" for name in plain[:6]]
+    assert event == [*plain[:-1], *agnostic, "mAP_50_silent_0", "mAP_50_silent_4", "val_loss"]
+    chosen = deciding_metric(EVENT.model_copy(update={"metric": "agnostic_mAP"}))
+    assert (chosen.label, chosen.is_resampleable) == ("mAP (any class)", True)
+    assert not metric_named(EVENT, "agnostic_mAP_small").is_resampleable
+    *_, silence = groups_of(EVENT)
+    assert silence.labels == {"mAP_50_silent_0": "0-3", "mAP_50_silent_4": "4+"}
+    without = DetectionTask(event=EventProtocol(silence_bins=()))
+    assert groups_of(without) == groups_of(DetectionTask())
+    assert [metric.name for metric in metrics_of(without)] == [*plain[:-1], *agnostic, "val_loss"]
 
 
 def test_mean_iou_decides_unless_the_task_says_otherwise() -> None:

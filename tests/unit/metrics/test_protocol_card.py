@@ -101,8 +101,8 @@ def test_records_of_one_card_are_comparable_and_those_without_one_only_among_the
     assert not records.is_comparable(without)
     assert not without.is_comparable(records)
     assert protocol_differences(without, without) == []
-    assert "the second was measured without" in protocol_differences(records, without)[0]
-    assert "the first was measured without" in protocol_differences(without, records)[0]
+    assert "the second was measured without any" in protocol_differences(records, without)[0]
+    assert "the first was measured without any" in protocol_differences(without, records)[0]
 
 
 def test_records_round_trip_through_a_file(tmp_path: Path) -> None:

@@ -106,15 +106,31 @@ def compare_arms(a: Arm, b: Arm, *, count: int = 1000, is_forced: bool = False) 
     return compare([scores_a], [scores_b], resampled, num_groups=num_groups, bounds=bounds_of(metric))
 
 
-def compare_sequences(a: Arm, b: Arm) -> SignFlip | None:
+@dataclass(frozen=True, slots=True)
+class SequenceComparison:
+    """Two arms on sequences of an event camera, measured by one protocol."""
+
+    protocol: str
+    """The hash of its card."""
+    test: SignFlip
+
+    def __str__(self) -> str:
+        return f"{self.test}; protocol {self.protocol}"
+
+
+def compare_sequences(a: Arm, b: Arm) -> SequenceComparison | None:
     """Compare two arms that `compare_arms` accepts, sequence by sequence; None where no protocol for events says that
     groups of images are sequences.
     """
-    if not all(isinstance(records, EventRecords) for records in (*a.records, *b.records)):
+    first = a.records[0]
+    if not isinstance(first, EventRecords):
         return None
     metric = compared_metric(a.experiment.task)
     differences = sequence_differences(a.records, b.records, metric.name)
-    return sign_flip(differences if metric.higher_is_better else -differences) if len(differences) else None
+    if not len(differences):
+        return None
+    test = sign_flip(differences if metric.higher_is_better else -differences)
+    return SequenceComparison(first.card.hash, test)
 
 
 def compared_metric(task: Task) -> Metric:

@@ -66,6 +66,7 @@ class EventEvaluation:
         self.frames, self.windows_I = frame_times(group_ids, indices, window_ms=protocol.window_ms)
         self.classes = experiment.data.classes
         self.card = card_of(config, protocol, experiment, truth)
+        logger.info("measuring by protocol %s: %s", self.card.hash, self.card.to_json())
         self.position_of = {
             (int(sequence), int(window)): position
             for position, (sequence, window) in enumerate(

@@ -209,10 +209,11 @@ def test_runs_of_one_protocol_are_compared_by_sequence_too(
     *_, verdict, by_sequence = compared(capsys, good, worse).splitlines()
     assert verdict == "A is better"
     assert by_sequence.startswith("8 sequences: A higher in 8, mean difference +0.")
-    assert by_sequence.endswith("sign-flip p 0.0078 (with 8 sequences p cannot fall below .0078)")
+    assert "sign-flip p 0.0078 (with 8 sequences p cannot fall below .0078); protocol " in by_sequence
     found = json.loads(compared(capsys, worse, good, "--json"))
-    assert found["num_groups"] == found["by_sequence"]["num_sequences"] == 8
-    assert found["by_sequence"]["num_better"] == 0
+    assert found["num_groups"] == found["by_sequence"]["test"]["num_sequences"] == 8
+    assert found["by_sequence"]["test"]["num_better"] == 0
+    assert by_sequence.endswith(found["by_sequence"]["protocol"])
 
 
 @pytest.mark.parametrize(

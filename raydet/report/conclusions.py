@@ -290,8 +290,8 @@ def _images(analysis: Analysis) -> Iterator[str]:
         )
     elif analysis.without_images:
         yield (
-            f"Records of the evaluation are missing, or are of other images, for {_names(analysis.without_images)}: "
-            "their results hold for these images only."
+            "Records of the evaluation are missing, or are of other images or another protocol, for "
+            f"{_names(analysis.without_images)}: their results hold for these images only."
         )
     elif analysis.num_groups == 1:
         yield (

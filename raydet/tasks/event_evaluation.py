@@ -145,13 +145,13 @@ class EventEvaluation:
             self.classes,
             frames=self.frames,
             card=self.card,
-            ages_M=self._ages(rows[~is_detection_N]),
+            ages_M=self.silent_ages(rows[~is_detection_N]),
             image_ids=image_ids,
             group_ids=group_ids,
         )
 
-    def _ages(self, rows: NDArray[np.float64]) -> NDArray[np.int64] | None:
-        """Silent ages, exact below the last bin: [M]; None: no frame had histograms."""
+    def silent_ages(self, rows: NDArray[np.float64]) -> NDArray[np.int64] | None:
+        """Silent ages from the rows of `rows`, exact below the last bin: [M]; None: no frame had histograms."""
         if not len(rows):
             return None
         ages_M = self.windows_I[self.truth.image_index] + 1  # as if there had been one before the sequence

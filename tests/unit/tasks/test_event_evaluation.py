@@ -118,7 +118,9 @@ def test_silent_ages_of_batches_are_those_of_whole_sequences(canvas_hw: tuple[in
     assert events is not None
     rows = np.concatenate(parts[::-1])
     ages = source.ages(indices)
-    np.testing.assert_array_equal(np.minimum(events._ages(rows[rows[:, 6] < 0]), 9), np.minimum(ages, 9))
+    np.testing.assert_array_equal(
+        np.minimum(events.silent_ages(rows[rows[:, 6] < 0]), 9), np.minimum(ages, 9)
+    )
     assert {0, 1, 3, 5} < set(ages.tolist())
     assert ages.max() > 9
     assert isinstance(experiment.task, DetectionTask)

@@ -48,7 +48,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     ),
     "grpc": ("raydet/launch/head.py", "raydet/launch/ray_private.py"),
     "mlflow": ("raydet/track/mlflow.py",),
-    "timm": ("raydet/models/backbones/timm.py",),
+    "timm": ("raydet/models/backbones/hiera.py", "raydet/models/backbones/timm.py"),
     "huggingface_hub": ("raydet/models/pretrained/hub.py",),
     "matplotlib": ("raydet/report/",),
     "pycocotools": ("raydet/metrics/reference.py",),

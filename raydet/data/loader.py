@@ -145,13 +145,15 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """One worker's share of the evaluation images, each exactly once; shares may differ by one batch.
+    """One worker's share of the evaluation images, each exactly once.
+
+    Workers take turns in whole batches of single frames, or in whole sequences of clips: an image has the same
+    neighbours at any number of workers, and so the same detections to the last bit. A sequence comes in the order of
+    time, `batch_size` frames of it in each batch, so that a model with memory sees it from its beginning.
 
     With `in_step` every worker gets the same number of batches, as a sharded model needs: a worker without images left
-    gets the first batch again, with no positions.
-
-    Workers take turns in whole batches: an image has the same neighbours at any number of workers, and so the same
-    detections to the last bit. Iterating yields batches with the position of each image in `indices`.
+    gets the first batch again, with no positions. Iterating yields batches with the position of
+    each image in `indices`.
     """
 
     def __init__(
@@ -165,15 +167,35 @@ class EvalLoader:
         world_size: int = 1,
         in_step: bool = False,
     ) -> None:
+        is_clips = isinstance(data.sampling, Clips)
+        sequences = (
+            sequences_of([source.group_ids[index] for index in indices])
+            if is_clips
+            else [range(len(indices))]
+        )
         batches = [
-            list(range(len(indices))[start : start + batch_size])
-            for start in range(0, len(indices), batch_size)
+            [list(sequence[start : start + batch_size]) for start in range(0, len(sequence), batch_size)]
+            for sequence in sequences
         ]
-        requests = [_BatchRequest(tuple(indices[i] for i in positions), None) for positions in batches]
-        self._positions, self._requests = batches[rank::world_size], requests[rank::world_size]
-        if in_step and len(self._requests) < len(requests[::world_size]):
-            self._positions.append([])
-            self._requests.append(requests[0])
+        # What one worker takes at a time.
+        turns = batches if is_clips else [[positions] for positions in batches[0]]
+        shares = [
+            [each for turn in turns[worker::world_size] for each in turn] for worker in range(world_size)
+        ]
+        begins = {sequence[0] for sequence in sequences if sequence}
+
+        def request(positions: list[int]) -> _BatchRequest:
+            chosen = tuple(indices[position] for position in positions)
+            if not is_clips:
+                return _BatchRequest(chosen, None)
+            return _BatchRequest(chosen, None, len(chosen), (positions[0] in begins,))
+
+        self._positions = shares[rank]
+        self._requests = [request(positions) for positions in self._positions]
+        if in_step:
+            missing = max(map(len, shares)) - len(self._requests)
+            self._requests += [request(turns[0][0])] * missing
+            self._positions += [[]] * missing
         self._stream = _BatchStream(_Batches(source, data))
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ from raydet.engine.averaging import averaged_weights
 from raydet.engine.state import TrainState
 from raydet.engine.system_metrics import system_metrics
 from raydet.metrics.names import VAL_LOSS
+from raydet.models.carry import Streamed
 from raydet.models.model import Model
 from raydet.parallel.collectives import World, average_statistics, gather_rows
 from raydet.parallel.parallelize import layout_of_run, unwrapped
@@ -50,11 +51,12 @@ def predict(
     """
     was_training = model.training
     model.eval()
+    streamed = Streamed(model)
     rows, losses = [np.zeros((0, scorer.num_columns))], []
     for batch, positions in batches:
         torch.manual_seed(positions[0] if positions else 0)  # losses are of a sample of the boxes
         # By all workers together where the model is sharded.
-        output = model(batch.to(device), want="both")
+        output = streamed(batch.to(device), want="both")
         rows.append(scorer.rows(output.predictions, batch, positions))
         losses.append((float(sum(output.losses.values())), len(positions)))
     model.train(was_training)

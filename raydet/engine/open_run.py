@@ -24,6 +24,7 @@ from raydet.engine.evaluator import Evaluator, predict
 from raydet.engine.optim import build_optimizer
 from raydet.errors import ConfigError
 from raydet.models.build import build_model
+from raydet.models.carry import Streamed
 from raydet.models.model import Model
 from raydet.ops.class_tree import ClassTree
 from raydet.parallel.collectives import World
@@ -140,9 +141,10 @@ def segmented(run: TrainedRun) -> Iterator[tuple[int, Tensor]]:
     loader = EvalLoader(
         run.source, run.indices, data=run.experiment.data, batch_size=run.experiment.train.eval_batch
     )
+    streamed = Streamed(run.model)
     for batch, positions in loader:
         with torch.no_grad():
-            logits = run.model(batch.to(run.device), want="predictions").predictions
+            logits = streamed(batch.to(run.device), want="predictions").predictions
             for row, position in enumerate(positions):
                 height, width = batch.source_hw[row].tolist()
                 ids_LHW = predicted_ids(logits, row, batch, (height, width), tree=tree, config=config)

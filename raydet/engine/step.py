@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from raydet.config import Precision
-from raydet.engine.carry import carry_of, joined
+from raydet.models.carry import carry_of, joined
 from raydet.parallel.collectives import World
 from raydet.parallel.parallelize import gradient_sync, unwrapped
 from raydet.parallel.precision import autocast

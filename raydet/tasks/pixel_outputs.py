@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from raydet.config import Experiment
 from raydet.data.loader import EvalLoader
 from raydet.data.sources.base import Source
+from raydet.models.carry import Streamed
 from raydet.models.model import Model
 from raydet.ops.upsample import source_stripes
 from raydet.structures import Batch, LogitMaps, mask_of
@@ -90,10 +91,11 @@ def pixel_outputs(
         seen[:] = [arguments[0][FEATURE_MAP]]
 
     # The model is called as a whole, because a sharded one gathers its weights then.
+    streamed = Streamed(model)
     hook = model.neck.register_forward_pre_hook(see)
     try:
         for batch, positions in loader:
-            predictions = model(batch.to(device), want="predictions").predictions
+            predictions = streamed(batch.to(device), want="predictions").predictions
             yield from _outputs(
                 batch, positions, predictions, seen[0], source, indices, experiment.num_classes
             )

@@ -16,9 +16,10 @@ from raydet.checkpoint.manifest import Manifest
 from raydet.config import Clips, DataConfig, SGDConfig, SyntheticSource
 from raydet.data.build import open_source
 from raydet.data.clips import ClipSampler
-from raydet.data.loader import TrainLoader
+from raydet.data.loader import EvalLoader, TrainLoader
 from raydet.engine.optim import build_optimizer
 from raydet.engine.step import train_step
+from raydet.models.carry import Streamed
 from raydet.parallel.collectives import World
 from raydet.structures import Batch, Carry
 from tests.numerics.hash_chain import HashChain, as_tensor, chained
@@ -157,3 +158,29 @@ def test_a_first_window_resets_its_own_lane_only() -> None:
     for lane, is_first in enumerate(batch.is_first.tolist()):
         memory = bytes(32) if is_first else bytes([7] * 32)
         assert bytes(after[lane].tolist()) == chained(memory, batch.image_ids[lane::LANES])
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_an_evaluation_remembers_every_sequence_from_its_beginning(world_size: int, in_step: bool) -> None:
+    source = open_source(DATA)
+    indices = [index for index in range(len(source)) if index % 7]  # sequences of different lengths
+    found, lengths = {}, []
+    for rank in range(world_size):
+        streamed = Streamed(HashChain())
+        own = EvalLoader(
+            source, indices, data=DATA, batch_size=4, rank=rank, world_size=world_size, in_step=in_step
+        )
+        lengths.append(len(own))
+        for batch, positions in own:
+            carry = streamed(batch, want="losses").carry
+            assert not positions or [source.image_ids[indices[p]] for p in positions] == list(batch.image_ids)
+            if positions:
+                found[source.group_ids[indices[positions[-1]]]] = bytes(carry["hash"][0].tolist())
+    assert len(set(lengths)) == 1 or not in_step
+    for group in sorted(set(source.group_ids)):
+        ids = [source.image_ids[index] for index in indices if source.group_ids[index] == group]
+        memory = bytes(32)
+        for start in range(0, len(ids), 4):
+            memory = chained(memory, ids[start : start + 4])
+        assert found[group] == memory

@@ -19,7 +19,19 @@ from raydet.errors import DataError
 from raydet.metrics.names import VAL_LOSS, metric_named, metrics_of
 from raydet.metrics.records import read_records, score, write_records
 from raydet.recipes.tiny import tiny
-from raydet.structures import IGNORE, Batch, Boxes, LogitMaps, Mask, MaskBatch, Output, Sample, Target, Want
+from raydet.structures import (
+    IGNORE,
+    Batch,
+    Boxes,
+    Carry,
+    LogitMaps,
+    Mask,
+    MaskBatch,
+    Output,
+    Sample,
+    Target,
+    Want,
+)
 from raydet.tasks.base import Scores
 from raydet.tasks.build import build_task
 from raydet.tasks.segmentation import Segmentation, SegmentationScorer
@@ -73,7 +85,7 @@ class Masks:
 class GreyModel(nn.Module):
     """Its logits, at half the canvas's resolution, are how near each pixel is to the grey of each class."""
 
-    def forward(self, batch: Batch, *, want: Want) -> Output:
+    def forward(self, batch: Batch, carry: Carry, *, want: Want) -> Output:
         grey_BHW = nn.functional.avg_pool2d(batch.modalities["rgb"].float().mean(dim=1), 2)
         greys_K = 40.0 * torch.arange(len(CLASSES))
         return Output({}, LogitMaps(-(grey_BHW[:, None] - greys_K[:, None, None]).abs()), {})

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from raydet.structures import Carry
+from raydet.structures import Batch, Carry, Output, Want
 
 
 def carry_of(carry: Carry, micro: int, is_first: Tensor | None) -> Carry:
@@ -36,3 +36,21 @@ def carry_of(carry: Carry, micro: int, is_first: Tensor | None) -> Carry:
 def joined(parts: Sequence[Carry]) -> Carry:
     """The rows of all micro-batches, cut from the graph."""
     return {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
+
+
+class Streamed:
+    """A model that is fed batches in the order of time; what it remembers goes from each to the next.
+
+    Args:
+        model: wrapped or not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._carry: Carry = {}
+
+    def __call__(self, batch: Batch, *, want: Want) -> Output:
+        """The output of a batch on the model's device; its clips may begin their sequences, see `Batch.is_first`."""
+        output: Output = self._model(batch, carry_of(self._carry, 0, batch.is_first), want=want)
+        self._carry = output.carry
+        return output

@@ -242,6 +242,24 @@ class StrangeSource(Config):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class SilentSource(Config):
+    """An embedded set of event windows whose objects stop, and then fire no events: see `raydet.data.silent`."""
+
+    kind: Literal["silent"] = "silent"
+    num_sequences: Annotated[int, Field(ge=2)] = 60
+    """Of 32 windows each."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class SwarmSource(Config):
+    """An embedded set of event windows with small objects close together: see `raydet.data.swarm`."""
+
+    kind: Literal["swarm"] = "swarm"
+    num_sequences: Annotated[int, Field(ge=2)] = 60
+    """Of 16 windows each."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class ShardsSource(Config):
     """Shards that `raydet data convert` has written: a directory or a URI that holds `manifest.json`."""
 
@@ -266,6 +284,8 @@ Source = Annotated[
     | StreetHazardsSource
     | TreeSource
     | StrangeSource
+    | SilentSource
+    | SwarmSource
     | ShardsSource,
     Field(discriminator="kind"),
 ]

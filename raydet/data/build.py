@@ -21,14 +21,17 @@ from raydet.config import (
     NpyYoloSource,
     SegmentationTask,
     ShardsSource,
+    SilentSource,
     StrangeSource,
     StreetHazardsSource,
+    SwarmSource,
     SyntheticSource,
     TreeSource,
     VocSource,
     YoloSource,
 )
 from raydet.data.layouts import SourceConfig, detect_source
+from raydet.data.silent import SilentSet
 from raydet.data.sources.bad_samples import BadSamples, LeftOut, OnBad
 from raydet.data.sources.base import Source
 from raydet.data.sources.coco import CocoSet
@@ -47,6 +50,7 @@ from raydet.data.sources.yolo import YoloSet, find_images
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.split import parts_of_ids
 from raydet.data.strange import StrangeSet
+from raydet.data.swarm import SwarmSet
 from raydet.data.synthetic import SyntheticSet
 from raydet.data.tree import TreeSet
 from raydet.errors import ConfigError
@@ -152,6 +156,9 @@ def adopt_source(
             tree = _open_tree(source_config)
             classes, levels, missing = tree.classes, tree.levels, _all_but(tree.modalities)
             image_ids = tree.image_ids
+        case SilentSource() | SwarmSource():
+            windows = _open_windows(source_config)
+            classes, missing = windows.classes, _all_but(windows.modalities)
         case ShardsSource():
             shards = _open_shards(source_config)
             recorded = {"sha256": shards.manifest.sha256, "simulated": shards.manifest.simulated}
@@ -299,6 +306,8 @@ def _open(config: DataConfig, on_bad: OnBad, is_labelled: bool) -> Source:
             )
         case (TreeSource() | StrangeSource()) as source:
             return _open_tree(source, config.missing)
+        case (SilentSource() | SwarmSource()) as source:
+            return _open_windows(source, config.missing)
         case ShardsSource() as source:
             shards = _open_shards(source, config.missing)
             if shards.manifest.simulated != source.simulated:
@@ -453,6 +462,11 @@ def _open_tree(source: TreeSource | StrangeSource, missing: Collection[str] = ()
     return TreeSet(
         num_images=source.num_images, has_thermal=source.thermal, seed=source.seed, missing=missing
     )
+
+
+def _open_windows(source: SilentSource | SwarmSource, missing: Collection[str] = ()) -> SilentSet:
+    opened = SwarmSet if isinstance(source, SwarmSource) else SilentSet
+    return opened(num_sequences=source.num_sequences, seed=source.seed, missing=missing)
 
 
 def _open_shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSet:

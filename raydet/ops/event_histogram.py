@@ -95,7 +95,8 @@ def _cells(
     """(polarity * h + row) * w + column of each event on a map of this size; with halving, of those that count."""
     if halving:
         (kept_K,) = np.nonzero((x & y & 1).astype(bool))
-        x, y, p = x[kept_K] >> 1, y[kept_K] >> 1, p[kept_K]
+        one = np.uint16(1)
+        x, y, p = x[kept_K] >> one, y[kept_K] >> one, p[kept_K]
     height, width = size_hw
     cells_N = p.astype(np.uint32)
     cells_N *= np.uint32(height)

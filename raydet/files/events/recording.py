@@ -1,8 +1,7 @@
 """A recording of an event camera, read block by block, with times that never decrease.
 
-A format contributes a `BlockReader`. Everything else is the same for all of them: the walk that finds where every block
-begins in time, the check of coordinates, and the events of an interval, for which only the blocks that meet it are
-read.
+A format contributes a `BlockReader`. Everything else is the same for all of them: where every block begins in time, the
+check of coordinates, and the events of an interval, for which only the blocks that meet it are kept.
 
 **Time.** Cameras and cut files deliver some events late. Such an event gets the time of the latest event before it, as
 RVT does (Gehrig and Scaramuzza 2023, arXiv 2212.05598); `num_late` counts them. A recording in which most events are
@@ -13,9 +12,9 @@ Legend: N events.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -82,24 +81,12 @@ class BlockReader(Protocol):
         """
 
 
-class _Index(NamedTuple):
-    """Of every block."""
-
-    states: list[State]
-    latest_us: Ints
-    """Time of the latest event before the block."""
-    first_us: Ints
-    last_us: Ints
-    num_events: int
-    num_late: int
-    num_unplaced: int
-
-
 @dataclass
 class EventRecording:
     """Events of one camera.
 
-    The first use of its times reads the whole recording once, block by block, and raises every error that is in it.
+    `between` reads as far as it must and remembers where blocks begin, so that windows in the order of time read
+    every block once. Numbers about the whole recording read it to its end. Errors are raised where they are met.
     """
 
     path: Path
@@ -108,88 +95,109 @@ class EventRecording:
     reader: BlockReader
 
     def __post_init__(self) -> None:
+        # Of every block that was read: the state before it, the latest time before it, its first and its last time.
+        self._states: list[State] = [self.reader.initial]
+        self._before_us: list[int] = [EARLIEST]
+        self._first_us: list[int] = []
+        self._last_us: list[int] = []
+        self._num_events = self._num_late = self._num_unplaced = 0
         self._cached: dict[int, Events] = {}
 
     @property
     def num_events(self) -> int:
-        return self._index.num_events
+        self._read_until(None)
+        return self._num_events
 
     @property
     def num_late(self) -> int:
         """Events whose time was before that of an earlier one, and was moved to it."""
-        return self._index.num_late
+        self._read_until(None)
+        return self._num_late
 
     @property
     def num_unplaced(self) -> int:
         """Events at the beginning of a cut stream whose time or row is not known; they are left out."""
-        return self._index.num_unplaced
+        self._read_until(None)
+        return self._num_unplaced
 
     @property
     def first_us(self) -> int:
         """Time of the first event."""
-        return int(self._index.first_us[self._index.first_us > EARLIEST][0])
+        self._read_until(EARLIEST + 1)
+        return next(time for time in self._first_us if time > EARLIEST)
 
     @property
     def last_us(self) -> int:
         """Time of the last event."""
-        return int(self._index.last_us[-1])
+        self._read_until(None)
+        return self._last_us[-1]
 
     def between(self, start_us: int, end_us: int) -> Events:
         """The events with `start_us` <= t < `end_us`."""
-        index = self._index
-        first = int(np.searchsorted(index.last_us, start_us, side="left"))
-        end = int(np.searchsorted(index.first_us, end_us, side="left"))
-        parts = [_cut(self._block(block), start_us, end_us) for block in range(first, end)]
-        return joined(parts)
+        self._read_until(end_us)
+        blocks = range(bisect_left(self._last_us, start_us), bisect_left(self._first_us, end_us))
+        return joined([_cut(self._block(block), start_us, end_us) for block in blocks])
 
     def blocks(self) -> Iterator[Events]:
         """All events, block by block."""
-        for block in range(len(self._index.states)):
+        for block in range(self.reader.num_blocks):
+            self._read_until_block(block)
             yield self._block(block)
+        self._read_until(None)
+
+    @property
+    def _num_blocks(self) -> int:
+        """Number of blocks that were read."""
+        return len(self._last_us)
+
+    def _read_until(self, time_us: int | None) -> None:
+        """Read on until the latest event is not before a time; None: to the end."""
+        while self._num_blocks < self.reader.num_blocks and (
+            time_us is None or not self._last_us or self._last_us[-1] < time_us
+        ):
+            self._read_until_block(self._num_blocks)
+        if self._num_blocks == self.reader.num_blocks and not self._num_events:
+            raise DataError(f"{self.path}: expected events, found none; record again, or leave the file out")
+
+    def _read_until_block(self, block: int) -> None:
+        while self._num_blocks <= block:
+            number, latest = self._num_blocks, self._before_us[-1]
+            found = self._decoded(number)
+            events = _in_order(found.events, latest)
+            times = events.t_us
+            self._num_events += len(times)
+            self._num_late += int((times != found.events.t_us).sum())
+            self._num_unplaced += found.num_unplaced
+            if 2 * self._num_late > self._num_events:
+                raise DataError(
+                    f"{self.path}: time runs backwards: {self._num_late} of {self._num_events} events come after a "
+                    "later one; sort them by time, or cut the recording where its clock restarts"
+                )
+            self._first_us.append(int(times[0]) if len(times) else latest)
+            self._last_us.append(int(times[-1]) if len(times) else latest)
+            self._states.append(found.state)
+            self._before_us.append(self._last_us[-1])
+            self._remember(number, events)
 
     def _block(self, block: int) -> Events:
         if block not in self._cached:
-            found = self.reader.read(block, self._index.states[block])
-            self._check(found.events, block)
-            while len(self._cached) >= CACHED_BLOCKS:  # the oldest one
-                del self._cached[next(iter(self._cached))]
-            self._cached[block] = _in_order(found.events, int(self._index.latest_us[block]))
+            self._remember(block, _in_order(self._decoded(block).events, self._before_us[block]))
         return self._cached[block]
 
-    @cached_property
-    def _index(self) -> _Index:
-        states: list[State] = []
-        rows: list[tuple[int, int, int]] = []
-        state, latest, num_events, num_late, num_unplaced = self.reader.initial, EARLIEST, 0, 0, 0
-        for block in range(self.reader.num_blocks):
-            states.append(state)
-            found = self.reader.read(block, state)
-            self._check(found.events, block)
-            before, times = latest, _in_order(found.events, latest).t_us
-            if len(times):
-                latest = int(times[-1])
-            rows.append((before, int(times[0]) if len(times) else before, latest))
-            num_events += len(times)
-            num_late += int((times != found.events.t_us).sum())
-            num_unplaced += found.num_unplaced
-            state = found.state
-        if not num_events:
-            raise DataError(f"{self.path}: expected events, found none; record again, or leave the file out")
-        if 2 * num_late > num_events:
-            raise DataError(
-                f"{self.path}: time runs backwards: {num_late} of {num_events} events come after a later one; sort "
-                "them by time, or cut the recording where its clock restarts"
-            )
-        latest_us, first_us, last_us = np.array(rows, np.int64).T
-        return _Index(states, latest_us, first_us, last_us, num_events, num_late, num_unplaced)
+    def _remember(self, block: int, events: Events) -> None:
+        while len(self._cached) >= CACHED_BLOCKS:  # the oldest one
+            del self._cached[next(iter(self._cached))]
+        self._cached[block] = events
 
-    def _check(self, events: Events, block: int) -> None:
-        for name, values_N, size in (("x", events.x, self.width), ("y", events.y, self.height)):
+    def _decoded(self, block: int) -> Block:
+        found = self.reader.read(block, self._states[block])
+        for name, values_N, size in (("x", found.events.x, self.width), ("y", found.events.y, self.height)):
             if len(values_N) and int(values_N.max()) >= size:
                 raise DataError(
                     f"{self.path}, block {block}: expected {name} in 0..{size - 1} on a sensor of {self.height} x "
-                    f"{self.width} (height x width), got {values_N.max()}; correct its size, or copy the file"
+                    f"{self.width} (height x width), got {values_N.max()}; correct its size, or copy the file again"
                 )
+        return found
 
 
 def joined(parts: list[Events]) -> Events:

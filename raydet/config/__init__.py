@@ -69,6 +69,7 @@ from raydet.config.model import (
 from raydet.config.overrides import apply_overrides, flatten, parse_override
 from raydet.config.sources import (
     CocoSource,
+    EventRecordingsSource,
     FlirSource,
     KaistSource,
     MasksSource,
@@ -137,6 +138,7 @@ __all__ = [
     "DeepLabV3PlusConfig",
     "DetectionTask",
     "EventPhotometric",
+    "EventRecordingsSource",
     "EventSimulation",
     "Experiment",
     "ExtremelyFastSegFormerConfig",

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raydet.config import (
     CocoSource,
+    EventRecordingsSource,
     FlirSource,
     KaistSource,
     MasksSource,
@@ -55,6 +56,7 @@ SourceConfig = (
     | StrangeSource
     | SilentSource
     | SwarmSource
+    | EventRecordingsSource
     | ShardsSource
 )
 

@@ -36,6 +36,10 @@ class TimedBoxes:
     class_ids: Ints
     """int64 [N], as in the file."""
 
+    def where(self, is_kept_N: NDArray[np.bool_]) -> TimedBoxes:
+        """Some of the boxes."""
+        return TimedBoxes(self.t_us[is_kept_N], self.boxes_xyxy[is_kept_N], self.class_ids[is_kept_N])
+
 
 def read_timed_boxes(path: Path) -> TimedBoxes:
     """The boxes of a file; those of one time keep their order.

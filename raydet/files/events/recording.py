@@ -132,6 +132,11 @@ class EventRecording:
         self._read_until(None)
         return self._last_us[-1]
 
+    def ended_before(self, time_us: int) -> bool:
+        """Whether the last event is before a time."""
+        self._read_until(time_us)
+        return self._last_us[-1] < time_us
+
     def between(self, start_us: int, end_us: int) -> Events:
         """The events with `start_us` <= t < `end_us`."""
         self._read_until(end_us)

@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from raydet.cli import app
 from raydet.config import NamedSplit
 from raydet.data.build import adopt_source, detect_source, ignored_in, left_out_of, open_source
+from raydet.data.shards.reader import ShardSet
+from raydet.data.shards.writer import ShardBuilder
 from raydet.data.sources import event_recordings
 from raydet.data.sources.event_recordings import EventRecordings, WindowSettings, windows_of
 from raydet.errors import ConfigError, DataError
@@ -297,3 +301,30 @@ def test_windows_in_order_read_every_block_once(tmp_path: Path, monkeypatch: pyt
         source.read(index)
     assert blocks == sorted(set(blocks))
     assert len(blocks) > 5
+
+
+def test_shards_keep_which_windows_are_labelled(tmp_path: Path) -> None:
+    write("dat", tmp_path / "set", "a", rows_of())
+    source = opened(tmp_path / "set")
+    spec = f"event_recordings:{tmp_path / 'set'}?classes=gen1"
+    done = CliRunner().invoke(app, ["data", "convert", spec, str(tmp_path / "shards")])
+    assert done.exit_code == 0, done.output
+    shards = ShardSet(str(tmp_path / "shards"))
+    assert shards.ignored == dict(source.ignored)
+    assert list(shards.image_ids) == source.image_ids
+    for index in range(len(source)):
+        expected, found = source.read(index), shards.read(index)
+        assert found.is_labelled == expected.is_labelled
+        assert torch.equal(found.modalities["event"], expected.modalities["event"])
+        assert torch.equal(found.boxes_xyxy, expected.boxes_xyxy)
+        assert torch.equal(found.labels, expected.labels)
+    assert {shards.read(index).is_labelled for index in range(len(source))} == {True, False}
+
+
+def test_an_unlabelled_window_with_boxes_is_not_stored(tmp_path: Path) -> None:
+    write("dat", tmp_path, "a", rows_of())
+    source = opened(tmp_path)
+    sample = source.read(len(source) - 1)
+    builder = ShardBuilder(("event",), "zstd", num_classes=2)
+    with pytest.raises(DataError, match="expected no boxes in an image that is not labelled, got 2"):
+        builder.add(replace(sample, is_labelled=False))

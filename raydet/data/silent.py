@@ -12,6 +12,13 @@ moves on, or it leaves: it runs out of the image within one window, at whose end
 - stops longer than a clip are lost by a memory that ends with the clip;
 - what left is a mistake of a memory that never forgets, and so is the last sequence after a new one began.
 
+AP50 on the windows without any event, a quarter of all, when what was seen is answered exactly:
+
+    the same 98 boxes for all of them               0.000
+    a memory of the clip, 5 windows                 0.16
+    a memory that keeps what has left               0.73
+    a memory of the sequence                        1
+
 `silent_ages` tells for every box in how many windows its object has fired nothing. No loader reads it.
 
 The bytes are the same on every machine: all arithmetic is on integers, and all draws are keyed bits, as in

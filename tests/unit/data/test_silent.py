@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch
 from raydet.data.build import adopt_source, detect_source, open_source
 from raydet.data.clips import sequences_of
 from raydet.data.silent import NUM_WINDOWS, SIZE_HW, STOPS, SilentSet
+from raydet.metrics.coco import GroundTruth, evaluate_coco
+from raydet.metrics.names import METRIC_NAMES
 from raydet.recipes.demo import demo
-from raydet.structures import Sample
+from raydet.structures import Sample, boxes_of
 
 NUM_SEQUENCES = 80
 
@@ -145,3 +148,58 @@ def test_the_way_from_the_command_line() -> None:
     assert not torch.equal(
         source.read(0).modalities["event"], SilentSet(num_sequences=3, seed=0).read(0).modalities["event"]
     )
+
+
+def ap50_on_empty_windows(silent: SilentSet, answers: Callable[[int], list[list[float]]]) -> float:
+    """Of answers x, y, width, height, score, label, which get the index of a window."""
+    empty = [index for index in range(len(silent)) if silent.is_empty(index)]
+    boxes, labels, images, rows = [], [], [], []
+    for image, index in enumerate(empty):
+        target = boxes_of(silent.targets(index)[0], "")
+        boxes += [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in target.boxes_xyxy.tolist()]
+        labels += target.labels.tolist()
+        images += [image] * len(target.labels)
+        rows += [[image, *answer] for answer in answers(index)]
+    truth = GroundTruth(
+        num_images=len(empty),
+        image_index=np.array(images),
+        boxes_xywh=np.array(boxes),
+        labels=np.array(labels),
+    )
+    score = evaluate_coco(truth, np.array(rows), silent.classes)[0].metrics[METRIC_NAMES[1]]
+    assert score is not None
+    return score
+
+
+def test_without_memory_the_best_answer_is_nearly_worthless(silent: SilentSet) -> None:
+    """The same boxes for all empty windows: of the usual size, spread over the image."""
+    places = [12.0 + 11.5 * step for step in range(7)]
+    spread = [[x + 1.0, y + 1.0, 12.0, 12.0, 0.5, label] for x in places for y in places for label in (0, 1)]
+    score = ap50_on_empty_windows(silent, lambda index: spread)
+    assert 0 < score < 0.02
+
+
+def test_what_kinds_of_memory_reach(silent: SilentSet) -> None:
+    """One that ends with a clip of 5 windows, one that never forgets, and one that does both right."""
+
+    def remembered(index: int, *, since: int, forgets: bool) -> list[list[float]]:
+        sequence, window = divmod(index, NUM_WINDOWS)
+        found = []
+        for track in silent.tracks(sequence):
+            seen = [w for w in range(since, window + 1) if len(track.windows[w]) > 1]
+            has_left = () in track.windows[: window + 1] or len(track.windows[window]) > 5
+            if seen and not (has_left and forgets):
+                kept = [w for w in seen if len(track.windows[w]) <= 5]  # where it was before it left
+                if kept:
+                    top, left = track.windows[kept[-1]][-1]
+                    found.append([left, top, track.side, track.side, 0.9, track.label])
+        return found
+
+    right = ap50_on_empty_windows(silent, lambda index: remembered(index, since=0, forgets=True))
+    never_forgets = ap50_on_empty_windows(silent, lambda index: remembered(index, since=0, forgets=False))
+    of_a_clip = ap50_on_empty_windows(
+        silent, lambda index: remembered(index, since=index % NUM_WINDOWS // 5 * 5, forgets=True)
+    )
+    assert right == pytest.approx(1)
+    assert never_forgets == pytest.approx(0.73, abs=0.01)
+    assert of_a_clip == pytest.approx(0.16, abs=0.01)

@@ -4,6 +4,9 @@ A recording is `<name>_td.dat`, `.h5`, `.dat.h5`, `.raw` or `.npy`, its boxes li
 DSEC it is `<name>/events/left/events.h5` with `<name>/object_detections/left/tracks.npy`. A frame is the stacked
 histogram of the events of one window, (end - window, end], and the boxes at its end.
 
+Of PEDRo, `events/<name>.npy` with YOLO rows in `labels_yolo/<name>.txt` (or `labels/`) is one window: it ends, and is
+labelled, at its last event. The rules below do not concern it, but for the boxes.
+
 **Labels.** Cameras are labelled at their own times. The rule, in this order, for the times of a recording's labels:
 
 1. A time before `first_label_ms` from the recording's start is left out.
@@ -39,6 +42,7 @@ from raydet.data.sources.bad_samples import BadSamples, OnBad
 from raydet.data.sources.base import Targets
 from raydet.data.sources.boxes import box_target, check_count
 from raydet.data.sources.files import Root, files_in
+from raydet.data.sources.yolo_rows import read_rows
 from raydet.errors import DataError
 from raydet.files.events.boxes_npy import TimedBoxes, read_timed_boxes
 from raydet.files.events.open import open_events
@@ -53,6 +57,9 @@ DSEC_EVENTS = "/events/left/events"
 DSEC_BOXES = "object_detections/left/tracks.npy"
 END_SLACK_US = 10**6
 """How long after the last event there may be windows: nothing may have happened."""
+YOLO_ROWS = ("labels_yolo", "labels")
+MAX_WINDOWS = 10**7
+"""Of a recording: six days of 50 ms."""
 OPEN_RECORDINGS = 2
 """Of each loader process: the last ones that it read."""
 
@@ -124,7 +131,7 @@ class EventRecordings:
         bad_samples = BadSamples(on_bad)
         self.left_out = bad_samples.left_out
         place = Root(Path(root), links_into)
-        files = _recordings_in(place, bad_samples)
+        files = _recordings_in(place, bad_samples, is_labelled=is_labelled)
         self._recordings = bad_samples.read_all(
             (name, partial(self._open, place, name, path, is_labelled)) for name, path in files.items()
         )
@@ -200,18 +207,38 @@ class EventRecordings:
             windows = _all_windows(start_us, events.last_us, self._settings.window_us)
             none = TimedBoxes(np.empty(0, np.int64), np.empty((0, 4)), np.empty(0, np.int64))
             return _Recording(name, path, size_hw, windows, none)
-        found = read_timed_boxes(_boxes_of(root, path))
-        unknown = found.class_ids[found.class_ids >= len(self.classes)]
-        if len(unknown):
-            raise DataError(
-                f"{path}: expected class ids in 0..{len(self.classes) - 1} ({', '.join(self.classes)}) in its boxes, "
-                f"got {unknown[0]}; set data.source.classes to those of the set"
+        rows = _yolo_rows_of(root, path)
+        if rows is not None:
+            objects = read_rows(rows, num_classes=len(self.classes), size_hw=size_hw)
+            windows = Windows(np.array([events.last_us]), np.array([True]))
+            found = TimedBoxes(
+                np.full(len(objects.labels), events.last_us, np.int64),
+                np.array(objects.boxes, np.float64).reshape(-1, 4),
+                np.array(objects.labels, np.int64),
             )
-        windows = windows_of(np.unique(found.t_us), start_us, self._settings)
+        else:
+            found = self._timed_boxes(_boxes_of(root, path), start_us)
+            windows = windows_of(np.unique(found.t_us), start_us, self._settings)
         is_kept = np.isin(found.t_us, windows.ends_us[windows.is_labelled])
         self.ignored["at times that end no window"] += int((~is_kept).sum())
         boxes = self._cropped(found.where(is_kept), size_hw, path)
         return _Recording(name, path, size_hw, windows, boxes)
+
+    def _timed_boxes(self, path: Path, start_us: int) -> TimedBoxes:
+        """The boxes of a file, whose classes and times are checked."""
+        found = read_timed_boxes(path)
+        unknown = found.class_ids[found.class_ids >= len(self.classes)]
+        if len(unknown):
+            raise DataError(
+                f"{path}: expected class ids in 0..{len(self.classes) - 1} ({', '.join(self.classes)}), got "
+                f"{unknown[0]}; set data.source.classes to those of the set"
+            )
+        if len(found.t_us) and (found.t_us[-1] - start_us) // self._settings.window_us > MAX_WINDOWS:
+            raise DataError(
+                f"{path}: expected boxes of the time of the events, which begin at {start_us} us, got one at "
+                f"{found.t_us[-1]} us; give the recording its own boxes, or correct their clock"
+            )
+        return found
 
     def _cropped(self, boxes: TimedBoxes, size_hw: tuple[int, int], path: Path) -> TimedBoxes:
         """The boxes that are left by the rule, in pixels of the histogram."""
@@ -263,7 +290,7 @@ def _instant(time_us: int) -> tuple[int, int]:
     return time_us, time_us + 1
 
 
-def _recordings_in(root: Root, bad_samples: BadSamples) -> dict[str, Path]:
+def _recordings_in(root: Root, bad_samples: BadSamples, *, is_labelled: bool) -> dict[str, Path]:
     """Recordings by name: their path below the root, without suffixes."""
     found: dict[str, Path] = {}
     for stem, path in files_in(root, root.path, SUFFIXES, by_path=True).items():
@@ -273,7 +300,8 @@ def _recordings_in(root: Root, bad_samples: BadSamples) -> dict[str, Path]:
         name = stem.removesuffix(".dat").removesuffix("_td")
         if name.endswith(BOXES) or "/object_detections/" in f"/{name}" or "/events/right/" in f"/{name}":
             continue
-        if path.suffix == ".npy" and not path.with_name(Path(name).name + BOXES + ".npy").exists():
+        has_boxes = _boxes_of(root, path).exists() or _yolo_rows_of(root, path) is not None
+        if path.suffix == ".npy" and is_labelled and not has_boxes:
             continue  # another array
         name = name.removesuffix(DSEC_EVENTS)
         if name in found:
@@ -291,6 +319,14 @@ def _boxes_of(root: Root, path: Path) -> Path:
         stem = path.name.removesuffix(path.suffix).removesuffix(".dat").removesuffix("_td")
         boxes = path.with_name(stem + BOXES + ".npy")
     return root.checked(boxes, str(path))
+
+
+def _yolo_rows_of(root: Root, path: Path) -> Path | None:
+    """The YOLO rows of an array of events; None: there are none."""
+    if path.suffix != ".npy" or path.parent == root.path:
+        return None
+    places = [path.parents[1] / name / f"{path.stem}.txt" for name in YOLO_ROWS]
+    return next((root.checked(place, str(path)) for place in places if place.is_file()), None)
 
 
 @lru_cache(maxsize=OPEN_RECORDINGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -251,7 +252,9 @@ def test_without_labels_all_windows_are_there(tmp_path: Path) -> None:
     [
         (lambda root: (root / "a_bbox.npy").unlink(), r"a_bbox\.npy: expected a \.npy array, No such file"),
         (lambda root: np.save(root / "a_bbox.npy", boxes((150_000, 1, 1, 9, 9, 2))),
-         r"a_td\.dat: expected class ids in 0\.\.1 \(car, pedestrian\) in its boxes, got 2; set data\.source\.classes"),
+         r"a_bbox\.npy: expected class ids in 0\.\.1 \(car, pedestrian\), got 2; set data\.source\.classes"),
+        (lambda root: np.save(root / "a_bbox.npy", boxes((10**17, 1, 1, 9, 9, 1))),
+         r"expected boxes of the time of the events, which begin at \d+ us, got one at 100000000000000000 us"),
         (lambda root: write_dat(root / "a_td.dat", []), r"a_td\.dat: expected events, found none"),
         (lambda root: (root / "a_td.dat").write_bytes((root / "a_td.dat").read_bytes()[:-3]), r"is truncated"),
         (lambda root: np.save(root / "a_bbox.npy", boxes((50_000, 1, 1, 9, 9, 1))), r"found no window; check"),
@@ -328,3 +331,30 @@ def test_an_unlabelled_window_with_boxes_is_not_stored(tmp_path: Path) -> None:
     builder = ShardBuilder(("event",), "zstd", num_classes=2)
     with pytest.raises(DataError, match="expected no boxes in an image that is not labelled, got 2"):
         builder.add(replace(sample, is_labelled=False))
+
+
+def test_pedro(shared_data: Path) -> None:
+    """Real windows of 40 ms, each in a file, with nine persons in YOLO rows."""
+    spec = (
+        f'event_recordings:{shared_data / "pedro_events"}?classes=["person"]&size_hw=[260,346]&window_ms=41'
+    )
+    source = open_source(adopt_source(demo(), detect_source(spec)).data)
+    assert len(source) == 5
+    boxes = 0
+    for index, image_id in enumerate(source.image_ids):
+        sample = source.read(index)
+        assert sample.is_labelled
+        boxes += len(sample.labels)
+        assert sample.modalities["event"].shape == (20, 260, 346)
+        rows = np.load(shared_data / "pedro_events" / f"{image_id.rpartition('/')[0]}.npy")
+        expected = stacked_histogram(*events_of(rows.tolist()), size_hw=(260, 346))
+        np.testing.assert_array_equal(sample.modalities["event"].numpy(), expected)
+        xml = (shared_data / "pedro_events/labels_voc" / f"{image_id.split('/')[1]}.xml").read_text()
+        corners = [
+            [float(value) for value in re.findall(rf"<{name}>([\d.]+)<", xml)]
+            for name in ("xmin", "ymin", "xmax", "ymax")
+        ]
+        np.testing.assert_allclose(
+            np.sort(sample.boxes_xyxy.numpy(), axis=0), np.sort(np.array(corners).T, axis=0), atol=1.01
+        )
+    assert boxes == 9

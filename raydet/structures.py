@@ -105,6 +105,8 @@ class Sample:
     """The top left part of the tensors that is image; the rest is padding."""
     dropped: frozenset[str] = frozenset()
     """Modalities that training leaves out of this image: fed as a missing one is."""
+    is_labelled: bool = True
+    """False: nobody has looked for objects here, so that no box means nothing. The target is empty then."""
 
     @property
     def canvas_hw(self) -> tuple[int, int]:

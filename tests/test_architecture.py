@@ -53,6 +53,8 @@ FENCES: dict[str, tuple[str, ...]] = {
     "matplotlib": ("raydet/report/",),
     "pycocotools": ("raydet/metrics/reference.py",),
     "pyarrow": ("raydet/data/",),
+    "h5py": ("raydet/files/events/hdf5.py",),
+    "hdf5plugin": ("raydet/files/events/hdf5.py",),
 }
 
 TARGETS = {"Boxes", "Mask", "BoxBatch", "MaskBatch"}

@@ -19,6 +19,7 @@ from raydet.cli.bench import bench
 from raydet.cli.bench_anomaly import anomaly
 from raydet.cli.bench_checkpoint import checkpoint
 from raydet.cli.bench_evaluation import evaluation
+from raydet.cli.bench_events import events
 from raydet.cli.bench_inference import inference
 from raydet.cli.bench_loader import loader
 from raydet.cli.bench_losses import losses
@@ -59,6 +60,7 @@ for command in (
 bench.command()(anomaly)
 bench.command()(checkpoint)
 bench.command()(evaluation)
+bench.command()(events)
 bench.command()(losses)
 bench.command()(inference)
 bench.command()(loader)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Benchmark training steps, checkpoints, inference, data loading and evaluation.",
+    help="Benchmark training steps, checkpoints, inference, data loading, event histograms and evaluation.",
 )
 
 

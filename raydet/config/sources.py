@@ -242,6 +242,66 @@ class StrangeSource(Config):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class SilentSource(Config):
+    """An embedded set of event windows whose objects stop, and then fire no events: see `raydet.data.silent`."""
+
+    kind: Literal["silent"] = "silent"
+    num_sequences: Annotated[int, Field(ge=2)] = 60
+    """Of 32 windows each."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class SwarmSource(Config):
+    """An embedded set of event windows with small objects close together: see `raydet.data.swarm`."""
+
+    kind: Literal["swarm"] = "swarm"
+    num_sequences: Annotated[int, Field(ge=2)] = 60
+    """Of 16 windows each."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+EVENT_CLASSES: dict[str, tuple[str, ...]] = {
+    "gen1": ("car", "pedestrian"),
+    "1mpx": ("pedestrian", "two_wheeler", "car", "truck", "bus", "traffic_sign", "traffic_light"),
+    "etram": ("pedestrian", "car", "bicycle", "bus", "motorbike", "truck", "tram", "wheelchair"),
+    "dsec": ("pedestrian", "rider", "car", "bus", "truck", "bicycle", "motorcycle", "train"),
+}
+"""Names of the class ids of published sets of recordings."""
+
+
+class EventRecordingsSource(Files):
+    """Recordings of event cameras with boxes: `*_td.dat` or `*_td.h5` with `*_bbox.npy`, or the layout of DSEC.
+
+    Which windows there are, and which of them have labels: see `raydet.data.sources.event_recordings`.
+    """
+
+    kind: Literal["event_recordings"] = "event_recordings"
+    root: str
+    classes: Literal["gen1", "1mpx", "etram", "dsec"] | Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of the class ids 0, 1, ..., or a set whose names they are. Files do not tell them."""
+    size_hw: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Height and width of the sensor, for files that do not tell them (all .npy, some .h5)."""
+    window_ms: Annotated[int, Field(ge=1)] = 50
+    bins: Annotated[int, Field(ge=1, le=100)] = 10
+    """Time bins per polarity."""
+    clip: Annotated[int, Field(ge=1, le=255)] = 10
+    """Largest count."""
+    halving: bool = False
+    """Half the height and the width: every second row and column (eTraM and 1 Mpx as published)."""
+    first_label_ms: Annotated[int, Field(ge=0)] = 100
+    """Labels are taken from this time of a recording on."""
+    label_gap_ms: Annotated[int, Field(ge=0)] = 100
+    """Labels closer to the last one that was taken are left out: those of 30 and 60 Hz are thinned to 10 Hz."""
+    label_tolerance_ms: Annotated[int, Field(ge=0)] = 5
+    """How far labels may lie from whole windows after the last one."""
+    min_side_px: Annotated[int, Field(ge=1)] = 5
+    """Least width and height of a box inside the sensor, in its pixels."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return EVENT_CLASSES[self.classes] if isinstance(self.classes, str) else self.classes
+
+
 class ShardsSource(Config):
     """Shards that `raydet data convert` has written: a directory or a URI that holds `manifest.json`."""
 
@@ -266,6 +326,9 @@ Source = Annotated[
     | StreetHazardsSource
     | TreeSource
     | StrangeSource
+    | SilentSource
+    | SwarmSource
+    | EventRecordingsSource
     | ShardsSource,
     Field(discriminator="kind"),
 ]

@@ -1,4 +1,4 @@
-"""Build sources from their configs: the only module that knows both."""
+"""Build sources from their configs: with `build_files`, the only module that knows both."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from raydet.config import (
     CocoSource,
     DataConfig,
     DetectionTask,
+    EventRecordingsSource,
     Experiment,
     FlirSource,
     KaistSource,
@@ -21,32 +22,33 @@ from raydet.config import (
     NpyYoloSource,
     SegmentationTask,
     ShardsSource,
+    SilentSource,
     StrangeSource,
     StreetHazardsSource,
+    SwarmSource,
     SyntheticSource,
     TreeSource,
     VocSource,
     YoloSource,
 )
+from raydet.data.build_files import image_directories, named_only, open_files
 from raydet.data.layouts import SourceConfig, detect_source
+from raydet.data.silent import SilentSet
 from raydet.data.sources.bad_samples import BadSamples, LeftOut, OnBad
 from raydet.data.sources.base import Source
-from raydet.data.sources.coco import CocoSet
+from raydet.data.sources.event_recordings import EventRecordings, WindowSettings
 from raydet.data.sources.files import Root
-from raydet.data.sources.flir import FlirSet
-from raydet.data.sources.kaist import KaistSet
 from raydet.data.sources.mask_files import MASK, files_in_directories
 from raydet.data.sources.masks import MaskSet
 from raydet.data.sources.npy_yolo import NpyYoloSet
-from raydet.data.sources.paired_images import PairedImages
 from raydet.data.sources.simulated import SimulatedEvents
 from raydet.data.sources.streethazards import street_hazards_files
-from raydet.data.sources.voc import VocSet
 from raydet.data.sources.wrapped import unwrapped
-from raydet.data.sources.yolo import YoloSet, find_images
+from raydet.data.sources.yolo import find_images
 from raydet.data.sources.yolo_rows import read_class_names
 from raydet.data.split import parts_of_ids
 from raydet.data.strange import StrangeSet
+from raydet.data.swarm import SwarmSet
 from raydet.data.synthetic import SyntheticSet
 from raydet.data.tree import TreeSet
 from raydet.errors import ConfigError
@@ -136,9 +138,9 @@ def adopt_source(
         case YoloSource():
             root = Path(source_config.root)
             classes = read_class_names(root) or classes
-            missing = _all_but(find_images(root) | _image_directories(source_config))
+            missing = _all_but(find_images(root) | image_directories(source_config))
         case CocoSource() | VocSource() | FlirSource() | KaistSource():
-            opened = _open_files(
+            opened = open_files(
                 source_config, classes=known, missing=(), on_bad=on_bad, is_labelled=is_labelled
             )
             classes, missing = opened.classes, _all_but(opened.modalities)
@@ -152,6 +154,13 @@ def adopt_source(
             tree = _open_tree(source_config)
             classes, levels, missing = tree.classes, tree.levels, _all_but(tree.modalities)
             image_ids = tree.image_ids
+        case SilentSource() | SwarmSource():
+            windows = _open_windows(source_config)
+            classes, missing = windows.classes, _all_but(windows.modalities)
+        case EventRecordingsSource():
+            recordings = _open_recordings(source_config, on_bad=on_bad, is_labelled=is_labelled)
+            classes, missing = known or recordings.classes, _all_but(recordings.modalities)
+            image_ids = recordings.image_ids
         case ShardsSource():
             shards = _open_shards(source_config)
             recorded = {"sha256": shards.manifest.sha256, "simulated": shards.manifest.simulated}
@@ -299,6 +308,10 @@ def _open(config: DataConfig, on_bad: OnBad, is_labelled: bool) -> Source:
             )
         case (TreeSource() | StrangeSource()) as source:
             return _open_tree(source, config.missing)
+        case (SilentSource() | SwarmSource()) as source:
+            return _open_windows(source, config.missing)
+        case EventRecordingsSource() as source:
+            return _open_recordings(source, missing=config.missing, on_bad=on_bad, is_labelled=is_labelled)
         case ShardsSource() as source:
             shards = _open_shards(source, config.missing)
             if shards.manifest.simulated != source.simulated:
@@ -308,97 +321,13 @@ def _open(config: DataConfig, on_bad: OnBad, is_labelled: bool) -> Source:
                 )
             return shards
         case source:
-            return _open_files(
+            return open_files(
                 source,
                 classes=config.classes,
                 missing=config.missing,
                 on_bad=on_bad,
                 is_labelled=is_labelled,
             )
-
-
-def _open_files(
-    source: CocoSource | VocSource | YoloSource | FlirSource | KaistSource,
-    *,
-    classes: Sequence[str] | None,
-    missing: Collection[str],
-    on_bad: OnBad,
-    is_labelled: bool,
-) -> PairedImages:
-    """A set with one image file per modality; without `classes`, its own."""
-    match source:
-        case CocoSource():
-            return CocoSet(
-                source.annotations,
-                root=source.root,
-                classes=source.classes or classes,
-                leaves_out_others=source.classes is not None,
-                missing=missing,
-                thermal_range=source.thermal_range,
-                is_labelled=is_labelled,
-                links_into=source.follow_links,
-                on_bad=on_bad,
-            )
-        case VocSource():
-            return VocSet(
-                source.root,
-                classes=classes,
-                missing=missing,
-                directories=_image_directories(source),
-                annotations=source.annotations,
-                ignore=source.ignore,
-                first_pixel=source.first_pixel,
-                group_prefix=source.group_prefix,
-                thermal_range=source.thermal_range,
-                is_labelled=is_labelled,
-                links_into=source.follow_links,
-                on_bad=on_bad,
-            )
-        case YoloSource():
-            return YoloSet(
-                source.root,
-                classes=classes or (),
-                labels=source.labels,
-                missing=missing,
-                image_directories=_image_directories(source),
-                label_directories=_named_only(
-                    rgb=source.labels_rgb, thermal=source.labels_thermal, fused=source.labels_fused
-                ),
-                union_iou=source.union_iou,
-                group_prefix=source.group_prefix,
-                thermal_range=source.thermal_range,
-                is_labelled=is_labelled,
-                links_into=source.follow_links,
-                on_bad=on_bad,
-            )
-        case FlirSource():
-            return FlirSet(
-                source.root,
-                classes=classes,
-                missing=missing,
-                subset=source.subset,
-                ignore=source.ignore,
-                first_pixel=source.first_pixel,
-                thermal_range=source.thermal_range,
-                is_labelled=is_labelled,
-                links_into=source.follow_links,
-                on_bad=on_bad,
-            )
-        case KaistSource():
-            return KaistSet(
-                source.root,
-                classes=classes,
-                missing=missing,
-                annotations=source.annotations,
-                subset=source.subset,
-                ignore=source.ignore,
-                thermal_range=source.thermal_range,
-                is_labelled=is_labelled,
-                links_into=source.follow_links,
-                on_bad=on_bad,
-            )
-        case unreachable:
-            assert_never(unreachable)
 
 
 def _open_masks(
@@ -414,7 +343,7 @@ def _open_masks(
     match source:
         case MasksSource():
             masks = source.masks if is_labelled else None
-            directories = _named_only(
+            directories = named_only(
                 rgb=source.rgb, thermal=source.thermal, event=source.event, rgbt=source.rgbt, mask=masks
             )
             suffixes = {
@@ -455,18 +384,44 @@ def _open_tree(source: TreeSource | StrangeSource, missing: Collection[str] = ()
     )
 
 
+def _open_recordings(
+    source: EventRecordingsSource,
+    *,
+    missing: Collection[str] = (),
+    on_bad: OnBad = "error",
+    is_labelled: bool = True,
+) -> EventRecordings:
+    settings = WindowSettings(
+        window_us=1000 * source.window_ms,
+        bins=source.bins,
+        clip=source.clip,
+        halving=source.halving,
+        first_label_us=1000 * source.first_label_ms,
+        label_gap_us=1000 * source.label_gap_ms,
+        label_tolerance_us=1000 * source.label_tolerance_ms,
+        min_side_px=source.min_side_px,
+    )
+    return EventRecordings(
+        source.root,
+        settings,
+        classes=source.class_names,
+        size_hw=source.size_hw,
+        missing=missing,
+        is_labelled=is_labelled,
+        links_into=source.follow_links,
+        on_bad=on_bad,
+    )
+
+
+def _open_windows(source: SilentSource | SwarmSource, missing: Collection[str] = ()) -> SilentSet:
+    opened = SwarmSet if isinstance(source, SwarmSource) else SilentSet
+    return opened(num_sequences=source.num_sequences, seed=source.seed, missing=missing)
+
+
 def _open_shards(source: ShardsSource, missing: Collection[str] = ()) -> ShardSet:
     from raydet.data.shards.reader import ShardSet  # imported late, because Arrow is large
 
     return ShardSet(source.path, sha256=source.sha256, missing=missing)
-
-
-def _image_directories(source: VocSource | YoloSource) -> dict[str, str]:
-    return _named_only(rgb=source.rgb, thermal=source.thermal, event=source.event)
-
-
-def _named_only(**directories: str | None) -> dict[str, str]:
-    return {name: directory for name, directory in directories.items() if directory is not None}
 
 
 def _all_but(modalities: Collection[str]) -> tuple[Modality, ...]:

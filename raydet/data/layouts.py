@@ -18,14 +18,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from raydet.config import (
     CocoSource,
+    EventRecordingsSource,
     FlirSource,
     KaistSource,
     MasksSource,
     NpyYoloSource,
     ShardsSource,
+    SilentSource,
     Source,
     StrangeSource,
     StreetHazardsSource,
+    SwarmSource,
     SyntheticSource,
     TreeSource,
     VocSource,
@@ -51,12 +54,15 @@ SourceConfig = (
     | StreetHazardsSource
     | TreeSource
     | StrangeSource
+    | SilentSource
+    | SwarmSource
+    | EventRecordingsSource
     | ShardsSource
 )
 
 ANNOTATIONS = "annotations.json"
 KINDS = tuple(member.model_fields["kind"].default for member in get_args(SourceConfig))
-MADE_KINDS = ("synthetic", "tree", "strange")
+MADE_KINDS = ("synthetic", "tree", "strange", "silent", "swarm")
 """Sets that have no files."""
 FILE_KINDS = tuple(kind for kind in KINDS if kind not in MADE_KINDS)
 SPEC_FORMS = f"{', '.join(MADE_KINDS)}, FORMAT:PATH ({', '.join(FILE_KINDS)}), shards:URI, or a path"

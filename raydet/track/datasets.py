@@ -10,7 +10,16 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
-from raydet.config import MODALITY_CHANNELS, Experiment, ShardsSource, SyntheticSource, TreeSource
+from raydet.config import (
+    MODALITY_CHANNELS,
+    Experiment,
+    ShardsSource,
+    SilentSource,
+    StrangeSource,
+    SwarmSource,
+    SyntheticSource,
+    TreeSource,
+)
 from raydet.config.moved import source_as_first_written
 
 Context = Literal["training", "validation"]
@@ -63,7 +72,7 @@ def datasets_of(experiment: Experiment, *, sha256: str | None = None) -> Sequenc
         for name, channels in MODALITY_CHANNELS.items()
         if name not in data.missing
     ]
-    is_made = isinstance(source, SyntheticSource | TreeSource)
+    is_made = isinstance(source, SyntheticSource | TreeSource | StrangeSource | SilentSource | SwarmSource)
     named = source.kind if is_made else PurePosixPath(path).name or source.kind
     return [
         Dataset(

@@ -209,9 +209,11 @@ def test_several_label_sets_want_a_choice(shared_data: Path) -> None:
 
 
 def test_every_kind_is_tried_here() -> None:
-    """But those with masks: see test_mask_set.py, test_street_hazards.py, test_tree.py and test_strange.py."""
+    """But those with masks: see test_mask_set.py, test_street_hazards.py, test_tree.py and test_strange.py; and event
+    windows: see test_silent.py, test_swarm.py and test_event_recordings.py."""
     with_masks = {"masks", "streethazards", "tree", "strange"}
-    assert set(KINDS) == {format_.name for format_ in FORMATS} | {"synthetic"} | with_masks
+    of_windows = {"silent", "swarm", "event_recordings"}
+    assert set(KINDS) == {format_.name for format_ in FORMATS} | {"synthetic"} | with_masks | of_windows
 
 
 @pytest.mark.parametrize("format_", FILE_FORMATS, ids=lambda f: f.name)

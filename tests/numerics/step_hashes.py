@@ -41,6 +41,11 @@ SMALL_MASKS: dict[str, Any] = {
     "data.canvas_hw": [64, 96],
     "train.global_batch": 2,
 }
+SMALL_SEQUENCES: dict[str, Any] = {
+    "data.source.num_sequences": 4,
+    "data.canvas_hw": [64, 96],
+    "train.global_batch": 2,
+}
 SMALL_SETS: dict[str, dict[str, Any]] = {
     "synthetic": SMALL_CANVAS,
     "tree": SMALL_MASKS,
@@ -49,6 +54,8 @@ SMALL_SETS: dict[str, dict[str, Any]] = {
         "data.canvas_hw": [64, 96],
         "train.global_batch": 2,
     },
+    "silent": SMALL_SEQUENCES,
+    "swarm": SMALL_SEQUENCES,
 }
 RECIPE_CASES = {name: {} if name == "demo" else SMALL_SETS[recipe(name).data.source.kind] for name in RECIPES}
 GUIDED = {"kind": "gaff", "gated": True, "guide_intra": True, "guide_inter": True}

@@ -28,7 +28,7 @@ from raydet.data.shards.layout import (
 )
 from raydet.data.shards.manifest import MANIFEST, FileEntry, Manifest
 from raydet.data.shards.residuals import restore
-from raydet.data.shards.target import are_ids, restored_boxes
+from raydet.data.shards.target import NOT_LABELLED, are_ids, restored_boxes
 from raydet.data.sources.base import Targets
 from raydet.data.storage import Store
 from raydet.errors import DataError
@@ -99,6 +99,7 @@ class ShardSet:
             target=target,
             source_hw=size_hw,
             valid_hw=size_hw,
+            is_labelled=self._index.is_labelled(index),
         )
 
     def targets(self, index: int) -> Targets:
@@ -178,8 +179,13 @@ class _Index:
         self._boxes = Lists.of(column["boxes_xyxy"], "<f4", where=where)
         self._labels = Lists.of(column["labels"], "<i4", where=where)
 
+    def is_labelled(self, row: int) -> bool:
+        return NOT_LABELLED not in self._labels[row]
+
     def targets(self, row: int) -> tuple[Boxes, tuple[int, int]]:
         boxes, labels = self._boxes[row], self._labels[row]
+        if labels.tolist() == [NOT_LABELLED]:
+            boxes, labels = boxes[4:], labels[1:]
         size_hw = int(self._heights_R[row]), int(self._widths_R[row])
         if (
             len(boxes) != 4 * len(labels)

@@ -10,6 +10,9 @@ from raydet.data.shards.manifest import TargetKind
 from raydet.errors import DataError
 from raydet.structures import ANOMALY, ANY_CLASS, IGNORE, Boxes, Mask, Sample, Target
 
+NOT_LABELLED = -(2**31)
+"""Label of the only row, an empty box, of an image in which nobody looked for objects."""
+
 
 def kind_of(target: Target) -> TargetKind:
     match target:
@@ -19,12 +22,15 @@ def kind_of(target: Target) -> TargetKind:
             return "masks"
 
 
-def stored_parts(target: Target) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def stored_parts(target: Target, *, is_labelled: bool = True) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Boxes [N, 4] and labels [N] for the index, and by column what is stored like pixels, [C, H, W].
 
-    Ignored regions follow the objects, with negative labels: -2 - k for class k, and so -1 for `ANY_CLASS`.
+    Ignored regions follow the objects, with negative labels: -2 - k for class k, and so -1 for `ANY_CLASS`. An image
+    that is not labelled has one row, of `NOT_LABELLED`.
     """
     match target:
+        case Boxes() if not is_labelled:
+            return torch.zeros(1, 4), torch.tensor([NOT_LABELLED]), {}
         case Boxes(boxes_xyxy, labels, ignored_xyxy, ignored_labels):
             return torch.cat([boxes_xyxy, ignored_xyxy]), torch.cat([labels, -2 - ignored_labels]), {}
         case Mask(ids_HW):
@@ -32,7 +38,7 @@ def stored_parts(target: Target) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 def restored_boxes(boxes_xyxy: Tensor, labels: Tensor) -> Boxes:
-    """What `stored_parts` took apart."""
+    """What `stored_parts` took apart; nothing for an image that is not labelled."""
     is_object = labels >= 0
     if bool(is_object.all()):
         return Boxes(boxes_xyxy, labels)
@@ -71,6 +77,11 @@ def check_target(sample: Sample, num_classes: int) -> None:
             ):
                 raise DataError(
                     f"{sample.image_id}: boxes must have four finite numbers; correct the annotations"
+                )
+            if not sample.is_labelled and len(labels) + len(ignored_labels):
+                raise DataError(
+                    f"{sample.image_id}: expected no boxes in an image that is not labelled, got {len(labels)}; "
+                    "correct the source"
                 )
             if not bool(((ignored_labels >= ANY_CLASS) & (ignored_labels < num_classes)).all()):
                 raise DataError(

@@ -121,7 +121,7 @@ class ShardBuilder:
             )
         self._check_channels(sample)
         height, width = sample.source_hw
-        boxes_xyxy, labels, masks = stored_parts(sample.target)
+        boxes_xyxy, labels, masks = stored_parts(sample.target, is_labelled=sample.is_labelled)
         row: dict[str, Any] = {
             "image_id": sample.image_id,
             "group_id": sample.group_id,

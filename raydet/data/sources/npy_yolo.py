@@ -9,13 +9,11 @@ Opening reads every header and every label, but no pixel.
 from __future__ import annotations
 
 import logging
-import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,13 +29,12 @@ from raydet.data.sources.paired_images import check_some_left
 from raydet.data.sources.pairs import paired
 from raydet.data.sources.yolo_rows import outline_notes, read_rows
 from raydet.errors import DataError
-from raydet.files.text import one_line, open_regular
+from raydet.files.arrays import read_array_header
+from raydet.files.text import one_line
 from raydet.structures import Boxes, Sample
 
 CHANNELS: dict[str, slice] = {"rgb": slice(0, 3), "thermal": slice(3, 4), "event": slice(4, 5)}
 NUM_CHANNELS = 5
-VERSIONS = ((1, 0), (2, 0), (3, 0))
-"""The versions of the .npy format that numpy writes."""
 
 logger = logging.getLogger("raydet")
 
@@ -180,17 +177,8 @@ def _check_dtype(entry: _Entry, first: _Entry) -> _Entry:
 
 def _read_header(path: Path) -> _Header:
     """The header of an array; type, shape and file size are checked."""
-    try:
-        file = open_regular(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected a .npy array, {error.strerror or error}; check the file"
-        ) from error
-    with file:
-        shape, dtype = _shape_and_dtype(file, path)
-        header_bytes = file.tell()
-        file.seek(0, 2)
-        found_bytes = file.tell()
+    header = read_array_header(path)
+    shape, dtype = header.shape, header.dtype
     if len(shape) != 3 or shape[2] != NUM_CHANNELS or min(shape) < 1:
         raise DataError(
             f"{path}: expected an array H x W x {NUM_CHANNELS}, got shape {one_line(shape)}; write RGB, thermal, event"
@@ -200,29 +188,8 @@ def _read_header(path: Path) -> _Header:
             f"{path}: expected uint8 or float values, got dtype {one_line(dtype)}; convert the array"
         )
     check_pixels(shape[0], shape[1], path)
-    expected_bytes = header_bytes + math.prod(shape) * dtype.itemsize
-    if found_bytes != expected_bytes:
-        raise DataError(
-            f"{path}: expected {expected_bytes} bytes for {shape} {dtype}, the file has {found_bytes}; "
-            "it is truncated or damaged, copy it again"
-        )
+    header.check_complete(path)
     return _Header((shape[0], shape[1]), is_float=dtype.kind == "f")
-
-
-def _shape_and_dtype(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about headers written by Python 2, which are read correctly
-            version = npy_format.read_magic(file)
-            if version not in VERSIONS:
-                raise ValueError(f"of format version {version}")
-            read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-            shape, _, dtype = read(file)
-    except Exception as error:  # the header is a Python literal: numpy's reader fails in many ways
-        raise DataError(
-            f"{path}: expected a .npy array, got another file ({one_line(error)}); write it with numpy.save"
-        ) from error
-    return shape, dtype
 
 
 def _pixels(array_HWC: NDArray[Any], modality: str, path: Path) -> Tensor:

@@ -53,7 +53,8 @@ def test_specs(npy_yolo: Path, coco: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_is_no_spec_is_a_usage_error(spec: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"--data must be synthetic, tree, strange, FORMAT:PATH \(npy_yolo, .*\), shards:URI, or a path, got",
+        match=r"--data must be synthetic, tree, strange, silent, swarm, FORMAT:PATH \(npy_yolo, .*\), shards:URI, or "
+        "a path, got",
     ):
         detect_source(spec)
 

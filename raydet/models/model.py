@@ -85,17 +85,19 @@ class Model(nn.Module):
         self.head.set_progress(fraction)
 
     def forward(self, batch: Batch, carry: Carry | None = None, *, want: Want | None = None) -> Output:
-        """The losses of a batch, or the head's predictions.
+        """The losses of a batch, or the head's predictions; and what the encoder remembers.
 
         Args:
-            carry: ignored, as this model has no memory.
+            carry: what it remembers of the lanes before the batch; empty: nothing. Without memory it is ignored.
             want: default: losses in training mode, predictions in evaluation mode.
 
         Raises:
             ConfigError: the model reads a modality that the batch does not have.
         """
         want = want or ("losses" if self.training else "predictions")
-        maps, guides = self.encoder(self.rgb_input(batch), self.aux_input(batch))
+        maps, guides, new_carry = self.encoder(
+            self.rgb_input(batch), self.aux_input(batch), carry, clip_frames=batch.clip_frames
+        )
         losses: dict[str, Tensor] = {}
         if guides and want != "predictions":
             # Before the head, so that the backward pass runs through them after the head and before the encoder.
@@ -103,7 +105,7 @@ class Model(nn.Module):
                 guides, targets_of(batch), canvas_hw=batch.canvas_hw, valid_hw_B2=batch.valid_hw
             )
         output: HeadOutput = self.head(self.neck(maps), batch, want=want)
-        return Output({**output.losses, **losses}, output.predictions, {})
+        return Output({**output.losses, **losses}, output.predictions, new_carry)
 
 
 def has_parameters(module: nn.Module) -> bool:

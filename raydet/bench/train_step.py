@@ -26,7 +26,6 @@ from raydet.bench.plain import SEEDS_MIN_SIZE, PlainDetector
 from raydet.bench.plain_masks import PlainSegmenter
 from raydet.bench.segmentation_losses import banded_ids
 from raydet.config import (
-    MODALITY_CHANNELS,
     AdamWConfig,
     Experiment,
     FasterRCNNConfig,
@@ -229,7 +228,7 @@ def random_batch(experiment: Experiment, size: int, num_objects: int, *, seed: i
     height, width = canvas_hw = experiment.data.canvas_hw
     modalities = {
         name: torch.randint(0, 256, (size, channels, height, width), generator=generator, dtype=torch.uint8)
-        for name, channels in MODALITY_CHANNELS.items()
+        for name, channels in experiment.data.channels.items()
     }
     target: BoxBatch | MaskBatch
     if isinstance(experiment.model.head, FasterRCNNConfig):

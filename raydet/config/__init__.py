@@ -12,7 +12,6 @@ from raydet.config.augmentation import (
 )
 from raydet.config.base import Config
 from raydet.config.data import (
-    MODALITY_CHANNELS,
     Clips,
     DataConfig,
     EventSimulation,
@@ -61,6 +60,8 @@ from raydet.config.model import (
     ModelConfig,
     NoNeckConfig,
     PerStage,
+    RVTConfig,
+    RVTVariant,
     SegFormerConfig,
     TimmConfig,
     UltraFastSegFormerConfig,
@@ -109,7 +110,6 @@ from raydet.config.train import (
 )
 
 __all__ = [
-    "MODALITY_CHANNELS",
     "ASPPConfig",
     "ActivationCheckpointing",
     "AdamWConfig",
@@ -176,6 +176,8 @@ __all__ = [
     "PlateauSchedule",
     "Precision",
     "RMIConfig",
+    "RVTConfig",
+    "RVTVariant",
     "RgbPhotometric",
     "SGDConfig",
     "Sampling",

@@ -11,6 +11,7 @@ from raydet.config.data import Modality
 from raydet.config.losses import CrossEntropyLoss, HierarchicalLoss, MaskLoss
 
 MiTVariant = Literal["nano", "b0", "b1", "b2", "b3", "b4", "b5"]
+RVTVariant = Literal["nano", "tiny", "small", "base"]
 Stage = Annotated[int, Field(ge=1, le=4)]
 Flow = Literal["rectified", "fused"]
 Count = Annotated[int, Field(ge=1)]
@@ -92,7 +93,33 @@ class TimmConfig(Config):
         return self.name
 
 
-Backbone = Annotated[MiTConfig | TimmConfig, Field(discriminator="kind")]
+class RVTConfig(Config):
+    """The recurrent backbone for event cameras (RVT, arXiv 2212.05598): MaxViT attention, an LSTM at every stage."""
+
+    kind: Literal["rvt"] = "rvt"
+    variant: RVTVariant
+    """tiny, small and base as published; nano is our own for demos and tests."""
+    patch: Literal[2, 4] = 4
+    """Image pixels per cell of the first map, of which each later one has half the size: 2 is for objects of a few
+    pixels, at four times the memory."""
+    memory: Literal["lstm", "none"] = "lstm"
+    """What every stage remembers from frame to frame."""
+    partition_px: Literal[32, 64] = 64
+    """Both sides of the canvas must be multiples of it. Attention is among canvas height / this x canvas width / this
+    tokens: 64 is for canvases such as 384 x 640, 32 for those of about 256 x 320."""
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"rvt_{self.variant}"
+
+    @property
+    def pretrained(self) -> WeightsConfig:
+        """None: it starts from random weights."""
+        return WeightsConfig()
+
+
+Backbone = Annotated[MiTConfig | TimmConfig | RVTConfig, Field(discriminator="kind")]
 
 
 class CMXFusion(Config):

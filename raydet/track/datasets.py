@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
-from raydet.config import MODALITY_CHANNELS, Experiment, ShardsSource, SyntheticSource, TreeSource
+from raydet.config import Experiment, ShardsSource, SyntheticSource, TreeSource
 from raydet.config.moved import source_as_first_written
 
 Context = Literal["training", "validation"]
@@ -60,7 +60,7 @@ def datasets_of(experiment: Experiment, *, sha256: str | None = None) -> Sequenc
             "type": "tensor",
             "tensor-spec": {"dtype": "uint8", "shape": [-1, channels, height, width]},
         }
-        for name, channels in MODALITY_CHANNELS.items()
+        for name, channels in data.channels.items()
         if name not in data.missing
     ]
     is_made = isinstance(source, SyntheticSource | TreeSource)

@@ -59,6 +59,7 @@ from raydet.config.model import (
     MiTVariant,
     ModelConfig,
     NoNeckConfig,
+    PAFPNConfig,
     PerStage,
     RVTConfig,
     RVTVariant,
@@ -66,6 +67,7 @@ from raydet.config.model import (
     TimmConfig,
     UltraFastSegFormerConfig,
     WeightsConfig,
+    YOLOXConfig,
 )
 from raydet.config.overrides import apply_overrides, flatten, parse_override
 from raydet.config.sources import (
@@ -171,6 +173,7 @@ __all__ = [
     "Normalization",
     "NpyYoloSource",
     "Optimizer",
+    "PAFPNConfig",
     "PerStage",
     "Photometric",
     "PlateauSchedule",
@@ -202,6 +205,7 @@ __all__ = [
     "UltraFastSegFormerConfig",
     "VocSource",
     "WeightsConfig",
+    "YOLOXConfig",
     "YoloSource",
     "apply_overrides",
     "flatten",

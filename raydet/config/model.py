@@ -226,6 +226,16 @@ class FPNConfig(Config):
     channels: Annotated[int, Field(ge=1)] = 256
 
 
+class PAFPNConfig(Config):
+    """Path aggregation with CSP layers, the neck of YOLOX (arXiv 2107.08430)."""
+
+    kind: Literal["pafpn"] = "pafpn"
+    levels: Literal[3, 4] = 3
+    """3: the encoder's last three maps; 4: its first one, too, for small objects."""
+    depth: Annotated[float, Field(gt=0)] = 0.67
+    """Bottlenecks per layer over 3, rounded. Published: 0.67 with rvt_base, 0.33 with the smaller ones."""
+
+
 class NoNeckConfig(Config):
     """The head takes the encoder's four maps as they are."""
 
@@ -250,6 +260,24 @@ class FasterRCNNConfig(Config):
     """RoIs may be pooled from the `pool` level too, as in the published runs (torchvision leaves it out)."""
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
     nms_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_detections: Annotated[int, Field(ge=1)] = 100
+
+
+class YOLOXConfig(Config):
+    """One object per cell, without anchors (arXiv 2107.08430)."""
+
+    kind: Literal["yolox"] = "yolox"
+    hidden: Count | None = None
+    """Width of the branches; null: a quarter of that of the last map, as published."""
+    size_aware: Literal["off", "exponential", "step", "linear"] = "off"
+    """How the weight of the box loss grows for small objects: see `raydet.models.heads.size_aware`."""
+    size_factor: Annotated[float, Field(ge=1)] = 2.0
+    """Weight of the smallest objects."""
+    score: Literal["product", "class"] = "product"
+    """What ranks detections: objectness times class, or class alone, as in RVT's evaluation. The threshold and NMS take
+    the product."""
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.1
+    nms_threshold: Annotated[float, Field(gt=0, le=1)] = 0.45
     max_detections: Annotated[int, Field(ge=1)] = 100
 
 
@@ -331,8 +359,8 @@ MaskHeads = (
     | DeepLabV3PlusConfig
     | FCNConfig
 )
-Head = Annotated[FasterRCNNConfig | MaskHeads, Field(discriminator="kind")]
-Neck = Annotated[FPNConfig | NoNeckConfig, Field(discriminator="kind")]
+Head = Annotated[FasterRCNNConfig | YOLOXConfig | MaskHeads, Field(discriminator="kind")]
+Neck = Annotated[FPNConfig | PAFPNConfig | NoNeckConfig, Field(discriminator="kind")]
 
 
 class ModelConfig(Config):
@@ -368,11 +396,14 @@ class ModelConfig(Config):
             case FasterRCNNConfig():
                 if not isinstance(self.neck, FPNConfig):
                     raise ValueError(f"head.kind=faster_rcnn takes neck.kind=fpn, got {self.neck.kind}")
-                if isinstance(self.backbone, TimmConfig) and self.backbone.output_stride != 32:
+                if isinstance(self.backbone, RVTConfig) and self.backbone.patch != 4:
                     raise ValueError(
-                        "neck.kind=fpn needs maps at strides 4, 8, 16 and 32: expected backbone.output_stride=32, got "
-                        f"{self.backbone.output_stride}"
+                        "neck.kind=fpn needs maps at strides 4, 8, 16 and 32: expected backbone.patch=4, got "
+                        f"{self.backbone.patch}; head.kind=yolox takes others"
                     )
+            case YOLOXConfig():
+                if not isinstance(self.neck, PAFPNConfig):
+                    raise ValueError(f"head.kind=yolox takes neck.kind=pafpn, got {self.neck.kind}")
             case MaskHead(loss=loss, projection=projection):
                 if not isinstance(self.neck, NoNeckConfig):
                     raise ValueError(f"head.kind={self.head.kind} takes neck.kind=none, got {self.neck.kind}")
@@ -385,6 +416,16 @@ class ModelConfig(Config):
                         f"fusion.guide_intra is trained with boxes, head.kind={self.head.kind} has masks: set "
                         "guide_intra=false"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _pyramids_halve_their_maps(self) -> Self:
+        is_pyramid = isinstance(self.neck, FPNConfig | PAFPNConfig)
+        if is_pyramid and isinstance(self.backbone, TimmConfig) and self.backbone.output_stride != 32:
+            raise ValueError(
+                f"neck.kind={self.neck.kind} needs maps at strides 4, 8, 16 and 32: expected "
+                f"backbone.output_stride=32, got {self.backbone.output_stride}"
+            )
         return self
 
     def fusion_at(self, stage: int) -> Fusion:

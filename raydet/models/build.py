@@ -29,6 +29,7 @@ from raydet.config import (
     Modality,
     ModelConfig,
     NoNeckConfig,
+    PAFPNConfig,
     PerStage,
     RVTConfig,
     TimmConfig,
@@ -56,6 +57,7 @@ from raydet.models.model import Model
 from raydet.models.necks.base import Neck
 from raydet.models.necks.fpn import FPN
 from raydet.models.necks.none import NoNeck
+from raydet.models.necks.pafpn import PAFPN
 from raydet.models.pretrained.files import read_weights
 from raydet.models.pretrained.load import LoadedWeights, load_weights
 from raydet.models.pretrained.names import MIT_NAMINGS, Naming, efficientnet_naming, timm_naming
@@ -80,13 +82,16 @@ def build_model(experiment: Experiment, make_head: MakeHead | None = None) -> Mo
     match model.neck:
         case FPNConfig(channels=channels):
             neck = FPN(in_channels=encoder.channels, channels=channels)
+        case PAFPNConfig(levels=levels, depth=depth):
+            neck = PAFPN(in_channels=encoder.channels, num_levels=levels, depth=depth)
         case NoNeckConfig():
             neck = NoNeck(in_channels=encoder.channels)
         case unreachable:
             assert_never(unreachable)
     head = (make_head or build_head)(experiment, neck.channels)
-    if head.levels_read is not None:
-        freeze_unread(encoder, head.levels_read)
+    levels_read = head.levels_read if neck.levels_read is None else neck.levels_read
+    if levels_read is not None:
+        freeze_unread(encoder, levels_read)
     return Model(
         rgb_input=_build_input(experiment.data, model.rgb_modalities),
         aux_input=_build_input(experiment.data, _aux_modalities(model)),

@@ -13,6 +13,7 @@ Legend: B batch, C channels, H W map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +50,7 @@ class CSPLayer(nn.Module):
         self.join = ConvNormAct(2 * half, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.join(
-            torch.cat((self.bottlenecks(self.through(x_BCHW)), self.past(x_BCHW)), dim=1)
-        )
+        return self.join(torch.cat((self.bottlenecks(self.through(x_BCHW)), self.past(x_BCHW)), dim=1))
 
 
 class PAFPN(Neck):
@@ -60,15 +59,17 @@ class PAFPN(Neck):
     Args:
         in_channels: of the encoder's maps.
         num_levels: so many maps are read, the last ones; the pyramid has as many.
-        depth: a CSP layer has a third of `depth` bottlenecks, rounded.
+        depth: a CSP layer has 3 * `depth` bottlenecks, rounded.
     """
+
+    levels_read: range
 
     def __init__(self, *, in_channels: Sequence[int], num_levels: int, depth: float) -> None:
         super().__init__()
         self.channels = channels = tuple(in_channels[-num_levels:])
         self.levels_read = range(len(in_channels) - num_levels, len(in_channels))
         num_bottlenecks = round(3 * depth)
-        steps = list(zip(channels, channels[1:], strict=False))  # (finer, coarser)
+        steps = list(pairwise(channels))  # (finer, coarser)
         self.reduce = nn.ModuleList(ConvNormAct(coarse, fine, 1) for fine, coarse in steps)
         self.down = nn.ModuleList(
             CSPLayer(2 * fine, fine, num_bottlenecks=num_bottlenecks) for fine, _ in steps

@@ -161,6 +161,9 @@ class Batch:
     """bool [B / T]: clips that begin their lane's sequence, where a model's memory starts from zero; None: no clips."""
     dropped: dict[str, Tensor] = field(default_factory=dict)
     """bool [B] by modality that is dropped anywhere in the batch: images to which it is fed as a missing one is."""
+    is_labelled: Tensor | None = None
+    """bool [B]: images whose objects are known, the only ones that losses are of; None: all. It stays on the CPU, so
+    that a GPU is not waited for."""
 
     @property
     def size(self) -> int:
@@ -210,7 +213,8 @@ class Batch:
         images = {f"modalities.{name}": x for name, x in self.modalities.items()}
         dropped = {f"dropped.{name}": x for name, x in self.dropped.items()}
         sizes = {"valid_hw": self.valid_hw, "source_hw": self.source_hw}
-        return {**images, **dropped, **sizes, **self.target._asdict()}
+        labelled = {} if self.is_labelled is None else {"is_labelled": self.is_labelled}
+        return {**images, **dropped, **sizes, **labelled, **self.target._asdict()}
 
     def not_finite(self) -> list[str]:
         """Images with a pixel or a box coordinate that is infinite or not a number."""
@@ -218,6 +222,23 @@ class Batch:
         for tensor in (*self.modalities.values(), *self.target):
             is_finite &= torch.isfinite(tensor).reshape(self.size, -1).all(dim=1)
         return [name for name, good in zip(self.image_ids, is_finite.tolist(), strict=True) if not good]
+
+    def at(self, index: Tensor) -> Batch:
+        """Some of its images, as single ones.
+
+        Args:
+            index: int64, on the CPU.
+        """
+
+        def rows(x: Tensor) -> Tensor:
+            return x.index_select(0, index.to(x.device, non_blocking=True))
+
+        single = replace(self, clip_frames=1, is_first=None)
+        return replace(
+            single._with_tensors(rows),
+            image_ids=tuple(self.image_ids[image] for image in index.tolist()),
+            is_labelled=None if self.is_labelled is None else self.is_labelled[index],
+        )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch with its tensors on `device`."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from raydet.bench import plain_losses
 from raydet.bench.plain import encode, normalised, padded
-from raydet.config import CrossEntropyLoss, Experiment, FasterRCNNConfig, SegmentationTask
+from raydet.config import CrossEntropyLoss, Experiment, MaskHead, SegmentationTask
 from raydet.config.task import Level
 from raydet.errors import ConfigError
 from raydet.models.heads.masks.aspp import ASPP
@@ -51,7 +51,7 @@ class PlainSegmenter(nn.Module):
         super().__init__()
         self.parts = copy.deepcopy(model)
         config = experiment.model.head
-        assert not isinstance(config, FasterRCNNConfig)
+        assert isinstance(config, MaskHead)
         self.config = config.loss
         task = experiment.task
         self.levels: Sequence[Level] = task.levels if isinstance(task, SegmentationTask) else ()

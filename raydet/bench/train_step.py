@@ -26,12 +26,14 @@ from raydet.bench.plain import SEEDS_MIN_SIZE, PlainDetector
 from raydet.bench.plain_masks import PlainSegmenter
 from raydet.bench.segmentation_losses import banded_ids
 from raydet.config import (
-    MODALITY_CHANNELS,
     AdamWConfig,
     Experiment,
     FasterRCNNConfig,
+    MaskHead,
     Precision,
+    RVTConfig,
     SGDConfig,
+    YOLOXConfig,
     apply_overrides,
 )
 from raydet.engine.optim import build_optimizer
@@ -43,6 +45,7 @@ from raydet.parallel.collectives import World
 from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import parallelize
 from raydet.parallel.precision import autocast, check_precision
+from raydet.plan.flops import forward_flops
 from raydet.plan.ledger import ledger
 from raydet.structures import Batch, BoxBatch, MaskBatch
 
@@ -127,13 +130,18 @@ def bench_train_step(
 
     Raises:
         ConfigError: the settings do not fit one worker, the device has no bf16, the head needs more images, or a
-            baseline is not for masks.
+            baseline is not for masks or has no such model.
     """
-    has_boxes = isinstance(experiment.model.head, FasterRCNNConfig)
+    has_boxes = not isinstance(experiment.model.head, MaskHead)
     if "seeds" in against and not has_boxes:
         raise ConfigError(
             f"--against seeds: expected a recipe for boxes, whose published runs resize images to {SEEDS_MIN_SIZE} "
             f"pixels, got {experiment.name} with the head {experiment.model.head.kind}; use --against plain"
+        )
+    if against and not _has_plain_form(experiment):
+        raise ConfigError(
+            f"--against {against[0]}: expected a backbone other than rvt and a head other than yolox, got "
+            f"{experiment.name} with {experiment.model.backbone.label} and {experiment.model.head.kind}; leave it out"
         )
     world = World(device=device or torch.device("cpu"))
     for precision in precisions:
@@ -229,10 +237,10 @@ def random_batch(experiment: Experiment, size: int, num_objects: int, *, seed: i
     height, width = canvas_hw = experiment.data.canvas_hw
     modalities = {
         name: torch.randint(0, 256, (size, channels, height, width), generator=generator, dtype=torch.uint8)
-        for name, channels in MODALITY_CHANNELS.items()
+        for name, channels in experiment.data.channels.items()
     }
     target: BoxBatch | MaskBatch
-    if isinstance(experiment.model.head, FasterRCNNConfig):
+    if not isinstance(experiment.model.head, MaskHead):
         canvas_wh = torch.tensor([width, height])
         sides = 16 + torch.rand(size, num_objects, 2, generator=generator) * (canvas_wh / 3 - 16)
         corners = torch.rand(size, num_objects, 2, generator=generator) * (canvas_wh - sides)
@@ -252,6 +260,11 @@ def random_batch(experiment: Experiment, size: int, num_objects: int, *, seed: i
         target=target,
         image_ids=tuple(f"random{index}" for index in range(size)),
     )
+
+
+def _has_plain_form(experiment: Experiment) -> bool:
+    model = experiment.model
+    return not isinstance(model.backbone, RVTConfig) and not isinstance(model.head, YOLOXConfig)
 
 
 def _plain(model: Model, experiment: Experiment, *, min_size: int | None = None) -> nn.Module:
@@ -331,6 +344,8 @@ def _planned_bytes(
 
 
 def _forward_flops(model: Model, experiment: Experiment, batch: Batch) -> int:
+    if not _has_plain_form(experiment):
+        return forward_flops(experiment)["total"]
     plain = _plain(model, experiment).to(batch.valid_hw.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         plain(batch)

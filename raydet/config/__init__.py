@@ -12,7 +12,6 @@ from raydet.config.augmentation import (
 )
 from raydet.config.base import Config
 from raydet.config.data import (
-    MODALITY_CHANNELS,
     Clips,
     DataConfig,
     EventSimulation,
@@ -60,11 +59,15 @@ from raydet.config.model import (
     MiTVariant,
     ModelConfig,
     NoNeckConfig,
+    PAFPNConfig,
     PerStage,
+    RVTConfig,
+    RVTVariant,
     SegFormerConfig,
     TimmConfig,
     UltraFastSegFormerConfig,
     WeightsConfig,
+    YOLOXConfig,
 )
 from raydet.config.overrides import apply_overrides, flatten, parse_override
 from raydet.config.sources import (
@@ -114,7 +117,6 @@ from raydet.config.train import (
 )
 
 __all__ = [
-    "MODALITY_CHANNELS",
     "ASPPConfig",
     "ActivationCheckpointing",
     "AdamWConfig",
@@ -179,11 +181,14 @@ __all__ = [
     "Normalization",
     "NpyYoloSource",
     "Optimizer",
+    "PAFPNConfig",
     "PerStage",
     "Photometric",
     "PlateauSchedule",
     "Precision",
     "RMIConfig",
+    "RVTConfig",
+    "RVTVariant",
     "RgbPhotometric",
     "SGDConfig",
     "Sampling",
@@ -210,6 +215,7 @@ __all__ = [
     "UltraFastSegFormerConfig",
     "VocSource",
     "WeightsConfig",
+    "YOLOXConfig",
     "YoloSource",
     "apply_overrides",
     "flatten",

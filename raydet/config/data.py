@@ -13,8 +13,6 @@ from raydet.config.sources import ShardsSource, Source, SyntheticSource
 Modality = Literal["rgb", "thermal", "event"]
 SplitName = Literal["train", "val", "test", "calibration"]
 
-MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "thermal": 1, "event": 1}
-
 
 class GroupSplit(Config):
     """Whole sequences go to one side, so that near-duplicate frames never straddle.
@@ -127,7 +125,7 @@ class EventSimulation(Config):
 
 
 class Normalization(Config):
-    """(x - mean) / std per channel, on a 0..1 scale."""
+    """(x - mean) / std on a 0..1 scale; one value each for all channels, or one per channel."""
 
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
@@ -155,6 +153,8 @@ class DataConfig(Config):
     thermal: Normalization = Normalization(mean=(0.5,), std=(0.225,))
     event: Normalization = Normalization(mean=(0.0,), std=(0.5,))
     """Mean 0, so that "no event" and a missing event camera are the same input."""
+    event_channels: Annotated[int, Field(ge=1)] = 1
+    """Of the event modality: 1 for an image, 20 for a histogram of two polarities in ten bins of time."""
     loader_threads: Annotated[int, Field(ge=0)] = 0
     """DataLoader processes per worker; 0 loads in the training process."""
 
@@ -171,6 +171,19 @@ class DataConfig(Config):
                 "augmentation.mosaic must be 0 with sampling.kind=clips: its images are not consecutive"
             )
         return self
+
+    @model_validator(mode="after")
+    def _simulated_events_are_images(self) -> Self:
+        if self.simulate_events is not None and self.event_channels != 1:
+            raise ValueError(
+                f"simulate_events makes one channel: set event_channels to 1, got {self.event_channels}"
+            )
+        return self
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of every modality."""
+        return {"rgb": 3, "thermal": 1, "event": self.event_channels}
 
     @property
     def simulated(self) -> tuple[Modality, ...]:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from raydet.config.base import Config
 from raydet.config.data import DataConfig
 from raydet.config.losses import HierarchicalLoss
-from raydet.config.model import MaskHead, ModelConfig
+from raydet.config.model import MaskHead, ModelConfig, RVTConfig
 from raydet.config.moved import as_first_written, migrated
 from raydet.config.task import DetectionTask, SegmentationTask, Task
 from raydet.config.train import Optimizer, TrainConfig
@@ -49,6 +49,19 @@ class Experiment(Config):
         if not self.data.classes or len(set(self.data.classes)) != len(self.data.classes):
             raise ValueError(
                 f"data.classes must be one or more different names, got {list(self.data.classes)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _canvas_and_backbone_fit(self) -> Self:
+        backbone = self.model.backbone
+        if isinstance(backbone, RVTConfig) and any(
+            side % backbone.partition_px for side in self.data.canvas_hw
+        ):
+            raise ValueError(
+                f"model.backbone.kind=rvt divides the canvas: both sides of data.canvas_hw must be multiples of "
+                f"model.backbone.partition_px={backbone.partition_px}, got {list(self.data.canvas_hw)}; images are "
+                "padded to the canvas, so choose the next larger one"
             )
         return self
 

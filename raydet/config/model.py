@@ -11,6 +11,7 @@ from raydet.config.data import Modality
 from raydet.config.losses import CrossEntropyLoss, HierarchicalLoss, MaskLoss
 
 MiTVariant = Literal["nano", "b0", "b1", "b2", "b3", "b4", "b5"]
+RVTVariant = Literal["nano", "tiny", "small", "base"]
 Stage = Annotated[int, Field(ge=1, le=4)]
 Flow = Literal["rectified", "fused"]
 Count = Annotated[int, Field(ge=1)]
@@ -92,7 +93,33 @@ class TimmConfig(Config):
         return self.name
 
 
-Backbone = Annotated[MiTConfig | TimmConfig, Field(discriminator="kind")]
+class RVTConfig(Config):
+    """The recurrent backbone for event cameras (RVT, arXiv 2212.05598): MaxViT attention, an LSTM at every stage."""
+
+    kind: Literal["rvt"] = "rvt"
+    variant: RVTVariant
+    """tiny, small and base as published; nano is our own for demos and tests."""
+    patch: Literal[2, 4] = 4
+    """Image pixels per cell of the first map, of which each later one has half the size: 2 is for objects of a few
+    pixels, at four times the memory."""
+    memory: Literal["lstm", "none"] = "lstm"
+    """What every stage remembers from frame to frame."""
+    partition_px: Literal[32, 64] = 64
+    """Both sides of the canvas must be multiples of it. Attention is among canvas height / this x canvas width / this
+    tokens: 64 is for canvases such as 384 x 640, 32 for those of about 256 x 320."""
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"rvt_{self.variant}"
+
+    @property
+    def pretrained(self) -> WeightsConfig:
+        """None: it starts from random weights."""
+        return WeightsConfig()
+
+
+Backbone = Annotated[MiTConfig | TimmConfig | RVTConfig, Field(discriminator="kind")]
 
 
 class CMXFusion(Config):
@@ -199,6 +226,16 @@ class FPNConfig(Config):
     channels: Annotated[int, Field(ge=1)] = 256
 
 
+class PAFPNConfig(Config):
+    """Path aggregation with CSP layers, the neck of YOLOX (arXiv 2107.08430)."""
+
+    kind: Literal["pafpn"] = "pafpn"
+    levels: Literal[3, 4] = 3
+    """3: the encoder's last three maps; 4: its first one, too, for small objects."""
+    depth: Annotated[float, Field(gt=0)] = 0.67
+    """Bottlenecks per layer over 3, rounded. Published: 0.67 with rvt_base, 0.33 with the smaller ones."""
+
+
 class NoNeckConfig(Config):
     """The head takes the encoder's four maps as they are."""
 
@@ -223,6 +260,24 @@ class FasterRCNNConfig(Config):
     """RoIs may be pooled from the `pool` level too, as in the published runs (torchvision leaves it out)."""
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
     nms_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_detections: Annotated[int, Field(ge=1)] = 100
+
+
+class YOLOXConfig(Config):
+    """One object per cell, without anchors (arXiv 2107.08430)."""
+
+    kind: Literal["yolox"] = "yolox"
+    hidden: Count | None = None
+    """Width of the branches; null: a quarter of that of the last map, as published."""
+    size_aware: Literal["off", "exponential", "step", "linear"] = "off"
+    """How the weight of the box loss grows for small objects: see `raydet.models.heads.size_aware`."""
+    size_factor: Annotated[float, Field(ge=1)] = 2.0
+    """Weight of the smallest objects."""
+    score: Literal["product", "class"] = "product"
+    """What ranks detections: objectness times class, or class alone, as in RVT's evaluation. The threshold and NMS take
+    the product."""
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.1
+    nms_threshold: Annotated[float, Field(gt=0, le=1)] = 0.45
     max_detections: Annotated[int, Field(ge=1)] = 100
 
 
@@ -304,8 +359,8 @@ MaskHeads = (
     | DeepLabV3PlusConfig
     | FCNConfig
 )
-Head = Annotated[FasterRCNNConfig | MaskHeads, Field(discriminator="kind")]
-Neck = Annotated[FPNConfig | NoNeckConfig, Field(discriminator="kind")]
+Head = Annotated[FasterRCNNConfig | YOLOXConfig | MaskHeads, Field(discriminator="kind")]
+Neck = Annotated[FPNConfig | PAFPNConfig | NoNeckConfig, Field(discriminator="kind")]
 
 
 class ModelConfig(Config):
@@ -341,11 +396,14 @@ class ModelConfig(Config):
             case FasterRCNNConfig():
                 if not isinstance(self.neck, FPNConfig):
                     raise ValueError(f"head.kind=faster_rcnn takes neck.kind=fpn, got {self.neck.kind}")
-                if isinstance(self.backbone, TimmConfig) and self.backbone.output_stride != 32:
+                if isinstance(self.backbone, RVTConfig) and self.backbone.patch != 4:
                     raise ValueError(
-                        "neck.kind=fpn needs maps at strides 4, 8, 16 and 32: expected backbone.output_stride=32, got "
-                        f"{self.backbone.output_stride}"
+                        "neck.kind=fpn needs maps at strides 4, 8, 16 and 32: expected backbone.patch=4, got "
+                        f"{self.backbone.patch}; head.kind=yolox takes others"
                     )
+            case YOLOXConfig():
+                if not isinstance(self.neck, PAFPNConfig):
+                    raise ValueError(f"head.kind=yolox takes neck.kind=pafpn, got {self.neck.kind}")
             case MaskHead(loss=loss, projection=projection):
                 if not isinstance(self.neck, NoNeckConfig):
                     raise ValueError(f"head.kind={self.head.kind} takes neck.kind=none, got {self.neck.kind}")
@@ -358,6 +416,16 @@ class ModelConfig(Config):
                         f"fusion.guide_intra is trained with boxes, head.kind={self.head.kind} has masks: set "
                         "guide_intra=false"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _pyramids_halve_their_maps(self) -> Self:
+        is_pyramid = isinstance(self.neck, FPNConfig | PAFPNConfig)
+        if is_pyramid and isinstance(self.backbone, TimmConfig) and self.backbone.output_stride != 32:
+            raise ValueError(
+                f"neck.kind={self.neck.kind} needs maps at strides 4, 8, 16 and 32: expected "
+                f"backbone.output_stride=32, got {self.backbone.output_stride}"
+            )
         return self
 
     def fusion_at(self, stage: int) -> Fusion:

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from raydet.config import (
-    MODALITY_CHANNELS,
     AddFusion,
     CMXFusion,
     ConcatFusion,
@@ -30,13 +29,16 @@ from raydet.config import (
     Modality,
     ModelConfig,
     NoNeckConfig,
+    PAFPNConfig,
     PerStage,
+    RVTConfig,
     TimmConfig,
 )
 from raydet.config import CrossAttentionFusion as CrossAttentionConfig
 from raydet.errors import ConfigError
 from raydet.models.backbones.dual import DualStreamEncoder, Init, num_aux_stages
 from raydet.models.backbones.mit import MIT_VARIANTS, mit_stages
+from raydet.models.backbones.rvt import rvt_sizes, rvt_stages
 from raydet.models.backbones.stage import StageSizes
 from raydet.models.backbones.timm import TimmStage, timm_licence, timm_sizes, timm_stages
 from raydet.models.build_heads import build_head
@@ -55,6 +57,7 @@ from raydet.models.model import Model
 from raydet.models.necks.base import Neck
 from raydet.models.necks.fpn import FPN
 from raydet.models.necks.none import NoNeck
+from raydet.models.necks.pafpn import PAFPN
 from raydet.models.pretrained.files import read_weights
 from raydet.models.pretrained.load import LoadedWeights, load_weights
 from raydet.models.pretrained.names import MIT_NAMINGS, Naming, efficientnet_naming, timm_naming
@@ -74,18 +77,21 @@ def build_model(experiment: Experiment, make_head: MakeHead | None = None) -> Mo
             split into stages, or the head reads nothing of the second stream.
     """
     model = experiment.model
-    encoder = _build_encoder(model)
+    encoder = _build_encoder(model, experiment.data)
     neck: Neck
     match model.neck:
         case FPNConfig(channels=channels):
             neck = FPN(in_channels=encoder.channels, channels=channels)
+        case PAFPNConfig(levels=levels, depth=depth):
+            neck = PAFPN(in_channels=encoder.channels, num_levels=levels, depth=depth)
         case NoNeckConfig():
             neck = NoNeck(in_channels=encoder.channels)
         case unreachable:
             assert_never(unreachable)
     head = (make_head or build_head)(experiment, neck.channels)
-    if head.levels_read is not None:
-        freeze_unread(encoder, head.levels_read)
+    levels_read = head.levels_read if neck.levels_read is None else neck.levels_read
+    if levels_read is not None:
+        freeze_unread(encoder, levels_read)
     return Model(
         rgb_input=_build_input(experiment.data, model.rgb_modalities),
         aux_input=_build_input(experiment.data, _aux_modalities(model)),
@@ -113,6 +119,8 @@ def load_pretrained(detector: Model, experiment: Experiment) -> LoadedWeights | 
                 timm_naming([tuple(stage.layers) for stage in stages], licence=timm_licence(name)),
                 efficientnet_naming(detector.encoder.rgb_stages.state_dict()),
             )
+        case RVTConfig():
+            raise AssertionError("its config names no weights")
         case unreachable:
             assert_never(unreachable)
     return load_weights(
@@ -140,10 +148,16 @@ def parameter_counts(detector: nn.Module) -> dict[str, int]:
 
 def _part_of(parameter_name: str) -> str:
     match parameter_name.split("."):
-        case ["encoder", "rgb_stages" | "aux_stages" as stages, _, child, *_]:
+        case ["encoder", "rgb_stages" | "aux_stages" as stages, _, "stage", child, *_] | [
+            "encoder",
+            "rgb_stages" | "aux_stages" as stages,
+            _,
+            child,
+            *_,
+        ]:
             # The names in model_info.json; `layers` are timm's.
-            parts = {"patch_embed": "patch_embeds", "blocks": "blocks", "norm": "norms", "layers": "trunk"}
-            return f"{parts[child]}_{stages[:3]}"
+            parts = {"patch_embed": "patch_embeds", "norm": "norms", "layers": "trunk"}
+            return f"{parts.get(child, child)}_{stages[:3]}"
         case ["encoder", "fusions", *_]:
             return "fusion"
         case ["neck", *_]:
@@ -154,12 +168,12 @@ def _part_of(parameter_name: str) -> str:
             raise AssertionError(f"parameter {parameter_name} belongs to no part")
 
 
-def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
+def _build_encoder(model: ModelConfig, data: DataConfig) -> DualStreamEncoder:
     if not model.rgb_modalities:
         raise ConfigError("model.rgb_modalities must name at least one modality, got none")
     sizes: StageSizes
     make_stages: Callable[..., nn.ModuleList]
-    init: Init = "fusions"  # timm's initial weights are kept
+    init: Init = "fusions"  # timm's and RVT's initial weights are kept
     match model.backbone:
         case MiTConfig(variant=variant, drop_path_rate=rate):
             sizes = MIT_VARIANTS[variant]
@@ -175,10 +189,13 @@ def _build_encoder(model: ModelConfig) -> DualStreamEncoder:
                 frozen_stages=timm.frozen_stages,
                 frozen_norms=timm.frozen_norms,
             )
+        case RVTConfig(variant=variant, patch=patch) as rvt:
+            sizes = rvt_sizes(variant, patch=patch)
+            make_stages = partial(rvt_stages, variant=sizes, partition_px=rvt.partition_px, memory=rvt.memory)
         case unreachable:
             assert_never(unreachable)
     rgb_channels, aux_channels = (
-        sum(MODALITY_CHANNELS[name] for name in modalities)
+        sum(data.channels[name] for name in modalities)
         for modalities in (model.rgb_modalities, _aux_modalities(model))
     )
     # The order matters: all draw from one random generator.
@@ -271,16 +288,13 @@ def _aux_modalities(model: ModelConfig) -> tuple[Modality, ...]:
 
 def _build_input(data: DataConfig, modalities: Sequence[Modality]) -> InputStream:
     configs = {"rgb": data.rgb, "thermal": data.thermal, "event": data.event}
+    normalization: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     for name in modalities:
-        expected, num_means, num_stds = (
-            MODALITY_CHANNELS[name],
-            len(configs[name].mean),
-            len(configs[name].std),
-        )
-        if not num_means == num_stds == expected:
+        channels, mean, std = data.channels[name], configs[name].mean, configs[name].std
+        if not {len(mean), len(std)} <= {1, channels}:
             raise ConfigError(
-                f"data.{name} must have {expected} mean(s) and std(s), one per channel, got {num_means} and {num_stds}"
+                f"data.{name} must have {channels} mean(s) and std(s), one per channel, or one for all, got "
+                f"{len(mean)} and {len(std)}"
             )
-    return InputStream(
-        {name: (configs[name].mean, configs[name].std) for name in modalities}, missing=data.missing
-    )
+        normalization[name] = mean * (channels // len(mean)), std * (channels // len(std))
+    return InputStream(normalization, missing=data.missing)

@@ -19,6 +19,7 @@ from raydet.config import (
     SegFormerConfig,
     SegmentationTask,
     UltraFastSegFormerConfig,
+    YOLOXConfig,
 )
 from raydet.config.model import MaskHeads
 from raydet.models.heads.base import Head
@@ -33,6 +34,7 @@ from raydet.models.heads.masks.fcn import FCN
 from raydet.models.heads.masks.segformer import SegFormer
 from raydet.models.heads.masks.ultrafast_segformer import UltraFastSegFormer
 from raydet.models.heads.rpn import RegionProposals
+from raydet.models.heads.yolox import YOLOX
 from raydet.models.losses.build import build_loss
 from raydet.models.necks.fpn import LEVELS
 
@@ -46,6 +48,8 @@ def build_head(experiment: Experiment, channels: Sequence[int]) -> Head:
     match experiment.model.head:
         case FasterRCNNConfig() as config:
             return _faster_rcnn(config, channels[0], experiment.num_classes)
+        case YOLOXConfig() as config:
+            return _yolox(config, channels, experiment.num_classes)
         case config:
             levels = experiment.task.levels if isinstance(experiment.task, SegmentationTask) else ()
             return _segmentation_head(config, channels, experiment.num_classes, levels)
@@ -71,6 +75,20 @@ def _faster_rcnn(config: FasterRCNNConfig, channels: int, num_classes: int) -> F
         max_detections=config.max_detections,
     )
     return FasterRCNN(rpn=rpn, roi_heads=roi_heads)
+
+
+def _yolox(config: YOLOXConfig, channels: Sequence[int], num_classes: int) -> YOLOX:
+    return YOLOX(
+        channels=channels,
+        hidden=config.hidden or channels[-1] // 4,
+        num_classes=num_classes,
+        size_aware=config.size_aware,
+        size_factor=config.size_factor,
+        score=config.score,
+        score_threshold=config.score_threshold,
+        nms_threshold=config.nms_threshold,
+        max_detections=config.max_detections,
+    )
 
 
 def _segmentation_head(

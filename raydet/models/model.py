@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from raydet.models.backbones.dual import DualStreamEncoder
+from raydet.models.fusion.base import Guides
 from raydet.models.fusion.guided import guide_losses
 from raydet.models.heads.base import Head
 from raydet.models.heads.targets import targets_of
@@ -85,17 +87,44 @@ class Model(nn.Module):
         self.head.set_progress(fraction)
 
     def forward(self, batch: Batch, carry: Carry | None = None, *, want: Want | None = None) -> Output:
-        """The losses of a batch, or the head's predictions.
+        """The losses of a batch, or the head's predictions; and what the encoder remembers.
+
+        All images pass through the encoder; neck and head see those without labels only for their predictions.
 
         Args:
-            carry: ignored, as this model has no memory.
+            carry: what it remembers of the lanes before the batch; empty: nothing. Without memory it is ignored.
             want: default: losses in training mode, predictions in evaluation mode.
 
         Raises:
             ConfigError: the model reads a modality that the batch does not have.
         """
         want = want or ("losses" if self.training else "predictions")
-        maps, guides = self.encoder(self.rgb_input(batch), self.aux_input(batch))
+        maps, guides, new_carry = self.encoder(
+            self.rgb_input(batch), self.aux_input(batch), carry, clip_frames=batch.clip_frames
+        )
+        if batch.is_labelled is None or batch.is_labelled.all():
+            return Output(*self._decode(maps, guides, batch, want), new_carry)
+        losses: dict[str, Tensor] = {}
+        if want != "predictions":
+            # A micro-batch without labels trains as one image that does not count: all workers have every gradient.
+            index = batch.is_labelled.nonzero()[:, 0]
+            some = index if len(index) else torch.zeros(1, dtype=torch.int64)
+            losses, _ = self._decode(
+                [_rows(x, some) for x in maps],
+                [
+                    Guides(_rows(masks, some), None if choice is None else _rows(choice, some))
+                    for masks, choice in guides
+                ],
+                batch.at(some),
+                "losses",
+            )
+            losses = {name: loss if len(index) else 0.0 * loss for name, loss in losses.items()}
+        predictions = None if want == "losses" else self._decode(maps, [], batch, "predictions").predictions
+        return Output(losses, predictions, new_carry)
+
+    def _decode(
+        self, maps: Sequence[Tensor], guides: Sequence[Guides], batch: Batch, want: Want
+    ) -> HeadOutput:
         losses: dict[str, Tensor] = {}
         if guides and want != "predictions":
             # Before the head, so that the backward pass runs through them after the head and before the encoder.
@@ -103,7 +132,13 @@ class Model(nn.Module):
                 guides, targets_of(batch), canvas_hw=batch.canvas_hw, valid_hw_B2=batch.valid_hw
             )
         output: HeadOutput = self.head(self.neck(maps), batch, want=want)
-        return Output({**output.losses, **losses}, output.predictions, {})
+        return HeadOutput({**output.losses, **losses}, output.predictions)
+
+
+def _rows(x_BCHW: Tensor, index: Tensor) -> Tensor:
+    """Some images of a map, channels_last."""
+    index = index.to(x_BCHW.device, non_blocking=True)
+    return x_BCHW.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 def has_parameters(module: nn.Module) -> bool:

@@ -71,6 +71,7 @@ def canonical(experiment: Experiment) -> Experiment:
             rgb=data.rgb,
             thermal=data.thermal,
             event=data.event,
+            event_channels=data.event_channels,
         ),
         model=experiment.model,
         optim=SGDConfig(),

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from raydet.config import MODALITY_CHANNELS, Experiment, MaskHead, MiTConfig, Precision
+from raydet.config import Experiment, MaskHead, MiTConfig, Precision
 from raydet.models.backbones.mit import MIT_VARIANTS
 from raydet.models.backbones.stage import STRIDES
 from raydet.models.build import MakeHead, build_model
@@ -205,7 +205,7 @@ def _images(experiment: Experiment, images: int, num_objects: int) -> Batch:
     canvas_hw = experiment.data.canvas_hw
     return Batch(
         modalities={
-            name: torch.empty(images, MODALITY_CHANNELS[name], *canvas_hw, dtype=torch.uint8)
+            name: torch.empty(images, experiment.data.channels[name], *canvas_hw, dtype=torch.uint8)
             for name in sorted(names)
         },
         valid_hw=torch.empty(images, 2, dtype=torch.int64),

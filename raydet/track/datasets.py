@@ -11,7 +11,6 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from raydet.config import (
-    MODALITY_CHANNELS,
     Experiment,
     ShardsSource,
     SilentSource,
@@ -69,7 +68,7 @@ def datasets_of(experiment: Experiment, *, sha256: str | None = None) -> Sequenc
             "type": "tensor",
             "tensor-spec": {"dtype": "uint8", "shape": [-1, channels, height, width]},
         }
-        for name, channels in MODALITY_CHANNELS.items()
+        for name, channels in data.channels.items()
         if name not in data.missing
     ]
     is_made = isinstance(source, SyntheticSource | TreeSource | StrangeSource | SilentSource | SwarmSource)

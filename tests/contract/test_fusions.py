@@ -178,7 +178,7 @@ def test_no_parameter_of_an_encoder_is_without_gradient(
         for channels, num_stages in ((3, 4), (2, num_aux_stages(fusions)))
     )
     encoder = DualStreamEncoder(rgb_stages=rgb_stages, aux_stages=aux_stages, fusions=fusions)
-    maps, _ = encoder(torch.randn(2, 3, 64, 64), torch.randn(2, 2, 64, 64))
+    maps = encoder(torch.randn(2, 3, 64, 64), torch.randn(2, 2, 64, 64)).maps
     sum((x * torch.randn_like(x)).sum() for x in maps).backward()
     trained = {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     without = [name for name, parameter in trained.items() if parameter.grad is None]

@@ -147,7 +147,7 @@ def test_moments_are_those_of_all_pixels(run_dir: Path) -> None:
         classes.append(label.numpy()[truth != IGNORE])
         batch = collate([eval_transform(run.source.read(index), canvas_hw=(96, 96))])
         with torch.no_grad():
-            maps, _ = run.model.encoder(run.model.rgb_input(batch), run.model.aux_input(batch))
+            maps = run.model.encoder(run.model.rgb_input(batch), run.model.aux_input(batch)).maps
         features.append(maps[2][0].flatten(1).T.double().numpy())
         labels.append(batch.ids_BHW[0, 8::16, 8::16].flatten().numpy())
     best_P, class_P = np.concatenate(best), np.concatenate(classes)

@@ -1,13 +1,14 @@
-"""Two backbones without shared weights, fused after every stage.
+"""Two backbones without shared weights, fused after every stage; their stages may have memory.
 
 Follows CMX (arXiv 2203.04838): RGB in one stream, all other modalities in the other, four fused maps for the detector.
 
 Departures from the paper:
 1. The fusion, and what enters the next stage (see `fusion.base`), can be chosen per stage.
 2. Drop-path rates are per block and equal at equal depth in both streams.
-3. Any backbone that is divided into stages can be used (see `stage`).
+3. Any backbone that is divided into stages can be used (see `stage`). Stages with memory (see `recurrent`) are given
+   their state; convolutions, attention and fusions see the frames of all clips as one batch.
 
-Legend: B batch, C channels, H W map.
+Legend: B batch (the frames of all clips in time-major order), C channels, H W map.
 """
 
 from __future__ import annotations
@@ -18,18 +19,24 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raydet.models.backbones.recurrent import LSTMState, RecurrentStage
 from raydet.models.backbones.stage import STRIDES, Four, Stage
 from raydet.models.fusion.base import Fusion, Guides
 from raydet.models.init import init_segformer
+from raydet.structures import Carry
 
 Init = Literal["segformer", "fusions", "seed"]
 
 
 class EncoderOutput(NamedTuple):
-    """Fused maps, the finest first, and the guides of the fusions that have losses of their own."""
+    """What an encoder returns."""
 
     maps: list[Tensor]
+    """Fused maps, the finest first."""
     guides: list[Guides]
+    """Of the fusions that have losses of their own."""
+    carry: Carry
+    """The states of the stages with memory after the last frame: `rgb.1.h`, `rgb.1.c`, ..., `aux.4.c`."""
 
 
 class DualStreamEncoder(nn.Module):
@@ -73,15 +80,32 @@ class DualStreamEncoder(nn.Module):
         yield from _each(self.rgb_stages)
         yield from _each(self.aux_stages)
 
-    def forward(self, rgb_BCHW: Tensor, aux_BCHW: Tensor) -> EncoderOutput:
-        """Inputs are normalised images, at least 32 x 32."""
+    def forward(
+        self, rgb_BCHW: Tensor, aux_BCHW: Tensor, carry: Carry | None = None, *, clip_frames: int = 1
+    ) -> EncoderOutput:
+        """Inputs are normalised images, at least 32 x 32.
+
+        Args:
+            carry: the states before the first frame; none are zeros.
+            clip_frames: see `Batch`.
+        """
         rgb_BCHW = rgb_BCHW.contiguous(memory_format=torch.channels_last)
         aux_BCHW = aux_BCHW.contiguous(memory_format=torch.channels_last)
-        output = EncoderOutput([], [])
+        output = EncoderOutput([], [], {})
+
+        def run(stage: nn.Module, x_BCHW: Tensor, name: str) -> Tensor:
+            if not isinstance(stage, RecurrentStage):
+                return stage(x_BCHW)
+            names = [f"{name}.{part}" for part in ("h", "c")]
+            state = LSTMState(*(carry[part] for part in names)) if carry else None
+            x_BCHW, state = stage(x_BCHW, state, clip_frames=clip_frames)
+            output.carry.update(zip(names, state, strict=True))
+            return x_BCHW
+
         for stage, fusion in enumerate(self.fusions):
-            rgb_BCHW = self.rgb_stages[stage](rgb_BCHW)
+            rgb_BCHW = run(self.rgb_stages[stage], rgb_BCHW, f"rgb.{stage + 1}")
             if stage < len(self.aux_stages):
-                aux_BCHW = self.aux_stages[stage](aux_BCHW)
+                aux_BCHW = run(self.aux_stages[stage], aux_BCHW, f"aux.{stage + 1}")
             # Beyond the last aux stage every fusion ignores its second input.
             fused_BCHW, rgb_BCHW, aux_BCHW, guides = fusion(rgb_BCHW, aux_BCHW)
             output.maps.append(fused_BCHW)

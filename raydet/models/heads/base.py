@@ -26,7 +26,7 @@ class Head(nn.Module, ABC):
     least_images = 1
     """Images that a micro-batch must have in training."""
     levels_read: Collection[int] | None = None
-    """Indices of the encoder's maps that it reads, where there is no neck; None: all."""
+    """Indices of the encoder's maps that it reads, where there is no neck; None: all, or those that the neck reads."""
 
     @abstractmethod
     def forward(self, pyramid: Mapping[str, Tensor], batch: Batch, *, want: Want) -> HeadOutput:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
@@ -13,6 +13,8 @@ class Neck(nn.Module, ABC):
 
     channels: tuple[int, ...]
     """Of each level of the pyramid, the finest first."""
+    levels_read: Collection[int] | None = None
+    """Indices of the encoder's maps that it reads; None: all that the head reads."""
 
     @abstractmethod
     def forward(self, maps_BCHW: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raydet.config import MODALITY_CHANNELS, Experiment, apply_overrides
+from raydet.config import Experiment, apply_overrides
 from raydet.engine.optim import build_optimizer
 from raydet.models.build import build_model
 from raydet.models.model import Model
@@ -52,7 +52,7 @@ def batch_of(run: Experiment, images: int) -> Batch:
     return Batch(
         modalities={
             name: torch.randint(0, 255, (images, channels, height, width), dtype=torch.uint8)
-            for name, channels in MODALITY_CHANNELS.items()
+            for name, channels in experiment.data.channels.items()
         },
         valid_hw=size_hw,
         source_hw=size_hw,

@@ -349,6 +349,9 @@ def collate(
             for name in names
             if any(name in s.dropped for s in samples)
         },
+        is_labelled=None
+        if all(s.is_labelled for s in samples)
+        else torch.tensor([s.is_labelled for s in samples]),
     )
 
 

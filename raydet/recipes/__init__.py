@@ -12,6 +12,7 @@ from functools import partial
 from raydet.config import Experiment
 from raydet.errors import ConfigError
 from raydet.recipes.demo import demo
+from raydet.recipes.events import event_demo
 from raydet.recipes.gaff import gaff_as_published
 from raydet.recipes.lite0 import small_lite0
 from raydet.recipes.rgbte import rgbte
@@ -42,6 +43,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "seg_mit_b5_segformer": seg_mit_b5_segformer,
     "seg_resnet101_aspp": seg_resnet101_aspp,
     "anomaly_demo": anomaly_demo,
+    "event_demo": event_demo,
     **{
         f"streethazards_{model}{suffix}": partial(streethazards, model, published=bool(suffix))
         for suffix in ("", "_published")

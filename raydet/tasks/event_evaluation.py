@@ -18,7 +18,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from raydet.config import DetectionTask, EventProtocol, Experiment, FasterRCNNConfig
+from raydet.config import DetectionTask, EventProtocol, Experiment, FasterRCNNConfig, YOLOXConfig
 from raydet.config.model import MaskHead
 from raydet.data.clips import sequences_of
 from raydet.errors import ConfigError, DataError
@@ -183,8 +183,10 @@ def card_of(
     """The protocol card of an experiment's evaluations."""
     head = experiment.model.head
     match head:
-        case FasterRCNNConfig():
+        case FasterRCNNConfig() | YOLOXConfig(score="class"):
             score = "class probability"
+        case YOLOXConfig():
+            score = "objectness x class probability"
         case MaskHead():
             raise ConfigError(f"task.event needs a head for boxes, got model.head.kind={head.kind}")
         case unreachable:

@@ -10,6 +10,7 @@ from typing import Any
 MOVED = {"evaluate": "task"}
 """Sections by their old path."""
 _NEW_OF_DATA = {"event_channels": 1}
+_NEW_OF_OPTIM = {"clip_value": None}
 _NEW_OF_AUGMENTATION = {"native_crop": None, "rotation_degrees": 0.0}
 _NEW_OF_RGB = {"blur": 0.0, "blur_sigma_px": [0.1, 2.0]}
 _NEW_OF_TIMM = {"frozen_stages": 0, "frozen_norms": False, "output_stride": 32}
@@ -45,6 +46,7 @@ def as_first_written(tree: dict[str, Any]) -> dict[str, Any]:
     made of. New fields are left out where they have their defaults."""
     tree = tree | {name: dict(tree[name]) for name in ("data", "model", "train")}
     tree["data"] = _without(tree["data"], _NEW_OF_DATA)
+    tree["optim"] = _without(tree["optim"], _NEW_OF_OPTIM)
     tree["model"]["backbone"] = _without(tree["model"]["backbone"], _NEW_OF_TIMM)
     augmentation = _without(tree["data"]["augmentation"], _NEW_OF_AUGMENTATION)
     photometric = augmentation["photometric"]

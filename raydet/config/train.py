@@ -44,8 +44,22 @@ class PlateauSchedule(Config):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
+class OneCycleSchedule(Config):
+    """Up in a straight line, then down in another, as PyTorch's OneCycleLR with anneal_strategy="linear"; the defaults
+    are RVT's."""
+
+    kind: Literal["one_cycle"] = "one_cycle"
+    up_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    """Part of the steps in which it rises."""
+    first_fraction: Annotated[float, Field(gt=0, le=1)] = 1 / 20
+    """Of the learning rate, at the first step."""
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 1 / (20 * 10_000)
+    """Of the learning rate, at the last step."""
+
+
 Schedule = Annotated[
-    ConstantSchedule | StepSchedule | CosineSchedule | PlateauSchedule, Field(discriminator="kind")
+    ConstantSchedule | StepSchedule | CosineSchedule | PlateauSchedule | OneCycleSchedule,
+    Field(discriminator="kind"),
 ]
 
 
@@ -64,6 +78,8 @@ class SGDConfig(Config):
     schedule: Schedule = ConstantSchedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest L2 norm of the whole gradient; null does not clip."""
+    clip_value: Annotated[float, Field(gt=0)] | None = None
+    """Largest absolute value in a gradient, cut before the norm is taken; null does not clip."""
     ema_decay: EmaDecay = None
 
 
@@ -77,6 +93,8 @@ class AdamWConfig(Config):
     schedule: Schedule = CosineSchedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest L2 norm of the whole gradient; null does not clip."""
+    clip_value: Annotated[float, Field(gt=0)] | None = None
+    """Largest absolute value in a gradient, cut before the norm is taken; null does not clip."""
     ema_decay: EmaDecay = None
 
 

@@ -128,6 +128,7 @@ def _train_epoch(
             state.optimizer,
             lr=lr,
             clip_norm=optim.clip_norm,
+            clip_value=optim.clip_value,
             seed=experiment.seed,
             step=state.step,
             world=world,

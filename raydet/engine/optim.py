@@ -14,6 +14,7 @@ from raydet.config import (
     AdamWConfig,
     ConstantSchedule,
     CosineSchedule,
+    OneCycleSchedule,
     Optimizer,
     PlateauSchedule,
     Schedule,
@@ -67,13 +68,17 @@ def learning_rate(
         utilities: of the deciding metric in each evaluation so far (see `Metric.utility`).
     """
     schedule = config.schedule
-    if step < schedule.warmup_steps:
+    if not isinstance(schedule, OneCycleSchedule) and step < schedule.warmup_steps:
         return config.lr * (step + 1) / schedule.warmup_steps
     return config.lr * _factor(schedule, step, steps_per_epoch, total_steps, utilities)
 
 
 def _factor(
-    schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int, utilities: Sequence[float]
+    schedule: Schedule,
+    step: int,
+    steps_per_epoch: int,
+    total_steps: int,
+    utilities: Sequence[float],
 ) -> float:
     match schedule:
         case ConstantSchedule():
@@ -86,8 +91,19 @@ def _factor(
             return schedule.final_fraction + (1 - schedule.final_fraction) * cosine
         case PlateauSchedule():
             return float(schedule.factor ** _plateaus(utilities, schedule.patience))
+        case OneCycleSchedule():
+            return _one_cycle(schedule, step, total_steps)
         case _:
             assert_never(schedule)
+
+
+def _one_cycle(schedule: OneCycleSchedule, step: int, total_steps: int) -> float:
+    top = schedule.up_fraction * total_steps - 1
+    if step < top:
+        return schedule.first_fraction + (1 - schedule.first_fraction) * step / top
+    # So few steps that none is spent on the way up: the first one is the highest.
+    done = (step - max(top, 0)) / max(1, total_steps - 1 - max(top, 0))
+    return 1 + (schedule.final_fraction - 1) * done
 
 
 def _plateaus(utilities: Sequence[float], patience: int) -> int:

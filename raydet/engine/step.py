@@ -37,6 +37,7 @@ def train_step(
     *,
     lr: float,
     clip_norm: float | None,
+    clip_value: float | None = None,
     seed: int,
     step: int,
     world: World,
@@ -51,6 +52,7 @@ def train_step(
     Args:
         carry: what the model remembers of this rank's lanes from the step before.
         clip_norm: largest L2 norm of the whole gradient; None does not clip.
+        clip_value: largest absolute value in the gradient, cut before the norm is taken; None does not clip.
         skip_non_finite: leave the update out where the gradient is not finite; a GPU is waited for to tell.
 
     Raises:
@@ -64,6 +66,8 @@ def train_step(
     )
     with during("update", images_of(micro_batches), world.device):
         is_finite = True
+        if clip_value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), clip_value)
         if clip_norm is not None or skip_non_finite:
             norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
             # The gradient is everyone's by now: all ranks come to the same answer.

@@ -29,7 +29,9 @@ def event_demo() -> Experiment:
     """Small, on the embedded set `silent`, in which only a memory knows where an object stands."""
     return Experiment(
         name="event_demo",
-        task=DetectionTask(event=EventProtocol(skip_ms=0.0, min_diagonal_px=0.0, min_side_px=0.0, tolerance_ms=0.0)),
+        task=DetectionTask(
+            event=EventProtocol(skip_ms=0.0, min_diagonal_px=0.0, min_side_px=0.0, tolerance_ms=0.0)
+        ),
         data=DataConfig(
             source=SilentSource(num_sequences=100),
             classes=("bright", "dark"),

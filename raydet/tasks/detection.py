@@ -84,9 +84,11 @@ class DetectionScorer:
     def rows(
         self, predictions: Sequence[Detections], batch: Batch, positions: Sequence[int]
     ) -> NDArray[np.float64]:
-        """The detections of a batch in source pixels; with `task.event` also rows of `EventEvaluation`."""
+        """The detections in labelled images, in source pixels; with `task.event` also rows of `EventEvaluation`."""
         rows = [np.zeros((0, ROW_WIDTH))]
         for row, position in enumerate(positions):
+            if batch.is_labelled is not None and not batch.is_labelled[row]:
+                continue  # nobody knows which of them are right
             found = predictions[row].rescaled(_hw(batch.valid_hw, row), _hw(batch.source_hw, row))
             columns = [
                 np.full(len(found.scores), position),

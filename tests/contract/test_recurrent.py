@@ -14,9 +14,9 @@ from torch import Tensor
 
 from raydet.bench.train_step import random_batch
 from raydet.config import Experiment, apply_overrides
-from raydet.engine.carry import carry_of
 from raydet.errors import ConfigError
 from raydet.models.build import build_model, describe_parameters
+from raydet.models.carry import carry_of
 from raydet.models.model import Model
 from raydet.parallel.precision import autocast
 from raydet.parallel.recompute import recompute_activations

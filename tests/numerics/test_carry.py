@@ -184,3 +184,21 @@ def test_an_evaluation_remembers_every_sequence_from_its_beginning(world_size: i
         for start in range(0, len(ids), 4):
             memory = chained(memory, ids[start : start + 4])
         assert found[group] == memory
+
+
+def test_gradients_are_cut_by_value_before_the_norm() -> None:
+    model = HashChain()  # its gradient is 2
+    optimizer = build_optimizer(SGDConfig(momentum=0.0, weight_decay=0.0), model.parameters())
+    train_step(
+        model,
+        batches(0, 1, 1)[0],
+        optimizer,
+        lr=1.0,
+        clip_norm=0.75,
+        clip_value=0.5,
+        seed=0,
+        step=0,
+        world=World(),
+        precision="fp32",
+    )
+    assert model.weight.item() == pytest.approx(0.5)

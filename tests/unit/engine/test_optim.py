@@ -10,6 +10,7 @@ from raydet.config import (
     AdamWConfig,
     ConstantSchedule,
     CosineSchedule,
+    OneCycleSchedule,
     PlateauSchedule,
     Schedule,
     SGDConfig,
@@ -44,6 +45,28 @@ def test_cosine_halves_in_the_middle_and_ends_near_its_fraction() -> None:
     assert values[50] == pytest.approx(0.5)
     assert values[99] == pytest.approx(0.0, abs=1e-3)
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize(("total", "up"), [(100, 0.3), (1000, 0.005), (400_000, 0.005)])
+def test_one_cycle_is_that_of_pytorch(total: int, up: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    witness = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total, pct_start=up, anneal_strategy="linear", div_factor=20, final_div_factor=10_000
+    )
+    found = rates(OneCycleSchedule(up_fraction=up), total=total)
+    for step in range(min(total, 3000)):
+        assert found[step] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        witness.step()
+    assert found[-1] == pytest.approx(1 / 200_000)
+
+
+@pytest.mark.parametrize("total", [1, 2, 50, 200])
+def test_one_cycle_of_few_steps_begins_at_the_top(total: int) -> None:
+    """PyTorch divides by zero there."""
+    found = rates(OneCycleSchedule(up_fraction=0.005), total=total)
+    assert found[0] == 1.0
+    assert found == sorted(found, reverse=True)
 
 
 @pytest.mark.parametrize("patience", [0, 1, 3])

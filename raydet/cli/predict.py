@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from raydet.engine.open_run import TrainedRun
 
 DETECTIONS = "detections.json"
+STREAM = "stream.csv"
 
 
 def predict(
@@ -33,10 +35,32 @@ def predict(
     data: OtherDataOption = None,
     draw: Annotated[int, typer.Option(min=0, help="Number of images to draw.")] = 0,
     draw_score: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of drawn detections.")] = 0.5,
+    stream: Annotated[
+        Path | None,
+        typer.Option(help="A recording of an event camera: its windows one by one, in the order of time."),
+    ] = None,
+    sensor: Annotated[
+        str | None,
+        typer.Option(help="Height and width of --stream's sensor, e.g. 720x1280, if the file has none."),
+    ] = None,
+    gap_ms: Annotated[
+        float,
+        typer.Option(min=1, help="Time without an event after which --stream forgets what it has seen."),
+    ] = 1000.0,
     use_gpu: DeviceOption = None,
 ) -> None:
     """Write detections of a run's newest checkpoint as COCO JSON, or its masks as PNG, in source pixels. The images of
-    --data need no labels."""
+    --data need no labels.
+
+    With --stream, detections are written window by window as CSV, and the latency of a window is told.
+    """
+    if stream is not None:
+        from raydet.errors import ConfigError
+
+        if data is not None:
+            raise ConfigError("--stream and --data are both given: expected one of them")
+        _stream(open_run(run, data=None, use_gpu=use_gpu), stream, output, sensor=sensor, gap_ms=gap_ms)
+        return
     opened = open_run(run, data=data, use_gpu=use_gpu, is_labelled=False)
     path = output_directory(output) / DETECTIONS
     from raydet.config import SegmentationTask
@@ -62,6 +86,39 @@ def predict(
         typer.echo(f"{len(results)} detections in {len(opened.indices)} images: {path} {note}".rstrip())
         if draw:
             _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
+
+
+def _stream(run: TrainedRun, path: Path, output: Path, *, sensor: str | None, gap_ms: float) -> None:
+    from raydet.engine.streaming import histogram_settings, latency_ms, stream
+    from raydet.errors import ConfigError
+    from raydet.files.events.open import open_events
+
+    size = None if sensor is None else re.fullmatch(r"(\d+)x(\d+)", sensor)
+    if sensor is not None and size is None:
+        raise ConfigError(f"--sensor: expected HEIGHTxWIDTH, such as 720x1280, got {sensor!r}")
+    recording = open_events(path, None if size is None else (int(size[1]), int(size[2])))
+    settings = histogram_settings(run)
+    target = output_directory(output) / STREAM
+    classes, latencies, num_detections, num_resets = run.experiment.data.classes, list[float](), 0, 0
+    with interruptible("the same command restarts"), target.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("end_us", "x1", "y1", "x2", "y2", "score", "class"))
+        for window in stream(run, recording, settings, gap_us=round(1000 * gap_ms)):
+            found = window.detections
+            for box, score, label in zip(
+                found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            ):
+                row = (*(f"{side:.2f}" for side in box), f"{score:.6f}", classes[label])
+                writer.writerow((window.end_us, *row))
+            latencies.append(window.latency_s)
+            num_detections += len(found.scores)
+            num_resets += window.is_reset
+    p50, p99 = latency_ms(latencies)
+    typer.echo(
+        f"{num_detections} detections in {len(latencies)} windows of {settings.window_us / 1000:g} ms: {target}; "
+        f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms on {run.device.type}; memory emptied "
+        f"{num_resets} time{'' if num_resets == 1 else 's'}, the first window's included"
+    )
 
 
 def _write_masks(run: TrainedRun, output: Path, *, levels: list[str], num_drawn: int) -> None:

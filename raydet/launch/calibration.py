@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.util import ActorPool
 
 from raydet.config import SplitName
+from raydet.data.convert import CPU_WARNING_S
 from raydet.engine.calibration import Block, Calibration, Work, calibrate
 from raydet.engine.open_run import TrainedRun, open_trained
+
+logger = logging.getLogger("raydet")
 
 
 def calibrated_on_ray(run: TrainedRun, split: SplitName, *, workers: int) -> Calibration:
@@ -28,14 +31,32 @@ def calibrated_on_ray(run: TrainedRun, split: SplitName, *, workers: int) -> Cal
     """
     has_gpu = run.device.type == "cuda"
     actor = ray.remote(num_cpus=1, num_gpus=int(has_gpu), max_restarts=-1, max_task_retries=-1)(_Worker)
-    pool = ActorPool([actor.remote(run.run_dir, split, str(run.device)) for _ in range(workers)])
+    actors = [actor.remote(run.run_dir, split, str(run.device)) for _ in range(workers)]
 
     def on_all(work: Work, blocks: Sequence[Block]) -> Iterator[Any]:
         reference = ray.put(work)  # once: statistics have megabytes
-        try:
-            yield from pool.map(lambda worker, block: worker.applied.remote([reference], block), list(blocks))
-        except RayTaskError as error:
-            raise error.cause from None
+        waiting, found = list(reversed(list(enumerate(blocks)))), dict[int, Any]()
+        # A block goes only to an actor that has started: those that wait for a CPU delay nothing.
+        busy: dict[Any, tuple[Any, int | None]] = {each.started.remote(): (each, None) for each in actors}
+        for number in range(len(blocks)):
+            while number not in found:
+                done, _ = ray.wait(list(busy), num_returns=1, timeout=CPU_WARNING_S)
+                if not done and all(block is None for _, block in busy.values()):
+                    logger.warning(
+                        "no worker has started yet: each needs a free CPU of the Ray cluster; waiting"
+                    )
+                for answer in done:
+                    worker, block = busy.pop(answer)
+                    try:
+                        result = ray.get(answer)
+                    except RayTaskError as error:
+                        raise error.cause from None
+                    if block is not None:
+                        found[block] = result
+                    if waiting:
+                        block, images = waiting.pop()
+                        busy[worker.applied.remote([reference], images)] = worker, block
+            yield found.pop(number)
 
     return calibrate(run, split, mapper=on_all)
 
@@ -47,6 +68,9 @@ class _Worker:
         import torch
 
         self._run = open_trained(run_dir, split=split, device=torch.device(device))
+
+    def started(self) -> None:
+        """Answers once the run is open."""
 
     def applied(self, reference: list[Any], block: Block) -> Any:
         work: Work = ray.get(reference[0])

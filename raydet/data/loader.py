@@ -35,6 +35,8 @@ class _BatchRequest:
     clip_frames: int = 1
     is_first: tuple[bool, ...] | None = None
     """Of each clip: it begins its lane's sequence, see `raydet.data.clips`; None: no clips."""
+    leaders: tuple[int, ...] | None = None
+    """Of each clip the image by whose id all of its frames are augmented alike; None: each image by its own."""
 
 
 def make_sampler(
@@ -139,9 +141,15 @@ class TrainLoader:
             for frame in range(sampler.clip_frames)
             for window in windows
         )
-        return _BatchRequest(
-            indices, pass_, sampler.clip_frames, tuple(window.is_first for window in windows)
+        # A streaming lane sees all clips of a sequence augmented alike, because it remembers the ones before.
+        leaders = tuple(
+            self._indices[
+                self._sequences[window.sequence][0 if lane < sampler.num_streaming else window.first_frame]
+            ]
+            for lane, window in enumerate(windows, start=slot)
         )
+        is_first = tuple(window.is_first for window in windows)
+        return _BatchRequest(indices, pass_, sampler.clip_frames, is_first, leaders)
 
 
 class EvalLoader:
@@ -257,17 +265,17 @@ class _Batches(Dataset[Batch | DataError]):
     def __getitem__(self, request: _BatchRequest) -> Batch | DataError:
         # Returned, not raised: the DataLoader would wrap the message in a traceback.
         try:
-            num_clips = len(request.indices) // request.clip_frames
+            leaders = request.leaders or request.indices
             samples = [
-                self._sample(index, request.indices[row % num_clips], request.pass_)
+                self._sample(index, leaders[row % len(leaders)], request.pass_)
                 for row, index in enumerate(request.indices)
             ]
             return collate(samples, clip_frames=request.clip_frames, is_first=request.is_first)
         except DataError as error:
             return error
 
-    def _sample(self, index: int, first_index: int, pass_: int | None) -> Sample:
-        """A sample on the canvas; all frames of a clip are augmented alike, by the id of the first one."""
+    def _sample(self, index: int, leader: int, pass_: int | None) -> Sample:
+        """A sample on the canvas, augmented by the id of another one, see `_BatchRequest`."""
         sample = self.source.read(index)
         if pass_ is None:
             return eval_transform(sample, canvas_hw=self.data.canvas_hw)
@@ -275,7 +283,7 @@ class _Batches(Dataset[Batch | DataError]):
             sample,
             augmentation=self.data.augmentation,
             canvas_hw=self.data.canvas_hw,
-            key=(self.seed, pass_, self.source.image_ids[first_index]),
+            key=(self.seed, pass_, self.source.image_ids[leader]),
             partners=self._partners(sample.image_id, pass_),
             reads=self.reads,
         )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raydet.checkpoint.blocks import HostCopy, lane_blocks
 from raydet.checkpoint.load import CARRY, read_carry, shard_name
 from raydet.checkpoint.manifest import Manifest
-from raydet.config import Clips, DataConfig, SGDConfig, SyntheticSource
+from raydet.config import Augmentation, Clips, DataConfig, SGDConfig, SyntheticSource
 from raydet.data.build import open_source
 from raydet.data.clips import ClipSampler
 from raydet.data.loader import EvalLoader, TrainLoader
@@ -202,3 +202,39 @@ def test_gradients_are_cut_by_value_before_the_norm() -> None:
         precision="fp32",
     )
     assert model.weight.item() == pytest.approx(0.5)
+
+
+def test_what_a_lane_remembers_was_augmented_alike() -> None:
+    data = DATA.model_copy(
+        update={"augmentation": Augmentation(flip_probability=0.5, scale_jitter=(1.0, 1.0), min_box_px=0.0)}
+    )
+    source = open_source(data)
+    number_of = {image_id: index for index, image_id in enumerate(source.image_ids)}
+    loader = TrainLoader(
+        source,
+        range(len(source)),
+        data=data,
+        seed=5,
+        global_batch=LANES,
+        micro_batch=LANES,
+        accumulation=1,
+        rank=0,
+        world_size=1,
+        steps_per_epoch=TOTAL_STEPS,
+    )
+    num_streaming = LANES * 3 // 4
+    flips: dict[int, bool] = {}
+    seen = set()
+    for [batch] in loader.epoch(0):
+        assert batch.is_first is not None
+        for row, image_id in enumerate(batch.image_ids):
+            lane, frame = row % LANES, row // LANES
+            plain = source.read(number_of[image_id]).modalities["rgb"]
+            shown = batch.modalities["rgb"][row]
+            is_flipped = not torch.equal(shown, plain)
+            assert not is_flipped or torch.equal(shown, plain.flip(-1))
+            begins = frame == 0 and (bool(batch.is_first[lane]) or lane >= num_streaming)
+            assert begins or flips[lane] == is_flipped
+            flips[lane] = is_flipped
+            seen.add((lane < num_streaming, is_flipped))
+    assert len(seen) == 4

@@ -12,7 +12,7 @@ from functools import partial
 from raydet.config import Experiment
 from raydet.errors import ConfigError
 from raydet.recipes.demo import demo
-from raydet.recipes.events import event_demo
+from raydet.recipes.events import event_demo, rgbte_yolox, rvt
 from raydet.recipes.gaff import gaff_as_published
 from raydet.recipes.lite0 import small_lite0
 from raydet.recipes.rgbte import rgbte
@@ -44,6 +44,11 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "seg_resnet101_aspp": seg_resnet101_aspp,
     "anomaly_demo": anomaly_demo,
     "event_demo": event_demo,
+    "rvt_tiny": partial(rvt, "tiny"),
+    "rvt_small": partial(rvt, "small"),
+    "rvt_base": partial(rvt, "base"),
+    "rvt_base_patch2_4scale": partial(rvt, "base", small_objects=True),
+    "rgbte_yolox_mit_b1": rgbte_yolox,
     **{
         f"streethazards_{model}{suffix}": partial(streethazards, model, published=bool(suffix))
         for suffix in ("", "_published")

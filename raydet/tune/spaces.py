@@ -83,6 +83,21 @@ def require_anomalies(base: Experiment, space: str) -> MaskHeads:
     )
 
 
+def require_recurrent(base: Experiment, space: str) -> None:
+    """Refuse a base without RVT's backbone, pyramid and head, for a space that changes them.
+
+    Raises:
+        StudyError: it has others.
+    """
+    model = base.model
+    if model.backbone.kind == "rvt" and model.neck.kind == "pafpn" and model.head.kind == "yolox":
+        return
+    raise StudyError(
+        f"the space {space} expects the backbone rvt with pafpn and yolox, got {base.name} with {model.backbone.kind}, "
+        f"{model.neck.kind} and {model.head.kind}; take --recipe event_demo or rvt_tiny"
+    )
+
+
 def with_arms(study: Study, arms: Collection[str]) -> Study:
     """The study with a choice of its named arms, and the hypotheses that concern only those.
 

@@ -171,6 +171,7 @@ SLOW = (
     *("seg_fusion", "seg_heads", "streethazards_models"),
 )
 WITHOUT_CONTROLS = (
+    *("event_memory", "event_small_objects"),
     *("memory", "seg_heads", "seg_hierarchy", "seg_resolution"),
     *("streethazards_augmentation", "streethazards_models", "streethazards_scales"),
 )
@@ -180,6 +181,8 @@ def base_of(space: str) -> Experiment:
     """A small recipe of the space's task."""
     if space.startswith("streethazards_"):
         return recipe("anomaly_demo")
+    if space.startswith("event_"):
+        return recipe("event_demo")
     return recipe("seg_demo" if space.startswith("seg_") else "demo")
 
 

@@ -25,6 +25,9 @@ from raydet.structures import ANY_CLASS, Batch, Boxes, Detections, boxes_of
 from raydet.tasks.base import Scores
 from raydet.tasks.event_evaluation import EventEvaluation
 
+UNLABELLED = -2
+"""Label of the row that an image without labels has beside its detections."""
+
 
 class Detection:
     """See `raydet.tasks.base.Task`."""
@@ -84,11 +87,12 @@ class DetectionScorer:
     def rows(
         self, predictions: Sequence[Detections], batch: Batch, positions: Sequence[int]
     ) -> NDArray[np.float64]:
-        """The detections in labelled images, in source pixels; with `task.event` also rows of `EventEvaluation`."""
+        """The detections of a batch in source pixels, and which of its images have no labels; with `task.event` also
+        rows of `EventEvaluation`."""
         rows = [np.zeros((0, ROW_WIDTH))]
         for row, position in enumerate(positions):
             if batch.is_labelled is not None and not batch.is_labelled[row]:
-                continue  # nobody knows which of them are right
+                rows.append(np.array([[position, 0, 0, 0, 0, 0, UNLABELLED]], float))
             found = predictions[row].rescaled(_hw(batch.valid_hw, row), _hw(batch.source_hw, row))
             columns = [
                 np.full(len(found.scores), position),
@@ -102,6 +106,10 @@ class DetectionScorer:
         return np.concatenate(rows)
 
     def finish(self, rows: NDArray[np.float64]) -> Scores:
+        # Where nobody has looked for objects, no detection is wrong.
+        unlabelled = rows[rows[:, 6] == UNLABELLED, 0]
+        rows = rows[(rows[:, 6] < 0) | ~np.isin(rows[:, 0], unlabelled)]
+        rows = rows[rows[:, 6] != UNLABELLED]
         ids = {"image_ids": self.image_ids, "group_ids": self.group_ids}
         result: CocoResult
         records: Records

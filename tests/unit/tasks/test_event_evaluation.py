@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from raydet.metrics.names import metrics_of
 from raydet.metrics.silence import silent_ages
 from raydet.recipes import recipe
 from raydet.structures import Boxes, Detections, Sample, collate
-from raydet.tasks.detection import Detection, DetectionScorer
+from raydet.tasks.detection import UNLABELLED, Detection, DetectionScorer
 
 SIZE_HW = (64, 96)
 EVERYTHING = {"skip_ms": 0, "min_diagonal_px": 0, "min_side_px": 0, "tolerance_ms": 0}
@@ -207,3 +208,29 @@ def test_silence_is_unknown_without_events_and_nothing_found_is_no_error() -> No
     for metrics in (scorer.finish(rows).metrics, scorer.finish(rows[:0]).metrics):
         assert metrics["mAP"] is not None
         assert [metrics[f"mAP_50_silent_{edge}"] for edge in (0, 1, 3, 5, 9)] == [None] * 5
+
+
+@pytest.mark.parametrize("protocol", [None, EVERYTHING])
+def test_detections_where_nobody_has_looked_count_for_nothing(protocol: dict[str, Any] | None) -> None:
+    source, indices = Recording(), list(range(24))
+    unlabelled = range(1, 24, 3)
+    nothing = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    experiment = apply_overrides(recipe("demo"), {"task.event": protocol})
+    rows = [*batches(source, indices, 5, SIZE_HW)]
+    hidden = Recording()
+    hidden.boxes = [nothing if index in unlabelled else boxes for index, boxes in enumerate(source.boxes)]
+    scorer, witness = (scorer_of(hidden, experiment, indices) for _ in range(2))
+    found, kept = [], []
+    for detections, batch, positions in rows:
+        is_labelled = torch.tensor([position not in unlabelled for position in positions])
+        found.append(scorer.rows(detections, replace(batch, is_labelled=is_labelled), positions))
+        none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        chosen = [each if known else none for each, known in zip(detections, is_labelled, strict=True)]
+        kept.append(witness.rows(chosen, batch, positions))
+        count = sum(len(each.scores) for each in detections)
+        assert (found[-1][:, 6] >= 0).sum() == count  # predictions are still told
+    scores, expected = scorer.finish(np.concatenate(found)), witness.finish(np.concatenate(kept))
+    assert scores.metrics == expected.metrics
+    if protocol is None:  # task.event leaves out frames without a truth anyway
+        everywhere = witness.finish(np.concatenate([rows[rows[:, 6] != UNLABELLED] for rows in found]))
+        assert everywhere.metrics != expected.metrics

@@ -413,7 +413,7 @@ def test_streams_without_modalities_are_refused(model: dict[str, object], messag
 
 def test_a_normalisation_of_the_wrong_length_is_refused() -> None:
     experiment = recipe("demo")
-    data: DataConfig = experiment.data.model_copy(update={"rgb": Normalization(mean=(0.5,), std=(0.2,))})
+    data: DataConfig = experiment.data.model_copy(update={"rgb": Normalization(mean=(0.5, 0.4), std=(0.2,))})
     with pytest.raises(ConfigError, match=r"data\.rgb must have 3 mean\(s\)"):
         build_model(experiment.model_copy(update={"data": data}))
 

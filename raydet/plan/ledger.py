@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from raydet.config import Clips, Experiment, Strategy
+from raydet.config import Experiment, Strategy
 from raydet.data.sampler import batch_plan
 from raydet.errors import ConfigError
 from raydet.models.build import MakeHead
@@ -102,8 +102,7 @@ def ledger(
     check_numbers(world_size=world_size, micro_batch=micro_batch, num_objects=num_objects)
     layout = layout_of(strategy, world_size=world_size, shard_ranks=shard_ranks)
     _, accumulation = batch_plan(experiment.train.global_batch, world_size, micro_batch)
-    sampling = experiment.data.sampling
-    images = micro_batch * (sampling.frames if isinstance(sampling, Clips) else 1)
+    images = micro_batch * experiment.data.clip_frames
     check_micro_batch(images, least=least_images(experiment, world_size, make_head))
     step = Step(
         parts=parts_of(experiment, make_head),

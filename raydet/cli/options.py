@@ -32,7 +32,10 @@ RecipeOption = Annotated[
 ]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(help="mit_b0 ... mit_b5, or a timm model, e.g. resnet50; replaces the recipe's backbone."),
+    typer.Option(
+        help="mit_b0 ... mit_b5, rvt_tiny, rvt_small, rvt_base, or a timm model, e.g. resnet50; replaces the "
+        "recipe's backbone."
+    ),
 ]
 DataOption = Annotated[
     str | None,
@@ -254,9 +257,14 @@ def adjusted(
 
 
 def _backbone_settings(experiment: Experiment, text: str) -> tuple[str, Mapping[str, object]]:
-    """The label and the settings of `--backbone`; another MiT variant keeps the other settings of a MiT."""
-    from raydet.config import MiTConfig, MiTVariant
+    """The label and the settings of `--backbone`; another variant of a MiT or of RVT keeps the other settings."""
+    from raydet.config import MiTConfig, MiTVariant, RVTConfig, RVTVariant
 
+    if text in [f"rvt_{variant}" for variant in get_args(RVTVariant)]:
+        variant = text.removeprefix("rvt_")
+        if isinstance(experiment.model.backbone, RVTConfig):
+            return text, {"model.backbone.variant": variant}
+        return text, {"model.backbone": {"kind": "rvt", "variant": variant}}
     variant = text.removeprefix("mit_")
     if variant == text and variant not in get_args(MiTVariant):
         return text, {"model.backbone": {"kind": "timm", "name": text}}

@@ -186,6 +186,11 @@ class DataConfig(Config):
         return {"rgb": 3, "thermal": 1, "event": self.event_channels}
 
     @property
+    def clip_frames(self) -> int:
+        """Images of a sample in a batch."""
+        return self.sampling.frames if isinstance(self.sampling, Clips) else 1
+
+    @property
     def simulated(self) -> tuple[Modality, ...]:
         """Modalities that no sensor has recorded."""
         if self.simulate_events is not None:

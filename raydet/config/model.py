@@ -109,8 +109,13 @@ class RVTConfig(Config):
     tokens: 64 is for canvases such as 384 x 640, 32 for those of about 256 x 320."""
 
     @property
+    def drop_path_rate(self) -> float:
+        """It has no stochastic depth."""
+        return 0.0
+
+    @property
     def label(self) -> str:
-        """What tables call it."""
+        """As `--backbone` takes it."""
         return f"rvt_{self.variant}"
 
     @property

@@ -46,7 +46,13 @@ def dry_run_if_long(
     dry_run(
         state.model,
         state.optimizer,
-        worst_batch(task, source, train_indices, experiment.data, size=loader.micro_batch),
+        worst_batch(
+            task,
+            source,
+            train_indices,
+            experiment.data,
+            size=loader.micro_batch * experiment.data.clip_frames,
+        ),
         state_copies=state_copies(experiment.optim),
         accumulation=loader.accumulation,
         world=world,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raydet.config import Experiment, Strategy
 from raydet.data.sampler import batch_plan
@@ -90,7 +90,7 @@ def ledger(
     Args:
         experiment: its strategy and micro-batch are ignored.
         world_size: ranks that share the global batch.
-        micro_batch: images per rank and forward pass; accumulation follows from the global batch.
+        micro_batch: images, or clips, per rank and forward pass; accumulation follows from the global batch.
         num_objects: ground truths per image in the worst batch.
         device_type: on a CPU the head uses other kernels, and there is no CUDA context.
         make_head: see `raydet.models.build.build_model`.
@@ -102,20 +102,23 @@ def ledger(
     check_numbers(world_size=world_size, micro_batch=micro_batch, num_objects=num_objects)
     layout = layout_of(strategy, world_size=world_size, shard_ranks=shard_ranks)
     _, accumulation = batch_plan(experiment.train.global_batch, world_size, micro_batch)
-    check_micro_batch(micro_batch, least=least_images(experiment, world_size, make_head))
+    images = micro_batch * experiment.data.clip_frames
+    check_micro_batch(images, least=least_images(experiment, world_size, make_head))
     step = Step(
         parts=parts_of(experiment, make_head),
         measured=measure(experiment, num_objects=num_objects, device_type=device_type, make_head=make_head),
         layout=layout,
-        images=micro_batch,
+        images=images,
         accumulation=accumulation,
         state_copies=state_copies(experiment.optim),
         update_copies=update_copies(experiment.optim, is_sharded=layout.is_sharded),
     )
-    if device_type == "cpu":
-        return _ledger_of(step, library_bytes=0, outside_bytes=0)
-    outside_bytes = CONTEXT_BYTES + (0 if layout.kind == "single" else COMMUNICATOR_BYTES)
-    return _ledger_of(step, library_bytes=LIBRARY_BYTES, outside_bytes=outside_bytes)
+    library_bytes = outside_bytes = 0
+    if device_type != "cpu":
+        library_bytes = LIBRARY_BYTES
+        outside_bytes = CONTEXT_BYTES + (0 if layout.kind == "single" else COMMUNICATOR_BYTES)
+    found = _ledger_of(step, library_bytes=library_bytes, outside_bytes=outside_bytes)
+    return replace(found, micro_batch=micro_batch)
 
 
 def check_numbers(*, world_size: int, micro_batch: int = 1, num_objects: int = 1) -> None:

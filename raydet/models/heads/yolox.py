@@ -29,7 +29,7 @@ from raydet.models.heads.base import Head
 from raydet.models.heads.simota import Cells, assign_simota, candidates, cells_of, overlaps
 from raydet.models.heads.size_aware import SizeAware, size_weight
 from raydet.models.heads.targets import full_precision, nan_if_boxes_not_finite
-from raydet.models.layout import hw_of
+from raydet.models.layout import as_tokens, hw_of, pointwise
 from raydet.models.necks.pafpn import ConvNormAct
 from raydet.structures import Batch, Detections, HeadOutput, Want
 
@@ -59,8 +59,12 @@ class Branches(nn.Module):
         """Box (4), objectness and class logits of every cell, fp32 [B, H * W, D]."""
         x_BCHW = self.stem(x_BCHW)
         box_BCHW, class_BCHW = self.box_convs(x_BCHW), self.class_convs(x_BCHW)
-        rows = torch.cat((self.box(box_BCHW), self.objectness(box_BCHW), self.classes(class_BCHW)), dim=1)
-        return full_precision(rows).flatten(2).transpose(1, 2)
+        rows_BCHW = (
+            pointwise(self.box, box_BCHW),
+            pointwise(self.objectness, box_BCHW),
+            pointwise(self.classes, class_BCHW),
+        )
+        return full_precision(torch.cat([as_tokens(x) for x in rows_BCHW], dim=2))
 
 
 class YOLOX(Head):

@@ -19,18 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydet.models.layout import pointwise
 from raydet.models.necks.base import Neck
 
 
-class ConvNormAct(nn.Sequential):
+class ConvNormAct(nn.Module):
     """Convolution without bias, batch norm, SiLU."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.SiLU(),
-        )
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        is_pointwise = self.conv.kernel_size == (1, 1)
+        return F.silu(self.norm(pointwise(self.conv, x_BCHW) if is_pointwise else self.conv(x_BCHW)))
 
 
 class CSPLayer(nn.Module):

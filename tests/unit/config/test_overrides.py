@@ -13,6 +13,7 @@ from raydet.config import (
     Experiment,
     GAFFFusion,
     MiTConfig,
+    RVTConfig,
     SGDConfig,
     StepSchedule,
     TimmConfig,
@@ -211,3 +212,17 @@ def test_the_backbone_flag(base: str, text: str, label: str, name: str) -> None:
     back = adjusted(changed, backbone="mit_b0", data=None, epochs=None, sets=None)
     assert isinstance(back.model.backbone, MiTConfig)
     assert back.model.backbone.variant == "b0"
+
+
+def test_the_backbone_flag_keeps_the_settings_of_rvt() -> None:
+    base = apply_overrides(recipe("rgbte_mit_b0"), {"data.canvas_hw": [320, 448]})
+    tiny = adjusted(base, backbone="rvt_tiny", data=None, epochs=None, sets=["model.backbone.memory=none"])
+    large = adjusted(tiny, backbone="rvt_base", data=None, epochs=None, sets=None)
+    assert (large.model.backbone.label, large.name) == ("rvt_base", "rgbte_rvt_base")
+    assert isinstance(large.model.backbone, RVTConfig)
+    assert large.model.backbone.memory == "none"
+
+
+def test_rvt_refuses_a_canvas_that_it_cannot_divide() -> None:
+    with pytest.raises(ConfigError, match=r"multiples of model\.backbone\.partition_px=64, got \[96, 128\]"):
+        adjusted(recipe("demo"), backbone="rvt_tiny", data=None, epochs=None, sets=None)

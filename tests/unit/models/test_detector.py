@@ -18,6 +18,7 @@ from raydet.config import (
     IdentityFusion,
     ModelConfig,
     Normalization,
+    apply_overrides,
 )
 from raydet.errors import ConfigError
 from raydet.models.build import build_model, describe_parameters, parameter_counts
@@ -411,9 +412,20 @@ def test_streams_without_modalities_are_refused(model: dict[str, object], messag
         build_model(tiny(**model))
 
 
+def test_one_mean_stands_for_all_channels() -> None:
+    experiment = apply_overrides(recipe("demo"), {"data.event_channels": 3})
+    event = Normalization(mean=(0.25,), std=(0.1, 0.2, 0.4))
+    data = experiment.data.model_copy(update={"event": event})
+    with torch.device("meta"):
+        stream = build_model(experiment.model_copy(update={"data": data})).aux_input
+    assert stream.num_channels == {"thermal": 1, "event": 3}
+    assert stream.mean.flatten().tolist() == pytest.approx([0.5, 0.25, 0.25, 0.25])
+    assert stream.std.flatten().tolist() == pytest.approx([0.225, 0.1, 0.2, 0.4])
+
+
 def test_a_normalisation_of_the_wrong_length_is_refused() -> None:
     experiment = recipe("demo")
-    data: DataConfig = experiment.data.model_copy(update={"rgb": Normalization(mean=(0.5,), std=(0.2,))})
+    data: DataConfig = experiment.data.model_copy(update={"rgb": Normalization(mean=(0.5, 0.4), std=(0.2,))})
     with pytest.raises(ConfigError, match=r"data\.rgb must have 3 mean\(s\)"):
         build_model(experiment.model_copy(update={"data": data}))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raydet.models.backbones.recurrent import ConvLSTM, LSTMState
-from raydet.models.backbones.rvt import MaxViTBlock, RVTVariant, rvt_sizes, rvt_stages
+from raydet.models.backbones.rvt import RVT_VARIANTS, MaxViTBlock, RVTVariant, rvt_sizes, rvt_stages
 from raydet.models.layout import as_tokens
 from tests.unit.models.golden import sin_filled, sin_input, summary
 
@@ -51,6 +51,17 @@ def test_parameters_are_as_published(variant: str, patch: int) -> None:
         assert tuple(count(stage.get_submodule("memory")) for stage in stages) == MEMORY_OF_BASE
 
 
+@pytest.mark.parametrize("variant", RVT_VARIANTS)
+@pytest.mark.parametrize("patch", [2, 4])
+def test_sizes_are_those_of_the_maps(variant: str, patch: int) -> None:
+    sizes = rvt_sizes(variant, patch=patch)
+    with torch.device("meta"):
+        maps, _ = through(stages_of(sizes), torch.empty(1, 20, 64, 128), None)
+    assert tuple(x.shape[1] for x in maps) == sizes.channels
+    assert tuple(64 // x.shape[2] for x in maps) == tuple(128 // x.shape[3] for x in maps) == sizes.strides
+    assert all(heads * sizes.head_dim == c for heads, c in zip(sizes.num_heads, sizes.channels, strict=True))
+
+
 def test_a_block_is_as_published() -> None:
     block = sin_filled(MaxViTBlock(channels=16, head_dim=8, normed=False))
     x_BCHW = sin_input(2, 4, 6, 16).permute(0, 3, 1, 2)
@@ -84,3 +95,22 @@ def test_the_backbone_is_as_published() -> None:
     assert [x.sum().item() for x in maps] == pytest.approx(
         [2.760276636, -81.529693246, -7.497546462, -0.422060542], abs=1e-7
     )
+
+
+def test_windows_and_grids_are_where_they_belong() -> None:
+    """A token reaches those of its own tile, then those of its own lattice, and no other."""
+    block = MaxViTBlock(channels=16, head_dim=8).double()
+    torch.nn.init.constant_(block.window.scale1, 1.0)
+    torch.nn.init.constant_(block.grid.scale1, 1.0)
+    x_BCHW = torch.randn(1, 16, 4, 6, dtype=torch.float64)
+    for part, other, expected in (
+        (block.window, block.grid, [(row, column) for row in (0, 1) for column in (3, 4, 5)]),
+        (block.grid, block.window, [(row, column) for row in (1, 3) for column in (0, 2, 4)]),
+    ):
+        for layer in (other.proj, other.contract, part.contract):
+            torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.normal_(part.proj.weight)
+        changed_BCHW = x_BCHW.clone()
+        changed_BCHW[..., 1, 4] += torch.randn(16, dtype=torch.float64)
+        moved_HW = (block(changed_BCHW, (2, 3)) - block(x_BCHW, (2, 3))).abs().amax(dim=(0, 1)) > 1e-9
+        assert [tuple(at) for at in moved_HW.nonzero().tolist()] == expected

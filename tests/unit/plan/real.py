@@ -52,7 +52,7 @@ def batch_of(run: Experiment, images: int) -> Batch:
     return Batch(
         modalities={
             name: torch.randint(0, 255, (images, channels, height, width), dtype=torch.uint8)
-            for name, channels in experiment.data.channels.items()
+            for name, channels in run.data.channels.items()
         },
         valid_hw=size_hw,
         source_hw=size_hw,

@@ -28,7 +28,7 @@ from raydet.parallel.collectives import World
 from raydet.parallel.determinism import deterministic_kernels
 from raydet.parallel.parallelize import parallelize
 from raydet.recipes import RECIPES, recipe
-from raydet.structures import Batch
+from raydet.structures import Batch, Carry
 
 SMALL_CANVAS: dict[str, Any] = {
     "data.source.size_hw": [64, 96],
@@ -43,7 +43,7 @@ SMALL_MASKS: dict[str, Any] = {
 }
 SMALL_SEQUENCES: dict[str, Any] = {
     "data.source.num_sequences": 4,
-    "data.canvas_hw": [64, 96],
+    "data.canvas_hw": [64, 128],  # RVT takes multiples of 64
     "train.global_batch": 2,
 }
 SMALL_SETS: dict[str, dict[str, Any]] = {
@@ -132,11 +132,12 @@ def hashes_of(experiment: Experiment, steps: int) -> Mapping[str, Any]:
     optimizer = build_optimizer(experiment.optim, model.parameters())
     losses: list[str] = []
     gradients: list[str] = []
+    carry: Carry = {}
     optimizer.register_step_pre_hook(
         lambda *_: gradients.append(hash_of(p.grad for p in model.parameters() if p.grad is not None))
     )
     for step, batches in zip(range(steps), micro_batches(experiment), strict=False):
-        found, *_ = train_step(
+        found, _, carry = train_step(
             model,
             batches,
             optimizer,
@@ -146,9 +147,14 @@ def hashes_of(experiment: Experiment, steps: int) -> Mapping[str, Any]:
             step=step,
             world=world,
             precision=experiment.train.precision,
+            carry=carry,
         )
         losses.append(hash_of(found.values()))
-    return {"losses": losses, "gradients": gradients, "state": hash_of(model.state_dict().values())}
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "state": hash_of([*model.state_dict().values(), *carry.values()]),
+    }
 
 
 def main() -> None:

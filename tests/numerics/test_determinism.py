@@ -21,12 +21,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.numerics.conftest import busy_core
 from tests.numerics.step_hashes import CASES, FUSION_CASES, experiment_of, hashes_of, micro_batches
 
-LARGE = ("mit_b2", "mit_b3", "mit_b4", "mit_b5", "resnet101", "segformer_b5", "hiera_base", "hiera_large")
+LARGE = (
+    "mit_b2",
+    "mit_b3",
+    "mit_b4",
+    "mit_b5",
+    "resnet101",
+    "segformer_b5",
+    "hiera_base",
+    "hiera_large",
+    "rvt_base",
+)
 """Of the operations of smaller ones."""
 SMALL_CASES = [
     case
     for case in CASES
-    if not (case.startswith(("rgbte_", "streethazards_")) and any(name in case for name in LARGE))
+    if not (case.startswith(("rgbte_", "streethazards_", "rvt_")) and any(name in case for name in LARGE))
 ]
 PRECISIONS = ["fp32", "bf16"]
 Z1_CASES = ["demo", "rgbte_mit_b0", "gaff", "gaff_guided", "cssa"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from raydet.engine.open_run import TrainedRun
+    from raydet.engine.streaming import HistogramSettings
 
 DETECTIONS = "detections.json"
 STREAM = "stream.csv"
@@ -47,6 +49,16 @@ def predict(
         float,
         typer.Option(min=1, help="Time without an event after which --stream forgets what it has seen."),
     ] = 1000.0,
+    window_ms: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Window of --stream; default: that of the run's recordings, else 50."),
+    ] = None,
+    halving: Annotated[
+        bool | None,
+        typer.Option(
+            help="Half the size of --stream's histograms; default: as the run's recordings, else not."
+        ),
+    ] = None,
     use_gpu: DeviceOption = None,
 ) -> None:
     """Write detections of a run's newest checkpoint as COCO JSON, or its masks as PNG, in source pixels. The images of
@@ -55,11 +67,18 @@ def predict(
     With --stream, detections are written window by window as CSV, and the latency of a window is told.
     """
     if stream is not None:
+        from raydet.engine.streaming import histogram_settings
         from raydet.errors import ConfigError
 
         if data is not None:
             raise ConfigError("--stream and --data are both given: expected one of them")
-        _stream(open_run(run, data=None, use_gpu=use_gpu), stream, output, sensor=sensor, gap_ms=gap_ms)
+        opened = open_run(run, data=None, use_gpu=use_gpu)
+        settings = histogram_settings(opened)
+        if window_ms is not None:
+            settings = replace(settings, window_us=round(1000 * window_ms))
+        if halving is not None:
+            settings = replace(settings, halving=halving)
+        _stream(opened, stream, output, settings, sensor=sensor, gap_ms=gap_ms)
         return
     opened = open_run(run, data=data, use_gpu=use_gpu, is_labelled=False)
     path = output_directory(output) / DETECTIONS
@@ -88,8 +107,16 @@ def predict(
             _draw(opened, rows[rows[:, 5] >= draw_score], count=draw, directory=output / "pictures")
 
 
-def _stream(run: TrainedRun, path: Path, output: Path, *, sensor: str | None, gap_ms: float) -> None:
-    from raydet.engine.streaming import histogram_settings, latency_ms, stream
+def _stream(
+    run: TrainedRun,
+    path: Path,
+    output: Path,
+    settings: HistogramSettings,
+    *,
+    sensor: str | None,
+    gap_ms: float,
+) -> None:
+    from raydet.engine.streaming import latency_ms, stream
     from raydet.errors import ConfigError
     from raydet.files.events.open import open_events
 
@@ -97,7 +124,6 @@ def _stream(run: TrainedRun, path: Path, output: Path, *, sensor: str | None, ga
     if sensor is not None and size is None:
         raise ConfigError(f"--sensor: expected HEIGHTxWIDTH, such as 720x1280, got {sensor!r}")
     recording = open_events(path, None if size is None else (int(size[1]), int(size[2])))
-    settings = histogram_settings(run)
     target = output_directory(output) / STREAM
     classes, latencies, num_detections, num_resets = run.experiment.data.classes, list[float](), 0, 0
     with interruptible("the same command restarts"), target.open("w", newline="") as file:

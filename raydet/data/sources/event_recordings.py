@@ -135,6 +135,7 @@ class EventRecordings:
         self._recordings = bad_samples.read_all(
             (name, partial(self._open, place, name, path, is_labelled)) for name, path in files.items()
         )
+        self.ignored = +self.ignored  # without rules that leave out nothing
         self._frames = [
             (number, window)
             for number, recording in enumerate(self._recordings)

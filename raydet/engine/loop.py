@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raydet.config import Experiment
+from raydet.data.digest import sample_names
 from raydet.engine.averaging import update_average
 from raydet.engine.loss_log import Loader, LossLog
 from raydet.engine.optim import learning_rate
 from raydet.engine.state import TrainState
-from raydet.engine.step import images_of, train_step
+from raydet.engine.step import train_step
 from raydet.errors import NonFiniteLossError
 from raydet.metrics.names import deciding_metric
 from raydet.parallel.collectives import World
@@ -154,6 +155,7 @@ def _train_epoch(
 
 
 def _advance(state: TrainState, loader: Loader, micro_batches: Sequence[Batch]) -> None:
-    state.advance(*loader.position(state.step), images_of(micro_batches))
+    samples = [name for batch in micro_batches for name in sample_names(batch.image_ids, batch.clip_frames)]
+    state.advance(*loader.position(state.step), samples)
     CURRENT.step = state.step
     enter("between")

@@ -70,9 +70,9 @@ class TrainState:
     _unsettled: Lanes = field(default_factory=lambda: as_lanes(EMPTY))
     """This rank's part of the digest since then."""
 
-    def advance(self, pass_: int, first: int, image_ids: Sequence[str]) -> None:
-        """Count a step that is done, and add to the digest this rank's images, from position `first` of the pass on."""
-        self._unsettled = self._unsettled + digest_of(pass_, first, image_ids)
+    def advance(self, pass_: int, first: int, samples: Sequence[str]) -> None:
+        """Count a step that is done, and add this rank's samples to the digest, from position `first` of the pass."""
+        self._unsettled = self._unsettled + digest_of(pass_, first, samples)
         if self.is_restarted:
             self.is_restarted = False
             self.lost_s += max(0.0, time.time() - self.saved_at - self.away_s)

@@ -19,7 +19,7 @@ from raydet.config import Experiment, apply_overrides
 from raydet.cpu import refuse_slow_bf16
 from raydet.data.build import open_source
 from raydet.data.digest import expected_digest
-from raydet.data.sampler import ElasticSampler
+from raydet.data.loader import make_sampler
 from raydet.data.split import split_indices
 from raydet.engine.preflight import check
 from raydet.errors import ConfigError, TrainingError
@@ -91,8 +91,11 @@ class ResumeCheck:
         self.directory = directory
         source = open_source(experiment.data)
         indices = split_indices(source, experiment.data.split)["train"]
-        self._sampler = ElasticSampler(len(indices), experiment.train.global_batch, experiment.seed)
+        self._sampler = make_sampler(
+            experiment.data.sampling, source, indices, experiment.train.global_batch, experiment.seed
+        )
         self._image_ids = [source.image_ids[index] for index in indices]
+        self._group_ids = [source.group_ids[index] for index in indices]
         epochs = math.ceil(steps / self._sampler.steps_per_pass)
         self.steps = epochs * self._sampler.steps_per_pass
         self.interval = max(1, self.steps // (2 * len(self.workers)))
@@ -179,7 +182,8 @@ class ResumeCheck:
             num_equal=sum(difference == 0 for difference in differences),
             max_relative=max(differences),
             max_relative_after_change=max(differences[: changed + ELASTIC_STEPS]),
-            is_digest_right=digest == expected_digest(self._sampler, self._image_ids, steps=self.steps),
+            is_digest_right=digest
+            == expected_digest(self._sampler, self._image_ids, steps=self.steps, group_ids=self._group_ids),
             num_different_weights=len(content.different)
             + len(content.only_in_first)
             + len(content.only_in_second),

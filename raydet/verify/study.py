@@ -12,7 +12,7 @@ from pathlib import Path
 from raydet.config import DataConfig, Experiment
 from raydet.data.build import open_source
 from raydet.data.digest import expected_digest
-from raydet.data.sampler import ElasticSampler
+from raydet.data.loader import make_sampler
 from raydet.data.split import split_indices
 from raydet.errors import StudyError
 from raydet.runs.results import RunResults
@@ -160,8 +160,7 @@ def _expected(
     config = DataConfig.from_json(data, where="the trial's config")
     source = open_source(config)
     indices = split_indices(source, config.split)["train"]
-    sampler = ElasticSampler(len(indices), global_batch, seed)
+    sampler = make_sampler(config.sampling, source, indices, global_batch, seed)
     num_steps = epochs * (steps_per_epoch or sampler.steps_per_pass)
-    return num_steps, expected_digest(
-        sampler, [source.image_ids[index] for index in indices], steps=num_steps
-    )
+    image_ids, group_ids = ([ids[index] for index in indices] for ids in (source.image_ids, source.group_ids))
+    return num_steps, expected_digest(sampler, image_ids, steps=num_steps, group_ids=group_ids)

@@ -60,7 +60,8 @@ def _events_alone(backbone: RVTConfig, neck: PAFPNConfig, head: YOLOXConfig) -> 
 
 
 def event_demo() -> Experiment:
-    """Small, on the embedded set `silent`, in which only a memory knows where an object stands."""
+    """Small, on the embedded set `silent`, in which only a memory knows where an object stands: a quarter of an hour on
+    two CPU cores. It finds the objects; which of the two classes they are of takes longer."""
     return Experiment(
         name="event_demo",
         task=DetectionTask(event=NO_FILTER),
@@ -74,8 +75,8 @@ def event_demo() -> Experiment:
             PAFPNConfig(levels=3, depth=0.33),
             YOLOXConfig(hidden=32, score_threshold=0.01),
         ),
-        optim=AdamWConfig(lr=3e-3, weight_decay=0.0, schedule=CosineSchedule(warmup_steps=20)),
-        train=TrainConfig(epochs=8, global_batch=8, eval_batch=8, eval_every=4),
+        optim=AdamWConfig(lr=2e-3, weight_decay=0.0, schedule=CosineSchedule(warmup_steps=20)),
+        train=TrainConfig(epochs=10, global_batch=4, eval_batch=8, eval_every=5),
     )
 
 

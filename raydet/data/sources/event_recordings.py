@@ -135,7 +135,6 @@ class EventRecordings:
         self._recordings = bad_samples.read_all(
             (name, partial(self._open, place, name, path, is_labelled)) for name, path in files.items()
         )
-        self.ignored = +self.ignored  # without rules that leave out nothing
         self._frames = [
             (number, window)
             for number, recording in enumerate(self._recordings)
@@ -221,7 +220,7 @@ class EventRecordings:
             found = self._timed_boxes(_boxes_of(root, path), start_us)
             windows = windows_of(np.unique(found.t_us), start_us, self._settings)
         is_kept = np.isin(found.t_us, windows.ends_us[windows.is_labelled])
-        self.ignored["at times that end no window"] += int((~is_kept).sum())
+        self._count("at times that end no window", ~is_kept)
         boxes = self._cropped(found.where(is_kept), size_hw, path)
         return _Recording(name, path, size_hw, windows, boxes)
 
@@ -241,13 +240,17 @@ class EventRecordings:
             )
         return found
 
+    def _count(self, rule: str, is_left_out_N: NDArray[np.bool_]) -> None:
+        """Add up what a rule leaves out; a rule that leaves out nothing is not named."""
+        self.ignored += Counter({rule: int(is_left_out_N.sum())})
+
     def _cropped(self, boxes: TimedBoxes, size_hw: tuple[int, int], path: Path) -> TimedBoxes:
         """The boxes that are left by the rule, in pixels of the histogram."""
         height, width = size_hw
         inside_N4 = boxes.boxes_xyxy.clip(0, (width, height, width, height))
         sides_N2 = inside_N4[:, 2:] - inside_N4[:, :2]
         is_large_N = (sides_N2 >= self._settings.min_side_px).all(axis=1)
-        self.ignored[f"smaller than {self._settings.min_side_px} px in the image"] += int((~is_large_N).sum())
+        self._count(f"smaller than {self._settings.min_side_px} px in the image", ~is_large_N)
         if self._settings.halving:
             mapped_h, mapped_w = map_size(size_hw, halving=True)
             inside_N4 = (inside_N4 / 2).clip(0, (mapped_w, mapped_h, mapped_w, mapped_h))

@@ -90,7 +90,7 @@ def decode_evt2(words_W: NDArray[np.uint32], state: State, where: str) -> Block:
     previous = state[0] if state else None
     highs_K = unwrapped(words_W[high_at] & 0xFFFFFFF, previous, HIGH_PERIOD)
     (event_at,) = np.nonzero(is_event_W)
-    place_N = np.searchsorted(high_at, event_at)  # how many came before
+    place_N = np.cumsum(kinds_W == TIME_HIGH)[event_at]  # how many came before
     num_unplaced = int(np.searchsorted(place_N, 0, side="right")) if previous is None else 0
     words_N, place_N = words_W[event_at[num_unplaced:]], place_N[num_unplaced:]
     high_N = np.concatenate([[previous or 0], highs_K])[place_N]

@@ -121,20 +121,21 @@ def decode_evt3(words_W: NDArray[np.uint16], state: State, where: str) -> Block:
     (event_at,) = np.nonzero((kinds_W == EVENT) | (kinds_W == TWELVE) | (kinds_W == EIGHT))
     is_single_E, values_E = kinds_W[event_at] == EVENT, values_W[event_at]
 
-    time_at, has_time_K, high_K, time_K = _times(kinds_W, values_W, before)
-    place_E = np.searchsorted(time_at, event_at)
+    is_time_W = (kinds_W == LOW) | (kinds_W == HIGH)
+    has_time_K, high_K, time_K = _times(kinds_W[is_time_W] == HIGH, values_W[is_time_W], before)
+    place_E = np.cumsum(is_time_W)[event_at]  # how many of these words came before
     has_time_E, time_E = has_time_K[place_E], time_K[place_E]
 
-    (row_at,) = np.nonzero(kinds_W == ROW)
-    rows_K = np.concatenate([[before.row], values_W[row_at] & 0x7FF])
-    row_E = rows_K[np.searchsorted(row_at, event_at)]
+    is_row_W = kinds_W == ROW
+    rows_K = np.concatenate([[before.row], values_W[is_row_W] & 0x7FF])
+    row_E = rows_K[np.cumsum(is_row_W)[event_at]]
 
     (vector_at,) = np.nonzero(kinds_W == VECTOR)
     moved_W = np.cumsum(LENGTH[kinds_W])
     start_K = np.concatenate([[before.vector_x], values_W[vector_at] & 0x7FF])
     moved_K = np.concatenate([[0], moved_W[vector_at]])
     p_K = np.concatenate([[before.vector_p], values_W[vector_at] >> 11])
-    place_E = np.searchsorted(vector_at, event_at)
+    place_E = np.cumsum(kinds_W == VECTOR)[event_at]
     moved_E = moved_W[event_at] - LENGTH[kinds_W[event_at]] - moved_K[place_E]
     vector_x_E = np.where(start_K[place_E] < 0, -1, start_K[place_E] + moved_E)
 
@@ -152,7 +153,9 @@ def decode_evt3(words_W: NDArray[np.uint16], state: State, where: str) -> Block:
     ]
     events = Events(
         t_us=time_E[word_N],
-        x=(x_E[word_N] + bit_N).astype(np.uint16),
+        x=np.minimum(x_E[word_N] + bit_N, 2**16 - 1).astype(
+            np.uint16
+        ),  # beyond any sensor, where it is refused
         y=row_E[word_N].astype(np.uint16),
         p=p_E[word_N].astype(np.uint8),
     )
@@ -169,16 +172,13 @@ def decode_evt3(words_W: NDArray[np.uint16], state: State, where: str) -> Block:
 
 
 def _times(
-    kinds_W: NDArray[np.uint8], values_W: Ints, before: _Decoder
-) -> tuple[Ints, NDArray[np.bool_], Ints, Ints]:
-    """Positions of the words that change the time [K]; then, from before the first one on [K + 1]: whether the time is
-    known, its upper part, and the time."""
-    (time_at,) = np.nonzero((kinds_W == LOW) | (kinds_W == HIGH))
-    is_high_K = kinds_W[time_at] == HIGH
-    values_K = values_W[time_at]
+    is_high_K: NDArray[np.bool_], values_K: Ints, before: _Decoder
+) -> tuple[NDArray[np.bool_], Ints, Ints]:
+    """From before the first word of K that change the time on, [K + 1]: whether the time is known, its upper part, and
+    the time."""
     known = unwrapped(values_K[is_high_K], before.high if before.has_time else None, HIGH_PERIOD)
     num_highs_K = np.concatenate([[0], np.cumsum(is_high_K)])
     high_K = np.concatenate([[before.high], known])[num_highs_K]
     low_K = np.concatenate([[before.time_us % HIGH_PERIOD], np.where(is_high_K, 0, values_K)])
     has_time_K = (num_highs_K > 0) | bool(before.has_time)
-    return time_at, has_time_K, high_K, high_K * HIGH_PERIOD + low_K
+    return has_time_K, high_K, high_K * HIGH_PERIOD + low_K

@@ -127,6 +127,14 @@ def test_before_its_first_time_and_row_a_cut_stream_has_no_events(tmp_path: Path
     assert found.num_unplaced == 1
 
 
+def test_vectors_that_run_out_of_the_sensor_do_not_come_back(tmp_path: Path) -> None:
+    """5462 x 12 is 2^16 + 8."""
+    words = [0x8 << 12, 7, 0x3 << 12, *[0x4 << 12] * 5462, 0x4 << 12 | 1]
+    path = write_raw(tmp_path / "far.raw", words, header=EVT3_HEADER, width=16)
+    with pytest.raises(DataError, match=r"expected x in 0\.\.639 on a sensor of 480 x 640 .*, got 65535"):
+        whole(open_events(path))
+
+
 def test_late_events_get_the_time_before_them(tmp_path: Path) -> None:
     times = [10, 20, 15, 30, 12, 29, 40]
     path = tmp_path / "late.npy"

@@ -94,6 +94,12 @@ class InputStream(nn.Module):
                 f"add {name!r} to data.missing to feed zeros, or remove it from the model's modalities"
             )
         x_BCHW = batch.modalities[name]
+        if x_BCHW.shape[1] != self.num_channels[name]:
+            raise ConfigError(
+                f"the model reads {self.num_channels[name]} channel(s) of modality {name!r}, the images have "
+                f"{x_BCHW.shape[1]}"
+                + (f"; set data.event_channels={x_BCHW.shape[1]}" if name == "event" else "")
+            )
         return x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
 
 

@@ -330,3 +330,12 @@ def test_a_batch_without_labels_has_zero_gradients(kind: str) -> None:
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert not parameter.grad.any(), name
+
+
+def test_histograms_of_another_number_of_bins_are_refused() -> None:
+    few = apply_overrides(recipe("event_demo"), {"data.event_channels": 10})
+    with pytest.raises(
+        ConfigError,
+        match=r"reads 10 channel\(s\) of modality 'event', the images have 20; set data\.event_channels=20",
+    ):
+        build_model(few)(random_batch(recipe("event_demo"), 1, num_objects=1))

@@ -16,7 +16,8 @@ from raydet.checkpoint.manifest import Manifest
 from raydet.config import Augmentation, Clips, DataConfig, SGDConfig, SyntheticSource
 from raydet.data.build import open_source
 from raydet.data.clips import ClipSampler
-from raydet.data.loader import EvalLoader, TrainLoader
+from raydet.data.digest import EMPTY, as_lanes, as_text, digest_of, expected_digest, sample_names
+from raydet.data.loader import EvalLoader, TrainLoader, make_sampler
 from raydet.engine.optim import build_optimizer
 from raydet.engine.step import train_step
 from raydet.models.carry import Streamed
@@ -238,3 +239,20 @@ def test_what_a_lane_remembers_was_augmented_alike() -> None:
             flips[lane] = is_flipped
             seen.add((lane < num_streaming, is_flipped))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_digest_of_clips_does_not_depend_on_the_workers(world_size: int) -> None:
+    source = open_source(DATA)
+    found = as_lanes(EMPTY)
+    for rank in range(world_size):
+        own = loader(World(rank, world_size), accumulation=2)
+        for step, micro_batches in enumerate(own.epoch(0)):
+            names = [
+                name for batch in micro_batches for name in sample_names(batch.image_ids, batch.clip_frames)
+            ]
+            found = found + digest_of(*own.position(step), names)
+    sampler = make_sampler(DATA.sampling, source, range(len(source)), LANES, 5)
+    ids = {"image_ids": source.image_ids, "group_ids": source.group_ids}
+    assert as_text(found) == expected_digest(sampler, steps=TOTAL_STEPS, **ids)
+    assert as_text(found) != expected_digest(sampler, steps=TOTAL_STEPS - 1, **ids)

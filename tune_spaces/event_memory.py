@@ -61,7 +61,7 @@ def study(base: Experiment) -> Study:
             ),
             Hypothesis(
                 name="H3",
-                text="A memory that goes on beyond the clip in training remembers such objects better.",
+                text="A memory that training carries from clip to clip remembers such objects better.",
                 claims=claim(("stream",), ("random",)),
                 metric=longest,
             ),

@@ -72,16 +72,14 @@ def recipes() -> None:
     With optim.ema_decay, which no recipe sets and no published run had, the average starts with a lower decay:
     (1 + n) / (10 + n) after n updates, until that exceeds the setting; for 0.999 after 8990 updates.
     """
-    from raydet.config import RVTConfig
     from raydet.recipes import RECIPES
 
     for name, make in RECIPES.items():
         experiment = make()
         model, train = experiment.model, experiment.train
         stages = "".join(map(str, model.fusion_stages))
-        rate = 0.0 if isinstance(model.backbone, RVTConfig) else model.backbone.drop_path_rate
         typer.echo(
-            f"{name:17}  {model.backbone.label:21}  drop-path {rate:g}  "
+            f"{name:17}  {model.backbone.label:21}  drop-path {model.backbone.drop_path_rate:g}  "
             f"{model.fusion.kind} at {stages}, {model.flow}  canvas {experiment.data.canvas_hw}  "
             f"{train.epochs} epochs, batch {train.global_batch}"
         )

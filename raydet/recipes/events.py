@@ -1,4 +1,4 @@
-"""Recipes for recordings of event cameras: RVT with the head of YOLOX, on clips whose memory goes on.
+"""Recipes for recordings of event cameras: RVT with the head of YOLOX, with memory carried from clip to clip.
 
 The large ones start on the embedded set `silent`; `--data` brings the recordings.
 """
